@@ -1,0 +1,47 @@
+# make demo   sets everything up and runs the main job
+# make test   sets everything up and runs every test
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+CXX := $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
+# Passive waiting in tests only: two busy processes on two cores would otherwise spin at every OpenMP barrier.
+PYTEST := OMP_WAIT_POLICY=passive HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+.PHONY: demo test test-fast test-slow bench lint format build
+
+demo: build
+	$(BIN)/python examples/demo.py
+
+test: build
+	$(PYTEST) -m "not slow"
+
+test-fast: build
+	$(PYTEST) -m "not slow and not medium" -x
+
+test-slow: build
+	$(PYTEST) -m slow -rA
+
+bench: build
+	$(BIN)/python -m pytest bench
+
+lint: build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CXX)
+	$(BIN)/python .ci/clang_tidy.py
+
+format: build
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX)
+
+build: .venv/.ready
+	$(BIN)/python setup.py --quiet build_ext --inplace
+
+# torch comes first and pinned; everything else then finds it installed.
+.venv/.ready: constraints.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) torch numpy "setuptools>=77" wheel "pybind11>=3.0" "cmake>=3.22,<5" ninja
+	$(PIP) --no-build-isolation -e ".[dev]"
+	touch $@

@@ -1,0 +1,114 @@
+// Argument checks on stable-ABI tensors. An error reads "<op>: <argument> must be <expectation>, got <actual>".
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <initializer_list>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "common/dtype.h"
+
+namespace glm4v {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <class... Parts>
+[[noreturn]] inline void fail(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  throw std::runtime_error(text.str());
+}
+
+// check(condition, "op: x must be ..., got ", actual)
+template <class... Parts>
+inline void check(bool condition, const Parts&... parts) {
+  if (!condition) fail(parts...);
+}
+
+inline std::string shape_text(const Tensor& t) {
+  std::ostringstream text;
+  text << '[';
+  for (int64_t i = 0; i < t.dim(); ++i) text << (i ? ", " : "") << t.size(i);
+  text << ']';
+  return text.str();
+}
+
+inline const char* dtype_text(ScalarType t) {
+  switch (t) {
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    case ScalarType::Half: return "float16";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Byte: return "uint8";
+    case ScalarType::Char: return "int8";
+    case ScalarType::Short: return "int16";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
+    case ScalarType::Bool: return "bool";
+    default: return "another dtype";
+  }
+}
+
+// -1 in `expected` stands for any size; `letters` names the dims in the message, e.g. "[T, H, D]".
+inline void check_shape(const char* op, const char* name, const Tensor& t, std::initializer_list<int64_t> expected,
+                        const char* letters) {
+  bool ok = t.dim() == static_cast<int64_t>(expected.size());
+  int64_t i = 0;
+  for (const int64_t size : expected) {
+    if (!ok) break;
+    ok = size < 0 || t.size(i) == size;
+    ++i;
+  }
+  if (ok) return;
+  std::ostringstream sizes;
+  sizes << '[';
+  i = 0;
+  for (const int64_t size : expected) {
+    sizes << (i++ ? ", " : "");
+    if (size < 0)
+      sizes << '*';
+    else
+      sizes << size;
+  }
+  sizes << ']';
+  fail(op, ": ", name, " must be ", letters, " = ", sizes.str(), ", got ", shape_text(t));
+}
+
+inline DType check_float(const char* op, const char* name, const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return DType::f32;
+    case ScalarType::BFloat16: return DType::bf16;
+    case ScalarType::Half: return DType::f16;
+    default: fail(op, ": ", name, " must be float32, bfloat16 or float16, got ", dtype_text(t.scalar_type()));
+  }
+}
+
+// Index tensors are int32 or int64.
+inline bool check_index_is_int64(const char* op, const char* name, const Tensor& t) {
+  if (t.scalar_type() == ScalarType::Long) return true;
+  check(t.scalar_type() == ScalarType::Int, op, ": ", name, " must be int32 or int64, got ",
+        dtype_text(t.scalar_type()));
+  return false;
+}
+
+inline void check_same_dtype(const char* op, const char* name, const Tensor& t, const char* other_name,
+                             const Tensor& other) {
+  check(t.scalar_type() == other.scalar_type(), op, ": ", name, " must be ", dtype_text(other.scalar_type()), " like ",
+        other_name, ", got ", dtype_text(t.scalar_type()));
+}
+
+inline void check_same_device(const char* op, const char* name, const Tensor& t, const char* other_name,
+                              const Tensor& other) {
+  check(t.is_cpu() == other.is_cpu() && t.get_device_index() == other.get_device_index(), op, ": ", name,
+        " must be on the device of ", other_name, ", got another device");
+}
+
+}  // namespace glm4v

@@ -1,0 +1,118 @@
+// Vectors of fp32 for the loops: one source, compiled at every level through the compiler's vector types. Intrinsics
+// appear only where these have no word for it (fp16 conversion). W is the number of lanes.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "common/dtype.h"
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+namespace glm4v::GLM4V_ISA {
+
+#if defined(__AVX512F__)
+constexpr int W = 16;
+#elif defined(__AVX2__)
+constexpr int W = 8;
+#else
+constexpr int W = 4;
+#endif
+
+typedef float vf __attribute__((vector_size(4 * W)));
+typedef int32_t vi __attribute__((vector_size(4 * W)));
+typedef uint32_t vu __attribute__((vector_size(4 * W)));
+typedef uint16_t vh __attribute__((vector_size(2 * W)));
+#define GLM4V_INLINE static inline __attribute__((always_inline))
+
+GLM4V_INLINE vf splat(float x) { return x - vf{}; }
+template <class To, class From>
+GLM4V_INLINE To bitcast(From x) {
+  static_assert(sizeof(To) == sizeof(From));
+  To y;
+  memcpy(&y, &x, sizeof y);
+  return y;
+}
+
+GLM4V_INLINE vf load(const float* p) {
+  vf v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+GLM4V_INLINE void store(float* p, vf v) { memcpy(p, &v, sizeof v); }
+
+GLM4V_INLINE vf load(const bf16* p) {
+  vh h;
+  memcpy(&h, p, sizeof h);
+  return bitcast<vf>(__builtin_convertvector(h, vu) << 16);
+}
+// Bits of the nearest bf16 (ties to even, NaN stays NaN), in the low half of each lane.
+GLM4V_INLINE vu bf16_bits(vf v) {
+  const vu u = bitcast<vu>(v);
+  const vu rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  return v == v ? rounded : (u >> 16) | 0x40u;
+}
+GLM4V_INLINE void store(bf16* p, vf v) {
+  const vh h = __builtin_convertvector(bf16_bits(v), vh);
+  memcpy(p, &h, sizeof h);
+}
+
+#if defined(__AVX512F__)
+GLM4V_INLINE vf load(const f16* p) { return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+GLM4V_INLINE void store(f16* p, vf v) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, 0)); }
+#elif defined(__F16C__)
+GLM4V_INLINE vf load(const f16* p) { return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
+GLM4V_INLINE void store(f16* p, vf v) { _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, 0)); }
+#else
+GLM4V_INLINE vf load(const f16* p) {
+  vf v;
+  for (int i = 0; i < W; ++i) v[i] = to_float(p[i]);
+  return v;
+}
+GLM4V_INLINE void store(f16* p, vf v) {
+  for (int i = 0; i < W; ++i) p[i] = from_float<f16>(v[i]);
+}
+#endif
+
+// The first n < W lanes; the rest read as zero and are not written.
+template <class T>
+GLM4V_INLINE vf load_n(const T* p, int64_t n) {
+  T buffer[W] = {};
+  memcpy(buffer, p, n * sizeof(T));
+  return load(buffer);
+}
+template <class T>
+GLM4V_INLINE void store_n(T* p, vf v, int64_t n) {
+  T buffer[W];
+  store(buffer, v);
+  memcpy(p, buffer, n * sizeof(T));
+}
+
+// v rounded to T and back.
+template <class T>
+GLM4V_INLINE vf round_to(vf v) {
+  T buffer[W];
+  store(buffer, v);
+  return load(buffer);
+}
+template <>
+inline __attribute__((always_inline)) vf round_to<float>(vf v) {
+  return v;
+}
+template <>
+inline __attribute__((always_inline)) vf round_to<bf16>(vf v) {
+  return bitcast<vf>(bf16_bits(v) << 16);
+}
+
+// Sum over the lanes, pairwise: the order is fixed for a given W.
+GLM4V_INLINE float sum(vf v) {
+  float lanes[W];
+  store(lanes, v);
+  for (int half = W / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
+}
+
+}  // namespace glm4v::GLM4V_ISA

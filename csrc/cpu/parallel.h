@@ -1,0 +1,35 @@
+// What the CPU glue of every op shares: threads, and the few tensor allocations it needs.
+#pragma once
+#include <algorithm>
+
+#include "common/check.h"
+
+namespace glm4v::cpu {
+
+using torch::stable::contiguous;
+using torch::stable::parallel_for;
+
+// Rows per task so that a task touches at least 32k elements: below that a thread costs more than it brings.
+inline int64_t grain_for(int64_t elements_per_row) {
+  return std::max<int64_t>(1, 32768 / std::max<int64_t>(1, elements_per_row));
+}
+
+// Uninitialised, row-major whatever the strides of `like`.
+inline Tensor empty_contiguous(const Tensor& like) { return torch::stable::new_empty(like, like.sizes()); }
+
+inline Tensor zeros_f32(std::initializer_list<int64_t> sizes, const Tensor& like) {
+  return torch::stable::new_zeros(like, sizes, ScalarType::Float);
+}
+
+// [N, C] fp32 -> [C] in `dtype`, rows added in order.
+inline Tensor sum_rows(const Tensor& partial, ScalarType dtype) {
+  const int64_t rows = partial.size(0), width = partial.size(1);
+  Tensor total = torch::stable::new_zeros(partial, {width});
+  const float* in = static_cast<const float*>(partial.const_data_ptr());
+  float* out = static_cast<float*>(total.mutable_data_ptr());
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < width; ++c) out[c] += in[r * width + c];
+  return dtype == ScalarType::Float ? total : torch::stable::to(total, dtype);
+}
+
+}  // namespace glm4v::cpu

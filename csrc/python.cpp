@@ -1,0 +1,21 @@
+// pybind11 module: what takes no tensors.
+#include <pybind11/pybind11.h>
+
+#include "cpu/isa.h"
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Build facts and instruction-set control of libglm4v_ops.so.";
+  m.def("build_facts", [] {
+    py::dict facts;
+    facts["version"] = GLM4V_VERSION;
+    facts["compiler"] = GLM4V_COMPILER;
+    facts["cpu_archs"] = GLM4V_ISA_LEVELS;
+    facts["cuda"] = false;
+    facts["isa"] = glm4v::active_isa_name();
+    return facts;
+  });
+  m.def("best_isa", &glm4v::best_isa_name, "Best instruction-set level of this machine.");
+  m.def("force_isa", &glm4v::force_isa, py::arg("level"), "Forces a level, for tests; ValueError where it is missing.");
+}

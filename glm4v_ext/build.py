@@ -1,0 +1,46 @@
+"""Loads the native libraries, once, and tells how they were built."""
+
+from __future__ import annotations
+
+import pathlib
+
+import torch
+
+_FOLDER = pathlib.Path(__file__).parent
+
+
+def _load() -> None:
+    library = _FOLDER / "libglm4v_ops.so"
+    if not library.exists():
+        raise ImportError(
+            f"glm4v_ext: the native library must be built, got no {library.name} beside the package; "
+            "run `pip install .` or `make build` in the source tree"
+        )
+    torch.ops.load_library(str(library))
+
+
+_load()
+from . import _C  # noqa: E402  (links against the library that was just loaded)
+
+
+def build_info() -> dict[str, object]:
+    """Facts of this build and of this machine.
+
+    Returns:
+        dict with ``version``, ``compiler``, ``cpu_archs`` (levels compiled in), ``cuda`` (whether CUDA kernels were
+        compiled in), ``isa`` (the CPU level in use) and ``ops``: op name -> {device: backend that serves it}.
+    """
+    facts: dict[str, object] = dict(_C.build_facts())
+    facts["cpu_archs"] = str(facts["cpu_archs"]).split()
+    facts["ops"] = {name: _backends(name) for name in _op_names()}
+    return facts
+
+
+def _op_names() -> list[str]:
+    names = {schema.split("::")[1] for schema in torch._C._dispatch_get_all_op_names() if schema.startswith("glm4v_ext::")}
+    return sorted(name.split(".")[0] for name in names)
+
+
+def _backends(op: str) -> dict[str, str]:
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return {device.lower(): "C++" for device in ("CPU", "CUDA") if has(f"glm4v_ext::{op}", device)}

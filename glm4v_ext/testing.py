@@ -1,0 +1,81 @@
+"""What every op test shares: devices, the tolerance rule, gradients of a function, forced instruction-set levels.
+
+The rule is flash-attention's: the error against the definition in float64 is at most twice the error that the same
+definition makes in the tested dtype, plus one unit in the last place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _C
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def devices() -> list[str]:
+    """Devices of this machine that the ops serve."""
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+def isa_levels() -> list[str]:
+    """Instruction-set levels of this machine, lowest first."""
+    levels = ["generic", "avx2", "avx512", "avx512_bf16", "amx"]
+    return levels[: levels.index(_C.best_isa()) + 1]
+
+
+@contextlib.contextmanager
+def forced_isa(level: str) -> Iterator[None]:
+    """Runs the CPU loops compiled for ``level`` inside the block."""
+    previous = str(_C.build_facts()["isa"])
+    _C.force_isa(level)
+    try:
+        yield
+    finally:
+        _C.force_isa(previous)
+
+
+def assert_close_to_exact(actual: Tensor, plain: Tensor, exact: Tensor, name: str = "output") -> None:
+    """Holds ``actual`` to the rule, given the definition in the tested dtype and in float64."""
+    assert actual.shape == exact.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(exact.shape)}"
+    assert actual.dtype == plain.dtype, f"{name}: dtype {actual.dtype}, expected {plain.dtype}"
+    if actual.numel() == 0:
+        return
+    exact = exact.double()
+    unit = torch.finfo(actual.dtype).eps * exact.abs() + torch.finfo(actual.dtype).tiny
+    error = ((actual.double() - exact).abs() - unit).max().item()
+    bound = 2 * (plain.double() - exact).abs().max().item()
+    assert error <= bound, f"{name}: error {error:.3e} beyond one ulp, expected at most {bound:.3e}"
+
+
+def outputs_and_grads(function: Callable[..., Any], inputs: Sequence[Any], seed: int = 0) -> list[Tensor]:
+    """Outputs of ``function(*inputs)``, then the gradients of its floating inputs for a fixed random cotangent."""
+    leaves = [
+        x.detach().clone().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs
+    ]
+    outputs = function(*leaves)
+    outputs = [o for o in (outputs if isinstance(outputs, tuple) else (outputs,)) if isinstance(o, Tensor)]
+    generator = torch.Generator().manual_seed(seed)
+    smooth = [o for o in outputs if o.requires_grad]
+    cotangents = [torch.randn(o.shape, generator=generator).to(o.device, o.dtype) for o in smooth]
+    wanted = [x for x in leaves if isinstance(x, Tensor) and x.requires_grad]
+    grads = torch.autograd.grad(smooth, wanted, cotangents, allow_unused=True) if smooth else ()
+    return [o.detach() for o in outputs] + [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, grads, strict=True)]
+
+
+def assert_as_accurate(op: Callable[..., Any], definition: Callable[..., Any], inputs: Sequence[Any]) -> None:
+    """Outputs and gradients of ``op`` against ``definition`` in float64, by the rule of this module."""
+    wide = [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs]
+    actual, plain, exact = (
+        outputs_and_grads(op, inputs),
+        outputs_and_grads(definition, inputs),
+        outputs_and_grads(definition, wide),
+    )
+    assert len(actual) == len(exact)
+    for i, (a, p, e) in enumerate(zip(actual, plain, exact, strict=True)):
+        assert_close_to_exact(a, p, e, f"result {i}")
