@@ -1,0 +1,88 @@
+"""The native library as a file: what it links, what it exports, and what an import brings."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import glm4v_ext
+from glm4v_ext import _C
+
+PACKAGE = pathlib.Path(glm4v_ext.__file__).parent
+ROOT = PACKAGE.parent
+LIBRARY = PACKAGE / "libglm4v_ops.so"
+
+
+def symbols(*arguments: str) -> list[str]:
+    out = subprocess.run(["nm", "-C", *arguments], capture_output=True, text=True, check=True).stdout
+    return out.splitlines()
+
+
+def test_links_only_the_stable_shims():
+    undefined = symbols("-D", "--undefined-only", str(LIBRARY))
+    unstable = [line for line in undefined if re.search(r"\b(c10|at|torch|caffe2)::", line)]
+    assert len(undefined) > 10 and not unstable, unstable
+
+
+def test_links_no_python():
+    needed = subprocess.run(["readelf", "-d", str(LIBRARY)], capture_output=True, text=True, check=True).stdout
+    assert "libtorch.so" in needed and "libtorch_cpu.so" in needed
+    assert "libpython" not in needed
+
+
+def test_holds_no_build_paths():
+    assert str(ROOT).encode() not in LIBRARY.read_bytes()
+
+
+def test_loops_share_no_inline_functions():
+    # A weak symbol compiled with AVX-512 could be the copy that the linker keeps for everyone.
+    objects = sorted(ROOT.glob("build/temp*/CMakeFiles/loops_*/**/*.o"))
+    if not objects:
+        pytest.skip("needs the object files of a build in this tree")
+    weak = [line for o in objects for line in symbols(str(o)) if re.search(r" [WVu] ", line)]
+    assert not weak, weak
+
+
+def test_every_op_has_one_cpu_kernel():
+    info = glm4v_ext.build_info()
+    assert info["ops"] and all(backends.get("cpu") == "C++" for backends in info["ops"].values()), info["ops"]
+    assert info["isa"] in info["cpu_archs"]
+    assert info["version"] == glm4v_ext.__version__
+
+
+def test_force_isa_refuses_unknown_levels():
+    with pytest.raises(ValueError, match="force_isa: level must be generic, avx2"):
+        _C.force_isa("sse9")
+
+
+def test_import_needs_only_torch_and_numpy():
+    program = """
+import sys
+class Guard:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {'transformers', 'triton', 'PIL', 'av', 'tokenizers', 'safetensors', 'jinja2', 'rich', 'typer'}:
+            raise ImportError(f'{name} is not part of the core')
+sys.meta_path.insert(0, Guard())
+import torch, glm4v_ext
+import glm4v_ext.reference
+print(glm4v_ext.build_info()['version'])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_second_registration_is_absent():
+    # A second kernel for one (op, device) only warns in torch; the sources must hold one registration each.
+    sites: dict[str, list[str]] = {}
+    for source in sorted((ROOT / "csrc" / "cpu").glob("*.cpp")):
+        for name in re.findall(r'm\.impl\("(\w+)"', source.read_text()):
+            sites.setdefault(name, []).append(source.name)
+    assert sites and all(len(files) == 1 for files in sites.values()), sites
+
+
+def test_library_loads_once_per_process():
+    torch.ops.load_library(str(LIBRARY))  # the same file again is a no-op, not a second definition
+    assert glm4v_ext.build_info()["ops"]
