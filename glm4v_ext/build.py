@@ -37,7 +37,9 @@ def build_info() -> dict[str, object]:
 
 
 def _op_names() -> list[str]:
-    names = {schema.split("::")[1] for schema in torch._C._dispatch_get_all_op_names() if schema.startswith("glm4v_ext::")}
+    names = {
+        schema.split("::")[1] for schema in torch._C._dispatch_get_all_op_names() if schema.startswith("glm4v_ext::")
+    }
     return sorted(name.split(".")[0] for name in names)
 
 

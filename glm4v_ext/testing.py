@@ -65,7 +65,9 @@ def outputs_and_grads(function: Callable[..., Any], inputs: Sequence[Any], seed:
     cotangents = [torch.randn(o.shape, generator=generator).to(o.device, o.dtype) for o in smooth]
     wanted = [x for x in leaves if isinstance(x, Tensor) and x.requires_grad]
     grads = torch.autograd.grad(smooth, wanted, cotangents, allow_unused=True) if smooth else ()
-    return [o.detach() for o in outputs] + [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, grads, strict=True)]
+    return [o.detach() for o in outputs] + [
+        torch.zeros_like(x) if g is None else g for x, g in zip(wanted, grads, strict=True)
+    ]
 
 
 def assert_as_accurate(op: Callable[..., Any], definition: Callable[..., Any], inputs: Sequence[Any]) -> None:

@@ -67,13 +67,17 @@ GLM4V_HD f16 from_float<f16>(float x) {
   return {static_cast<uint16_t>(sign | ((magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1)) >> 13))};
 }
 
-// Calls f with a value of the C++ type that stands for `dtype`: dispatch(dtype, [&](auto zero) { using T = decltype(zero); … }).
+// Calls f with a value of the C++ type that stands for `dtype`: dispatch(dtype, [&](auto zero) { using T =
+// decltype(zero); … }).
 template <class F>
 GLM4V_HD void dispatch(DType dtype, F&& f) {
   switch (dtype) {
-    case DType::f32: return f(float{});
-    case DType::bf16: return f(bf16{});
-    case DType::f16: return f(f16{});
+    case DType::f32:
+      return f(float{});
+    case DType::bf16:
+      return f(bf16{});
+    case DType::f16:
+      return f(f16{});
   }
 }
 

@@ -27,8 +27,8 @@ Isa best_isa() {
   __builtin_cpu_init();
   if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")))
     return Isa::generic;
-  if (!(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")))
+  if (!(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq")))
     return Isa::avx2;
   if (!__builtin_cpu_supports("avx512bf16")) return Isa::avx512;
   return request_amx() ? Isa::amx : Isa::avx512_bf16;
@@ -57,7 +57,8 @@ void force_isa(const std::string& name) {
   for (int i = 0; i < 5; ++i) {
     if (name != names[i]) continue;
     if (i > static_cast<int>(machine_isa()))
-      throw std::invalid_argument("force_isa: level must be at most " + best_isa_name() + " on this machine, got " + name);
+      throw std::invalid_argument("force_isa: level must be at most " + best_isa_name() + " on this machine, got " +
+                                  name);
     level().store(i, std::memory_order_relaxed);
     return;
   }

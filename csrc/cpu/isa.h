@@ -1,5 +1,5 @@
-// Instruction-set levels. The hot loops of an op (csrc/cpu/loops/<op>.cpp) are compiled once per level, each copy in the
-// namespace of its level; the glue (csrc/cpu/<op>.cpp) picks a copy by the level chosen when the library loads.
+// Instruction-set levels. The hot loops of an op (csrc/cpu/loops/<op>.cpp) are compiled once per level, each copy in
+// the namespace of its level; the glue (csrc/cpu/<op>.cpp) picks a copy by the level chosen when the library loads.
 #pragma once
 #include <string>
 
@@ -11,23 +11,23 @@ enum class Isa : int { generic, avx2, avx512, avx512_bf16, amx };
 
 #if defined(__x86_64__)
 // Declares a function of csrc/cpu/loops/<op>.cpp at every level.
-#define GLM4V_LOOPS(...)           \
-  namespace generic {              \
-  __VA_ARGS__;                     \
-  }                                \
-  namespace avx2 {                 \
-  __VA_ARGS__;                     \
-  }                                \
-  namespace avx512 {               \
-  __VA_ARGS__;                     \
+#define GLM4V_LOOPS(...) \
+  namespace generic {    \
+  __VA_ARGS__;           \
+  }                      \
+  namespace avx2 {       \
+  __VA_ARGS__;           \
+  }                      \
+  namespace avx512 {     \
+  __VA_ARGS__;           \
   }
-#define GLM4V_LOOPS_BF16(...)      \
-  GLM4V_LOOPS(__VA_ARGS__)         \
-  namespace avx512_bf16 {          \
-  __VA_ARGS__;                     \
-  }                                \
-  namespace amx {                  \
-  __VA_ARGS__;                     \
+#define GLM4V_LOOPS_BF16(...) \
+  GLM4V_LOOPS(__VA_ARGS__)    \
+  namespace avx512_bf16 {     \
+  __VA_ARGS__;                \
+  }                           \
+  namespace amx {             \
+  __VA_ARGS__;                \
   }
 // The copy of function f for the active level.
 #define GLM4V_PICK(f) ::glm4v::pick_isa(generic::f, avx2::f, avx512::f, avx512::f, avx512::f)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import build as _  # loads the schemas
-
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
     """``weight * (x * rsqrt(mean(x^2) + eps))``, the mean over the last dimension.

@@ -65,7 +65,11 @@ def test_nan_reaches_only_its_row():
 @pytest.mark.parametrize(
     ("x", "weight", "text"),
     [
-        (torch.zeros(2, 4, dtype=torch.int32), torch.zeros(4), "rms_norm: x must be float32, bfloat16 or float16, got int32"),
+        (
+            torch.zeros(2, 4, dtype=torch.int32),
+            torch.zeros(4),
+            "rms_norm: x must be float32, bfloat16 or float16, got int32",
+        ),
         (torch.zeros(2, 4), torch.zeros(5), r"rms_norm: weight must be \[C\] = \[4\], got \[5\]"),
         (torch.zeros(2, 4), torch.zeros(4).half(), "rms_norm: weight must be float32 like x, got float16"),
     ],
