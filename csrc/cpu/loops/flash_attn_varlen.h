@@ -1,0 +1,77 @@
+// Interface between the glue of flash_attn_varlen and its loops.
+// Dims: Tq, Tk tokens of q and of k, v; N segments; H query heads; K kv heads; G = H / K query heads per kv head; D
+// head dim.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "common/dtype.h"
+#include "cpu/isa.h"
+
+namespace glm4v {
+
+// [T, heads, D] in memory: element (t, h, d) is at t * row + h * head + d, strides in elements. Rows need no alignment.
+struct HeadRows {
+  const void* data;
+  int64_t row, head;
+};
+
+// What forward and backward share. Row i of segment n (Lq queries, Lk keys) sees key j of that segment when
+//   i + Lk - Lq - left <= j <= i + Lk - Lq + right      (a negative left or right is unbounded; causal is right = 0).
+// Score: s = scale * (q . k), and with softcap > 0 s = softcap * tanh(s / softcap).
+struct FlashAttnArgs {
+  DType dtype;                   // of q, k, v, out and of every gradient
+  HeadRows q, k, v;              // [Tq, H, D], [Tk, K, D], [Tk, K, D]; query head h reads kv head h / G
+  int64_t heads, kv_heads, dim;  // H, K, D
+  int64_t tokens_q, tokens_k;    // Tq, Tk
+  int64_t segments;              // N
+  const int64_t *cu_q, *cu_k;    // [N + 1], ascending from 0, checked
+  int64_t left, right;
+  float scale, softcap;
+};
+
+struct FlashAttnForward : FlashAttnArgs {
+  void* out;   // [Tq, H, D] contiguous
+  float* lse;  // [H, Tq], natural logarithm; -inf where a row sees no key (its out is zero)
+};
+
+// Rows [begin, end) of one segment (relative to it), for the G query heads of one kv head.
+struct FlashAttnTask {
+  int64_t segment, kv_head, begin, end;
+};
+
+// How the glue cuts the forward into tasks: at most `rows` query rows each; a worker owns `scratch_bytes` (64-byte
+// aligned, uninitialised, reused from task to task).
+struct FlashAttnPlan {
+  int64_t rows;
+  size_t scratch_bytes;
+};
+
+struct FlashAttnBackward : FlashAttnArgs {
+  HeadRows dout;       // [Tq, H, D]
+  const void* out;     // [Tq, H, D] contiguous
+  const float* lse;    // [H, Tq]
+  void *dq, *dk, *dv;  // contiguous, shaped like q, k, v; every row of a segment is written
+  float *dk_parts,
+      *dv_parts;  // [parts, Tk, K, D] when a kv head is shared by several tasks, else null: then dk, dv are written
+};
+
+// Query heads [head_begin, head_end) of one kv head in one segment, every row and key. `part` numbers the tasks of a kv
+// head.
+struct FlashAttnBackwardTask {
+  int64_t segment, kv_head, head_begin, head_end, part;
+};
+
+// At most `heads` query heads per task; `scratch_bytes` as above, enough for every segment.
+struct FlashAttnBackwardPlan {
+  int64_t heads;
+  size_t scratch_bytes;
+};
+
+GLM4V_LOOPS_BF16(FlashAttnPlan flash_attn_varlen_plan(const FlashAttnForward& args))
+GLM4V_LOOPS_BF16(void flash_attn_varlen_task(const FlashAttnForward& args, const FlashAttnTask& task, void* scratch))
+GLM4V_LOOPS_BF16(FlashAttnBackwardPlan flash_attn_varlen_backward_plan(const FlashAttnBackward& args))
+GLM4V_LOOPS_BF16(void flash_attn_varlen_backward_task(const FlashAttnBackward& args, const FlashAttnBackwardTask& task,
+                                                      void* scratch))
+
+}  // namespace glm4v
