@@ -9,19 +9,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .answer import Generation
     from .cache import KVCache
     from .config import Config, TextConfig, VisionConfig
+    from .generate import Piece
     from .model import Glm4v
 
 _HOME = {
     "Config": "config",
+    "Generation": "answer",
     "Glm4v": "model",
     "KVCache": "cache",
+    "Piece": "generate",
     "TextConfig": "config",
     "VisionConfig": "config",
 }
 
-__all__ = ["Config", "Glm4v", "KVCache", "TextConfig", "VisionConfig"]
+__all__ = ["Config", "Generation", "Glm4v", "KVCache", "Piece", "TextConfig", "VisionConfig"]
 
 
 def __getattr__(name: str) -> Any:
