@@ -28,7 +28,7 @@ from .text import LanguageModel
 from .vision import VisionTower
 
 if TYPE_CHECKING:
-    from .prompt import Processor
+    from .processor import Processor
 
 
 class Glm4v(nn.Module):
@@ -74,7 +74,7 @@ class Glm4v(nn.Module):
     @cached_property
     def processor(self) -> Processor:
         """Makes prompts of messages; read from the checkpoint at the first use, or set by hand."""
-        from .prompt import Processor
+        from .processor import Processor
 
         if self.folder is None:
             raise ValueError("glm4v: processor must be set for a model without a checkpoint folder, got none")

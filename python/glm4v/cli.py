@@ -1,0 +1,47 @@
+"""The `glm4v` command: what it needs, and how it ends.
+
+It exits with 0 when all went well, with 2 where the input is at fault (an option, a file, a prompt, a checkpoint), and
+with 1 for everything else, an interruption included. Errors are one line on stderr.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from traceback import extract_tb
+
+EXTRA = "model"
+NEEDS = ("typer", "rich", "safetensors", "tokenizers", "jinja2", "PIL", "av")  # what the extra brings
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command and ends the process with its exit code."""
+    if missing := [name for name in NEEDS if find_spec(name) is None]:
+        print(f"glm4v: {', '.join(missing)} must be installed: pip install 'glm4v-ext[{EXTRA}]'", file=sys.stderr)
+        sys.exit(1)
+    from .commands import app
+
+    try:
+        code = app(args=arguments, prog_name="glm4v", standalone_mode=False) or 0
+    except Exception as error:
+        code, line = explain(error)
+        print(f"glm4v: {line}", file=sys.stderr)
+    sys.exit(code)
+
+
+def explain(error: Exception) -> tuple[int, str]:
+    """Exit code of an error, and the line that says what went wrong."""
+    import typer
+
+    if isinstance(error, typer.Abort):  # what typer makes of Ctrl-C
+        return 1, "interrupted"
+    if isinstance(error, type(typer.BadParameter("")).__mro__[1]):  # a usage error, of whichever click typer carries
+        return 2, f"{error.format_message()} (see --help)"
+    line = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, ValueError | OSError):
+        return 2, line
+    frames = extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return 1, f"{type(error).__name__}: {line}{where}"
