@@ -5,4 +5,12 @@
 STABLE_TORCH_LIBRARY(glm4v_ext, m) {
   m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
   m.def("rms_norm_backward(Tensor dout, Tensor x, Tensor weight, float eps) -> (Tensor, Tensor)");
+  m.def("rope_2d(Tensor q, Tensor k, Tensor position_ids, float theta) -> (Tensor, Tensor)");
+  m.def("rope_2d_(Tensor(a!) q, Tensor(b!) k, Tensor position_ids, float theta) -> ()");
+  m.def(
+      "rope_3d(Tensor q, Tensor k, Tensor position_ids, int[] sections, float theta, int rotary_dim, bool interleaved) -> "
+      "(Tensor, Tensor)");
+  m.def(
+      "rope_3d_(Tensor(a!) q, Tensor(b!) k, Tensor position_ids, int[] sections, float theta, int rotary_dim, bool "
+      "interleaved) -> ()");
 }
