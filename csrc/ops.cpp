@@ -8,9 +8,9 @@ STABLE_TORCH_LIBRARY(glm4v_ext, m) {
   m.def("rope_2d(Tensor q, Tensor k, Tensor position_ids, float theta) -> (Tensor, Tensor)");
   m.def("rope_2d_(Tensor(a!) q, Tensor(b!) k, Tensor position_ids, float theta) -> ()");
   m.def(
-      "rope_3d(Tensor q, Tensor k, Tensor position_ids, int[] sections, float theta, int rotary_dim, bool interleaved) -> "
-      "(Tensor, Tensor)");
+      "rope_3d(Tensor q, Tensor k, Tensor position_ids, int time_pairs, int row_pairs, int column_pairs, float theta, "
+      "int rotary_dim, bool interleaved) -> (Tensor, Tensor)");
   m.def(
-      "rope_3d_(Tensor(a!) q, Tensor(b!) k, Tensor position_ids, int[] sections, float theta, int rotary_dim, bool "
-      "interleaved) -> ()");
+      "rope_3d_(Tensor(a!) q, Tensor(b!) k, Tensor position_ids, int time_pairs, int row_pairs, int column_pairs, "
+      "float theta, int rotary_dim, bool interleaved) -> ()");
 }

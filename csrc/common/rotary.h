@@ -23,8 +23,9 @@ struct Rotary {
   bool interleaved;  // a pair is two adjacent dims; otherwise one dim of each half
 };
 
-GLM4V_HD double rotary_frequency(const Rotary& rotary, int64_t i) {
-  return pow(rotary.theta, -static_cast<double>(i) / static_cast<double>(rotary.frequencies));
+// The ratio of neighbouring frequencies, whose powers they are: a hundred products stay within 1e-14 of the exact ones.
+GLM4V_HD double rotary_ratio(const Rotary& rotary) {
+  return pow(rotary.theta, -1.0 / static_cast<double>(rotary.frequencies));
 }
 
 // cos and sin of an fp64 angle, rounded to fp32: within one fp32 ulp for |angle| < 2^40. Free of branches and calls, so that

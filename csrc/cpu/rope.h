@@ -16,7 +16,7 @@ inline void turn(const RopeShape& shape, const Tensor& q, const Tensor& k, const
   const RopePositions positions{position_ids.const_data_ptr(), shape.int64_positions, position_ids.stride(axis_dim),
                                 position_ids.stride(1 - axis_dim)};
   const RopeHeads q_heads = rope_heads(q, q_out), k_heads = rope_heads(k, k_out);
-  const auto loops = GLM4V_PICK(rope_tokens);
+  const auto loops = GLM4V_PICK_BF16(rope_tokens);
   const int64_t width = (shape.q_heads + shape.k_heads) * shape.head_dim;
   parallel_for(0, shape.tokens, grain_for(width), [&](int64_t begin, int64_t end) {
     loops(shape.dtype, shape.rotary, positions, q_heads, k_heads, shape.head_dim, begin, end);

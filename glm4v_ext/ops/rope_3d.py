@@ -46,7 +46,7 @@ def rope_3d(
 
     Source: Qwen2-VL's M-RoPE (arXiv 2409.12191) with GLM's pairs, as in transformers' ``modeling_glm4v``.
     """
-    return torch.ops.glm4v_ext.rope_3d(q, k, position_ids, sections, theta, rotary_dim, interleaved)
+    return torch.ops.glm4v_ext.rope_3d.default(q, k, position_ids, *sections, theta, rotary_dim, interleaved)
 
 
 def rope_3d_(
@@ -69,7 +69,7 @@ def rope_3d_(
         rotary_dim: how many dims turn.
         interleaved: pairs of adjacent dims or of two halves.
     """
-    torch.ops.glm4v_ext.rope_3d_(q, k, position_ids, sections, theta, rotary_dim, interleaved)
+    torch.ops.glm4v_ext.rope_3d_.default(q, k, position_ids, *sections, theta, rotary_dim, interleaved)
 
 
 @torch.library.register_fake("glm4v_ext::rope_3d")
@@ -94,7 +94,7 @@ def _setup(ctx, inputs, output) -> None:
 def _backward(ctx, dq: Tensor, dk: Tensor):
     # A rotation's transpose turns the other way: the same op at the opposite positions.
     (position_ids,) = ctx.saved_tensors
-    return *torch.ops.glm4v_ext.rope_3d(dq, dk, -position_ids, *ctx.settings), None, None, None, None, None
+    return *torch.ops.glm4v_ext.rope_3d(dq, dk, -position_ids, *ctx.settings), *[None] * 8
 
 
 torch.library.register_autograd("glm4v_ext::rope_3d", _backward, setup_context=_setup)

@@ -15,7 +15,9 @@ class AngleTable {
  public:
   explicit AngleTable(const Rotary& rotary)
       : rotary_(rotary), sin_offset_(rotary.frequencies * (rotary.interleaved ? 2 : 1)) {
-    for (int64_t i = 0; i < rotary.frequencies; ++i) frequency_[i] = rotary_frequency(rotary, i);
+    const double ratio = rotary_ratio(rotary);
+    frequency_[0] = 1;
+    for (int64_t i = 1; i < rotary.frequencies; ++i) frequency_[i] = frequency_[i - 1] * ratio;
     while (slots_ * 2 * sin_offset_ > capacity) slots_ /= 2;
     for (int64_t i = 0; i < slots_; ++i) coordinate_[i] = INT64_MIN;
   }
@@ -113,7 +115,7 @@ template <class T, class Index>
 void tokens(const Rotary& rotary, const RopePositions& positions, const RopeHeads& q, const RopeHeads& k,
             int64_t head_dim, int64_t begin, int64_t end) {
   AngleTable table(rotary);
-  const int64_t width = rotary.interleaved ? 2 : 1;
+  const int64_t width = rotary.interleaved ? 2 : 1;  // values of a table per pair
   float c[max_rotary_dim], s[max_rotary_dim];
   for (int64_t token = begin; token < end; ++token) {
     const Index* position = static_cast<const Index*>(positions.data) + token * positions.token_stride;
