@@ -44,7 +44,8 @@ def _setup(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, dout: Tensor):
-    return linear_backward(dout, *ctx.saved_tensors, ctx.needs_input_grad)
+    x, weight = ctx.saved_tensors
+    return linear_backward(dout, x, weight, ctx.needs_input_grad)
 
 
 torch.library.register_autograd("glm4v_ext::linear", _backward, setup_context=_setup)
