@@ -28,8 +28,8 @@ GLM4V_HD double rotary_ratio(const Rotary& rotary) {
   return pow(rotary.theta, -1.0 / static_cast<double>(rotary.frequencies));
 }
 
-// cos and sin of an fp64 angle, rounded to fp32: within one fp32 ulp for |angle| < 2^40. Free of branches and calls, so that
-// compilers vectorise a loop over it.
+// cos and sin of an fp64 angle, rounded to fp32: within one fp32 ulp for |angle| < 2^40. Free of branches and calls, so
+// that compilers vectorise a loop over it.
 GLM4V_HD void rotary_cos_sin(double angle, float& cos_out, float& sin_out) {
   // Adding 1.5 * 2^52 rounds to an integer, whose two's complement is then in the low bits.
   const double shifter = 0x1.8p52, shifted = angle * 0x1.45f306dc9c883p-1 + shifter, turns = shifted - shifter;

@@ -7,7 +7,8 @@
 namespace glm4v::cpu {
 
 inline RopeHeads rope_heads(const Tensor& in, const Tensor& out) {
-  return {in.const_data_ptr(), out.mutable_data_ptr(), in.size(1), in.stride(0), in.stride(1), out.stride(0), out.stride(1)};
+  return {in.const_data_ptr(), out.mutable_data_ptr(), in.size(1),   in.stride(0),
+          in.stride(1),        out.stride(0),          out.stride(1)};
 }
 
 // Turns q and k, whose head dims are adjacent, into q_out and k_out, which may be q and k.

@@ -7,8 +7,8 @@ namespace glm4v::cpu {
 std::tuple<Tensor, Tensor> rope_3d(const Tensor& q, const Tensor& k, const Tensor& position_ids, int64_t time_pairs,
                                    int64_t row_pairs, int64_t column_pairs, double theta, int64_t rotary_dim,
                                    bool interleaved) {
-  const RopeShape shape = check_rope_3d("rope_3d", q, k, position_ids, time_pairs, row_pairs, column_pairs, theta,
-                                        rotary_dim, interleaved);
+  const RopeShape shape =
+      check_rope_3d("rope_3d", q, k, position_ids, time_pairs, row_pairs, column_pairs, theta, rotary_dim, interleaved);
   return turned(shape, q, k, position_ids, 0);
 }
 

@@ -33,8 +33,8 @@ inline void check_rope_in_place(const char* op, const char* name, const Tensor& 
   const int64_t d = t.size(2);
   const bool overlaps = (t.size(0) > 1 && t.stride(0) == 0) || (t.size(1) > 1 && t.stride(1) == 0);
   check(t.numel() == 0 || ((d == 1 || t.stride(2) == 1) && !overlaps), op, ": ", name,
-        " must have adjacent head dims and no overlap, got strides [", t.stride(0), ", ", t.stride(1), ", ", t.stride(2),
-        "]");
+        " must have adjacent head dims and no overlap, got strides [", t.stride(0), ", ", t.stride(1), ", ",
+        t.stride(2), "]");
 }
 
 }  // namespace glm4v

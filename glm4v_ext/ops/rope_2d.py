@@ -8,14 +8,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import build as _  # loads the schemas
+from .. import build as _schemas  # noqa: F401
+from .in_place import refuse_grad
+
+# Looked up once: a decoding step calls the op per layer, and each attribute costs time.
+_rope_2d = torch.ops.glm4v_ext.rope_2d.default
+_rope_2d_ = torch.ops.glm4v_ext.rope_2d_.default
 
 
 def rope_2d(q: Tensor, k: Tensor, position_ids: Tensor, theta: float = 1e4) -> tuple[Tensor, Tensor]:
     """Turns dims ``j`` and ``j + D/2`` of every head by ``position * theta ** (-4 * (j % (D/4)) / D)``.
 
-    ``position`` is the patch's row for ``j < D/4`` and its column for ``D/4 <= j < D/2``. Angles are fp64, their cos and
-    sin are rounded to fp32, the rotation is fp32 whatever the dtype. Differentiable in q and k.
+    ``position`` is the patch's row for ``j < D/4`` and its column for ``D/4 <= j < D/2``. Angles are fp64, their cos
+    and sin are rounded to fp32, the rotation is fp32 whatever the dtype. Differentiable in q and k.
 
     Args:
         q: ``[P, H, D]``, float32, bfloat16 or float16; D a multiple of 4, at most 256. Any strides.
@@ -31,7 +36,7 @@ def rope_2d(q: Tensor, k: Tensor, position_ids: Tensor, theta: float = 1e4) -> t
 
     Source: RoFormer (arXiv 2104.09864) along two axes, as in transformers' ``apply_rotary_pos_emb_vision``.
     """
-    return torch.ops.glm4v_ext.rope_2d(q, k, position_ids, theta)
+    return _rope_2d(q, k, position_ids, theta)
 
 
 def rope_2d_(q: Tensor, k: Tensor, position_ids: Tensor, theta: float = 1e4) -> None:
@@ -43,7 +48,7 @@ def rope_2d_(q: Tensor, k: Tensor, position_ids: Tensor, theta: float = 1e4) -> 
         position_ids: ``[P, 2]`` int32 or int64.
         theta: base of the frequencies.
     """
-    torch.ops.glm4v_ext.rope_2d_(q, k, position_ids, theta)
+    _rope_2d_(q, k, position_ids, theta)
 
 
 @torch.library.register_fake("glm4v_ext::rope_2d")
@@ -64,7 +69,8 @@ def _setup(ctx, inputs, output) -> None:
 def _backward(ctx, dq: Tensor, dk: Tensor):
     # A rotation's transpose turns the other way: the same op at the opposite positions.
     (position_ids,) = ctx.saved_tensors
-    return *torch.ops.glm4v_ext.rope_2d(dq, dk, -position_ids, ctx.theta), None, None
+    return *_rope_2d(dq, dk, -position_ids, ctx.theta), None, None
 
 
 torch.library.register_autograd("glm4v_ext::rope_2d", _backward, setup_context=_setup)
+refuse_grad("rope_2d_")

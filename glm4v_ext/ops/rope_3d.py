@@ -10,7 +10,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import build as _  # loads the schemas
+from .. import build as _schemas  # noqa: F401
+from .in_place import refuse_grad
+
+# Looked up once: a decoding step calls the op per layer, and each attribute costs time.
+_rope_3d = torch.ops.glm4v_ext.rope_3d.default
+_rope_3d_ = torch.ops.glm4v_ext.rope_3d_.default
 
 
 def rope_3d(
@@ -24,9 +29,9 @@ def rope_3d(
 ) -> tuple[Tensor, Tensor]:
     """Turns pair ``i`` of every head's first ``rotary_dim`` dims by ``position * theta ** (-2 * i / rotary_dim)``.
 
-    ``position`` is the token's time for the first ``sections[0]`` pairs, its row for the next ``sections[1]``, its column
-    for the rest. Pair ``i`` is dims ``2i, 2i + 1``, or ``i, i + rotary_dim/2`` if not ``interleaved``. The other dims pass
-    through. Angles are fp64, their cos and sin are rounded to fp32, the rotation is fp32 whatever the dtype.
+    ``position`` is the token's time for the first ``sections[0]`` pairs, its row for the next ``sections[1]``, its
+    column for the rest. Pair ``i`` is dims ``2i, 2i + 1``, or ``i, i + rotary_dim/2`` if not ``interleaved``. The other
+    dims pass through. Angles are fp64, their cos and sin are rounded to fp32, the rotation is fp32 whatever the dtype.
     Differentiable in q and k.
 
     Args:
@@ -46,7 +51,7 @@ def rope_3d(
 
     Source: Qwen2-VL's M-RoPE (arXiv 2409.12191) with GLM's pairs, as in transformers' ``modeling_glm4v``.
     """
-    return torch.ops.glm4v_ext.rope_3d.default(q, k, position_ids, *sections, theta, rotary_dim, interleaved)
+    return _rope_3d(q, k, position_ids, *sections, theta, rotary_dim, interleaved)
 
 
 def rope_3d_(
@@ -69,20 +74,16 @@ def rope_3d_(
         rotary_dim: how many dims turn.
         interleaved: pairs of adjacent dims or of two halves.
     """
-    torch.ops.glm4v_ext.rope_3d_.default(q, k, position_ids, *sections, theta, rotary_dim, interleaved)
+    _rope_3d_(q, k, position_ids, *sections, theta, rotary_dim, interleaved)
 
 
 @torch.library.register_fake("glm4v_ext::rope_3d")
-def _fake(
-    q: Tensor, k: Tensor, position_ids: Tensor, sections: Sequence[int], theta: float, rotary_dim: int, interleaved: bool
-) -> tuple[Tensor, Tensor]:
+def _fake(q: Tensor, k: Tensor, *settings) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape)
 
 
 @torch.library.register_fake("glm4v_ext::rope_3d_")
-def _fake_in_place(
-    q: Tensor, k: Tensor, position_ids: Tensor, sections: Sequence[int], theta: float, rotary_dim: int, interleaved: bool
-) -> None:
+def _fake_in_place(*arguments) -> None:
     return None
 
 
@@ -98,3 +99,4 @@ def _backward(ctx, dq: Tensor, dk: Tensor):
 
 
 torch.library.register_autograd("glm4v_ext::rope_3d", _backward, setup_context=_setup)
+refuse_grad("rope_3d_")

@@ -8,9 +8,9 @@ namespace {
 
 constexpr int64_t max_pairs = max_rotary_dim / 2;
 
-// cos and sin of every frequency at one coordinate, laid out as the rotation reads them: [cos | sin], one value per pair;
-// for interleaved pairs one value per dim, the sin of a pair's first dim negated.
-// Images repeat a few coordinates, so the latest ones are kept, each in the slot of its low bits.
+// cos and sin of every frequency at one coordinate, laid out as the rotation reads them: [cos | sin], one value per
+// pair; for interleaved pairs one value per dim, the sin of a pair's first dim negated. Images repeat a few
+// coordinates, so the latest ones are kept, each in the slot of its low bits.
 class AngleTable {
  public:
   explicit AngleTable(const Rotary& rotary)

@@ -1,5 +1,6 @@
 // Vectors of fp32 for the loops: one source, compiled at every level through the compiler's vector types. Intrinsics
-// appear only where these have no word for it (fp16 conversion), or where it compiles them badly. W is the number of lanes.
+// appear only where these have no word for it (fp16 conversion), or where it compiles them badly. W is the number of
+// lanes.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -43,7 +44,8 @@ GLM4V_INLINE vf load(const float* p) {
 }
 GLM4V_INLINE void store(float* p, vf v) { memcpy(p, &v, sizeof v); }
 
-// gcc splits __builtin_convertvector from 16 to 32 bits into halves and joins them again: four shuffles in place of one.
+// gcc splits __builtin_convertvector from 16 to 32 bits into halves and joins them again: four shuffles in place of
+// one.
 #if defined(__AVX512F__)
 GLM4V_INLINE vu widen(vh h) { return (vu)_mm512_cvtepu16_epi32((__m256i)h); }
 GLM4V_INLINE vh narrow(vu u) { return (vh)_mm512_cvtepi32_epi16((__m512i)u); }
