@@ -77,7 +77,7 @@ class Picture:
 
     def __init__(self, source: ImageLike, allow_network: bool = False) -> None:
         self.image = _from_array(source) if isinstance(source, np.ndarray) else source
-        if isinstance(source, str | bytes | bytearray | memoryview | os.PathLike):
+        if isinstance(source, str | bytes | os.PathLike):
             self.source = find("image", source, allow_network)
         elif isinstance(self.image, Image.Image):
             self.source = Source("image", "image in memory", b"")

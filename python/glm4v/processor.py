@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -93,7 +93,7 @@ class Batch(Mapping[str, "Tensor | None"]):
 
     def to(self, device: torch.device | str) -> Batch:
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{name: v.to(device) if isinstance(v, Tensor) else v for name, v in moved.items()})
+        return replace(self, **{name: v.to(device) for name, v in moved.items() if isinstance(v, Tensor)})
 
 
 @dataclass(frozen=True)
@@ -222,18 +222,17 @@ class Processor:
         conversation = Conversation(messages)
         pictures = [self._measure(media) for media in conversation.media]
         pieces: list[int | str] = []
-        waiting = iter(pictures)
         placed = 0
         for piece in render(self.template, conversation, self.codec):
             if piece not in (self.config.image_token_id, self.config.video_token_id):
                 pieces.append(piece)
                 continue
+            kind = "image" if piece == self.config.image_token_id else "video"
+            if placed == len(pictures) or conversation.media[placed].kind != kind:
+                raise InputError("prompt: the chat template must place the pictures of the messages in their order")
+            pieces += self._expand(*pictures[placed])
             placed += 1
-            picture, height, width = next(waiting, (None, 0, 0))
-            if isinstance(picture, Video) != (piece == self.config.video_token_id):
-                raise InputError("prompt: the chat template must place images and videos in their order")
-            pieces += self._expand(picture, height, width)
-        if placed != len(pictures):
+        if placed < len(pictures):
             raise InputError(f"prompt: the chat template must place {len(pictures)} pictures, got {placed}")
         return _Plan(pieces, self.codec.join(pieces), pictures)
 
@@ -303,7 +302,7 @@ class Processor:
 def _conversations(messages: Messages | Sequence[Messages]) -> Sequence[Messages]:
     if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence) or not messages:
         raise InputError("prompt: messages must be a list of messages or a list of such lists, not empty")
-    return [messages] if isinstance(messages[0], Mapping) else messages  # type: ignore[list-item]
+    return cast(Sequence[Messages], [messages] if isinstance(messages[0], Mapping) else messages)
 
 
 def _pixel_settings(folder: Path) -> tuple[PixelSettings, PixelSettings]:

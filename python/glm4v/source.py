@@ -39,8 +39,8 @@ def find(kind: str, source: str | os.PathLike[str] | bytes, allow_network: bool 
     Raises:
         InputError: no such file, a malformed URL, or an http(s) URL without ``allow_network``.
     """
-    if isinstance(source, bytes | bytearray | memoryview):
-        return Source(kind, f"{len(source)} bytes", bytes(source))
+    if isinstance(source, bytes):
+        return Source(kind, f"{len(source)} bytes", source)
     text = os.fspath(source)
     scheme = text.partition(":")[0].lower() if isinstance(source, str) else ""
     if scheme == "data":

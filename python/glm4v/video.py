@@ -80,7 +80,7 @@ class Video:
         Raises:
             InputError: not a video, damaged, or without frames.
         """
-        if isinstance(source, str | bytes | bytearray | memoryview | os.PathLike):
+        if isinstance(source, str | bytes | os.PathLike):
             if fps is not None:
                 raise InputError("video: fps must be left out for files, which carry their own frame times")
             self.source = find("video", source, allow_network)
@@ -105,7 +105,8 @@ class Video:
                 upright = (frame.shape[0] > frame.shape[1]) == (self.height > self.width)
                 size = (height, width) if upright else (width, height)
                 frames = np.empty((self.num_frames, *size, 3), np.uint8)
-            frames[position] = Image.fromarray(frame).resize(frames.shape[2:0:-1], Image.Resampling.BICUBIC)
+            resized = Image.fromarray(frame).resize(frames.shape[2:0:-1], Image.Resampling.BICUBIC)
+            frames[position] = np.asarray(resized)
         assert frames is not None  # there is at least one sampled frame, or reading has raised
         return frames
 
