@@ -1,6 +1,7 @@
 """Every case compares with the definition through flash-attention's rule; see glm4v_ext/testing.py.
 
-Its factor for gradients is 3, as in flash-attention's own tests: backward rebuilds the softmax from an lse rounded to fp32.
+Its factor for gradients is 3, as in flash-attention's own tests: backward rebuilds the softmax from an lse that fp32
+rounds.
 """
 
 import pytest
