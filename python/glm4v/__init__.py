@@ -12,20 +12,36 @@ if TYPE_CHECKING:
     from .answer import Generation
     from .cache import KVCache
     from .config import Config, TextConfig, VisionConfig
+    from .errors import InputError
     from .generate import Piece
     from .model import Glm4v
+    from .processor import Batch, Processor
 
 _HOME = {
+    "Batch": "processor",
     "Config": "config",
     "Generation": "answer",
     "Glm4v": "model",
+    "InputError": "errors",
     "KVCache": "cache",
     "Piece": "generate",
+    "Processor": "processor",
     "TextConfig": "config",
     "VisionConfig": "config",
 }
 
-__all__ = ["Config", "Generation", "Glm4v", "KVCache", "Piece", "TextConfig", "VisionConfig"]
+__all__ = [
+    "Batch",
+    "Config",
+    "Generation",
+    "Glm4v",
+    "InputError",
+    "KVCache",
+    "Piece",
+    "Processor",
+    "TextConfig",
+    "VisionConfig",
+]
 
 
 def __getattr__(name: str) -> Any:
