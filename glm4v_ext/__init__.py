@@ -2,6 +2,7 @@
 
 from ._version import __version__
 from .build import build_info
+from .ops.flash_attn_with_kvcache import flash_attn_with_kvcache
 from .ops.rms_norm import rms_norm
 
-__all__ = ["__version__", "build_info", "rms_norm"]
+__all__ = ["__version__", "build_info", "flash_attn_with_kvcache", "rms_norm"]

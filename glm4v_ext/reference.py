@@ -148,3 +148,61 @@ def patch_embed(patches: Tensor, weight: Tensor, bias: Tensor, still: bool = Fal
 def merge_patches(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     blocks = x.reshape(-1, 2, 2, x.shape[-1]).permute(0, 3, 1, 2)  # patches arrive block by block
     return F.conv2d(blocks, weight, bias).flatten(1)
+
+
+def flash_attn_with_kvcache(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k: Tensor | None = None,
+    v: Tensor | None = None,
+    rotary_cos: None = None,
+    rotary_sin: None = None,
+    cache_seqlens: int | Tensor | None = None,
+    cache_batch_idx: Tensor | None = None,
+    cache_leftpad: Tensor | None = None,
+    block_table: Tensor | None = None,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    rotary_interleaved: bool = True,
+    alibi_slopes: None = None,
+    num_splits: int = 0,
+    return_softmax_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    (batch, queries, heads, dim), kv_heads, wide = q.shape, k_cache.shape[2], _statistics_dtype(q)
+    left, right = window_size[0], 0 if causal else window_size[1]
+    outs, lses = [], []
+    for b in range(batch):
+        if block_table is not None:  # [B, max_pages] -> where each key of the sequence lies
+            page, offset = block_table[b].long()[:, None], torch.arange(k_cache.shape[1], device=q.device)
+            slots = (page * k_cache.shape[1] + offset).flatten()
+        else:
+            row = b if cache_batch_idx is None else int(cache_batch_idx[b])
+            slots = row * k_cache.shape[1] + torch.arange(k_cache.shape[1], device=q.device)
+        lengths = len(slots) if cache_seqlens is None else cache_seqlens
+        end = lengths if isinstance(lengths, int) else int(lengths[b])
+        at = (slots // k_cache.shape[1], slots % k_cache.shape[1])
+        if k is not None and v is not None:
+            new = slice(end, end + k.shape[1])
+            k_cache[at[0][new], at[1][new]], v_cache[at[0][new], at[1][new]] = k[b], v[b]
+            end = new.stop
+        begin = 0 if cache_leftpad is None else int(cache_leftpad[b])
+        keys, values = (c[at[0][begin:end], at[1][begin:end]] for c in (k_cache, v_cache))  # [L, K, D]
+        keys, values = (x.repeat_interleave(heads // kv_heads, 1) for x in (keys, values))
+        scores = torch.einsum("qhd,khd->hqk", q[b], keys).to(wide) * (
+            dim**-0.5 if softmax_scale is None else softmax_scale
+        )
+        if softcap > 0:
+            scores = softcap * torch.tanh(scores / softcap)
+        distance = torch.arange(begin, end, device=q.device) - (
+            torch.arange(queries, device=q.device)[:, None] + end - queries
+        )
+        hidden = ((distance < -left) & (left >= 0)) | ((distance > right) & (right >= 0))
+        scores = scores.masked_fill(hidden, -math.inf)
+        weights = torch.softmax(scores, -1).masked_fill(hidden.all(-1, keepdim=True), 0)  # no key seen: zeros
+        outs.append(torch.einsum("hqk,khd->qhd", weights.to(values.dtype), values))
+        lses.append(torch.logsumexp(scores, -1))
+    out, lse = torch.stack(outs), torch.stack(lses)
+    return (out, lse) if return_softmax_lse else out
