@@ -6,8 +6,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import build as _  # loads the schemas
-
 
 def flash_attn_with_kvcache(
     q: Tensor,

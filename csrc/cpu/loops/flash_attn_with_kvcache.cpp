@@ -4,7 +4,6 @@
 #include "cpu/loops/flash_attn_with_kvcache.h"
 
 #include "cpu/loops/exp.h"
-#include "cpu/loops/transpose.h"
 
 namespace glm4v::GLM4V_ISA {
 namespace {
