@@ -27,7 +27,7 @@ def flash_attn_with_kvcache(
     alibi_slopes: Tensor | None = None,
     num_splits: int = 0,
     return_softmax_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+):
     """``softmax(softmax_scale * q k^T) v`` against the cached keys of each sequence, for decoding. Forward only.
 
     Sequence ``b`` sees its keys ``cache_leftpad[b] ... cache_seqlens[b] + Sn``. With ``causal``, query ``i`` sees keys
