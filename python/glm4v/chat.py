@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -36,15 +36,14 @@ class Growing:
         self.shown = text
 
 
-def show(pieces: Iterable[Piece], notes: Console, folded: bool = False) -> Generation:
-    """Writes one answer as it comes: the answer to stdout, the thinking to ``notes``, or folded into one line there."""
+def shown(pieces: Iterable[Piece], notes: Console, folded: bool = False) -> Iterator[Piece]:
+    """Writes one answer while its pieces pass: the answer to stdout, the thinking to ``notes``, or only its length."""
     answer = Growing(lambda text: print(text, end="", flush=True))
     thinking = Growing(lambda text: notes.out(text, style="dim", highlight=False, end=""))
-    text, thoughts, generation = "", 0, None
+    text, thoughts = "", 0
     for count, piece in enumerate(pieces, 1):
         text += piece.text
-        generation = piece.generation
-        parts = generation or separate(text, ended=False)
+        parts = piece.generation or separate(text, ended=False)
         if not folded:
             thinking.show(parts.thinking)
         elif not parts.answer:
@@ -54,8 +53,13 @@ def show(pieces: Iterable[Piece], notes: Console, folded: bool = False) -> Gener
         if parts.answer and not answer.shown and parts.thinking:
             notes.out(f"thought for {thoughts} tokens" if folded else "\n", style="dim")
         answer.show(parts.answer)
+        yield piece
     print(flush=True)
-    assert generation is not None, "a stream ends with a generation"
+
+
+def whole(pieces: Iterable[Piece]) -> Generation:
+    """The answer that one request's pieces come to."""
+    (generation,) = [piece.generation for piece in pieces if piece.generation is not None]
     return generation
 
 
@@ -130,7 +134,8 @@ class Chat:
         messages = [*self.messages, {"role": "user", "content": content}]
         seed = None if self.seed is None else [(self.seed, len(messages))]
         try:
-            self.last = show(self.model.stream(messages, seed=seed, **self.options), self.notes, folded=True)
+            pieces = self.model.stream(messages, seed=seed, **self.options)
+            self.last = whole(shown(pieces, self.notes, folded=True))
         except KeyboardInterrupt:
             self.note("\nstopped; the question is forgotten")
             return

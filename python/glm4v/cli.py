@@ -37,8 +37,9 @@ def explain(error: Exception) -> tuple[int, str]:
 
     if isinstance(error, typer.Abort):  # what typer makes of Ctrl-C
         return 1, "interrupted"
-    if isinstance(error, type(typer.BadParameter("")).__mro__[1]):  # a usage error, of whichever click typer carries
-        return 2, f"{error.format_message()} (see --help)"
+    usage = getattr(error, "format_message", None)  # typer's usage errors have it, whichever click they come from
+    if usage is not None:
+        return 2, f"{usage()} (see --help)"
     line = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ValueError | OSError):
         return 2, line

@@ -82,9 +82,9 @@ def generate(
 ) -> None:
     """Answers one question about images, videos, or nothing but text."""
     content = _content(image or [], video or [], sys.stdin.read() if prompt == "-" else prompt)
-    from .chat import show
+    from .chat import shown, whole
 
-    messages = [{"role": "system", "content": system}] if system else []
+    messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": content})
     processor = _processor(model, max_pixels, max_aspect_ratio, allow_network)
     batch = processor(messages)  # before the weights: a bad file is known at once
@@ -102,12 +102,9 @@ def generate(
         thinking_budget=thinking_budget,
     )
     start = time.perf_counter()
+    answer = whole(pieces if as_json else shown(pieces, Console(stderr=True)))
     if as_json:
-        *_, last = pieces
-        answer = last.generation
         print(json.dumps(answer.to_json(), ensure_ascii=False))
-    else:
-        answer = show(pieces, Console(stderr=True))
     seconds = time.perf_counter() - start
     count = len(answer.token_ids)
     rate = f"{count} tokens in {seconds:.1f} s, {count / seconds:.1f} tokens/s"
@@ -222,6 +219,6 @@ def _content(images: list[str], videos: list[str], prompt: str | None) -> list[d
     """Files in the order given, images before videos, then the question."""
     if not (images or videos or prompt):
         raise typer.BadParameter("must be given where no --image or --video is", param_hint="--prompt")
-    content = [{"type": "image", "image": file} for file in images]
+    content: list[dict[str, str]] = [{"type": "image", "image": file} for file in images]
     content += [{"type": "video", "video": file} for file in videos]
     return content + ([{"type": "text", "text": prompt}] if prompt else [])
