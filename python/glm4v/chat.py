@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from .answer import Generation, separate
+from .errors import InputError
 from .generate import Piece
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class Chat:
                 return
             try:
                 self.take(line)
-            except (ValueError, OSError) as error:
+            except (InputError, OSError) as error:
                 self.note(f"glm4v: {error}")
 
     def take(self, line: str) -> None:

@@ -12,6 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from traceback import extract_tb
 
+from .errors import InputError
+
 EXTRA = "model"
 NEEDS = ("typer", "rich", "safetensors", "tokenizers", "jinja2", "PIL", "av")  # what the extra brings
 
@@ -41,7 +43,7 @@ def explain(error: Exception) -> tuple[int, str]:
     if usage is not None:
         return 2, f"{usage()} (see --help)"
     line = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, ValueError | OSError):
+    if isinstance(error, InputError | OSError):
         return 2, line
     frames = extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""

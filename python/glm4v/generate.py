@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .answer import CLOSE_THINK, OPEN_ANSWER, OPEN_THINK, FinishReason, Generation, separate
 from .detokenize import TextStream
+from .errors import InputError
 from .sampling import Sampler, Sampling, Seed, log_probability, streams
 
 
@@ -88,7 +89,7 @@ def stream(
         allow_vision_ids: let the six tokens of pictures and their borders be chosen, which a prompt cannot hold again.
 
     Raises:
-        ValueError: a setting is out of range, or the prompt leaves no room in the context.
+        InputError: a setting is out of range, or the prompt leaves no room in the context.
     """
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
     _expect(max_new_tokens >= 1, "max_new_tokens", "1 or more", max_new_tokens)
@@ -261,4 +262,4 @@ def _stop_ids(generation_config: Mapping[str, Any]) -> frozenset[int]:
 
 def _expect(ok: bool, name: str, expectation: str, actual: object) -> None:
     if not ok:
-        raise ValueError(f"generate: {name} must be {expectation}, got {actual}")
+        raise InputError(f"generate: {name} must be {expectation}, got {actual}")

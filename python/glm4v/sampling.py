@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .errors import InputError
+
 Seed = int | Sequence[int]  # what numpy's default_rng takes
 
 
@@ -164,4 +166,4 @@ def log_probability(logits: Tensor, tokens: Tensor) -> Tensor:
 
 def _expect(ok: bool, name: str, expectation: str, actual: object) -> None:
     if not ok:
-        raise ValueError(f"generate: {name} must be {expectation}, got {actual}")
+        raise InputError(f"generate: {name} must be {expectation}, got {actual}")
