@@ -5,4 +5,12 @@
 STABLE_TORCH_LIBRARY(glm4v_ext, m) {
   m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
   m.def("rms_norm_backward(Tensor dout, Tensor x, Tensor weight, float eps) -> (Tensor, Tensor)");
+  m.def("add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps) -> (Tensor, Tensor)");
+  m.def("add_rms_norm_backward(Tensor dout, Tensor dsum, Tensor total, Tensor weight, float eps) -> (Tensor, Tensor)");
+  m.def("rms_norm_add(Tensor x, Tensor residual, Tensor weight, float eps) -> Tensor");
+  m.def("swiglu(Tensor gate_up) -> Tensor");
+  m.def("swiglu_backward(Tensor dout, Tensor gate_up) -> Tensor");
+  m.def("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+  m.def("patch_embed(Tensor patches, Tensor weight, Tensor bias, bool still) -> Tensor");
+  m.def("merge_patches(Tensor x, Tensor weight, Tensor bias) -> Tensor");
 }
