@@ -58,8 +58,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, position_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, self.shape).unbind(1)
-        rotate = rope_2d if torch.is_grad_enabled() else rope_2d_
-        q, k = rotate(q, k, position_ids, self.theta)
+        if torch.is_grad_enabled():
+            q, k = rope_2d(q, k, position_ids, self.theta)
+        else:
+            rope_2d_(q, k, position_ids, self.theta)
         return self.proj(flash_attn_varlen_func(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen).flatten(1))
 
 
