@@ -82,7 +82,7 @@ class Glm4v(nn.Module):
             progress: called as ``progress(bytes_done, bytes_total)`` after each tensor.
 
         Raises:
-            FileNotFoundError, ValueError: one line that names the file and what is wrong in it.
+            InputError: one line that names the file and what is wrong in it.
         """
         path = checkpoint_folder(folder)
         model = cls(Config.from_pretrained(path), device="meta")

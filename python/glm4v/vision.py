@@ -25,13 +25,13 @@ from glm4v_ext import (
 )
 
 from .config import CHANNELS, MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, VisionConfig
-from .layers import Linear, Mlp, RMSNorm
+from .layers import Kernel, Linear, Mlp, RMSNorm
 
 
 class PatchEmbed(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.proj = nn.Conv3d(CHANNELS, config.hidden_size, (TEMPORAL_PATCH_SIZE, PATCH_SIZE, PATCH_SIZE))
+        self.proj = Kernel(config.hidden_size, CHANNELS, TEMPORAL_PATCH_SIZE, PATCH_SIZE, PATCH_SIZE)
 
     def forward(self, patches: Tensor, still: bool) -> Tensor:  # [P, 1176] -> [P, C]
         weight = self.proj.weight
@@ -112,7 +112,7 @@ class VisionTower(nn.Module):
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.depth)])
         self.merger = Merger(config)
         self.post_conv_layernorm = RMSNorm(c, config.rms_norm_eps)
-        self.downsample = nn.Conv2d(c, config.out_hidden_size, MERGE_SIZE)
+        self.downsample = Kernel(config.out_hidden_size, c, MERGE_SIZE, MERGE_SIZE)
         self.post_layernorm = RMSNorm(c, config.rms_norm_eps)
 
     def forward(self, patches: Tensor, grid_thw: Tensor, still: bool = False) -> Tensor:

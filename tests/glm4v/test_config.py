@@ -4,7 +4,7 @@ import json
 import pytest
 from transformers import Glm4vConfig
 
-from glm4v import Config, TextConfig, VisionConfig
+from glm4v import Config, InputError, TextConfig, VisionConfig
 
 ROPE = {"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 0.25, "mrope_section": [4, 6, 6]}
 
@@ -91,25 +91,25 @@ def test_errors_name_the_key_and_the_file(change, text, tmp_path):
     for key, value in change.items():
         data[key] = {**data[key], **value} if isinstance(value, dict) else value
     (tmp_path / "config.json").write_text(json.dumps(data))
-    with pytest.raises(ValueError, match=text) as caught:
+    with pytest.raises(InputError, match=text) as caught:
         Config.from_pretrained(tmp_path)
     assert str(caught.value).endswith(f"({tmp_path}/config.json)") and "\n" not in str(caught.value)
 
 
 def test_folders_that_are_none(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"hf download zai-org/GLM-4.1V-9B-Thinking --local-dir GLM-4.1V-9B"):
+    with pytest.raises(InputError, match=r"hf download zai-org/GLM-4.1V-9B-Thinking --local-dir GLM-4.1V-9B"):
         Config.from_pretrained("zai-org/GLM-4.1V-9B-Thinking")
-    with pytest.raises(FileNotFoundError, match="nowhere must be a folder; nothing is there"):
+    with pytest.raises(InputError, match="nowhere must be a folder; nothing is there"):
         Config.from_pretrained(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"config.json: the file is missing"):
+    with pytest.raises(InputError, match=r"config.json: the file is missing"):
         Config.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config.json: not JSON"):
+    with pytest.raises(InputError, match=r"config.json: not JSON"):
         Config.from_pretrained(tmp_path)
 
 
 def test_impossible_sizes():
-    with pytest.raises(ValueError, match="hidden_size / num_heads of vision_config must be a multiple of 4, got 6"):
+    with pytest.raises(InputError, match="hidden_size / num_heads of vision_config must be a multiple of 4, got 6"):
         VisionConfig(hidden_size=12, num_heads=2)
     with pytest.raises(
         ValueError, match="num_attention_heads of text_config must be a multiple of num_key_value_heads"

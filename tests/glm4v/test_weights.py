@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Glm4vForConditionalGeneration
 
 from examples.make_checkpoint import make_checkpoint
-from glm4v import Config, Glm4v
+from glm4v import Config, Glm4v, InputError
 
 
 def tensors(folder):
@@ -149,26 +149,26 @@ def test_wrong_tensors_are_named(tiny_checkpoint, tmp_path, change, text):
     change(content)
     save_file(content, tmp_path / "model.safetensors")
     shutil.copy(tiny_checkpoint / "config.json", tmp_path)
-    with pytest.raises(ValueError, match=text) as caught:
+    with pytest.raises(InputError, match=text) as caught:
         Glm4v.from_pretrained(tmp_path)
     assert str(caught.value).startswith(f"weights: {tmp_path}") and "\n" not in str(caught.value)
 
 
 def test_wrong_files_are_named(tiny_checkpoint, tmp_path):
     shutil.copy(tiny_checkpoint / "config.json", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"must hold model.safetensors or model.safetensors.index.json"):
+    with pytest.raises(InputError, match=r"must hold model.safetensors or model.safetensors.index.json"):
         Glm4v.from_pretrained(tmp_path)
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {NAME: "model-00001-of-00002.safetensors"}}))
-    with pytest.raises(FileNotFoundError, match=r"model-00001-of-00002.safetensors: the file is missing"):
+    with pytest.raises(InputError, match=r"model-00001-of-00002.safetensors: the file is missing"):
         Glm4v.from_pretrained(tmp_path)
     index.write_text("[]")
-    with pytest.raises(ValueError, match=r"index.json: not an index of shards"):
+    with pytest.raises(InputError, match=r"index.json: not an index of shards"):
         Glm4v.from_pretrained(tmp_path)
     whole = (tiny_checkpoint / "model.safetensors").read_bytes()
     for content in (whole[:-1], whole[:100], b"", b"\xff" * 64):
         (tmp_path / "model.safetensors").write_bytes(content)
-        with pytest.raises(ValueError, match=r"model.safetensors: not a whole safetensors file"):
+        with pytest.raises(InputError, match=r"model.safetensors: not a whole safetensors file"):
             Glm4v.from_pretrained(tmp_path)
 
 
