@@ -23,8 +23,8 @@ class Kernel(nn.Module):
 
     def __init__(self, *shape: int) -> None:  # [C_out, C_in, ...]
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(shape))
-        self.bias = nn.Parameter(torch.empty(shape[0]))
+        self.weight = nn.Parameter(torch.randn(shape) * 0.02)
+        self.bias = nn.Parameter(torch.zeros(shape[0]))
 
 
 class RMSNorm(nn.Module):
