@@ -72,7 +72,8 @@ class KVCache:
         Drops finished sequences, reorders, or shares one prompt's prefill among several continuations. One layer is
         copied at a time. ``used`` keeps its value: it stays a bound.
         """
-        for layer in range(len(self.k)):
-            self.k[layer] = self.k[layer].index_select(0, rows)
-            self.v[layer] = self.v[layer].index_select(0, rows)
+        for tensors in (self.k, self.v):
+            for layer, old in enumerate(tensors):
+                tensors[layer] = old.new_empty(len(rows), *old.shape[1:])
+                tensors[layer][:, : self.used] = old[:, : self.used][rows]  # memory beyond stays untouched
         self.seqlens = self.seqlens.index_select(0, rows)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from . import weights
 from .cache import KVCache
 from .config import MERGE_SIZE, Config, checkpoint_folder, read_generation_config
+from .errors import InputError
 from .generate import generate as _generate
 from .generate import stream as _stream
 from .layers import Linear
@@ -77,7 +78,7 @@ class Glm4v(nn.Module):
         from .processor import Processor
 
         if self.folder is None:
-            raise ValueError("glm4v: processor must be set for a model without a checkpoint folder, got none")
+            raise InputError("glm4v: processor must be set for a model without a checkpoint folder, got none")
         return Processor.from_pretrained(self.folder)
 
     def tie_weights(self) -> None:
@@ -104,7 +105,7 @@ class Glm4v(nn.Module):
             progress: called as ``progress(bytes_done, bytes_total)`` after each tensor.
 
         Raises:
-            FileNotFoundError, ValueError: one line that names the file and what is wrong in it.
+            InputError: one line that names the file and what is wrong in it.
         """
         path = checkpoint_folder(folder)
         model = cls(Config.from_pretrained(path), device="meta")
