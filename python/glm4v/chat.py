@@ -112,7 +112,7 @@ class Chat:
             case "/image" | "/video":
                 self.attach(command[1:], argument.strip().strip("'\""))
             case "/think":
-                self.note(self.last.thinking if self.last else "nothing was thought yet")
+                self.note((self.last and self.last.thinking) or "nothing was thought")
             case "/reset":
                 self.reset()
             case "/help":

@@ -23,25 +23,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if missing := [name for name in NEEDS if find_spec(name) is None]:
         print(f"glm4v: {', '.join(missing)} must be installed: pip install 'glm4v-ext[{EXTRA}]'", file=sys.stderr)
         sys.exit(1)
-    from .commands import app
-
     try:
+        from .commands import app
+
         code = app(args=arguments, prog_name="glm4v", standalone_mode=False) or 0
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         code, line = explain(error)
         print(f"glm4v: {line}", file=sys.stderr)
     sys.exit(code)
 
 
-def explain(error: Exception) -> tuple[int, str]:
+def explain(error: BaseException) -> tuple[int, str]:
     """Exit code of an error, and the line that says what went wrong."""
     import typer
 
-    if isinstance(error, typer.Abort):  # what typer makes of Ctrl-C
+    if isinstance(error, KeyboardInterrupt | typer.Abort):  # typer makes the second of the first
         return 1, "interrupted"
     usage = getattr(error, "format_message", None)  # typer's usage errors have it, whichever click they come from
     if usage is not None:
-        return 2, f"{usage()} (see --help)"
+        return 2, f"{usage().rstrip('.')} (see --help)"
     line = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, InputError | OSError):
         return 2, line

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="GLM-4.1V: questions about pictures and videos, answered.",
     add_completion=False,
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -35,14 +34,22 @@ class Dtype(str, Enum):
 
 
 Model = Annotated[str, typer.Option("--model", metavar="DIR", help="Folder of a Hugging Face checkpoint.")]
-MaxNewTokens = Annotated[int, typer.Option(help="The most tokens of an answer, thinking included.")]
-Temperature = Annotated[float | None, typer.Option(help="0 takes the likeliest token. Default: the checkpoint's.")]
-TopP = Annotated[float | None, typer.Option(help="Keep the likeliest tokens that reach this probability together.")]
-TopK = Annotated[int | None, typer.Option(help="Keep this many of the likeliest tokens; 0 keeps all.")]
-MinP = Annotated[float | None, typer.Option(help="Keep tokens with this share of the likeliest one's probability.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="The most tokens of an answer, thinking included.")]
+Temperature = Annotated[
+    float | None, typer.Option(min=0, help="0 takes the likeliest token. Default: the checkpoint's.")
+]
+TopP = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Keep the likeliest tokens that reach this probability together.")
+]
+TopK = Annotated[int | None, typer.Option(min=0, help="Keep this many of the likeliest tokens; 0 keeps all.")]
+MinP = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Keep tokens with this share of the likeliest one's probability.")
+]
 Penalty = Annotated[float | None, typer.Option(help="Above 1: repeat less.")]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same answer.")]
-Budget = Annotated[int | None, typer.Option(metavar="N", help="End the thinking after N tokens; 0 turns it off.")]
+Budget = Annotated[
+    int | None, typer.Option(min=0, metavar="N", help="End the thinking after N tokens; 0 turns it off.")
+]
 DtypeOption = Annotated[Dtype | None, typer.Option("--dtype", help="Type of the weights. Default: the checkpoint's.")]
 MaxPixels = Annotated[int | None, typer.Option(help="Pixels of a picture, over all frames. Default: the checkpoint's.")]
 MaxAspect = Annotated[float, typer.Option(help="The longest side ratio of a picture.")]
@@ -50,12 +57,17 @@ Network = Annotated[bool, typer.Option("--allow-network", help="Fetch http(s) UR
 
 
 @app.callback(invoke_without_command=True)
-def version(show: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version.")] = False) -> None:
-    if show:
-        from glm4v_ext import build_info
+def start(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from glm4v_ext import __version__
 
-        print(build_info()["version"])
+        print(__version__)
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @app.command()
@@ -81,7 +93,7 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object when the answer is whole.")] = False,
 ) -> None:
     """Answers one question about images, videos, or nothing but text."""
-    content = _content(image or [], video or [], sys.stdin.read() if prompt == "-" else prompt)
+    content = _content(image or [], video or [], _stdin() if prompt == "-" else prompt)
     from .chat import shown, whole
 
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
@@ -152,10 +164,13 @@ def info(model: Annotated[str | None, typer.Option("--model", metavar="DIR", hel
     """Sizes and memory of a checkpoint, and how the kernels were built."""
     from glm4v_ext import build_info
 
-    facts: dict[str, Any] = checkpoint_facts(model) if model is not None else {}
-    for name, value in {**facts, **build_info()}.items():
-        text = ", ".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, dict) else value
-        print(f"{name:<18}  {text}")
+    build: dict[str, Any] = build_info()
+    ops = (
+        f"{op} ({', '.join(f'{device}: {by}' for device, by in where.items())})" for op, where in build["ops"].items()
+    )
+    facts = {**build, "cpu_archs": ", ".join(build["cpu_archs"]), "ops": ", ".join(ops)}
+    for name, value in {**(checkpoint_facts(model) if model is not None else {}), **facts}.items():
+        print(f"{name:<18}  {value}")
 
 
 def checkpoint_facts(folder: str) -> dict[str, str]:
@@ -213,6 +228,13 @@ def _processor(folder: str, max_pixels: int | None, max_aspect_ratio: float, all
     return Processor.from_pretrained(
         folder, max_pixels=max_pixels, max_aspect_ratio=max_aspect_ratio, allow_network=allow_network
     )
+
+
+def _stdin() -> str:
+    try:
+        return sys.stdin.read().rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise typer.BadParameter(f"stdin must be text, got {error}", param_hint="--prompt") from None
 
 
 def _content(images: list[str], videos: list[str], prompt: str | None) -> list[dict[str, str]]:

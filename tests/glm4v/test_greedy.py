@@ -13,7 +13,7 @@ QUESTIONS = [
     "数一数 🌺",
     "Why?\n\nSay so.",
 ]
-STEPS = 24
+STEPS = 16
 
 
 def user(*parts):
