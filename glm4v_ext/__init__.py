@@ -9,6 +9,8 @@ from .ops.merge_patches import merge_patches
 from .ops.patch_embed import patch_embed
 from .ops.rms_norm import rms_norm
 from .ops.rms_norm_add import rms_norm_add
+from .ops.rope_2d import rope_2d, rope_2d_
+from .ops.rope_3d import rope_3d, rope_3d_
 from .ops.swiglu import swiglu
 
 __all__ = [
@@ -22,5 +24,9 @@ __all__ = [
     "patch_embed",
     "rms_norm",
     "rms_norm_add",
+    "rope_2d",
+    "rope_2d_",
+    "rope_3d",
+    "rope_3d_",
     "swiglu",
 ]
