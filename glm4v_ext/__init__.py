@@ -4,6 +4,7 @@ from ._version import __version__
 from .build import build_info
 from .ops.add_rms_norm import add_rms_norm
 from .ops.flash_attn_varlen import flash_attn_func, flash_attn_varlen_func
+from .ops.flash_attn_with_kvcache import flash_attn_with_kvcache
 from .ops.linear import linear
 from .ops.merge_patches import merge_patches
 from .ops.patch_embed import patch_embed
@@ -19,6 +20,7 @@ __all__ = [
     "build_info",
     "flash_attn_func",
     "flash_attn_varlen_func",
+    "flash_attn_with_kvcache",
     "linear",
     "merge_patches",
     "patch_embed",
