@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -92,8 +92,9 @@ class Batch(Mapping[str, "Tensor | None"]):
         return self.next_positions - self.cu_seqlens.diff()
 
     def to(self, device: torch.device | str) -> Batch:
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: v.to(device) for name, v in moved.items() if isinstance(v, Tensor)})
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        values.update({name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)})
+        return Batch(**values)
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ class PixelSettings:
         names = {"image_mean": "mean", "image_std": "std"}
         names |= {key: key for key in ("patch_size", "temporal_patch_size", "merge_size", "fps", "max_duration")}
         stated = {name: data[key] for key, name in names.items() if data.get(key) is not None}
+        stated |= {name: tuple(stated[name]) for name in ("mean", "std") if name in stated}
         return cls(size["shortest_edge"], size["longest_edge"], **stated)
 
 
