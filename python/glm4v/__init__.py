@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .answer import Generation
+    from .batch import Batch
     from .cache import KVCache
     from .config import Config, TextConfig, VisionConfig
     from .errors import InputError
     from .generate import Piece
     from .model import Glm4v
-    from .processor import Batch, Processor
+    from .processor import Processor
 
 _HOME = {
-    "Batch": "processor",
+    "Batch": "batch",
     "Config": "config",
     "Generation": "answer",
     "Glm4v": "model",
