@@ -30,6 +30,9 @@ from .video import Video
 
 Messages: TypeAlias = Sequence[Mapping[str, Any]]
 
+# What is built in: a checkpoint that asks for anything else is refused rather than read wrongly.
+FIXED = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3, "rescale_factor": 1 / 255}
+
 BORDERS = {
     "image_start_token_id": "<|begin_of_image|>",
     "image_end_token_id": "<|end_of_image|>",
@@ -255,6 +258,10 @@ def _pixel_settings(folder: Path) -> tuple[PixelSettings, PixelSettings]:
     whole = _read_json(folder / "processor_config.json")
     image = _read_json(folder / "preprocessor_config.json") or whole.get("image_processor", {})
     video = _read_json(folder / "video_preprocessor_config.json") or whole.get("video_processor", {})
+    for name, settings in (("images", image), ("videos", video)):
+        for key, value in FIXED.items():
+            if settings.get(key, value) != value:
+                raise InputError(f"processor: {folder}: {key} of {name} must be {value}, got {settings[key]}")
     return PixelSettings.from_dict(image, 9_633_792), PixelSettings.from_dict(video, 47_040_000)
 
 
