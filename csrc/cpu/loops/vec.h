@@ -157,7 +157,11 @@ inline __attribute__((always_inline)) vf round_to<float>(vf v) {
 }
 template <>
 inline __attribute__((always_inline)) vf round_to<bf16>(vf v) {
+#if defined(__AVX512BF16__)
+  return bitcast<vf>(widen((vh)_mm512_cvtneps_pbh((__m512)v)) << 16);
+#else
   return bitcast<vf>(bf16_bits(v) << 16);
+#endif
 }
 
 // e^x, within two ulp; 0 below -104, infinity above 88.8, NaN stays NaN.
