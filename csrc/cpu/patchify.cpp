@@ -10,7 +10,7 @@ std::tuple<Tensor, Tensor> patchify(const Tensor& frames, std::vector<double> me
                                     ScalarType dtype) {
   const PatchifyShape shape = check_patchify(frames, mean, std, temporal_patch_size, patch_size, merge_size, dtype);
   const int64_t values = 3 * shape.temporal * shape.patch * shape.patch;
-  Tensor patches = torch::stable::new_empty(frames, {shape.t * shape.h * shape.w, values}, dtype);
+  Tensor patches = empty(frames, {shape.t * shape.h * shape.w, values}, dtype);
   Tensor grid_thw = torch::stable::new_empty(frames, {1, 3}, ScalarType::Long);
   int64_t* thw = static_cast<int64_t*>(grid_thw.mutable_data_ptr());
   thw[0] = shape.t, thw[1] = shape.h, thw[2] = shape.w;

@@ -119,13 +119,12 @@ def _outline(part: Any) -> str:
 
 def answer_text(text: str) -> str:
     """What of an earlier answer stays in the history: no thinking, no marks around the answer and its box."""
-    if "</think>" in text:
-        text = text.rpartition("</think>")[2]
-    elif text.lstrip().startswith("<think>"):  # cut off while thinking
+    if "</think>" not in text and text.lstrip().startswith("<think>"):  # cut off while thinking
         return ""
+    kept = text.rpartition("</think>")[2]
     for mark in ANSWER_MARKS:
-        text = text.replace(mark, "")
-    return text.strip()
+        kept = kept.replace(mark, "")
+    return text if kept == text else kept.strip()
 
 
 def load_chat_template(folder: Path) -> jinja2.Template:

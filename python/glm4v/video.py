@@ -173,9 +173,9 @@ class Video:
     def _opened(self) -> Iterator[InputContainer]:
         """The file's container. What FFmpeg raises inside becomes one line that names the file."""
         try:
-            with av.open(self.source.open(), container_options=LOCAL_ONLY) as container:
-                if not container.streams.video:
-                    raise self.source.error("has no video stream")
+            with av.open(self.source.open(), container_options=LOCAL_ONLY, metadata_errors="replace") as container:
+                if not container.streams.video or container.streams.video[0].codec_context is None:
+                    raise self.source.error("has no video stream in a known format")
                 yield container
         except (av.FFmpegError, OSError) as error:
             reason = getattr(error, "strerror", None) or error

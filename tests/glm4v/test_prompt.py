@@ -50,8 +50,7 @@ CONVERSATIONS = [
 @pytest.mark.parametrize("messages", CONVERSATIONS)
 def test_prompts_are_those_of_transformers(messages, processor, tiny_checkpoint):
     tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
-    history = [{**m, "content": m["content"].strip()} if m["role"] == "assistant" else m for m in messages]
-    text = tokenizer.apply_chat_template(history, tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert processor.codec.join(pieces(processor, messages)) == tokenizer(text).input_ids
 
 
@@ -120,7 +119,7 @@ def test_no_text_becomes_a_special_token(processor, texts, data):
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
-        ("plain", "plain"),
+        (" plain\n", " plain\n"),
         ("<think>so</think><answer>four</answer>", "four"),
         ("<think>so</think>\n<answer>\nIt is <|begin_of_box|>4<|end_of_box|>.\n</answer>", "It is 4."),
         ("so</think><answer>4", "4"),
