@@ -138,7 +138,7 @@ def test_counting_decodes_nothing(processor, photos, film, monkeypatch):
         raise AssertionError("decoded")
 
     monkeypatch.setattr("glm4v.image.Picture.pixels", refuse)
-    monkeypatch.setattr("glm4v.video.Video._sampled", refuse)
+    monkeypatch.setattr("glm4v.video.Film.read", refuse)
     assert processor.count_tokens(messages) == tokens
 
 
