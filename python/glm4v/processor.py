@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glm4v_ext.reference import patchify
+from glm4v_ext import patchify
 
 from .batch import Batch
 from .config import Config, checkpoint_folder
