@@ -111,7 +111,7 @@ class Processor:
                 that of the patches.
 
         Raises:
-            InputError, FileNotFoundError: one line that names the file and what is wrong in it.
+            InputError: one line that names the file and what is wrong in it.
         """
         return cls(folder, **options)
 

@@ -207,7 +207,7 @@ def test_patches_in_the_model_s_type(tiny_checkpoint, processor, photos):
 
 
 def test_folders_that_are_no_checkpoint(tiny_checkpoint, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"hf download zai-org/GLM-4.1V-9B-Thinking"):
+    with pytest.raises(InputError, match=r"hf download zai-org/GLM-4.1V-9B-Thinking"):
         Processor.from_pretrained("zai-org/GLM-4.1V-9B-Thinking")
     wrong = changed(tiny_checkpoint, tmp_path / "a", config={"image_token_id": 3})
     with pytest.raises(
