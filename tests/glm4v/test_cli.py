@@ -71,6 +71,13 @@ def test_ctrl_c_ends_cleanly(tiny_checkpoint, tmp_path):
     assert err.splitlines()[-1] == "glm4v: interrupted" and "Traceback" not in err
 
 
+def test_a_reader_may_leave(tiny_checkpoint):
+    process = start("generate", "--model", tiny_checkpoint, "--prompt", "Hi", "--max-new-tokens", 200)
+    process.stdout.close()
+    assert process.wait(timeout=60) == 1
+    assert "Traceback" not in (err := process.stderr.read()) and "Broken pipe" not in err
+
+
 def test_the_answer_goes_to_stdout(glm4v, tiny_checkpoint, photo):
     options = (
         "--model",
