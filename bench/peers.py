@@ -1,0 +1,71 @@
+"""Peers side by side in one process: they agree first, then they are timed in turns.
+
+A peer is a function without arguments that does the whole job of one case. Ours is called ``glm4v_ext`` and comes
+first; the second is the baseline that the ratios of the issue are about.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Peer = Callable[[], Any]
+
+# Relative rms distance that two right answers may have; the tests hold each op to the stricter derived rule.
+AGREEMENT = {torch.float32: 2e-5, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
+
+
+def assert_agree(peers: dict[str, Peer], tolerance: float | None = None) -> None:
+    """Every peer gives what the first gives, up to the rounding of the dtype. Peers may return nested tuples."""
+    names = list(peers)
+    ours = _tensors(peers[names[0]]())
+    ours = [t.double() for t in ours]  # a copy: in-place peers share one buffer
+    for name in names[1:]:
+        theirs = _tensors(peers[name]())
+        assert len(theirs) == len(ours), f"{name}: {len(theirs)} outputs, expected {len(ours)}"
+        for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            bound = AGREEMENT.get(b.dtype, 0.0) if tolerance is None else tolerance
+            distance = float((a - b.double().reshape(a.shape)).norm() / b.double().norm().clamp_min(1e-30))
+            assert distance <= bound, (
+                f"{name}: output {i} differs by {distance:.2e} (relative rms), at most {bound:.1e}"
+            )
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value.detach()]
+    return [t for part in value for t in _tensors(part)] if isinstance(value, (tuple, list)) else []
+
+
+class Lane:
+    """One peer's turns: each runs ``calls`` calls, so that a turn is long against the clock, and notes the mean."""
+
+    def __init__(self, peer: Peer, turn_s: float, sync: Callable[[], None]) -> None:
+        self.peer, self.sync, self.seconds = peer, sync, list[float]()
+        self.calls = 1
+        self.turn()  # warms up: pages, caches, lazy initialisation
+        fastest_s = min(self.turn() for _ in range(3))
+        self.calls = max(1, min(10_000, int(turn_s / fastest_s)))
+        self.seconds.clear()
+
+    def turn(self) -> float:
+        self.sync()
+        start = time.perf_counter()
+        for _ in range(self.calls):
+            self.peer()
+        self.sync()
+        self.seconds.append((time.perf_counter() - start) / self.calls)
+        return self.seconds[-1]
+
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` under torch.compile; for peers that --quick leaves out (the first compile takes a minute)."""
+    return torch.compile(function, fullgraph=True, dynamic=False)

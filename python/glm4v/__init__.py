@@ -1,0 +1,34 @@
+"""GLM-4.1V: files in, answers out, Hugging Face checkpoints both ways.
+
+Names load on first use, so that this import is cheap.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .cache import KVCache
+    from .config import Config, TextConfig, VisionConfig
+    from .model import Glm4v
+
+_HOME = {
+    "Config": "config",
+    "Glm4v": "model",
+    "KVCache": "cache",
+    "TextConfig": "config",
+    "VisionConfig": "config",
+}
+
+__all__ = ["Config", "Glm4v", "KVCache", "TextConfig", "VisionConfig"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

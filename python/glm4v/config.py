@@ -1,0 +1,267 @@
+"""Sizes of a GLM-4.1V checkpoint, read from and written to Hugging Face's ``config.json``.
+
+Two spellings of the rotary settings are read: ``rope_parameters`` (transformers 5) and the older ``rope_scaling`` with
+``rope_theta`` and ``partial_rotary_factor`` beside it. The newer one is written. Keys that the model does not use are
+kept. Defaults are the released 9B's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+CHANNELS, PATCH_SIZE, TEMPORAL_PATCH_SIZE, MERGE_SIZE = 3, 14, 2, 2
+FIXED: dict[str, Any] = {
+    "hidden_act": "silu",
+    "attention_dropout": 0.0,
+    "in_channels": CHANNELS,
+    "patch_size": PATCH_SIZE,
+    "temporal_patch_size": TEMPORAL_PATCH_SIZE,
+    "spatial_merge_size": MERGE_SIZE,
+}  # what the kernels are written for; another value is an error
+
+
+def checkpoint_folder(name: str | os.PathLike[str]) -> Path:
+    """``name`` as a folder; anything else is one error that says how to get the folder."""
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    hub = str(name)
+    if hub.count("/") == 1 and not hub.startswith((".", "/", "~")):
+        local = hub.split("/")[1]
+        hint = f"to fetch it from the hub: hf download {hub} --local-dir {local}"
+    else:
+        hint = "nothing is there"
+    raise FileNotFoundError(f"checkpoint: {hub} must be a folder; {hint}")
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The vision tower and its merger. Note ``out_hidden_size`` also is the inner width of the tower's MLPs, and
+    ``intermediate_size`` that of the merger's."""
+
+    depth: int = 24
+    hidden_size: int = 1536
+    num_heads: int = 12
+    image_size: int = 336
+    out_hidden_size: int = 4096
+    intermediate_size: int = 13696
+    attention_bias: bool = False
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 1e4
+    initializer_range: float = 0.02
+    extra: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _divides("vision_config", "hidden_size", self.hidden_size, "num_heads", self.num_heads)
+        _expect(
+            self.head_dim % 4 == 0, "vision_config", "hidden_size / num_heads", "a multiple of 4", self.head_dim
+        )  # a row angle and a column angle per pair of values
+        _divides("vision_config", "image_size", self.image_size, "patch_size", PATCH_SIZE)
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def table_side(self) -> int:
+        """Side S of the ``[S * S, C]`` position table."""
+        return self.image_size // PATCH_SIZE
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> VisionConfig:
+        data = dict(data)
+        rope = _pop_rope(data, "vision_config", ("default", "axial"))
+        return _build(cls, data, "vision_config", rope_theta=rope["rope_theta"])
+
+    def to_dict(self) -> dict[str, Any]:
+        data = _plain(self)
+        data["rope_parameters"] = {"rope_theta": data.pop("rope_theta"), "rope_type": "axial"}
+        return {**FIXED, "model_type": "glm4v_vision", **data}
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The language model."""
+
+    vocab_size: int = 151552
+    hidden_size: int = 4096
+    intermediate_size: int = 13696
+    num_hidden_layers: int = 40
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 2
+    max_position_embeddings: int = 65536
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 1e4
+    partial_rotary_factor: float = 0.5
+    mrope_section: tuple[int, int, int] = (8, 12, 12)
+    initializer_range: float = 0.02
+    extra: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        where = "text_config"
+        _divides(where, "hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+        _divides(
+            where, "num_attention_heads", self.num_attention_heads, "num_key_value_heads", self.num_key_value_heads
+        )
+        _expect(self.rotary_dim % 2 == 0, where, "head dim times partial_rotary_factor", "even", self.rotary_dim)
+        sections = self.mrope_section
+        ok = len(sections) == 3 and sum(sections) == self.rotary_dim // 2
+        _expect(ok, where, "mrope_section", f"3 sizes that sum to {self.rotary_dim // 2}", list(sections))
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def rotary_dim(self) -> int:
+        return int(self.head_dim * self.partial_rotary_factor)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> TextConfig:
+        data = dict(data)
+        rope = _pop_rope(data, "text_config", ("default",))
+        return _build(
+            cls,
+            data,
+            "text_config",
+            rope_theta=rope["rope_theta"],
+            partial_rotary_factor=rope.get("partial_rotary_factor", 1.0),
+            mrope_section=tuple(rope.get("mrope_section", (8, 12, 12))),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        data = _plain(self)
+        data["rope_parameters"] = {
+            "rope_type": "default",
+            "rope_theta": data.pop("rope_theta"),
+            "partial_rotary_factor": data.pop("partial_rotary_factor"),
+            "mrope_section": list(data.pop("mrope_section")),
+        }
+        fixed = {key: FIXED[key] for key in ("hidden_act", "attention_dropout")}
+        return {**fixed, "model_type": "glm4v_text", **data}
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole checkpoint. ``dtype`` is the name of the weights' type, where the file says it."""
+
+    vision_config: VisionConfig = field(default_factory=VisionConfig)
+    text_config: TextConfig = field(default_factory=TextConfig)
+    image_start_token_id: int = 151339
+    image_end_token_id: int = 151340
+    video_start_token_id: int = 151341
+    video_end_token_id: int = 151342
+    image_token_id: int = 151343
+    video_token_id: int = 151344
+    tie_word_embeddings: bool = False
+    dtype: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        width = self.text_config.hidden_size
+        found = self.vision_config.out_hidden_size
+        _expect(found == width, "vision_config", "out_hidden_size", f"text_config.hidden_size = {width}", found)
+
+    @property
+    def vision_token_ids(self) -> tuple[int, ...]:
+        """The six ids that stand for pictures and their borders; generation never samples them."""
+        return (
+            self.image_token_id,
+            self.video_token_id,
+            self.image_start_token_id,
+            self.image_end_token_id,
+            self.video_start_token_id,
+            self.video_end_token_id,
+        )
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Config:
+        data = dict(data)
+        model_type = data.pop("model_type", None)
+        _expect(model_type == "glm4v", "config", "model_type", "glm4v", model_type)
+        vision, text = dict(data.pop("vision_config", {})), dict(data.pop("text_config", {}))
+        tied = data.pop("tie_word_embeddings", False) or text.pop("tie_word_embeddings", False)
+        old_dtype = data.pop("torch_dtype", None)
+        data.setdefault("dtype", old_dtype)
+        return _build(
+            cls,
+            data,
+            "config",
+            vision_config=VisionConfig.from_dict(vision),
+            text_config=TextConfig.from_dict(text),
+            tie_word_embeddings=bool(tied),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        data = _plain(self)
+        data.update(vision_config=self.vision_config.to_dict(), text_config=self.text_config.to_dict())
+        if self.dtype is None:
+            del data["dtype"]
+        return {"architectures": ["Glm4vForConditionalGeneration"], "model_type": "glm4v", **data}
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> Config:
+        path = checkpoint_folder(folder) / "config.json"
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"config: {path}: the file is missing") from None
+        except ValueError as error:
+            raise ValueError(f"config: {path}: not JSON: {error}") from None
+        if not isinstance(data, dict):
+            raise ValueError(f"config: {path}: must be a JSON object, got {type(data).__name__}")
+        try:
+            return cls.from_dict(data)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{error} ({path})") from None
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        path = Path(folder) / "config.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+C = TypeVar("C", VisionConfig, TextConfig, Config)
+
+
+def _expect(ok: bool, where: str, name: str, expectation: str, actual: object) -> None:
+    if not ok:
+        raise ValueError(f"config: {name} of {where} must be {expectation}, got {actual}")
+
+
+def _divides(where: str, name: str, value: int, divisor_name: str, divisor: int) -> None:
+    _expect(value > 0 and value % divisor == 0, where, name, f"a multiple of {divisor_name} = {divisor}", value)
+
+
+def _pop_rope(data: dict[str, Any], where: str, types: tuple[str, ...]) -> dict[str, Any]:
+    """Takes the rotary settings out of ``data``, however they are spelled. As in transformers, the nested ones win."""
+    old = data.pop("rope_scaling", None)
+    rope = dict(data.pop("rope_parameters", None) or old or {})
+    rope.setdefault("rope_theta", data.pop("rope_theta", 1e4))
+    if (factor := data.pop("partial_rotary_factor", None)) is not None:
+        rope.setdefault("partial_rotary_factor", factor)
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    _expect(kind in types, where, "rope_type", " or ".join(types), kind)
+    return rope
+
+
+def _build(cls: type[C], data: dict[str, Any], where: str, **known: Any) -> C:
+    data.pop("model_type", None)
+    names = {f.name for f in fields(cls)} - {"extra"}
+    for key, value in FIXED.items():
+        if key in data:
+            found = data.pop(key)
+            _expect(found == value, where, key, str(value), found)
+    own = {key: data.pop(key) for key in list(data) if key in names and key not in known}
+    data.pop("architectures", None)
+    data.pop("transformers_version", None)
+    return cls(**own, **known, extra=data)
+
+
+def _plain(config: VisionConfig | TextConfig | Config) -> dict[str, Any]:
+    data = {f.name: getattr(config, f.name) for f in fields(config)}
+    return {**data.pop("extra"), **data}

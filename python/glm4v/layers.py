@@ -1,0 +1,42 @@
+"""Modules that the vision tower and the language model share: a parameter or two and the op that uses them.
+
+Dims: T rows (tokens or patches), C width, F inner width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from glm4v_ext import linear, rms_norm, swiglu
+
+
+class Linear(nn.Linear):
+    """``x @ weight.T + bias`` through the op library."""
+
+    def forward(self, input: Tensor) -> Tensor:  # [..., C_in] -> [..., C_out]
+        return linear(input, self.weight, self.bias)
+
+
+class RMSNorm(nn.Module):
+    """Weight and eps of one norm; the fused ops read both."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:  # [T, C]
+        return rms_norm(x, self.weight, self.eps)
+
+
+class Mlp(nn.Module):
+    """``down(silu(gate(x)) * up(x))``, gate and up as one matrix."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.gate_up_proj = Linear(width, 2 * inner, bias=False)
+        self.down_proj = Linear(inner, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:  # [T, C]
+        return self.down_proj(swiglu(self.gate_up_proj(x)))

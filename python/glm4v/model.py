@@ -1,0 +1,229 @@
+"""GLM-4.1V as one module: pictures and token ids in, logits out, packed.
+
+Dims: T tokens, N sequences, B cache rows, P patches, I grid rows, C width, V vocab, R rows asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import weights
+from .cache import KVCache
+from .config import MERGE_SIZE, Config, checkpoint_folder
+from .layers import Linear
+from .text import LanguageModel
+from .vision import VisionTower
+
+
+class Glm4v(nn.Module):
+    """The model with random weights; `from_pretrained` gives one with a checkpoint's.
+
+    Parameters carry the checkpoint's names, but the vision side's gate and up matrices are one (`weights.parts`).
+    """
+
+    def __init__(self, config: Config, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> None:
+        super().__init__()
+        self.config = config
+        with torch.device("meta"):
+            visual, language_model = VisionTower(config.vision_config), LanguageModel(config.text_config)
+            self.model = nn.ModuleDict({"visual": visual, "language_model": language_model})
+            self.lm_head = Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.to(dtype)
+        if torch.device(device).type != "meta":
+            self.to_empty(device=device)
+            self._init_weights()
+        self.tie_weights()
+
+    @property
+    def visual(self) -> VisionTower:
+        return self.model["visual"]  # type: ignore[return-value]
+
+    @property
+    def language_model(self) -> LanguageModel:
+        return self.model["language_model"]  # type: ignore[return-value]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.lm_head.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm_head.weight.device
+
+    def tie_weights(self) -> None:
+        """One matrix for embedding and head, where the config asks for it."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.language_model.embed_tokens.weight
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | os.PathLike[str],
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Glm4v:
+        """Reads a Hugging Face checkpoint folder (`config.json`, safetensors).
+
+        Weights of the wanted type stay where the file is mapped; others are converted one by one.
+
+        Args:
+            folder: the checkpoint.
+            dtype: of the weights; None keeps the file's.
+            device: where they go.
+            progress: called as ``progress(bytes_done, bytes_total)`` after each tensor.
+
+        Raises:
+            FileNotFoundError, ValueError: one line that names the file and what is wrong in it.
+        """
+        path = checkpoint_folder(folder)
+        model = cls(Config.from_pretrained(path), device="meta")
+        weights.load(model, path, dtype, device, progress)
+        model.tie_weights()
+        return model.eval()
+
+    def save_pretrained(self, folder: str | os.PathLike[str], max_shard_bytes: int = 5 * 10**9) -> None:
+        """Writes `config.json` and safetensors that transformers loads; each file appears whole or not at all."""
+        weights.save(self, folder, max_shard_bytes)
+        replace(self.config, dtype=str(self.dtype).removeprefix("torch.")).save_pretrained(folder)
+
+    def embed(
+        self,
+        input_ids: Tensor,  # [T]
+        cu_seqlens: Tensor,  # [N + 1]
+        pixel_values: Tensor | None = None,  # [P, 1176]
+        image_grid_thw: Tensor | None = None,  # [I, 3]
+        pixel_values_videos: Tensor | None = None,
+        video_grid_thw: Tensor | None = None,
+        still: bool = False,
+    ) -> Tensor:
+        """Token embeddings ``[T, C]`` with the pictures' features in place of ``<|image|>`` tokens, in prompt order.
+
+        A video's tokens are those between begin_of_video and end_of_video, an image's are all others. ``still=True``
+        says that ``pixel_values`` holds images as the processor makes them, with both frames of a patch equal.
+
+        Raises:
+            ValueError: tokens, grids and patches do not count the same; nothing has been computed then.
+        """
+        of_images, of_videos = self._picture_tokens(input_ids, cu_seqlens)
+        _check_pictures("pixel_values", pixel_values, "image_grid_thw", image_grid_thw, len(of_images), "outside")
+        _check_pictures(
+            "pixel_values_videos", pixel_values_videos, "video_grid_thw", video_grid_thw, len(of_videos), "inside"
+        )
+        x = self.language_model.embed_tokens(input_ids)
+        if pixel_values is not None:
+            x.index_copy_(0, of_images, self.visual(pixel_values, image_grid_thw, still))
+        if pixel_values_videos is not None:
+            x.index_copy_(0, of_videos, self.visual(pixel_values_videos, video_grid_thw))
+        return x
+
+    def hidden(
+        self,
+        input_ids: Tensor,  # [T]
+        cu_seqlens: Tensor,  # [N + 1]
+        position_ids: Tensor,  # [3, T]
+        cache: KVCache | None = None,
+        **pictures: Any,
+    ) -> Tensor:
+        """Hidden states ``[T, C]`` that the head reads; ``pictures`` as in `embed`. Fills an empty cache of N rows."""
+        starts = cu_seqlens.tolist()  # the one place where the host looks at lengths
+        if starts[-1] != len(input_ids):
+            raise ValueError(f"glm4v: cu_seqlens must end at {len(input_ids)}, the input_ids, got {starts[-1]}")
+        longest = max((b - a for a, b in pairwise(starts)), default=0)
+        x = self.embed(input_ids, cu_seqlens, **pictures)
+        return self.language_model(x, position_ids, cu_seqlens.int(), longest, cache)
+
+    def forward(
+        self,
+        input_ids: Tensor,  # [T]
+        cu_seqlens: Tensor,  # [N + 1]
+        position_ids: Tensor,  # [3, T]
+        logits_to_keep: int | Tensor | None = None,
+        **pictures: Any,
+    ) -> Tensor:
+        """Logits ``[T, V]``, or ``[R, V]`` of some tokens.
+
+        Args:
+            input_ids: token ids of all sequences, one after the other.
+            cu_seqlens: where each sequence starts, and T.
+            position_ids: time, row and column of each token.
+            logits_to_keep: k for the last k tokens of each sequence, or an index tensor ``[R]`` into the T tokens.
+            pictures: as in `embed`.
+        """
+        hidden = self.hidden(input_ids, cu_seqlens, position_ids, **pictures)
+        if isinstance(logits_to_keep, int):
+            from_end = cu_seqlens[1:][_rows(cu_seqlens, len(hidden))] - torch.arange(len(hidden), device=hidden.device)
+            hidden = hidden[from_end <= logits_to_keep]
+        elif logits_to_keep is not None:
+            hidden = hidden[logits_to_keep]
+        return self.lm_head(hidden)
+
+    @torch.inference_mode()
+    def prefill(self, batch: Mapping[str, Any], cache: KVCache) -> Tensor:
+        """Reads N prompts, `forward`'s arguments, into an empty cache of N rows: logits ``[N, V]`` of what follows."""
+        hidden = self.hidden(**batch, cache=cache)
+        return self.lm_head(hidden[batch["cu_seqlens"][1:] - 1])
+
+    @torch.inference_mode()
+    def decode(self, input_ids: Tensor, position_ids: Tensor, cache: KVCache) -> Tensor:
+        """One more token ``[B]`` for each cache row, at ``position_ids [3, B]``: logits ``[B, V]`` of what follows."""
+        x = self.language_model.embed_tokens(input_ids)
+        return self.lm_head(self.language_model.decode(x, position_ids, cache))
+
+    def _picture_tokens(self, input_ids: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the tokens of images and of videos stand."""
+        config = self.config
+        border = (input_ids == config.video_start_token_id).int() - (input_ids == config.video_end_token_id).int()
+        depth = border.cumsum(0)
+        # An unclosed video of one sequence says nothing about the next.
+        before = F.pad(depth, (1, 0))[cu_seqlens[:-1]]
+        in_video = depth > before[_rows(cu_seqlens, len(input_ids))]
+        picture = input_ids == config.image_token_id
+        return (picture & ~in_video).nonzero().flatten(), (picture & in_video).nonzero().flatten()
+
+    def _init_weights(self) -> None:
+        config = self.config
+        parts = (
+            (self.visual, config.vision_config.initializer_range),
+            (self.language_model, config.text_config.initializer_range),
+            (self.lm_head, config.text_config.initializer_range),
+        )
+        for part, std in parts:
+            for name, parameter in part.named_parameters():
+                if name.endswith("bias"):
+                    nn.init.zeros_(parameter)
+                elif parameter.ndim == 1:  # a norm
+                    nn.init.ones_(parameter)
+                else:
+                    nn.init.normal_(parameter, std=std)
+
+
+def _rows(cu_seqlens: Tensor, tokens: int) -> Tensor:
+    """``[T]``: the sequence of each token."""
+    token = torch.arange(tokens, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
+    return torch.searchsorted(cu_seqlens[1:].contiguous(), token, right=True)
+
+
+def _check_pictures(
+    pixels_name: str, pixels: Tensor | None, grid_name: str, grid: Tensor | None, tokens: int, where: str
+) -> None:
+    if (pixels is None) != (grid is None):
+        raise ValueError(f"glm4v: {pixels_name} and {grid_name} must come together, got only one of them")
+    units = [] if grid is None else grid.tolist()
+    for i, (t, h, w) in enumerate(units):
+        if min(t, h, w) < 1 or h % MERGE_SIZE or w % MERGE_SIZE:
+            raise ValueError(f"glm4v: {grid_name} row {i} must be (t, h, w), h and w multiples of 2, got {[t, h, w]}")
+    patches = sum(t * h * w for t, h, w in units)
+    if pixels is not None and (pixels.ndim != 2 or len(pixels) != patches):
+        raise ValueError(f"glm4v: {pixels_name} must have {patches} rows for {grid_name}, got {list(pixels.shape)}")
+    if tokens != patches // MERGE_SIZE**2:
+        expectation = f"{patches // MERGE_SIZE**2} <|image|> tokens {where} videos for {grid_name}"
+        raise ValueError(f"glm4v: input_ids must have {expectation}, got {tokens}")

@@ -1,0 +1,205 @@
+"""Weights between a model and a folder of safetensors with Hugging Face's names.
+
+Reading maps each file and hands its pages to the model, so that a checkpoint never stands in memory twice; what has
+another dtype is converted tensor by tensor. Everything is checked against the model before anything is taken. Writing
+puts every file under a temporary name first, so that an interrupted save leaves no half file under a real one.
+
+A safetensors file is 8 bytes of header length, a JSON header (name to dtype, shape, byte range), and the bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+PAGE = 4096
+
+
+def parts(name: str) -> list[str]:
+    """Names on disk of a parameter: the vision side's ``gate_up_proj`` is two tensors there, all else is itself."""
+    if name.startswith("model.visual.") and ".gate_up_proj." in name:
+        return [name.replace("gate_up_proj", half) for half in ("gate_proj", "up_proj")]
+    return [name]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a file: bytes ``[start, stop)`` of ``data``, the mapped file."""
+
+    file: Path
+    data: Tensor
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def load(
+    model: nn.Module,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Gives every parameter of ``model``, on the meta device, its tensor from ``folder``: `Glm4v.from_pretrained`."""
+    entries = _entries(folder)
+    wanted = _parameters(model)
+    _check(folder, {name: tensor.shape for name, tensor in _disk_tensors(wanted)}, entries)
+    if dtype is None:
+        dtype = entries[parts(next(iter(wanted)))[0]].dtype
+    total, done = sum(e.stop - e.start for e in entries.values()), 0
+    # In the order of the files, which disks like best.
+    order = sorted(wanted, key=lambda name: (entries[parts(name)[0]].file, entries[parts(name)[0]].start))
+    for name in order:
+        pieces = [entries.pop(part) for part in parts(name)]
+        owner, _, leaf = name.rpartition(".")
+        parameter = nn.Parameter(_read(pieces).to(device, dtype), requires_grad=wanted[name].requires_grad)
+        setattr(model.get_submodule(owner), leaf, parameter)
+        done += sum(e.stop - e.start for e in pieces)
+        if progress is not None:
+            progress(done, total)
+
+
+def save(model: nn.Module, folder: str | os.PathLike[str], max_shard_bytes: int) -> None:
+    """Writes every parameter of ``model`` to ``folder``, as one file or as shards with an index."""
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    shards: list[dict[str, Tensor]] = [{}]
+    for name, tensor in _disk_tensors(_parameters(model)):
+        if shards[-1] and sum(t.nbytes for t in shards[-1].values()) + tensor.nbytes > max_shard_bytes:
+            shards.append({})
+        shards[-1][name] = tensor
+    count = len(shards)
+    files = [SINGLE] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    index = []
+    if count > 1:
+        size = sum(t.nbytes for shard in shards for t in shard.values())
+        names = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+        index = [json.dumps({"metadata": {"total_size": size}, "weight_map": names}, indent=2).encode()]
+        files.append(INDEX)
+    try:
+        for file, content in zip(files, [*map(_encode, shards), index], strict=False):
+            _write(target / f"{file}.tmp", content)
+        for file in files:
+            os.replace(target / f"{file}.tmp", target / file)
+    finally:
+        for file in files:
+            (target / f"{file}.tmp").unlink(missing_ok=True)
+    old = {*target.glob("model-?????-of-?????.safetensors"), target / SINGLE, target / INDEX}
+    for stale in old - {target / file for file in files}:  # of an earlier save in other shards
+        stale.unlink(missing_ok=True)
+
+
+def _parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters by name, a tied one once, under its first name."""
+    return dict(model.named_parameters())
+
+
+def _disk_tensors(parameters: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    for name, parameter in parameters.items():
+        names = parts(name)
+        yield from zip(names, parameter.detach().chunk(len(names)), strict=True)
+
+
+def _entries(folder: Path) -> dict[str, Entry]:
+    """Every tensor of the checkpoint, by name."""
+    index = folder / INDEX
+    if (folder / SINGLE).exists():
+        files = [folder / SINGLE]
+    elif index.exists():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            files = [folder / Path(name).name for name in names]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"weights: {index}: not an index of shards: {error!r}") from None
+    else:
+        raise FileNotFoundError(f"weights: {folder}: must hold {SINGLE} or {INDEX} (no other format is read)")
+    return {name: entry for file in files for name, entry in _open(file).items()}
+
+
+def _open(file: Path) -> dict[str, Entry]:
+    try:
+        with safe_open(file, framework="pt"):
+            pass  # the library checks lengths, offsets and shapes
+    except FileNotFoundError:
+        raise FileNotFoundError(f"weights: {file}: the file is missing") from None
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"weights: {file}: not a whole safetensors file: {error}") from None
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+    header.pop("__metadata__", None)
+    # A private mapping: training may write to the tensors, the file stays as it is.
+    data = torch.from_file(str(file), shared=False, size=file.stat().st_size, dtype=torch.uint8)
+    entries = {}
+    for name, tensor in header.items():
+        if tensor["dtype"] not in DTYPES:
+            raise ValueError(f"weights: {file}: {name} must be {', '.join(DTYPES)}, got {tensor['dtype']}")
+        start, stop = (8 + length + offset for offset in tensor["data_offsets"])
+        entries[name] = Entry(file, data, DTYPES[tensor["dtype"]], tuple(tensor["shape"]), start, stop)
+    return entries
+
+
+def _check(folder: Path, wanted: dict[str, torch.Size], entries: dict[str, Entry]) -> None:
+    if missing := [name for name in wanted if name not in entries]:
+        raise ValueError(f"weights: {folder}: tensor {missing[0]} is missing{_others(missing)}")
+    if extra := [name for name in entries if name not in wanted]:
+        raise ValueError(
+            f"weights: {entries[extra[0]].file}: tensor {extra[0]} has no place in the model{_others(extra)}"
+        )
+    for name, shape in wanted.items():
+        if entries[name].shape != tuple(shape):
+            found = list(entries[name].shape)
+            raise ValueError(f"weights: {entries[name].file}: tensor {name} must be {list(shape)}, got {found}")
+
+
+def _others(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _read(pieces: list[Entry]) -> Tensor:
+    """The tensors as one, stacked by rows; without a copy where they stand so in the file."""
+    first, last = pieces[0], pieces[-1]
+    if not all(a.data is b.data and a.stop == b.start and a.dtype == b.dtype for a, b in pairwise(pieces)):
+        return torch.cat([_read([piece]) for piece in pieces])
+    data = first.data[first.start : last.stop]
+    data[::PAGE].sum()  # brings the pages in now, in order, rather than at the first use
+    if first.start % first.dtype.itemsize:
+        data = data.clone()
+    rows = [sum(piece.shape[0] for piece in pieces)] if len(pieces) > 1 else list(first.shape[:1])
+    return data.view(first.dtype).view([*rows, *first.shape[1:]])
+
+
+def _encode(shard: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
+    header, offset = {}, 0
+    for name, tensor in shard.items():
+        header[name] = {
+            "dtype": CODES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.nbytes],
+        }
+        offset += tensor.nbytes
+    text = json.dumps({"__metadata__": {"format": "pt"}, **header}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 64)  # tensors start on a cache line
+    yield len(text).to_bytes(8, "little") + text
+    for tensor in shard.values():
+        yield tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+def _write(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
+    with path.open("wb") as stream:
+        for chunk in chunks:
+            stream.write(chunk)
+        stream.flush()
+        os.fsync(stream.fileno())
