@@ -126,4 +126,13 @@ inline void check_same_device(const char* op, const char* name, const Tensor& t,
         " must be on the device of ", other_name, ", got another device");
 }
 
+// Shape, dtype and device of another argument.
+inline void check_like(const char* op, const char* name, const Tensor& t, const char* other_name, const Tensor& other) {
+  bool ok = t.dim() == other.dim();
+  for (int64_t i = 0; ok && i < t.dim(); ++i) ok = t.size(i) == other.size(i);
+  check(ok, op, ": ", name, " must be ", shape_text(other), " like ", other_name, ", got ", shape_text(t));
+  check_same_dtype(op, name, t, other_name, other);
+  check_same_device(op, name, t, other_name, other);
+}
+
 }  // namespace glm4v

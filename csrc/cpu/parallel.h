@@ -1,6 +1,10 @@
 // What the CPU glue of every op shares: threads, and the few tensor allocations it needs.
 #pragma once
 #include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <new>
 
 #include "common/check.h"
 
@@ -12,6 +16,26 @@ using torch::stable::parallel_for;
 // Rows per task so that a task touches at least 32k elements: below that a thread costs more than it brings.
 inline int64_t grain_for(int64_t elements_per_row) {
   return std::max<int64_t>(1, 32768 / std::max<int64_t>(1, elements_per_row));
+}
+
+// Uninitialised, 64-byte aligned memory of one worker.
+using Scratch = std::unique_ptr<void, decltype(&std::free)>;
+inline Scratch allocate_scratch(size_t bytes) {
+  Scratch memory(std::aligned_alloc(64, (bytes + 63) / 64 * 64), &std::free);
+  if (bytes > 0 && memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+
+// run(task, scratch) for every task, handed out one by one: tasks of unequal size balance. A task must write the same
+// values whichever thread runs it, and whenever.
+template <class F>
+void parallel_tasks(int64_t tasks, size_t scratch_bytes, F&& run) {
+  std::atomic<int64_t> next{0};
+  const int64_t workers = std::min<int64_t>(tasks, torch::stable::get_num_threads());
+  parallel_for(0, workers, 1, [&](int64_t, int64_t) {
+    const Scratch scratch = allocate_scratch(scratch_bytes);
+    for (int64_t task = next++; task < tasks; task = next++) run(task, scratch.get());
+  });
 }
 
 // Uninitialised, row-major whatever the strides of `like`.

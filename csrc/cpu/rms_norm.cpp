@@ -1,9 +1,10 @@
-#include "ops/rms_norm.h"
+#include "cpu/rms_norm.h"
 
 #include <algorithm>
 
 #include "cpu/loops/rms_norm.h"
 #include "cpu/parallel.h"
+#include "ops/rms_norm.h"
 
 namespace glm4v::cpu {
 
@@ -19,8 +20,9 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
   return out;
 }
 
-std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& dout, const Tensor& x, const Tensor& weight, double eps) {
-  const auto [rows, width, dtype] = check_rms_norm_backward(dout, x, weight);
+std::tuple<Tensor, Tensor> rms_norm_backward_rows(const Tensor& dout, const Tensor& x, const Tensor& weight,
+                                                  const void* dskip, double eps, int64_t rows, int64_t width,
+                                                  DType dtype) {
   const Tensor gc = contiguous(dout), xc = contiguous(x), wc = contiguous(weight);
   Tensor dx = empty_contiguous(xc);
   // A fixed number of row chunks, whatever the thread count: partial sums are then added in one order.
@@ -30,10 +32,15 @@ std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& dout, const Tensor& x
   const auto loops = GLM4V_PICK(rms_norm_backward_rows);
   parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c)
-      loops(dtype, gc.const_data_ptr(), xc.const_data_ptr(), wc.const_data_ptr(), dx.mutable_data_ptr(),
+      loops(dtype, gc.const_data_ptr(), xc.const_data_ptr(), wc.const_data_ptr(), dskip, dx.mutable_data_ptr(),
             sums + c * width, width, static_cast<float>(eps), rows * c / chunks, rows * (c + 1) / chunks);
   });
   return {dx, sum_rows(partial, x.scalar_type())};
+}
+
+std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& dout, const Tensor& x, const Tensor& weight, double eps) {
+  const auto [rows, width, dtype] = check_rms_norm_backward(dout, x, weight);
+  return rms_norm_backward_rows(dout, x, weight, nullptr, eps, rows, width, dtype);
 }
 
 }  // namespace glm4v::cpu

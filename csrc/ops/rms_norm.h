@@ -24,9 +24,7 @@ inline RmsNormShape check_rms_norm(const char* op, const Tensor& x,  // [..., C]
 inline RmsNormShape check_rms_norm_backward(const Tensor& dout,  // [..., C]
                                             const Tensor& x, const Tensor& weight) {
   const RmsNormShape shape = check_rms_norm("rms_norm_backward", x, weight);
-  check(dout.numel() == x.numel() && dout.size(dout.dim() - 1) == shape.width,
-        "rms_norm_backward: dout must be shaped like x, got ", shape_text(dout));
-  check_same_dtype("rms_norm_backward", "dout", dout, "x", x);
+  check_like("rms_norm_backward", "dout", dout, "x", x);
   return shape;
 }
 

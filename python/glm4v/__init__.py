@@ -11,17 +11,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .cache import KVCache
     from .config import Config, TextConfig, VisionConfig
+    from .errors import InputError
     from .model import Glm4v
+    from .processor import Batch, Processor
 
 _HOME = {
+    "Batch": "processor",
     "Config": "config",
     "Glm4v": "model",
+    "InputError": "errors",
     "KVCache": "cache",
+    "Processor": "processor",
     "TextConfig": "config",
     "VisionConfig": "config",
 }
 
-__all__ = ["Config", "Glm4v", "KVCache", "TextConfig", "VisionConfig"]
+__all__ = ["Batch", "Config", "Glm4v", "InputError", "KVCache", "Processor", "TextConfig", "VisionConfig"]
 
 
 def __getattr__(name: str) -> Any:

@@ -90,6 +90,35 @@ GLM4V_INLINE void store_n(T* p, vf v, int64_t n) {
   memcpy(p, buffer, n * sizeof(T));
 }
 
+// A row, vector by vector: over(width, [&](int64_t i, auto lanes) { store(y + i, load(x + i, lanes), lanes); }) runs
+// the body on whole vectors, then once on the rest of the row.
+struct AllLanes {};
+struct FirstLanes {
+  int64_t n;
+};
+template <class T>
+GLM4V_INLINE vf load(const T* p, AllLanes) {
+  return load(p);
+}
+template <class T>
+GLM4V_INLINE vf load(const T* p, FirstLanes lanes) {
+  return load_n(p, lanes.n);
+}
+template <class T>
+GLM4V_INLINE void store(T* p, vf v, AllLanes) {
+  store(p, v);
+}
+template <class T>
+GLM4V_INLINE void store(T* p, vf v, FirstLanes lanes) {
+  store_n(p, v, lanes.n);
+}
+template <class F>
+GLM4V_INLINE void over(int64_t width, F&& body) {
+  int64_t i = 0;
+  for (; i + W <= width; i += W) body(i, AllLanes{});
+  if (i < width) body(i, FirstLanes{width - i});
+}
+
 // v rounded to T and back.
 template <class T>
 GLM4V_INLINE vf round_to(vf v) {
@@ -104,6 +133,29 @@ inline __attribute__((always_inline)) vf round_to<float>(vf v) {
 template <>
 inline __attribute__((always_inline)) vf round_to<bf16>(vf v) {
   return bitcast<vf>(bf16_bits(v) << 16);
+}
+
+// e^x, within two ulp; 0 below -104, infinity above 88.8, NaN stays NaN.
+GLM4V_INLINE vf exp(vf x) {
+  const vf clamped = x < splat(-104.0f) ? splat(-104.0f) : (x > splat(88.8f) ? splat(88.8f) : x);
+  // x = n ln 2 + r: adding 1.5 * 2^23 leaves n in the low bits; ln 2 in two parts keeps r exact.
+  const vf biased = clamped * 1.44269504f + 12582912.0f;
+  const vf n = biased - 12582912.0f;
+  const vf r = clamped - n * 0.693359375f + n * 2.12194440e-4f;
+  vf p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+#if defined(__AVX512F__)
+  return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+  // 2^n in two factors, so that neither leaves the exponent's range.
+  const vi exponent = bitcast<vi>(biased) - 0x4b400000, half = exponent >> 1;
+  return p * bitcast<vf>((half + 127) << 23) * bitcast<vf>((exponent - half + 127) << 23);
+#endif
 }
 
 // Sum over the lanes, pairwise: the order is fixed for a given W.

@@ -1,0 +1,34 @@
+// RMSNorm added onto the residual, in one pass over memory. Rounds where the two separate ops would.
+#include "cpu/loops/rms_norm_add.h"
+
+#include "cpu/loops/inverse_rms.h"
+
+namespace glm4v::GLM4V_ISA {
+namespace {
+
+template <class T>
+void forward(const T* x, const T* residual, const T* weight, T* out, int64_t width, float eps, int64_t begin,
+             int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const T *xr = x + row * width, *rr = residual + row * width;
+    T* yr = out + row * width;
+    const vf scale = splat(inverse_rms(width, eps, [&](int64_t i, auto lanes) { return load(xr + i, lanes); }));
+    over(width, [&](int64_t i, auto lanes) {
+      const vf norm = load(weight + i, lanes) * round_to<T>(load(xr + i, lanes) * scale);
+      store(yr + i, load(rr + i, lanes) + round_to<T>(norm), lanes);
+    });
+  }
+}
+
+}  // namespace
+
+void rms_norm_add_rows(DType dtype, const void* x, const void* residual, const void* weight, void* out, int64_t width,
+                       float eps, int64_t begin, int64_t end) {
+  dispatch(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    forward(static_cast<const T*>(x), static_cast<const T*>(residual), static_cast<const T*>(weight),
+            static_cast<T*>(out), width, eps, begin, end);
+  });
+}
+
+}  // namespace glm4v::GLM4V_ISA

@@ -1,0 +1,51 @@
+"""Matrix product with a weight. Dims: M rows, K inputs, N outputs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias``, by the path that reaches the machine's peak.
+
+    Args:
+        x: ``[..., K]``, float32, bfloat16 or float16; any strides, transposed views are read in place.
+        weight: ``[N, K]``, dtype of ``x``; likewise.
+        bias: ``[N]``, dtype of ``x``, or None.
+
+    Returns:
+        ``[..., N]``, dtype of ``x``, contiguous.
+
+    Raises:
+        RuntimeError: a shape, dtype or device does not fit; the text names the argument.
+    """
+    return torch.ops.glm4v_ext.linear(x, weight, bias)
+
+
+def linear_backward(dout: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]):
+    """Gradients of ``linear`` for x, weight and bias, None where not needed; the products are the op itself."""
+    dout_rows = dout.flatten(0, -2) if dout.dim() > 1 else dout[None]  # [M, N]
+    x_rows = x.reshape(dout_rows.shape[0], x.shape[-1])  # [M, K]
+    return (
+        torch.ops.glm4v_ext.linear(dout, weight.t(), None) if needs[0] else None,
+        torch.ops.glm4v_ext.linear(dout_rows.t(), x_rows.t(), None) if needs[1] else None,
+        dout_rows.sum(0) if needs[2] else None,
+    )
+
+
+@torch.library.register_fake("glm4v_ext::linear")
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+def _setup(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _backward(ctx, dout: Tensor):
+    x, weight = ctx.saved_tensors
+    return linear_backward(dout, x, weight, ctx.needs_input_grad)
+
+
+torch.library.register_autograd("glm4v_ext::linear", _backward, setup_context=_setup)

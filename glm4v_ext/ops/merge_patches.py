@@ -1,0 +1,48 @@
+"""The tower's 2x2 downsample as one matrix product. Dims: P patches, C width, O output width."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .linear import linear_backward
+
+
+def merge_patches(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``conv2d(block, weight, bias)`` for every block of four consecutive patches; kernel and stride are the block.
+
+    Args:
+        x: ``[P, C]`` in merge-block order, P a multiple of 4, float32, bfloat16 or float16.
+        weight: ``[O, C, 2, 2]``, dtype of ``x``. In ``torch.channels_last`` it is used where it lies; in the default
+            order the patches are rearranged instead, which costs a few percent.
+        bias: ``[O]``, dtype of ``x``.
+
+    Returns:
+        ``[P/4, O]``, dtype of ``x``.
+
+    Raises:
+        RuntimeError: a shape, dtype or device does not fit; the text names the argument.
+    """
+    return torch.ops.glm4v_ext.merge_patches(x, weight, bias)
+
+
+@torch.library.register_fake("glm4v_ext::merge_patches")
+def _fake(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return x.new_empty((x.shape[0] // 4, weight.shape[0]))
+
+
+def _setup(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _backward(ctx, dout: Tensor):
+    x, weight = ctx.saved_tensors
+    blocks = x.reshape(-1, 4 * x.shape[1])  # [P/4, 4C]
+    by_patch = weight.permute(0, 2, 3, 1)  # [O, 2, 2, C]
+    dx, dweight, dbias = linear_backward(dout, blocks, by_patch.flatten(1), ctx.needs_input_grad)
+    if dweight is not None:
+        dweight = dweight.view(by_patch.shape).permute(0, 3, 1, 2)
+    return dx if dx is None else dx.view(x.shape), dweight, dbias
+
+
+torch.library.register_autograd("glm4v_ext::merge_patches", _backward, setup_context=_setup)

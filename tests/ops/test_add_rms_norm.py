@@ -1,0 +1,98 @@
+import pytest
+import torch
+
+from glm4v_ext import add_rms_norm, reference
+from glm4v_ext.testing import DTYPES, assert_as_accurate, devices, forced_isa, isa_levels, outputs_and_grads
+
+SHAPES = [(1, 6), (40, 1), (3, 7), (5, 1536), (2, 3, 80), (33, 129), (0, 16)]
+
+
+def sample(shape, dtype, device="cpu"):
+    torch.manual_seed(0)
+    x, residual = torch.randn(2, *shape, device=device).to(dtype)
+    return [x, residual, torch.randn(shape[-1], device=device).to(dtype), 1e-5]
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_definition(shape, dtype, device):
+    assert_as_accurate(add_rms_norm, reference.add_rms_norm, sample(shape, dtype, device))
+
+
+@pytest.mark.parametrize("level", isa_levels())
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_isa_levels(level, dtype):
+    with forced_isa(level):
+        assert_as_accurate(add_rms_norm, reference.add_rms_norm, sample((19, 77), dtype))
+
+
+@pytest.mark.parametrize("device", devices())
+def test_bitwise_repeatable(device):
+    inputs = sample((301, 515), torch.bfloat16, device)
+    first, second = outputs_and_grads(add_rms_norm, inputs), outputs_and_grads(add_rms_norm, inputs)
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("device", devices())
+def test_opcheck_and_compile(device):
+    inputs = [x.requires_grad_() if isinstance(x, torch.Tensor) else x for x in sample((4, 24), torch.float32, device)]
+    torch.library.opcheck(torch.ops.glm4v_ext.add_rms_norm, tuple(inputs))
+    compiled = torch.compile(add_rms_norm, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*inputs), add_rms_norm(*inputs))
+
+
+@pytest.mark.parametrize("device", devices())
+def test_expanded_gradients(device):
+    grads = []
+    for function in (add_rms_norm, reference.add_rms_norm):
+        inputs = sample((4, 24), torch.float32, device)
+        leaves = [x.requires_grad_() for x in inputs if isinstance(x, torch.Tensor)]
+        norm, total = function(*inputs)
+        (norm.sum() + total.sum()).backward()  # the gradient arrives with stride 0
+        grads.append([x.grad for x in leaves])
+    torch.testing.assert_close(*grads)
+
+
+def test_views():
+    x, residual = torch.randn(64, 40).t()[:, ::2], torch.randn(32, 40).t()
+    assert_as_accurate(add_rms_norm, reference.add_rms_norm, [x, residual, torch.randn(64)[::2], 1e-6])
+
+
+def test_nan_reaches_only_its_row():
+    inputs = sample((3, 50), torch.float32)
+    inputs[1][1, 17] = float("nan")
+    out = add_rms_norm(*inputs)[0]
+    assert out[1].isnan().all() and not out[[0, 2]].isnan().any()
+
+
+def test_sum_is_exactly_torchs():
+    x, residual, weight, eps = sample((33, 129), torch.bfloat16)
+    assert torch.equal(add_rms_norm(x, residual, weight, eps)[1], x + residual)
+
+
+def test_gradient_of_one_output_alone():
+    for pick in (0, 1):
+        assert_as_accurate(
+            lambda *inputs, pick=pick: add_rms_norm(*inputs)[pick],
+            lambda *inputs, pick=pick: reference.add_rms_norm(*inputs)[pick],
+            sample((5, 33), torch.float32),
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({0: torch.zeros(4, 24, dtype=torch.int32)}, "add_rms_norm: x must be float32, bfloat16 or float16, got int32"),
+        ({1: torch.zeros(4, 23)}, r"add_rms_norm: residual must be \[4, 24\] like x, got \[4, 23\]"),
+        ({1: torch.zeros(4, 24).half()}, "add_rms_norm: residual must be float32 like x, got float16"),
+        ({2: torch.zeros(5)}, r"add_rms_norm: weight must be \[C\] = \[24\], got \[5\]"),
+    ],
+)
+def test_errors_name_the_argument(change, text):
+    inputs = sample((4, 24), torch.float32)
+    for position, value in change.items():
+        inputs[position] = value
+    with pytest.raises(RuntimeError, match=text):
+        add_rms_norm(*inputs)

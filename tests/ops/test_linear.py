@@ -1,0 +1,103 @@
+import pytest
+import torch
+
+from glm4v_ext import linear, reference
+from glm4v_ext.testing import DTYPES, assert_as_accurate, devices, forced_isa, isa_levels, outputs_and_grads
+
+# M, K, N and whether there is a bias
+SHAPES = [
+    (1, 7, 5, True),
+    (3, 64, 48, False),
+    (33, 129, 65, True),
+    (1, 300, 1, True),
+    (9, 1, 17, False),
+    (0, 5, 6, True),
+]
+
+
+def sample(shape, dtype, device="cpu"):
+    torch.manual_seed(0)
+    m, k, n, bias = shape
+    x, weight = torch.randn(m, k, device=device).to(dtype), torch.randn(n, k, device=device).to(dtype)
+    return [x, weight, *([torch.randn(n, device=device).to(dtype)] if bias else [])]
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_definition(shape, dtype, device):
+    assert_as_accurate(linear, reference.linear, sample(shape, dtype, device))
+
+
+@pytest.mark.parametrize("level", isa_levels())
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_isa_levels(level, dtype):
+    with forced_isa(level):
+        assert_as_accurate(linear, reference.linear, sample((19, 77, 50, True), dtype))
+
+
+@pytest.mark.parametrize("device", devices())
+def test_bitwise_repeatable(device):
+    inputs = sample((64, 515, 80, True), torch.bfloat16, device)
+    first, second = outputs_and_grads(linear, inputs), outputs_and_grads(linear, inputs)
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("device", devices())
+def test_opcheck_and_compile(device):
+    inputs = [
+        x.requires_grad_() if isinstance(x, torch.Tensor) else x
+        for x in sample((4, 24, 8, True), torch.float32, device)
+    ]
+    torch.library.opcheck(torch.ops.glm4v_ext.linear, tuple(inputs))
+    compiled = torch.compile(linear, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*inputs), linear(*inputs))
+
+
+@pytest.mark.parametrize("device", devices())
+def test_expanded_gradients(device):
+    grads = []
+    for function in (linear, reference.linear):
+        inputs = sample((4, 24, 8, True), torch.float32, device)
+        leaves = [x.requires_grad_() for x in inputs if isinstance(x, torch.Tensor)]
+        out = function(*inputs)
+        out.sum().backward()  # the gradient arrives with stride 0
+        grads.append([x.grad for x in leaves])
+    torch.testing.assert_close(*grads)
+
+
+def test_leading_dims_and_views():
+    x, weight = torch.randn(24, 5, 2).permute(1, 2, 0), torch.randn(48, 10).t()[:, ::2]
+    assert_as_accurate(linear, reference.linear, [x, weight, torch.randn(20)[::2]])
+    assert_as_accurate(linear, reference.linear, [torch.randn(24), weight])
+
+
+def test_no_gradient_where_none_is_needed():
+    x, weight, bias = sample((5, 24, 8, True), torch.float32)
+    linear(x, weight.requires_grad_(), bias).sum().backward()
+    assert weight.grad.shape == weight.shape and x.grad is None and bias.grad is None
+
+
+def test_nan_reaches_only_its_row():
+    x, weight = sample((3, 50, 9, False), torch.float32)
+    x[1, 17] = float("nan")
+    out = linear(x, weight)
+    assert out[1].isnan().all() and not out[[0, 2]].isnan().any()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({0: torch.zeros(4, 24, dtype=torch.int32)}, "linear: x must be float32, bfloat16 or float16, got int32"),
+        ({1: torch.zeros(8, 23)}, r"linear: weight must be \[N, K\] = \[\*, 24\], got \[8, 23\]"),
+        ({1: torch.zeros(8, 24).half()}, "linear: weight must be float32 like x, got float16"),
+        ({2: torch.zeros(7)}, r"linear: bias must be \[N\] = \[8\], got \[7\]"),
+    ],
+)
+def test_errors_name_the_argument(change, text):
+    inputs = sample((4, 24, 8, True), torch.float32)
+    for position, value in change.items():
+        inputs[position] = value
+    with pytest.raises(RuntimeError, match=text):
+        linear(*inputs)

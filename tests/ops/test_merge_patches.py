@@ -1,0 +1,93 @@
+import pytest
+import torch
+
+from glm4v_ext import merge_patches, reference
+from glm4v_ext.testing import DTYPES, assert_as_accurate, devices, forced_isa, isa_levels, outputs_and_grads
+
+# P, C, O
+SHAPES = [(4, 24, 9), (8, 1, 1), (12, 80, 33), (0, 16, 4)]
+
+
+def sample(shape, dtype, device="cpu"):
+    torch.manual_seed(0)
+    patches, width, out_width = shape
+    x, bias = torch.randn(patches, width, device=device), torch.randn(out_width, device=device)
+    return [t.to(dtype) for t in (x, torch.randn(out_width, width, 2, 2, device=device) * (4 * width) ** -0.5, bias)]
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_definition(shape, dtype, device):
+    assert_as_accurate(merge_patches, reference.merge_patches, sample(shape, dtype, device))
+
+
+@pytest.mark.parametrize("level", isa_levels())
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_isa_levels(level, dtype):
+    with forced_isa(level):
+        assert_as_accurate(merge_patches, reference.merge_patches, sample((16, 20, 50), dtype))
+
+
+@pytest.mark.parametrize("device", devices())
+def test_bitwise_repeatable(device):
+    inputs = sample((64, 50, 80), torch.bfloat16, device)
+    first, second = outputs_and_grads(merge_patches, inputs), outputs_and_grads(merge_patches, inputs)
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("device", devices())
+def test_opcheck_and_compile(device):
+    inputs = [
+        x.requires_grad_() if isinstance(x, torch.Tensor) else x for x in sample((8, 24, 5), torch.float32, device)
+    ]
+    torch.library.opcheck(torch.ops.glm4v_ext.merge_patches, tuple(inputs))
+    compiled = torch.compile(merge_patches, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*inputs), merge_patches(*inputs))
+
+
+@pytest.mark.parametrize("device", devices())
+def test_expanded_gradients(device):
+    grads = []
+    for function in (merge_patches, reference.merge_patches):
+        inputs = sample((8, 24, 5), torch.float32, device)
+        leaves = [x.requires_grad_() for x in inputs if isinstance(x, torch.Tensor)]
+        out = function(*inputs)
+        out.sum().backward()  # the gradient arrives with stride 0
+        grads.append([x.grad for x in leaves])
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_channels_last_weight(dtype):
+    x, weight, bias = sample((12, 20, 7), dtype)
+    assert_as_accurate(merge_patches, reference.merge_patches, [x, weight.to(memory_format=torch.channels_last), bias])
+
+
+def test_views():
+    weight = torch.randn(2, 2, 10, 6).permute(3, 2, 0, 1)
+    assert_as_accurate(merge_patches, reference.merge_patches, [torch.randn(10, 8).t(), weight, torch.randn(12)[::2]])
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (
+            {0: torch.zeros(8, 24, dtype=torch.int32)},
+            "merge_patches: x must be float32, bfloat16 or float16, got int32",
+        ),
+        ({0: torch.zeros(6, 24)}, r"merge_patches: x must be \[P, C\] with P a multiple of 4, got \[6, 24\]"),
+        (
+            {1: torch.zeros(5, 23, 2, 2)},
+            r"merge_patches: weight must be \[O, C, 2, 2\] = \[\*, 24, 2, 2\], got \[5, 23, 2, 2\]",
+        ),
+        ({2: torch.zeros(7)}, r"merge_patches: bias must be \[O\] = \[5\], got \[7\]"),
+    ],
+)
+def test_errors_name_the_argument(change, text):
+    inputs = sample((8, 24, 5), torch.float32)
+    for position, value in change.items():
+        inputs[position] = value
+    with pytest.raises(RuntimeError, match=text):
+        merge_patches(*inputs)

@@ -1,0 +1,108 @@
+import pytest
+import torch
+
+from glm4v_ext import patch_embed, reference
+from glm4v_ext.testing import DTYPES, assert_as_accurate, devices, forced_isa, isa_levels, outputs_and_grads
+
+# P, C, channels, frames, height, width and whether the patches are still
+SHAPES = [
+    (4, 24, 3, 2, 14, 14, False),
+    (5, 9, 3, 2, 14, 14, True),
+    (1, 1, 1, 1, 1, 1, False),
+    (3, 7, 3, 3, 2, 5, True),
+    (0, 6, 3, 2, 2, 2, False),
+    (0, 6, 3, 2, 2, 2, True),
+]
+
+
+def sample(shape, dtype, device="cpu"):
+    torch.manual_seed(0)
+    patches, width, channels, frames, height, columns, still = shape
+    x = torch.randn(patches, channels, frames, height * columns, device=device)
+    if still:
+        x[:] = x[:, :, :1].clone()
+    weight = (
+        torch.randn(width, channels, frames, height, columns, device=device) * (channels * height * columns) ** -0.5
+    )
+    return [x.flatten(1).to(dtype), weight.to(dtype), torch.randn(width, device=device).to(dtype), still]
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_definition(shape, dtype, device):
+    assert_as_accurate(patch_embed, reference.patch_embed, sample(shape, dtype, device))
+
+
+@pytest.mark.parametrize("level", isa_levels())
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_isa_levels(level, dtype):
+    with forced_isa(level):
+        assert_as_accurate(patch_embed, reference.patch_embed, sample((9, 20, 3, 2, 4, 4, True), dtype))
+
+
+@pytest.mark.parametrize("device", devices())
+def test_bitwise_repeatable(device):
+    inputs = sample((33, 50, 3, 2, 14, 14, True), torch.bfloat16, device)
+    first, second = outputs_and_grads(patch_embed, inputs), outputs_and_grads(patch_embed, inputs)
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("device", devices())
+def test_opcheck_and_compile(device):
+    inputs = [
+        x.requires_grad_() if isinstance(x, torch.Tensor) else x
+        for x in sample((4, 6, 3, 2, 2, 2, True), torch.float32, device)
+    ]
+    torch.library.opcheck(torch.ops.glm4v_ext.patch_embed, tuple(inputs))
+    compiled = torch.compile(patch_embed, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*inputs), patch_embed(*inputs))
+
+
+@pytest.mark.parametrize("device", devices())
+def test_expanded_gradients(device):
+    grads = []
+    for function in (patch_embed, reference.patch_embed):
+        inputs = sample((4, 6, 3, 2, 2, 2, True), torch.float32, device)
+        leaves = [x.requires_grad_() for x in inputs if isinstance(x, torch.Tensor)]
+        out = function(*inputs)
+        out.sum().backward()  # the gradient arrives with stride 0
+        grads.append([x.grad for x in leaves])
+    torch.testing.assert_close(*grads)
+
+
+def test_still_is_the_whole_convolution():
+    patches, weight, bias, _ = sample((7, 10, 3, 2, 14, 14, True), torch.float32)
+    torch.testing.assert_close(patch_embed(patches, weight, bias, still=True), patch_embed(patches, weight, bias))
+
+
+def test_views():
+    _, weight, bias, _ = sample((4, 6, 3, 2, 2, 2, False), torch.float32)
+    patches = torch.randn(24, 8).t()
+    for still in (False, True):
+        assert_as_accurate(patch_embed, reference.patch_embed, [patches, weight.flip(0)[::2], bias[::2], still])
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (
+            {0: torch.zeros(4, 24, dtype=torch.uint8)},
+            "patch_embed: patches must be float32, bfloat16 or float16, got uint8",
+        ),
+        ({0: torch.zeros(4, 23)}, r"patch_embed: patches must be \[P, K\] = \[\*, 24\], got \[4, 23\]"),
+        (
+            {1: torch.zeros(6, 24)},
+            r"patch_embed: weight must be \[C, 3, F, h, w\] = \[\*, \*, \*, \*, \*\], got \[6, 24\]",
+        ),
+        ({2: torch.zeros(7)}, r"patch_embed: bias must be \[C\] = \[6\], got \[7\]"),
+        ({2: torch.zeros(6).bfloat16()}, "patch_embed: bias must be float32 like patches, got bfloat16"),
+    ],
+)
+def test_errors_name_the_argument(change, text):
+    inputs = sample((4, 6, 3, 2, 2, 2, True), torch.float32)
+    for position, value in change.items():
+        inputs[position] = value
+    with pytest.raises(RuntimeError, match=text):
+        patch_embed(*inputs)

@@ -1,0 +1,84 @@
+import pytest
+import torch
+
+from glm4v_ext import reference, rms_norm_add
+from glm4v_ext.testing import DTYPES, assert_as_accurate, devices, forced_isa, isa_levels, outputs_and_grads
+
+SHAPES = [(1, 6), (40, 1), (3, 7), (5, 1536), (2, 3, 80), (33, 129), (0, 16)]
+
+
+def sample(shape, dtype, device="cpu"):
+    torch.manual_seed(0)
+    x, residual = torch.randn(2, *shape, device=device).to(dtype)
+    return [x, residual, torch.randn(shape[-1], device=device).to(dtype), 1e-5]
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_definition(shape, dtype, device):
+    assert_as_accurate(rms_norm_add, reference.rms_norm_add, sample(shape, dtype, device))
+
+
+@pytest.mark.parametrize("level", isa_levels())
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_isa_levels(level, dtype):
+    with forced_isa(level):
+        assert_as_accurate(rms_norm_add, reference.rms_norm_add, sample((19, 77), dtype))
+
+
+@pytest.mark.parametrize("device", devices())
+def test_bitwise_repeatable(device):
+    inputs = sample((301, 515), torch.bfloat16, device)
+    first, second = outputs_and_grads(rms_norm_add, inputs), outputs_and_grads(rms_norm_add, inputs)
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("device", devices())
+def test_opcheck_and_compile(device):
+    inputs = [x.requires_grad_() if isinstance(x, torch.Tensor) else x for x in sample((4, 24), torch.float32, device)]
+    torch.library.opcheck(torch.ops.glm4v_ext.rms_norm_add, tuple(inputs))
+    compiled = torch.compile(rms_norm_add, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*inputs), rms_norm_add(*inputs))
+
+
+@pytest.mark.parametrize("device", devices())
+def test_expanded_gradients(device):
+    grads = []
+    for function in (rms_norm_add, reference.rms_norm_add):
+        inputs = sample((4, 24), torch.float32, device)
+        leaves = [x.requires_grad_() for x in inputs if isinstance(x, torch.Tensor)]
+        out = function(*inputs)
+        out.sum().backward()  # the gradient arrives with stride 0
+        grads.append([x.grad for x in leaves])
+    torch.testing.assert_close(*grads)
+
+
+def test_views():
+    x, residual = torch.randn(64, 40).t()[:, ::2], torch.randn(32, 40).t()
+    assert_as_accurate(rms_norm_add, reference.rms_norm_add, [x, residual, torch.randn(64)[::2], 1e-6])
+
+
+def test_nan_reaches_only_its_row():
+    inputs = sample((3, 50), torch.float32)
+    inputs[1][1, 17] = float("nan")
+    out = rms_norm_add(*inputs)
+    assert out[1].isnan().any() and not out[[0, 2]].isnan().any()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({0: torch.zeros(4, 24, dtype=torch.int32)}, "rms_norm_add: x must be float32, bfloat16 or float16, got int32"),
+        ({1: torch.zeros(4, 23)}, r"rms_norm_add: residual must be \[4, 24\] like x, got \[4, 23\]"),
+        ({1: torch.zeros(4, 24).half()}, "rms_norm_add: residual must be float32 like x, got float16"),
+        ({2: torch.zeros(5)}, r"rms_norm_add: weight must be \[C\] = \[24\], got \[5\]"),
+    ],
+)
+def test_errors_name_the_argument(change, text):
+    inputs = sample((4, 24), torch.float32)
+    for position, value in change.items():
+        inputs[position] = value
+    with pytest.raises(RuntimeError, match=text):
+        rms_norm_add(*inputs)

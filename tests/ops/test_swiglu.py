@@ -1,0 +1,81 @@
+import pytest
+import torch
+
+from glm4v_ext import reference, swiglu
+from glm4v_ext.testing import DTYPES, assert_as_accurate, devices, forced_isa, isa_levels, outputs_and_grads
+
+SHAPES = [(1, 6), (40, 2), (3, 14), (5, 2 * 1365), (2, 3, 80), (33, 258), (0, 16), (30,)]
+
+
+def sample(shape, dtype, device="cpu"):
+    torch.manual_seed(0)
+    return [(4 * torch.randn(shape, device=device)).to(dtype)]
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_definition(shape, dtype, device):
+    assert_as_accurate(swiglu, reference.swiglu, sample(shape, dtype, device))
+
+
+@pytest.mark.parametrize("level", isa_levels())
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_isa_levels(level, dtype):
+    with forced_isa(level):
+        assert_as_accurate(swiglu, reference.swiglu, sample((19, 154), dtype))
+
+
+@pytest.mark.parametrize("device", devices())
+def test_bitwise_repeatable(device):
+    inputs = sample((301, 514), torch.bfloat16, device)
+    first, second = outputs_and_grads(swiglu, inputs), outputs_and_grads(swiglu, inputs)
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("device", devices())
+def test_opcheck_and_compile(device):
+    inputs = [x.requires_grad_() if isinstance(x, torch.Tensor) else x for x in sample((4, 24), torch.float32, device)]
+    torch.library.opcheck(torch.ops.glm4v_ext.swiglu, tuple(inputs))
+    compiled = torch.compile(swiglu, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*inputs), swiglu(*inputs))
+
+
+@pytest.mark.parametrize("device", devices())
+def test_expanded_gradients(device):
+    grads = []
+    for function in (swiglu, reference.swiglu):
+        inputs = sample((4, 24), torch.float32, device)
+        leaves = [x.requires_grad_() for x in inputs if isinstance(x, torch.Tensor)]
+        out = function(*inputs)
+        out.sum().backward()  # the gradient arrives with stride 0
+        grads.append([x.grad for x in leaves])
+    torch.testing.assert_close(*grads)
+
+
+def test_views():
+    assert_as_accurate(swiglu, reference.swiglu, [torch.randn(64, 40).t()[:, ::2]])
+
+
+@pytest.mark.parametrize("level", isa_levels())
+def test_extremes(level):
+    gate = torch.tensor([0.0, -0.0, 88.0, -88.0, -100.0, -1e4, -3e38, 3e38, float("inf"), float("nan")])
+    with forced_isa(level):
+        out = swiglu(torch.cat([gate, torch.ones_like(gate)]))
+        torch.testing.assert_close(out, torch.nn.functional.silu(gate), equal_nan=True, atol=1e-35, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({0: torch.zeros(4, 24, dtype=torch.int64)}, "swiglu: gate_up must be float32, bfloat16 or float16, got int64"),
+        ({0: torch.zeros(4, 23)}, r"swiglu: gate_up must be \[..., 2I\] with I > 0, got \[4, 23\]"),
+    ],
+)
+def test_errors_name_the_argument(change, text):
+    inputs = sample((4, 24), torch.float32)
+    for position, value in change.items():
+        inputs[position] = value
+    with pytest.raises(RuntimeError, match=text):
+        swiglu(*inputs)
