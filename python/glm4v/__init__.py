@@ -9,14 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .batch import Batch
     from .cache import KVCache
     from .config import Config, TextConfig, VisionConfig
     from .errors import InputError
     from .model import Glm4v
-    from .processor import Batch, Processor
+    from .processor import Processor
 
 _HOME = {
-    "Batch": "processor",
+    "Batch": "batch",
     "Config": "config",
     "Glm4v": "model",
     "InputError": "errors",

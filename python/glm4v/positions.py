@@ -56,8 +56,8 @@ def rope_positions(
 
     picture = first.cumsum(0)[seen] - 1  # of each image token
     if not torch.equal(torch.bincount(picture, minlength=len(grids)), rows * columns):
-        wanted, found = (rows * columns).tolist(), torch.bincount(picture, minlength=len(grids)).tolist()
-        raise ValueError(f"positions: pictures must have {wanted} tokens by their grids, got {found}")
+        wanted, counts = (rows * columns).tolist(), torch.bincount(picture, minlength=len(grids)).tolist()
+        raise ValueError(f"positions: pictures must have {wanted} tokens by their grids, got {counts}")
 
     # Where each token's predecessor leaves off: text by one, a picture as a whole at its last token.
     advance = (~seen).long()
