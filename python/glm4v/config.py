@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .errors import InputError
+
 CHANNELS, PATCH_SIZE, TEMPORAL_PATCH_SIZE, MERGE_SIZE = 3, 14, 2, 2
 FIXED: dict[str, Any] = {
     "hidden_act": "silu",
@@ -35,7 +37,7 @@ def checkpoint_folder(name: str | os.PathLike[str]) -> Path:
         hint = f"to fetch it from the hub: hf download {hub} --local-dir {local}"
     else:
         hint = "nothing is there"
-    raise FileNotFoundError(f"checkpoint: {hub} must be a folder; {hint}")
+    raise InputError(f"checkpoint: {hub} must be a folder; {hint}")
 
 
 @dataclass(frozen=True)
@@ -209,15 +211,15 @@ class Config:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise FileNotFoundError(f"config: {path}: the file is missing") from None
+            raise InputError(f"config: {path}: the file is missing") from None
         except ValueError as error:
-            raise ValueError(f"config: {path}: not JSON: {error}") from None
+            raise InputError(f"config: {path}: not JSON: {error}") from None
         if not isinstance(data, dict):
-            raise ValueError(f"config: {path}: must be a JSON object, got {type(data).__name__}")
+            raise InputError(f"config: {path}: must be a JSON object, got {type(data).__name__}")
         try:
             return cls.from_dict(data)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{error} ({path})") from None
+            raise InputError(f"{error} ({path})") from None
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         path = Path(folder) / "config.json"
@@ -230,7 +232,7 @@ C = TypeVar("C", VisionConfig, TextConfig, Config)
 
 def _expect(ok: bool, where: str, name: str, expectation: str, actual: object) -> None:
     if not ok:
-        raise ValueError(f"config: {name} of {where} must be {expectation}, got {actual}")
+        raise InputError(f"config: {name} of {where} must be {expectation}, got {actual}")
 
 
 def _divides(where: str, name: str, value: int, divisor_name: str, divisor: int) -> None:

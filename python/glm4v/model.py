@@ -12,13 +12,13 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import weights
 from .cache import KVCache
 from .config import MERGE_SIZE, Config, checkpoint_folder
 from .layers import Linear
+from .positions import inside_videos, sequence_ids
 from .text import LanguageModel
 from .vision import VisionTower
 
@@ -82,7 +82,7 @@ class Glm4v(nn.Module):
             progress: called as ``progress(bytes_done, bytes_total)`` after each tensor.
 
         Raises:
-            FileNotFoundError, ValueError: one line that names the file and what is wrong in it.
+            InputError: one line that names the file and what is wrong in it.
         """
         path = checkpoint_folder(folder)
         model = cls(Config.from_pretrained(path), device="meta")
@@ -160,8 +160,8 @@ class Glm4v(nn.Module):
         """
         hidden = self.hidden(input_ids, cu_seqlens, position_ids, **pictures)
         if isinstance(logits_to_keep, int):
-            from_end = cu_seqlens[1:][_rows(cu_seqlens, len(hidden))] - torch.arange(len(hidden), device=hidden.device)
-            hidden = hidden[from_end <= logits_to_keep]
+            ends = cu_seqlens[1:][sequence_ids(cu_seqlens, len(hidden))]
+            hidden = hidden[ends - torch.arange(len(hidden), device=hidden.device) <= logits_to_keep]
         elif logits_to_keep is not None:
             hidden = hidden[logits_to_keep]
         return self.lm_head(hidden)
@@ -181,11 +181,7 @@ class Glm4v(nn.Module):
     def _picture_tokens(self, input_ids: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
         """Where the tokens of images and of videos stand."""
         config = self.config
-        border = (input_ids == config.video_start_token_id).int() - (input_ids == config.video_end_token_id).int()
-        depth = border.cumsum(0)
-        # An unclosed video of one sequence says nothing about the next.
-        before = F.pad(depth, (1, 0))[cu_seqlens[:-1]]
-        in_video = depth > before[_rows(cu_seqlens, len(input_ids))]
+        in_video = inside_videos(input_ids, cu_seqlens, config.video_start_token_id, config.video_end_token_id)
         picture = input_ids == config.image_token_id
         return (picture & ~in_video).nonzero().flatten(), (picture & in_video).nonzero().flatten()
 
@@ -204,12 +200,6 @@ class Glm4v(nn.Module):
                     nn.init.ones_(parameter)
                 else:
                     nn.init.normal_(parameter, std=std)
-
-
-def _rows(cu_seqlens: Tensor, tokens: int) -> Tensor:
-    """``[T]``: the sequence of each token."""
-    token = torch.arange(tokens, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
-    return torch.searchsorted(cu_seqlens[1:].contiguous(), token, right=True)
 
 
 def _check_pictures(

@@ -20,6 +20,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from .errors import InputError
+
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
@@ -137,9 +139,9 @@ def _entries(folder: Path) -> dict[str, Entry]:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
             files = [folder / Path(name).name for name in names]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"weights: {index}: not an index of shards: {error!r}") from None
+            raise InputError(f"weights: {index}: not an index of shards: {error!r}") from None
     else:
-        raise FileNotFoundError(f"weights: {folder}: must hold {SINGLE} or {INDEX} (no other format is read)")
+        raise InputError(f"weights: {folder}: must hold {SINGLE} or {INDEX} (no other format is read)")
     return {name: entry for file in files for name, entry in _open(file).items()}
 
 
@@ -148,9 +150,9 @@ def _open(file: Path) -> dict[str, Entry]:
         with safe_open(file, framework="pt"):
             pass  # the library checks lengths, offsets and shapes
     except FileNotFoundError:
-        raise FileNotFoundError(f"weights: {file}: the file is missing") from None
+        raise InputError(f"weights: {file}: the file is missing") from None
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"weights: {file}: not a whole safetensors file: {error}") from None
+        raise InputError(f"weights: {file}: not a whole safetensors file: {error}") from None
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))
@@ -160,7 +162,7 @@ def _open(file: Path) -> dict[str, Entry]:
     entries = {}
     for name, tensor in header.items():
         if tensor["dtype"] not in DTYPES:
-            raise ValueError(f"weights: {file}: {name} must be {', '.join(DTYPES)}, got {tensor['dtype']}")
+            raise InputError(f"weights: {file}: {name} must be {', '.join(DTYPES)}, got {tensor['dtype']}")
         start, stop = (8 + length + offset for offset in tensor["data_offsets"])
         entries[name] = Entry(file, data, DTYPES[tensor["dtype"]], tuple(tensor["shape"]), start, stop)
     return entries
@@ -168,15 +170,15 @@ def _open(file: Path) -> dict[str, Entry]:
 
 def _check(folder: Path, wanted: dict[str, torch.Size], entries: dict[str, Entry]) -> None:
     if missing := [name for name in wanted if name not in entries]:
-        raise ValueError(f"weights: {folder}: tensor {missing[0]} is missing{_others(missing)}")
+        raise InputError(f"weights: {folder}: tensor {missing[0]} is missing{_others(missing)}")
     if extra := [name for name in entries if name not in wanted]:
-        raise ValueError(
+        raise InputError(
             f"weights: {entries[extra[0]].file}: tensor {extra[0]} has no place in the model{_others(extra)}"
         )
     for name, shape in wanted.items():
         if entries[name].shape != tuple(shape):
             found = list(entries[name].shape)
-            raise ValueError(f"weights: {entries[name].file}: tensor {name} must be {list(shape)}, got {found}")
+            raise InputError(f"weights: {entries[name].file}: tensor {name} must be {list(shape)}, got {found}")
 
 
 def _others(names: list[str]) -> str:
