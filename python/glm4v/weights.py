@@ -57,7 +57,7 @@ def load(
     """Gives every parameter of ``model``, on the meta device, its tensor from ``folder``: `Glm4v.from_pretrained`."""
     entries = _entries(folder)
     wanted = _parameters(model)
-    _check(folder, {name: tensor.shape for name, tensor in _disk_tensors(wanted)}, entries)
+    _check(folder, shapes(model), entries)
     if dtype is None:
         dtype = entries[parts(next(iter(wanted)))[0]].dtype
     total, done = sum(e.stop - e.start for e in entries.values()), 0
@@ -73,12 +73,27 @@ def load(
             progress(done, total)
 
 
+def shapes(model: nn.Module) -> dict[str, torch.Size]:
+    """Names and shapes on disk of every parameter of ``model``."""
+    return {name: tensor.shape for name, tensor in _disk_tensors(_parameters(model))}
+
+
+def read(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of the checkpoint in ``folder``, by its name on disk, mapped where it stands."""
+    return {name: _read([entry]) for name, entry in _entries(folder).items()}
+
+
 def save(model: nn.Module, folder: str | os.PathLike[str], max_shard_bytes: int) -> None:
-    """Writes every parameter of ``model`` to ``folder``, as one file or as shards with an index."""
+    """Writes every parameter of ``model`` to ``folder``: `write`."""
+    write(dict(_disk_tensors(_parameters(model))), folder, max_shard_bytes)
+
+
+def write(tensors: dict[str, Tensor], folder: str | os.PathLike[str], max_shard_bytes: int) -> None:
+    """Writes ``tensors`` to ``folder``, as one file or as shards with an index."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     shards: list[dict[str, Tensor]] = [{}]
-    for name, tensor in _disk_tensors(_parameters(model)):
+    for name, tensor in tensors.items():
         if shards[-1] and sum(t.nbytes for t in shards[-1].values()) + tensor.nbytes > max_shard_bytes:
             shards.append({})
         shards[-1][name] = tensor
