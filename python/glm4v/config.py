@@ -208,14 +208,7 @@ class Config:
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> Config:
         path = checkpoint_folder(folder) / "config.json"
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(f"config: {path}: the file is missing") from None
-        except ValueError as error:
-            raise InputError(f"config: {path}: not JSON: {error}") from None
-        if not isinstance(data, dict):
-            raise InputError(f"config: {path}: must be a JSON object, got {type(data).__name__}")
+        data = _read_json(path)
         try:
             return cls.from_dict(data)
         except (TypeError, ValueError) as error:
@@ -225,6 +218,28 @@ class Config:
         path = Path(folder) / "config.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_generation_config(folder: str | os.PathLike[str], config: Config) -> dict[str, Any]:
+    """The checkpoint's `generation_config.json`: stop ids and sampling defaults.
+
+    A checkpoint without the file still has its stop ids in `config.json`.
+    """
+    path = checkpoint_folder(folder) / "generation_config.json"
+    stop = {"eos_token_id": config.text_config.extra.get("eos_token_id", config.extra.get("eos_token_id"))}
+    return {**stop, **_read_json(path)} if path.exists() else stop
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"config: {path}: the file is missing") from None
+    except ValueError as error:
+        raise InputError(f"config: {path}: not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise InputError(f"config: {path}: must be a JSON object, got {type(data).__name__}")
+    return data
 
 
 C = TypeVar("C", VisionConfig, TextConfig, Config)

@@ -5,22 +5,31 @@ Dims: T tokens, N sequences, B cache rows, P patches, I grid rows, C width, V vo
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from . import weights
 from .cache import KVCache
-from .config import MERGE_SIZE, Config, checkpoint_folder
+from .config import MERGE_SIZE, Config, checkpoint_folder, read_generation_config
+from .errors import InputError
+from .generate import generate as _generate
+from .generate import stream as _stream
 from .layers import Linear
 from .positions import inside_videos, sequence_ids
 from .text import LanguageModel
 from .vision import VisionTower
+
+if TYPE_CHECKING:
+    from .processor import Processor
 
 
 class Glm4v(nn.Module):
@@ -29,9 +38,14 @@ class Glm4v(nn.Module):
     Parameters carry the checkpoint's names, but the vision side's gate and up matrices are one (`weights.parts`).
     """
 
+    generate = _generate
+    stream = _stream
+
     def __init__(self, config: Config, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> None:
         super().__init__()
         self.config = config
+        self.folder: Path | None = None  # the checkpoint that the weights came from
+        self.generation_config: dict[str, Any] = {}  # the content of its generation_config.json
         with torch.device("meta"):
             visual, language_model = VisionTower(config.vision_config), LanguageModel(config.text_config)
             self.model = nn.ModuleDict({"visual": visual, "language_model": language_model})
@@ -57,6 +71,15 @@ class Glm4v(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.lm_head.weight.device
+
+    @cached_property
+    def processor(self) -> Processor:
+        """Makes prompts of messages; read from the checkpoint at the first use, or set by hand."""
+        from .processor import Processor
+
+        if self.folder is None:
+            raise InputError("glm4v: processor must be set for a model without a checkpoint folder, got none")
+        return Processor.from_pretrained(self.folder)
 
     def tie_weights(self) -> None:
         """One matrix for embedding and head, where the config asks for it."""
@@ -88,12 +111,18 @@ class Glm4v(nn.Module):
         model = cls(Config.from_pretrained(path), device="meta")
         weights.load(model, path, dtype, device, progress)
         model.tie_weights()
+        model.folder = path
+        model.generation_config = read_generation_config(path, model.config)
         return model.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str], max_shard_bytes: int = 5 * 10**9) -> None:
-        """Writes `config.json` and safetensors that transformers loads; each file appears whole or not at all."""
+        """Writes `config.json`, `generation_config.json` and safetensors that transformers loads; each file of weights
+        appears whole or not at all."""
         weights.save(self, folder, max_shard_bytes)
         replace(self.config, dtype=str(self.dtype).removeprefix("torch.")).save_pretrained(folder)
+        if self.generation_config:
+            path = Path(folder) / "generation_config.json"
+            path.write_text(json.dumps(self.generation_config, indent=2) + "\n", encoding="utf-8")
 
     def embed(
         self,
@@ -165,6 +194,10 @@ class Glm4v(nn.Module):
         elif logits_to_keep is not None:
             hidden = hidden[logits_to_keep]
         return self.lm_head(hidden)
+
+    def new_cache(self, batch_size: int, capacity: int) -> KVCache:
+        """An empty cache for ``batch_size`` sequences of up to ``capacity`` tokens."""
+        return KVCache(self.config.text_config, batch_size, capacity, self.dtype, self.device)
 
     @torch.inference_mode()
     def prefill(self, batch: Mapping[str, Any], cache: KVCache) -> Tensor:
