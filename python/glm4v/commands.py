@@ -46,7 +46,7 @@ MinP = Annotated[
     float | None, typer.Option(min=0, max=1, help="Keep tokens with this share of the likeliest one's probability.")
 ]
 Penalty = Annotated[float | None, typer.Option(help="Above 1: repeat less.")]
-Seed = Annotated[int | None, typer.Option(help="The same seed gives the same answer.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="The same seed gives the same answer.")]
 Budget = Annotated[
     int | None, typer.Option(min=0, metavar="N", help="End the thinking after N tokens; 0 turns it off.")
 ]
