@@ -40,10 +40,12 @@ void parallel_tasks(int64_t tasks, size_t scratch_bytes, F&& run) {
   });
 }
 
-// Uninitialised, row-major, in the dtype of `like`. A large fresh tensor costs a fault per 4 KiB page, often more than
-// the op that fills it: this asks for pages of 2 MiB, as torch does under THP_MEM_ALLOC_ENABLE.
-inline Tensor empty(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes) {
-  Tensor t = torch::stable::new_empty(like, sizes);
+// Uninitialised, row-major, in the dtype of `like` unless another is given. A large fresh tensor costs a fault per 4
+// KiB page, often more than the op that fills it: this asks for pages of 2 MiB, as torch does under
+// THP_MEM_ALLOC_ENABLE.
+inline Tensor empty(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                    std::optional<ScalarType> dtype = std::nullopt) {
+  Tensor t = torch::stable::new_empty(like, sizes, dtype);
   constexpr uintptr_t page = 2 << 20;
   const auto address = reinterpret_cast<uintptr_t>(t.mutable_data_ptr());
   const uintptr_t begin = (address + page - 1) / page * page;
