@@ -173,6 +173,24 @@ def info(model: Annotated[str | None, typer.Option("--model", metavar="DIR", hel
         print(f"{name:<18}  {value}")
 
 
+@app.command()
+def assemble(
+    vision: Annotated[str, typer.Option(metavar="DIR", help="An AIMv2 encoder with a position table.")],
+    language: Annotated[str, typer.Option(metavar="DIR", help="A GLM-4-0414 decoder with its tokenizer.")],
+    out: Annotated[str, typer.Option(metavar="DIR", help="Where to write: a new or empty folder.")],
+    dtype: Annotated[Dtype | None, typer.Option(help="Type of the weights. Default: the decoder's.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the new merger's weights.")] = 0,
+) -> None:
+    """Builds a base checkpoint from an encoder and a decoder, to be trained."""
+    import torch
+
+    from .assemble import assemble as build
+
+    config = build(vision, language, out, getattr(torch, dtype.value) if dtype else None, seed)
+    tower, text = config.vision_config, config.text_config
+    print(f"{out}: {tower.depth} vision and {text.num_hidden_layers} text layers, {config.dtype}")
+
+
 def checkpoint_facts(folder: str) -> dict[str, str]:
     """Facts from `config.json`; the weights aren't read."""
     import torch
