@@ -148,3 +148,132 @@ def patch_embed(patches: Tensor, weight: Tensor, bias: Tensor, still: bool = Fal
 def merge_patches(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     blocks = x.reshape(-1, 2, 2, x.shape[-1]).permute(0, 3, 1, 2)  # patches arrive block by block
     return F.conv2d(blocks, weight, bias).flatten(1)
+
+
+def _visible(rows: int, keys: int, causal: bool, window_size: tuple[int, int], device: torch.device) -> Tensor:
+    """[rows, keys] bool, aligned to the bottom right corner; -1 is unbounded."""
+    left, right = window_size[0], 0 if causal else window_size[1]
+    distance = torch.arange(keys, device=device) - torch.arange(rows, device=device)[:, None] - (keys - rows)
+    visible = torch.ones_like(distance, dtype=torch.bool)
+    if left >= 0:
+        visible &= distance >= -left
+    if right >= 0:
+        visible &= distance <= right
+    return visible
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, visible: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
+    """One sequence: q [Sq, H, D], k and v [Sk, K, D] -> out [Sq, H, D], lse [H, Sq]."""
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+    scores = (q.transpose(0, 1) @ k.permute(1, 2, 0)) * scale
+    if softcap > 0:
+        scores = softcap * torch.tanh(scores / softcap)
+    hidden = scores.masked_fill(~visible, float("-inf"))
+    lse = torch.logsumexp(hidden.detach().to(_statistics_dtype(q)), dim=-1)
+    # A row without a visible key has no softmax: give it a uniform one, which the last mask makes 0.
+    blind = ~visible.any(dim=-1, keepdim=True)
+    weights = hidden.masked_fill(blind, 0).softmax(dim=-1).masked_fill(~visible, 0)
+    return (weights @ v.transpose(0, 1)).transpose(0, 1), lse
+
+
+def flash_attn_varlen_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    deterministic: bool = False,
+    return_attn_probs: bool = False,
+    block_table: Tensor | None = None,
+):
+    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    starts_q, starts_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
+    outs, lses = [], []
+    for n in range(len(starts_q) - 1):
+        rows, keys = slice(*starts_q[n : n + 2]), slice(*starts_k[n : n + 2])
+        kn, vn = k[keys], v[keys]
+        if block_table is not None:
+            length = keys.stop - keys.start
+            kn, vn = (x[block_table[n].long()].flatten(0, 1)[:length] for x in (k, v))
+        visible = _visible(rows.stop - rows.start, len(kn), causal, window_size, q.device)
+        out, lse = _attend(q[rows], kn, vn, scale, visible, softcap)
+        outs.append(out)
+        lses.append(lse)
+    padding = len(q) - starts_q[-1]
+    out = torch.cat([*outs, q.new_zeros(padding, *q.shape[1:])])
+    lse = torch.cat(
+        [*lses, torch.full((q.shape[1], padding), float("-inf"), dtype=_statistics_dtype(q), device=q.device)], 1
+    )
+    return (out, lse, None) if return_attn_probs else out
+
+
+def flash_attn_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    deterministic: bool = False,
+    return_attn_probs: bool = False,
+):
+    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    visible = _visible(q.shape[1], k.shape[1], causal, window_size, q.device)
+    pairs = [_attend(*x, scale, visible, softcap) for x in zip(q, k, v, strict=True)]
+    out, lse = (torch.stack(x) for x in zip(*pairs, strict=True))
+    return (out, lse, None) if return_attn_probs else out
+
+
+def flash_attn_with_kvcache(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k: Tensor | None = None,
+    v: Tensor | None = None,
+    rotary_cos: None = None,
+    rotary_sin: None = None,
+    cache_seqlens: int | Tensor | None = None,
+    cache_batch_idx: Tensor | None = None,
+    cache_leftpad: Tensor | None = None,
+    block_table: Tensor | None = None,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    rotary_interleaved: bool = True,
+    alibi_slopes: None = None,
+    num_splits: int = 0,
+    return_softmax_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    size = k_cache.shape[1]
+    pairs = []
+    for b in range(q.shape[0]):
+        row = torch.tensor([b]) if cache_batch_idx is None else cache_batch_idx[b : b + 1]
+        pages = row if block_table is None else block_table[b]
+        slots = (pages.to(q.device).long()[:, None] * size + torch.arange(size, device=q.device)).flatten()
+        lengths = len(slots) if cache_seqlens is None else cache_seqlens
+        end = lengths if isinstance(lengths, int) else int(lengths[b])
+        begin = 0 if cache_leftpad is None else int(cache_leftpad[b])
+        if k is not None and v is not None:
+            new = slots[end : end + k.shape[1]]
+            k_cache[new // size, new % size], v_cache[new // size, new % size] = k[b], v[b]
+            end += k.shape[1]
+        seen = slots[begin:end]
+        visible = _visible(q.shape[1], end - begin, causal, window_size, q.device)
+        keys, values = (cache[seen // size, seen % size] for cache in (k_cache, v_cache))
+        pairs.append(_attend(q[b], keys, values, scale, visible, softcap))
+    out, lse = (torch.stack(x) for x in zip(*pairs, strict=True))
+    return (out, lse) if return_softmax_lse else out

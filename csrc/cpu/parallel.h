@@ -1,6 +1,12 @@
 // What the CPU glue of every op shares: threads, and the few tensor allocations it needs.
 #pragma once
+#include <sys/mman.h>
+
 #include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <new>
 
 #include "common/check.h"
 
@@ -14,8 +20,41 @@ inline int64_t grain_for(int64_t elements_per_row) {
   return std::max<int64_t>(1, 32768 / std::max<int64_t>(1, elements_per_row));
 }
 
-// Uninitialised, row-major whatever the strides of `like`.
-inline Tensor empty_contiguous(const Tensor& like) { return torch::stable::new_empty(like, like.sizes()); }
+// Uninitialised, 64-byte aligned memory of one worker.
+using Scratch = std::unique_ptr<void, decltype(&std::free)>;
+inline Scratch allocate_scratch(size_t bytes) {
+  Scratch memory(std::aligned_alloc(64, (bytes + 63) / 64 * 64), &std::free);
+  if (bytes > 0 && memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+
+// run(task, scratch) for every task, handed out one by one: tasks of unequal size balance. A task must write the same
+// values whichever thread runs it, and whenever.
+template <class F>
+void parallel_tasks(int64_t tasks, size_t scratch_bytes, F&& run) {
+  std::atomic<int64_t> next{0};
+  const int64_t workers = std::min<int64_t>(tasks, torch::stable::get_num_threads());
+  parallel_for(0, workers, 1, [&](int64_t, int64_t) {
+    const Scratch scratch = allocate_scratch(scratch_bytes);
+    for (int64_t task = next++; task < tasks; task = next++) run(task, scratch.get());
+  });
+}
+
+// Uninitialised, row-major, in the dtype of `like` unless another is given. A large fresh tensor costs a fault per 4
+// KiB page, often more than the op that fills it: this asks for pages of 2 MiB, as torch does under
+// THP_MEM_ALLOC_ENABLE.
+inline Tensor empty(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                    std::optional<ScalarType> dtype = std::nullopt) {
+  Tensor t = torch::stable::new_empty(like, sizes, dtype);
+  constexpr uintptr_t page = 2 << 20;
+  const auto address = reinterpret_cast<uintptr_t>(t.mutable_data_ptr());
+  const uintptr_t begin = (address + page - 1) / page * page;
+  const uintptr_t end = (address + static_cast<uintptr_t>(t.numel()) * t.element_size()) / page * page;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+  return t;
+}
+// Row-major whatever the strides of `like`.
+inline Tensor empty_contiguous(const Tensor& like) { return empty(like, like.sizes()); }
 
 inline Tensor zeros_f32(std::initializer_list<int64_t> sizes, const Tensor& like) {
   return torch::stable::new_zeros(like, sizes, ScalarType::Float);

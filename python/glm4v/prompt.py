@@ -1,4 +1,24 @@
-"""Prompts: messages to token ids, positions and the order of pictures."""
+"""Messages to a prompt: the chat template, which parts are pictures, what of earlier answers stays.
+
+A conversation is a list of ``{"role": "system" | "user" | "assistant", "content": ...}``. Content is text or a list of
+``{"type": "text", "text": ...}``, ``{"type": "image", "image": ...}`` and ``{"type": "video", "video": ...}``; the
+spellings ``url``, ``path`` and ``image_url`` / ``video_url`` of other toolkits are read too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.sandbox
+
+from .errors import InputError
+from .tokenizer import TextCodec
 
 # GLM-4.1V's chat template, used when a checkpoint brings none.
 CHAT_TEMPLATE = """\
@@ -23,3 +43,137 @@ CHAT_TEMPLATE = """\
     {{- '<|assistant|>\\n' }}
 {%- endif %}
 """
+
+ROLES = ("system", "user", "assistant")
+ANSWER_MARKS = ("<answer>", "</answer>", "<|begin_of_box|>", "<|end_of_box|>")
+
+
+@dataclass(frozen=True)
+class Media:
+    """A picture in a message: ``kind`` is image or video, ``fps`` the rate of a video given as frames."""
+
+    kind: str
+    source: Any
+    fps: float | None = None
+
+
+class Conversation:
+    """Checked messages: ``messages`` as templates read them, ``media`` in prompt order."""
+
+    def __init__(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        if not messages:
+            raise InputError("prompt: messages must not be empty")
+        self.media: list[Media] = []
+        self.messages = [self._read(message, f"message {i + 1}") for i, message in enumerate(messages)]
+
+    def _read(self, message: Mapping[str, Any], where: str) -> dict[str, Any]:
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            raise InputError(f"prompt: {where}: role must be one of {', '.join(ROLES)}, got {role!r}")
+        if not isinstance(content, str | list | tuple):
+            raise InputError(f"prompt: {where}: content must be text or a list of parts, got {type(content).__name__}")
+        parts: list[dict[str, str]] = []
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            kind = self._read_part(part, where)
+            if kind != "text":
+                parts.append({"type": kind})
+            elif parts and parts[-1]["type"] == "text":  # one stretch, so that no special token hides in the seam
+                parts[-1]["text"] += part["text"]
+            else:
+                parts.append({"type": "text", "text": part["text"]})
+        text_only = all(part["type"] == "text" for part in parts)
+        if role != "user" and not text_only:
+            raise InputError(f"prompt: {where}: only user messages may hold pictures, the role is {role}")
+        text = "".join(part["text"] for part in parts) if text_only else ""
+        if role == "assistant":
+            text = answer_text(text)
+        return {"role": role, "content": text if text_only else parts}
+
+    def _read_part(self, part: Any, where: str) -> str:
+        found = _outline(part)
+        part = part if isinstance(part, Mapping) else {}
+        kind = part.get("type")
+        if kind == "text" and isinstance(part.get("text"), str):
+            try:
+                part["text"].encode()
+            except UnicodeEncodeError as error:
+                raise InputError(f"prompt: {where}: text must be Unicode: {error.reason}") from None
+            return "text"
+        medium, fps = str(kind).removesuffix("_url"), part.get("fps")
+        source = next((part[key] for key in (kind, "url", "path") if key in part), None)
+        source = source.get("url") if isinstance(source, Mapping) else source
+        if medium not in ("image", "video") or source is None:
+            example = '{"type": "text", "text": …}, {"type": "image", "image": …} or {"type": "video", "video": …}'
+            raise InputError(f"prompt: {where}: a part must be {example}, got {found}")
+        if not isinstance(fps, int | float | None):
+            raise InputError(f"prompt: {where}: fps must be a number, got {fps!r}")
+        self.media.append(Media(medium, source, fps))
+        return medium
+
+
+def _outline(part: Any) -> str:
+    if not isinstance(part, Mapping):
+        return repr(part)[:80]
+    return str({key: value if key == "type" else "…" for key, value in part.items()})
+
+
+def answer_text(text: str) -> str:
+    """What of an earlier answer stays in the history: no thinking, no marks around the answer and its box."""
+    if "</think>" not in text and text.lstrip().startswith("<think>"):  # cut off while thinking
+        return ""
+    kept = text.rpartition("</think>")[2]
+    for mark in ANSWER_MARKS:
+        kept = kept.replace(mark, "")
+    return text if kept == text else kept.strip()
+
+
+def load_chat_template(folder: Path) -> jinja2.Template:
+    """The checkpoint's chat template, or GLM-4.1V's when it brings none. It runs in a sandbox: it is foreign code."""
+    name, source = _find_chat_template(folder)
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )  # transformers' settings, which templates are written for
+    environment.globals["raise_exception"] = _raise_exception
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateError as error:
+        raise InputError(f"prompt: {folder / name}: {error}") from None
+
+
+def _find_chat_template(folder: Path) -> tuple[str, str]:
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.name, path.read_text()
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        path = folder / name
+        template = json.loads(path.read_text()).get("chat_template") if path.is_file() else None
+        if isinstance(template, list):
+            template = next((entry["template"] for entry in template if entry["name"] == "default"), None)
+        if template:
+            return name, template
+    return "built-in chat template", CHAT_TEMPLATE
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def render(template: jinja2.Template, conversation: Conversation, codec: TextCodec) -> list[int | str]:
+    """The prompt in pieces: ids of the special tokens that the template wrote, and the text between them.
+
+    Special tokens in the messages stay text: a character that occurs nowhere breaks them while the template runs.
+    """
+    texts = json.dumps(conversation.messages, ensure_ascii=False)
+    mark = next(mark for mark in map(chr, itertools.count(0xE000)) if mark not in texts)
+
+    def guarded(value: Any) -> Any:
+        if isinstance(value, str):
+            return codec.guard(value, mark)
+        return [{key: guarded(text) for key, text in part.items()} for part in value]
+
+    messages = [{"role": m["role"], "content": guarded(m["content"])} for m in conversation.messages]
+    try:
+        text = template.render(messages=messages, add_generation_prompt=True)
+    except (jinja2.TemplateError, TypeError, ValueError) as error:
+        raise InputError(f"prompt: the chat template fails: {error}") from None
+    return [piece if isinstance(piece, int) else piece.replace(mark, "") for piece in codec.split(text)]

@@ -1,0 +1,50 @@
+// Entry points of the attention loops at one instruction-set level.
+#include "cpu/loops/flash_attn_varlen.h"
+
+#include "cpu/loops/flash_attn_varlen_backward.h"
+#include "cpu/loops/flash_attn_varlen_forward.h"
+
+namespace glm4v::GLM4V_ISA {
+
+FlashAttnPlan flash_attn_varlen_plan(const FlashAttnForward& args) {
+  const int64_t group = args.heads / args.kv_heads, rows = max(1, LANES / group);
+  return {rows, ForwardScratch::bytes(round_up(rows * group, W), round_up(args.dim, W))};
+}
+
+void flash_attn_varlen_task(const FlashAttnForward& args, const FlashAttnTask& task, void* scratch) {
+  dispatch(args.dtype, [&](auto zero) { ForwardTask<decltype(zero)>(args, task, scratch).run(); });
+}
+
+FlashAttnBackwardPlan flash_attn_varlen_backward_plan(const FlashAttnBackward& args) {
+  int64_t longest = 0;
+  for (int64_t n = 0; n < args.segments; ++n) longest = max(longest, args.cu_q[n + 1] - args.cu_q[n]);
+  // Splitting a group costs an fp32 copy of dk and dv per part; it pays where a few kv heads are all there is to share
+  // out.
+  const int64_t group = args.heads / args.kv_heads, tasks = max(1, args.segments * args.kv_heads);
+  const int64_t parts = min(group, (16 + tasks - 1) / tasks), heads = (group + parts - 1) / parts;
+  return {heads, BackwardScratch::bytes(heads, longest, round_up(args.dim, W))};
+}
+
+void flash_attn_varlen_backward_task(const FlashAttnBackward& args, const FlashAttnBackwardTask& task, void* scratch) {
+  dispatch(args.dtype, [&](auto zero) { BackwardTask<decltype(zero)>(args, task, scratch).run(); });
+}
+
+void flash_attn_varlen_sum_parts(DType dtype, const float* parts, int64_t count, int64_t elements, void* total,
+                                 int64_t begin, int64_t end) {
+  dispatch(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    T* to = static_cast<T*>(total);
+    for (int64_t i = begin; i < end; i += W) {
+      const int64_t n = min(W, end - i);
+      vf sum{};
+      for (int64_t p = 0; p < count; ++p)
+        sum += n == W ? load(parts + p * elements + i) : load_n(parts + p * elements + i, n);
+      if (n == W)
+        store(to + i, sum);
+      else
+        store_n(to + i, sum, n);
+    }
+  });
+}
+
+}  // namespace glm4v::GLM4V_ISA

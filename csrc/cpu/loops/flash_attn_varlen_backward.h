@@ -1,0 +1,186 @@
+// Backward of one task: the query heads of a kv head (or some of them) in one segment. One pass, five products per pair
+// of query tile and key block, key blocks outermost: dk and dv of a block are complete when its loop ends, dq gathers
+// in fp32 scratch over the blocks. Everything is added in one fixed order.
+//   P = exp(s - lse), dP = dout v^T, dS = P (dP - delta), delta = dout . out:   dv = P^T dout, dk = dS^T q, dq = dS k
+#pragma once
+#include "cpu/loops/exp.h"
+#include "cpu/loops/flash_attn_varlen_parts.h"
+
+namespace glm4v::GLM4V_ISA {
+namespace {
+
+constexpr int64_t BACKWARD_KEYS = 256;
+
+struct BackwardScratch {
+  float *dq, *delta;            // [heads][rows][padded D], [heads][rows]
+  float *k, *v, *dk, *dv;       // [BACKWARD_KEYS][padded D]
+  float *q, *dout;              // [TILE][padded D], where they need a copy
+  float *q_lanes, *dout_lanes;  // [padded D][TILE]
+  float *scores, *dscores;      // [BACKWARD_KEYS][TILE]
+  float *lse, *tile_delta;      // [TILE]
+  int32_t *begin, *end;         // [TILE] keys that a lane sees
+
+  static size_t bytes(int64_t heads, int64_t rows, int64_t padded) {
+    return sizeof(float) * (heads * rows * padded + round_up(heads * rows, W) + 4 * BACKWARD_KEYS * padded +
+                            4 * TILE * padded + 2 * BACKWARD_KEYS * TILE + 4 * TILE);
+  }
+  BackwardScratch(void* memory, int64_t heads, int64_t rows, int64_t padded) {
+    float* next = static_cast<float*>(memory);
+    const auto take = [&](int64_t count) {
+      float* const taken = next;
+      next += count;
+      return taken;
+    };
+    dq = take(heads * rows * padded), delta = take(round_up(heads * rows, W));
+    k = take(BACKWARD_KEYS * padded), v = take(BACKWARD_KEYS * padded);
+    dk = take(BACKWARD_KEYS * padded), dv = take(BACKWARD_KEYS * padded);
+    q = take(TILE * padded), dout = take(TILE * padded);
+    q_lanes = take(TILE * padded), dout_lanes = take(TILE * padded);
+    scores = take(BACKWARD_KEYS * TILE), dscores = take(BACKWARD_KEYS * TILE);
+    lse = take(TILE), tile_delta = take(TILE);
+    begin = reinterpret_cast<int32_t*>(take(TILE)), end = reinterpret_cast<int32_t*>(take(TILE));
+  }
+};
+
+template <class T>
+struct BackwardTask {
+  const FlashAttnBackward& a;
+  const FlashAttnBackwardTask& task;
+  const Segment segment;
+  const int64_t heads, padded;
+  const BackwardScratch s;
+
+  BackwardTask(const FlashAttnBackward& args, const FlashAttnBackwardTask& t, void* memory)
+      : a(args),
+        task(t),
+        segment(args, t.segment),
+        heads(t.head_end - t.head_begin),
+        padded(round_up(a.dim, W)),
+        s(memory, heads, segment.rows, padded) {}
+
+  void run() const {
+    memset(s.dq, 0, sizeof(float) * heads * segment.rows * padded);
+    for (int64_t h = 0; h < heads; ++h)
+      for (int64_t i = 0; i < segment.rows; ++i) s.delta[h * segment.rows + i] = delta(segment.q_begin + i, h);
+    for (int64_t k0 = 0; k0 < segment.keys; k0 += BACKWARD_KEYS) {
+      const Range block{k0, min(segment.keys, k0 + BACKWARD_KEYS)};
+      const Rows k = float_rows<T>(a.k, segment.k_begin + k0, task.kv_head, block.size(), a.dim, s.k);
+      const Rows v = float_rows<T>(a.v, segment.k_begin + k0, task.kv_head, block.size(), a.dim, s.v);
+      memset(s.dk, 0, sizeof(float) * block.size() * padded);
+      memset(s.dv, 0, sizeof(float) * block.size() * padded);
+      const Range rows = segment.rows_of(block);
+      for (int64_t h = 0; h < heads; ++h)
+        for (int64_t i = rows.begin; i < rows.end; i += TILE) attend(h, {i, min(rows.end, i + TILE)}, block, k, v);
+      write_keys(block);
+    }
+    for (int64_t h = 0; h < heads; ++h)
+      for (int64_t i = 0; i < segment.rows; ++i) {
+        T* to = static_cast<T*>(a.dq) + ((segment.q_begin + i) * a.heads + task.head_begin + h) * a.dim;
+        store_row(to, s.dq + (h * segment.rows + i) * padded, a.dim, splat(a.scale));
+      }
+  }
+
+  float delta(int64_t token, int64_t h) const {
+    const T* x = row_of<T>(a.dout, token, task.head_begin + h);
+    const T* y = static_cast<const T*>(a.out) + (token * a.heads + task.head_begin + h) * a.dim;
+    vf total{};
+    int64_t d = 0;
+    for (; d + W <= a.dim; d += W) total += load(x + d) * load(y + d);
+    if (d < a.dim) total += load_n(x + d, a.dim - d) * load_n(y + d, a.dim - d);
+    return sum(total);
+  }
+
+  // Rows of head h against one key block.
+  void attend(int64_t h, Range rows, Range block, Rows k, Rows v) const {
+    const Range keys{max(block.begin, segment.keys_of(rows.begin).begin),
+                     min(block.end, segment.keys_of(rows.end - 1).end)};
+    if (keys.size() == 0) return;
+    const int64_t count = rows.size(), vectors = (count + W - 1) / W, ld = vectors * W, head = task.head_begin + h;
+    const int64_t token = segment.q_begin + rows.begin, skip = keys.begin - block.begin;
+    const float *kb = k.data + skip * k.stride, *vb = v.data + skip * v.stride;
+    const bool partial = prepare(h, rows, keys, ld);
+    pack<T>(a.q, token, head, count, vectors, s.q_lanes);
+    pack<T>(a.dout, token, head, count, vectors, s.dout_lanes);
+    multiply<Start::zero, true>(keys.size(), vectors, padded, kb, k.stride, s.q_lanes, ld, s.scores, ld);
+    multiply<Start::zero, true>(keys.size(), vectors, padded, vb, v.stride, s.dout_lanes, ld, s.dscores, ld);
+    differentiate(keys, vectors, partial);
+    const Rows q = float_rows<T>(a.q, token, head, count, a.dim, s.q);
+    const Rows dout = float_rows<T>(a.dout, token, head, count, a.dim, s.dout);
+    const int64_t columns = padded / W;
+    multiply<Start::add, true>(keys.size(), columns, count, s.scores, ld, dout.data, dout.stride, s.dv + skip * padded,
+                               padded);
+    multiply<Start::add, true>(keys.size(), columns, count, s.dscores, ld, q.data, q.stride, s.dk + skip * padded,
+                               padded);
+    multiply<Start::add, false>(count, columns, keys.size(), s.dscores, ld, kb, k.stride,
+                                s.dq + (h * segment.rows + rows.begin) * padded, padded);
+  }
+
+  template <class U>
+  void pack(const HeadRows& x, int64_t token, int64_t head, int64_t count, int64_t vectors, float* to) const {
+    for (int64_t v = 0; v < vectors; ++v)
+      pack_lanes<U>(a.dim, to + v * W, vectors * W, [&](int64_t l) -> const U* {
+        return v * W + l < count ? row_of<U>(x, token + v * W + l, head) : nullptr;
+      });
+  }
+
+  // Per-lane lse, delta and mask; true when some lane doesn't see some key.
+  bool prepare(int64_t h, Range rows, Range keys, int64_t lanes) const {
+    bool partial = false;
+    for (int64_t l = 0; l < lanes; ++l) {
+      const int64_t i = rows.begin + l;
+      const bool real = i < rows.end;
+      const float lse = real ? a.lse[(task.head_begin + h) * a.tokens_q + segment.q_begin + i] : -__builtin_inff();
+      // A row that sees nothing has lse -inf; +inf makes its P zero.
+      s.lse[l] = lse == -__builtin_inff() ? __builtin_inff() : lse;
+      s.tile_delta[l] = real ? s.delta[h * segment.rows + i] : 0.0f;
+      const Range seen = real ? segment.keys_of(i) : keys;
+      s.begin[l] = static_cast<int32_t>(seen.begin), s.end[l] = static_cast<int32_t>(seen.end);
+      partial |= seen.begin > keys.begin || seen.end < keys.end;
+    }
+    return partial;
+  }
+
+  // scores: q.k -> P; dscores: dP -> dS, without the factor scale.
+  void differentiate(Range keys, int64_t vectors, bool partial) const {
+    const int64_t ld = vectors * W;
+    const bool capped = a.softcap > 0;
+    const vf unit = splat(capped ? a.softcap : a.scale), in = splat(capped ? a.scale / a.softcap : 0);
+    for (int64_t v = 0; v < vectors; ++v) {
+      const vf lse = load(s.lse + v * W), delta = load(s.tile_delta + v * W);
+      const vi low = load_i(s.begin + v * W), high = load_i(s.end + v * W);
+      for (int64_t j = 0; j < keys.size(); ++j) {
+        float *p = s.scores + j * ld + v * W, *dp = s.dscores + j * ld + v * W;
+        vf score = load(p), slope = splat(1.0f);
+        if (capped) score = tanh(score * in), slope -= score * score;
+        // The difference first: rounding lse * LOG2E would cost as much as everything else.
+        vf weight = exp2((score * unit - lse) * splat(LOG2E));
+        if (partial) {
+          const vi key = static_cast<int32_t>(keys.begin + j) - vi{};
+          weight = (key >= low) & (key < high) ? weight : vf{};
+        }
+        store(p, weight);
+        vf dscore = weight * (load(dp) - delta);
+        if (capped) dscore *= slope;
+        store(dp, dscore);
+      }
+    }
+  }
+
+  void write_keys(Range block) const {
+    for (int64_t j = 0; j < block.size(); ++j) {
+      const int64_t at = ((segment.k_begin + block.begin + j) * a.kv_heads + task.kv_head) * a.dim;
+      const float *dk = s.dk + j * padded, *dv = s.dv + j * padded;
+      if (a.dk_parts == nullptr) {
+        store_row(static_cast<T*>(a.dk) + at, dk, a.dim, splat(a.scale));
+        store_row(static_cast<T*>(a.dv) + at, dv, a.dim, splat(1.0f));
+      } else {
+        const int64_t part = task.part * a.tokens_k * a.kv_heads * a.dim + at;
+        store_row(a.dk_parts + part, dk, a.dim, splat(a.scale));
+        store_row(a.dv_parts + part, dv, a.dim, splat(1.0f));
+      }
+    }
+  }
+};
+
+}  // namespace
+}  // namespace glm4v::GLM4V_ISA

@@ -1,0 +1,122 @@
+// The one micro-kernel of attention, C[r][n] (+)= sum over s of A(r, s) * B[s][n]: R broadcasts of A times NV vectors
+// of B per step, R * NV accumulators in registers. Every product of forward and backward is of this shape, with A and B
+// in the layout that they have anyway.
+#pragma once
+#include "cpu/loops/vec.h"
+
+namespace glm4v::GLM4V_ISA {
+namespace {
+
+template <int value_>
+struct Int {
+  static constexpr int value = value_;
+};
+
+// Accumulators start from zero, from C, or from C times a factor per column.
+enum class Start { zero, add, scale };
+
+#if defined(__AVX512F__)
+constexpr int MAX_NV = 4;
+constexpr int tile_rows(int nv) { return nv == 4 ? 6 : 8; }  // of 32 registers
+#else
+constexpr int MAX_NV = 3;
+constexpr int tile_rows(int nv) { return nv == 3 ? 4 : nv == 2 ? 5 : 8; }  // of 16 registers
+#endif
+constexpr int QUERY_NV = 3;  // vectors of a full query tile
+
+// A(r, s) is a[r * lda + s] where A is row-major, else a[s * lda + r].
+template <int R, int NV, Start start, bool row_major>
+GLM4V_INLINE void multiply_tile(int64_t steps, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
+                                int64_t ldc, const float* factor) {
+  vf sum[R][NV];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) {
+      if constexpr (start == Start::zero) sum[r][v] = vf{};
+      if constexpr (start == Start::add) sum[r][v] = load(c + r * ldc + v * W);
+      if constexpr (start == Start::scale) sum[r][v] = load(c + r * ldc + v * W) * load(factor + v * W);
+    }
+#pragma GCC unroll 4
+  for (int64_t s = 0; s < steps; ++s) {
+    vf x[NV];
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) x[v] = load(b + s * ldb + v * W);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const vf y = splat(row_major ? a[r * lda + s] : a[s * lda + r]);
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; ++v) sum[r][v] += y * x[v];
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) store(c + r * ldc + v * W, sum[r][v]);
+}
+
+template <int NV, Start start, bool row_major>
+__attribute__((noinline)) void multiply_columns(int64_t rows, int64_t steps, const float* a, int64_t lda,
+                                                const float* b, int64_t ldb, float* c, int64_t ldc,
+                                                const float* factor) {
+  constexpr int R = tile_rows(NV);
+  const int64_t a_row = row_major ? lda : 1;
+  int64_t r = 0;
+  const auto tile = [&](auto count) {
+    multiply_tile<count.value, NV, start, row_major>(steps, a + r * a_row, lda, b, ldb, c + r * ldc, ldc, factor);
+    r += count.value;
+  };
+  while (r + R <= rows) tile(Int<R>{});
+  if (R > 4 && rows - r >= 4) tile(Int<4>{});
+  if (rows - r >= 2) tile(Int<2>{});
+  if (rows - r >= 2) tile(Int<2>{});
+  if (rows - r >= 1) tile(Int<1>{});
+}
+
+// Over all `vectors` columns of B, in chunks of nearly equal width.
+template <Start start, bool row_major>
+void multiply(int64_t rows, int64_t vectors, int64_t steps, const float* a, int64_t lda, const float* b, int64_t ldb,
+              float* c, int64_t ldc, const float* factor = nullptr) {
+  const int64_t chunks = (vectors + MAX_NV - 1) / MAX_NV;
+  for (int64_t i = 0; i < chunks; ++i) {
+    const int64_t begin = vectors * i / chunks, nv = vectors * (i + 1) / chunks - begin, n = begin * W;
+    const auto run = [&](auto count) {
+      multiply_columns<count.value, start, row_major>(rows, steps, a, lda, b + n, ldb, c + n, ldc,
+                                                      factor == nullptr ? factor : factor + n);
+    };
+    if (nv == 1) run(Int<1>{});
+    if (nv == 2) run(Int<2>{});
+    if (nv == 3) run(Int<3>{});
+    if constexpr (MAX_NV == 4)
+      if (nv == 4) run(Int<4>{});
+  }
+}
+
+#if defined(__AVX512F__)
+#define GLM4V_ZIP_LOW {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}
+#define GLM4V_ZIP_HIGH {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31}
+#elif defined(__AVX2__)
+#define GLM4V_ZIP_LOW {0, 8, 1, 9, 2, 10, 3, 11}
+#define GLM4V_ZIP_HIGH {4, 12, 5, 13, 6, 14, 7, 15}
+#else
+#define GLM4V_ZIP_LOW {0, 4, 1, 5}
+#define GLM4V_ZIP_HIGH {2, 6, 3, 7}
+#endif
+
+// W x W in registers: zipping row i with row i + W/2, log2(W) times over, is a transposition.
+GLM4V_INLINE void transpose(vf (&rows)[W]) {
+#pragma GCC unroll 4
+  for (int stage = 1; stage < W; stage *= 2) {
+    vf zipped[W];
+#pragma GCC unroll 8
+    for (int i = 0; i < W / 2; ++i) {
+      zipped[2 * i] = __builtin_shuffle(rows[i], rows[i + W / 2], vi GLM4V_ZIP_LOW);
+      zipped[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + W / 2], vi GLM4V_ZIP_HIGH);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) rows[i] = zipped[i];
+  }
+}
+
+}  // namespace
+}  // namespace glm4v::GLM4V_ISA

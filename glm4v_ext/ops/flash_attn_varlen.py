@@ -1,0 +1,126 @@
+"""Attention over packed sequences, flash-attention 2's functions.
+
+Dims: Tq, Tk tokens, N sequences, B batch, S tokens per sequence, H query heads, K kv heads, D head dim.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def flash_attn_varlen_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    deterministic: bool = False,
+    return_attn_probs: bool = False,
+    block_table: Tensor | None = None,
+):
+    """``softmax(softmax_scale * q k^T) v`` within each sequence, never across; memory grows with the tokens.
+
+    Query row i of a sequence with Sq queries and Sk keys sees key j when
+    ``i + Sk - Sq - left <= j <= i + Sk - Sq + right`` (the mask is aligned to the bottom right corner). A row that sees
+    no key gives 0, with lse -inf and zero gradients.
+
+    Args:
+        q: ``[Tq, H, D]``, float32, bfloat16 or float16, D from 1 to 256. Slices of a packed qkv are read in place.
+        k, v: ``[Tk, K, D]``; K divides H, query head h reads kv head ``h // (H // K)``. With ``block_table``
+            ``[pages, page_size, K, D]``, page_size a multiple of 16.
+        cu_seqlens_q, cu_seqlens_k: ``[N + 1]``, int32 or int64, ascending from 0; sequences may be empty. Tokens beyond
+            the last value belong to no sequence: their rows of the output and of the gradients are 0.
+        max_seqlen_q, max_seqlen_k: at least the longest sequence.
+        dropout_p: only 0.
+        softmax_scale: positive; ``D ** -0.5`` by default.
+        causal: the same as a right window of 0.
+        window_size: (left, right); -1 is unbounded.
+        softcap: scores become ``softcap * tanh(score / softcap)``; 0 is off.
+        alibi_slopes: only None.
+        deterministic: accepted; forward and backward always are.
+        return_attn_probs: also return the logarithm of the softmax's denominator.
+        block_table: ``[N, pages per sequence]``, int32 or int64: where the pages of each sequence are. No gradients.
+
+    Returns:
+        ``out [Tq, H, D]``, or ``(out, lse [H, Tq] float32, None)`` with ``return_attn_probs``. No gradient
+        flows through lse.
+
+    Raises:
+        RuntimeError: an argument does not fit or is not supported; the text names it.
+
+    Source: names, order and semantics of flash-attention 2 (Dao 2023, arXiv 2307.08691).
+    """
+    out, lse = torch.ops.glm4v_ext.flash_attn_varlen(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p, softmax_scale, causal,
+        window_size[0], window_size[1], softcap, alibi_slopes, block_table,
+    )  # fmt: skip
+    return (out, lse, None) if return_attn_probs else out
+
+
+def flash_attn_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    deterministic: bool = False,
+    return_attn_probs: bool = False,
+):
+    """:func:`flash_attn_varlen_func` for sequences of one length.
+
+    Args:
+        q: ``[B, Sq, H, D]``.
+        k, v: ``[B, Sk, K, D]``.
+        The others are those of :func:`flash_attn_varlen_func`.
+
+    Returns:
+        ``out [B, Sq, H, D]``, or ``(out, lse [B, H, Sq] float32, None)`` with ``return_attn_probs``.
+    """
+    batch, rows, keys = q.shape[0], q.shape[1], k.shape[1]
+    count = torch.arange(batch + 1, dtype=torch.int32, device=q.device)
+    out, lse = torch.ops.glm4v_ext.flash_attn_varlen(
+        q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), count * rows, count * keys, rows, keys, dropout_p,
+        softmax_scale, causal, window_size[0], window_size[1], softcap, alibi_slopes, None,
+    )  # fmt: skip
+    out = out.unflatten(0, (batch, rows))
+    return (out, lse.unflatten(1, (batch, rows)).transpose(0, 1), None) if return_attn_probs else out
+
+
+@torch.library.register_fake("glm4v_ext::flash_attn_varlen")
+def _fake(q, k, v, cu_seqlens_q, *options) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
+
+
+@torch.library.register_fake("glm4v_ext::flash_attn_varlen_backward")
+def _fake_backward(dout, q, k, v, *options) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _setup(ctx, inputs, output) -> None:
+    q, k, v, cu_q, cu_k, max_q, max_k, _dropout_p, scale, causal, left, right, softcap, _alibi, block_table = inputs
+    out, lse = output
+    ctx.mark_non_differentiable(lse)
+    ctx.save_for_backward(q, k, v, out, lse, cu_q, cu_k, block_table)
+    ctx.options = (max_q, max_k, scale, causal, left, right, softcap)
+
+
+def _backward(ctx, dout: Tensor, _dlse: Tensor):
+    *tensors, block_table = ctx.saved_tensors
+    dq, dk, dv = torch.ops.glm4v_ext.flash_attn_varlen_backward(dout, *tensors, *ctx.options, block_table)
+    return dq, dk, dv, *(None,) * 12
+
+
+torch.library.register_autograd("glm4v_ext::flash_attn_varlen", _backward, setup_context=_setup)

@@ -1,0 +1,272 @@
+"""Messages in, packed tensors out: what the model reads, made from prompts and picture files.
+
+Sizes come first, from headers and packet times alone, so that token counts and limits are known before anything is
+decoded. Dims: T tokens, N sequences, P patches, I images, V videos.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glm4v_ext import patchify
+
+from .batch import Batch
+from .config import Config, checkpoint_folder
+from .errors import InputError
+from .image import Picture, smart_resize
+from .positions import rope_positions
+from .prompt import Conversation, Media, load_chat_template, render
+from .tokenizer import TextCodec, load_tokenizer
+from .video import Video
+
+Messages: TypeAlias = Sequence[Mapping[str, Any]]
+
+# What is built in: a checkpoint that asks for anything else is refused rather than read wrongly.
+FIXED = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3, "rescale_factor": 1 / 255}
+
+BORDERS = {
+    "image_start_token_id": "<|begin_of_image|>",
+    "image_end_token_id": "<|end_of_image|>",
+    "video_start_token_id": "<|begin_of_video|>",
+    "video_end_token_id": "<|end_of_video|>",
+    "image_token_id": "<|image|>",
+    "video_token_id": "<|video|>",
+}
+
+
+@dataclass(frozen=True)
+class PixelSettings:
+    """How pictures become patches; ``min_pixels`` and ``max_pixels`` count all frames, an image counts as two."""
+
+    min_pixels: int
+    max_pixels: int
+    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+    patch_size: int = 14
+    temporal_patch_size: int = 2
+    merge_size: int = 2
+    fps: float = 2
+    max_duration: float = 300
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], longest_edge: int) -> PixelSettings:
+        size = {"shortest_edge": 112 * 112, "longest_edge": longest_edge, **(data.get("size") or {})}
+        names = {"image_mean": "mean", "image_std": "std"}
+        names |= {key: key for key in ("patch_size", "temporal_patch_size", "merge_size", "fps", "max_duration")}
+        stated = {name: data[key] for key, name in names.items() if data.get(key) is not None}
+        stated |= {name: tuple(stated[name]) for name in ("mean", "std") if name in stated}
+        return cls(size["shortest_edge"], size["longest_edge"], **stated)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A conversation before decoding: its tokens, its pictures and the height and width each is resized to."""
+
+    pieces: list[int | str]
+    ids: list[int]
+    pictures: list[tuple[Picture | Video, int, int]]
+
+
+class Processor:
+    """Tokenizer, chat template and picture settings of a checkpoint."""
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        max_pixels: int | None = None,
+        max_aspect_ratio: float = 200,
+        allow_network: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        path = checkpoint_folder(folder)
+        self.config = Config.from_pretrained(path)
+        self.tokenizer = load_tokenizer(path)
+        self.codec = TextCodec(self.tokenizer)
+        for name, token in BORDERS.items():
+            if self.codec.id(token) != getattr(self.config, name):
+                found = f"{getattr(self.config, name)} in config.json, {self.codec.id(token)} in tokenizer.json"
+                raise InputError(f"processor: {path}: {name} must be the id of {token}, got {found}")
+        self.template = load_chat_template(path)
+        self.image, self.video = _pixel_settings(path)
+        self.max_pixels, self.max_aspect_ratio = max_pixels, max_aspect_ratio
+        self.allow_network, self.dtype = allow_network, dtype
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str], **options: Any) -> Processor:
+        """Reads a checkpoint folder.
+
+        Args:
+            folder: the checkpoint.
+            options: ``max_pixels`` and ``max_aspect_ratio`` replace the checkpoint's pixel budget (over all frames, an
+                image counts as two) and the limit of 200; ``allow_network`` lets http(s) URLs be fetched; ``dtype`` is
+                that of the patches.
+
+        Raises:
+            InputError: one line that names the file and what is wrong in it.
+        """
+        return cls(folder, **options)
+
+    def __call__(self, messages: Messages | Sequence[Messages]) -> Batch:
+        """Packs one conversation or several into a `Batch` that ends where the assistant begins.
+
+        Raises:
+            InputError: malformed messages, unreadable pictures, or a prompt that the model has no positions for.
+        """
+        plans = [self._plan(conversation) for conversation in _conversations(messages)]
+        limit = self.config.text_config.max_position_embeddings
+        for i, plan in enumerate(plans):
+            if len(plan.ids) > limit:
+                which = f" of conversation {i + 1}" if len(plans) > 1 else ""
+                raise InputError(f"prompt: tokens{which} must be at most {limit}, the model's, got {len(plan.ids)}")
+        pixel_values, image_grid_thw = self._patches(plans, Picture)
+        pixel_values_videos, video_grid_thw = self._patches(plans, Video)
+        input_ids = torch.tensor([index for plan in plans for index in plan.ids])
+        cu_seqlens = torch.tensor(np.cumsum([0] + [len(plan.ids) for plan in plans]), dtype=torch.int32)
+        position_ids, next_positions = rope_positions(
+            input_ids,
+            cu_seqlens,
+            image_grid_thw,
+            video_grid_thw,
+            self.config.image_token_id,
+            self.config.video_start_token_id,
+            self.config.video_end_token_id,
+            self.image.merge_size,
+        )
+        return Batch(
+            input_ids,
+            cu_seqlens,
+            position_ids,
+            pixel_values,
+            image_grid_thw,
+            pixel_values_videos,
+            video_grid_thw,
+            next_positions,
+            tuple(self._text(plan.pieces) for plan in plans),
+        )
+
+    def count_tokens(self, messages: Messages | Sequence[Messages]) -> int | list[int]:
+        """Tokens of the prompt, or of each prompt, from headers alone: no picture is decoded."""
+        counts = [len(self._plan(conversation).ids) for conversation in _conversations(messages)]
+        return counts[0] if isinstance(messages[0], Mapping) else counts
+
+    def encode(self, text: str, specials: bool = True) -> list[int]:
+        """Token ids of a text; with ``specials=False`` special tokens in it are plain characters."""
+        return self.codec.encode(text, specials)
+
+    def decode(self, ids: Iterable[int] | Tensor, skip_special_tokens: bool = True) -> str:
+        """Text of token ids."""
+        return self.codec.decode(ids.tolist() if isinstance(ids, Tensor) else ids, skip_special_tokens)
+
+    def _plan(self, messages: Messages) -> _Plan:
+        conversation = Conversation(messages)
+        pictures = [self._measure(media) for media in conversation.media]
+        pieces: list[int | str] = []
+        placed = 0
+        for piece in render(self.template, conversation, self.codec):
+            if piece not in (self.config.image_token_id, self.config.video_token_id):
+                pieces.append(piece)
+                continue
+            kind = "image" if piece == self.config.image_token_id else "video"
+            if placed == len(pictures) or conversation.media[placed].kind != kind:
+                raise InputError("prompt: the chat template must place the pictures of the messages in their order")
+            pieces += self._expand(*pictures[placed])
+            placed += 1
+        if placed < len(pictures):
+            raise InputError(f"prompt: the chat template must place {len(pictures)} pictures, got {placed}")
+        return _Plan(pieces, self.codec.join(pieces), pictures)
+
+    def _measure(self, media: Media) -> tuple[Picture | Video, int, int]:
+        """A picture whose header is read, and the height and width that it is resized to."""
+        settings = self.image if media.kind == "image" else self.video
+        picture: Picture | Video
+        if media.kind == "image":
+            picture = Picture(media.source, self.allow_network)
+        else:
+            picture = Video(media.source, media.fps, settings.fps, settings.max_duration, self.allow_network)
+        try:
+            height, width = smart_resize(
+                picture.num_frames,
+                picture.height,
+                picture.width,
+                settings.min_pixels,
+                self.max_pixels or settings.max_pixels,
+                settings.patch_size * settings.merge_size,
+                settings.temporal_patch_size,
+                self.max_aspect_ratio,
+            )
+        except InputError as error:
+            raise picture.source.error(error) from None
+        return picture, height, width
+
+    def _expand(self, picture: Picture | Video, height: int, width: int) -> list[int | str]:
+        """What stands for a picture in the prompt: its tokens; for a video, each unit's tokens and its time."""
+        settings = self.video if isinstance(picture, Video) else self.image
+        side = settings.patch_size * settings.merge_size
+        tokens: list[int | str] = [self.config.image_token_id] * (height // side * (width // side))
+        if not isinstance(picture, Video):
+            return tokens
+        pieces: list[int | str] = []
+        for seconds in picture.timestamps[:: settings.temporal_patch_size]:
+            pieces += [self.config.image_start_token_id, *tokens, self.config.image_end_token_id, str(int(seconds))]
+        return pieces
+
+    def _patches(self, plans: Sequence[_Plan], kind: type) -> tuple[Tensor | None, Tensor | None]:
+        """Patches and grids of all pictures of a kind, decoded one after the other."""
+        patches, grids = [], []
+        for plan in plans:
+            for picture, height, width in plan.pictures:
+                if not isinstance(picture, kind):
+                    continue
+                settings = self.video if isinstance(picture, Video) else self.image
+                one, grid = patchify(
+                    torch.from_numpy(picture.frames(height, width)),
+                    settings.mean,
+                    settings.std,
+                    settings.temporal_patch_size,
+                    settings.patch_size,
+                    settings.merge_size,
+                    self.dtype,
+                )
+                patches.append(one)
+                grids.append(grid)
+        if not patches:
+            return None, None
+        return patches[0] if len(patches) == 1 else torch.cat(patches), torch.cat(grids)
+
+    def _text(self, pieces: Sequence[int | str]) -> str:
+        names = {index: token for token, index in self.codec.specials.items()}
+        return "".join(piece if isinstance(piece, str) else names[piece] for piece in pieces)
+
+
+def _conversations(messages: Messages | Sequence[Messages]) -> Sequence[Messages]:
+    if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence) or not messages:
+        raise InputError("prompt: messages must be a list of messages or a list of such lists, not empty")
+    return cast(Sequence[Messages], [messages] if isinstance(messages[0], Mapping) else messages)
+
+
+def _pixel_settings(folder: Path) -> tuple[PixelSettings, PixelSettings]:
+    """Settings of images and videos. Newer transformers keep both in one file; what no file says is the release's."""
+    whole = _read_json(folder / "processor_config.json")
+    image = _read_json(folder / "preprocessor_config.json") or whole.get("image_processor", {})
+    video = _read_json(folder / "video_preprocessor_config.json") or whole.get("video_processor", {})
+    for name, settings in (("images", image), ("videos", video)):
+        for key, value in FIXED.items():
+            if settings.get(key, value) != value:
+                raise InputError(f"processor: {folder}: {key} of {name} must be {value}, got {settings[key]}")
+    return PixelSettings.from_dict(image, 9_633_792), PixelSettings.from_dict(video, 47_040_000)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise InputError(f"processor: {path}: is not JSON: {error}") from None

@@ -1,0 +1,78 @@
+"""Where a picture's bytes come from: a path, a file:// or data: URL, bytes; http(s) only when asked for."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from .errors import InputError
+
+DOWNLOAD_LIMIT_BYTES = 2**30
+DOWNLOAD_TIMEOUT_S = 60
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file by its path or by its bytes; ``name`` is what errors call it, ``kind`` is image or video."""
+
+    kind: str
+    name: str
+    data: Path | bytes
+
+    def open(self) -> str | BytesIO:
+        """What Pillow and PyAV read from."""
+        return BytesIO(self.data) if isinstance(self.data, bytes) else str(self.data.absolute())
+
+    def error(self, reason: object) -> InputError:
+        return InputError(f"{self.kind}: {self.name}: {' '.join(str(reason).split())}")
+
+
+def find(kind: str, source: str | os.PathLike[str] | bytes, allow_network: bool = False) -> Source:
+    """Finds the bytes that ``source`` names; nothing is decoded.
+
+    Raises:
+        InputError: no such file, a malformed URL, or an http(s) URL without ``allow_network``.
+    """
+    if isinstance(source, bytes):
+        return Source(kind, f"{len(source)} bytes", source)
+    text = os.fspath(source)
+    scheme = text.partition(":")[0].lower() if isinstance(source, str) else ""
+    if scheme == "data":
+        return _decode_data_url(kind, text)
+    if scheme in ("http", "https"):
+        return _download(kind, text, allow_network)
+    path = Path(urllib.request.url2pathname(urllib.parse.urlsplit(text).path) if scheme == "file" else text)
+    found = Source(kind, str(path), path)
+    if not path.is_file():
+        raise found.error("is not a file" if path.exists() else "no such file")
+    return found
+
+
+def _decode_data_url(kind: str, url: str) -> Source:
+    header, comma, body = url.partition(",")
+    name = f"{header[:40]},…"
+    if not comma or not header.endswith(";base64"):
+        raise InputError(f"{kind}: {name}: a data URL must be data:<type>;base64,<bytes>")
+    try:
+        return Source(kind, name, base64.b64decode("".join(body.split()), validate=True))
+    except binascii.Error as error:
+        raise InputError(f"{kind}: {name}: is not base64: {error}") from None
+
+
+def _download(kind: str, url: str, allow_network: bool) -> Source:
+    if not allow_network:
+        raise InputError(f"{kind}: {url}: network access is off; allow_network=True (--allow-network) turns it on")
+    try:
+        with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as response:
+            data = response.read(DOWNLOAD_LIMIT_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise Source(kind, url, b"").error(f"cannot be downloaded: {error}") from None
+    if len(data) > DOWNLOAD_LIMIT_BYTES:
+        raise Source(kind, url, b"").error(f"is larger than {DOWNLOAD_LIMIT_BYTES} bytes")
+    return Source(kind, url, data)

@@ -1,0 +1,84 @@
+"""Text to token ids and back, with a wall between what the prompt means and what a person typed.
+
+`tokenizer.json` names special tokens such as ``<|image|>`` by their text. A person who types that text must get its
+characters, not the token, so special tokens are found here and the tokenizer itself knows none of them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import tokenizers
+
+from .errors import InputError
+
+
+def load_tokenizer(folder: Path) -> tokenizers.Tokenizer:
+    """The tokenizer of a checkpoint folder."""
+    path = folder / "tokenizer.json"
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exceptions
+        raise InputError(f"tokenizer: {path}: cannot be read: {error}") from None
+
+
+class TextCodec:
+    """Encodes and decodes with a ``tokenizer``; ``specials`` maps the texts of its added tokens to their ids."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        self._full = tokenizer
+        self._plain = tokenizers.Tokenizer(self._full.model)  # shares the vocabulary
+        for part in ("normalizer", "pre_tokenizer", "decoder"):
+            if getattr(self._full, part) is not None:
+                setattr(self._plain, part, getattr(self._full, part))
+        self.specials = {token.content: index for index, token in self._full.get_added_tokens_decoder().items()}
+        longest_first = sorted(self.specials, key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+    def id(self, token: str) -> int:
+        """The id of a special token."""
+        if token not in self.specials:
+            raise InputError(f"tokenizer: special tokens must include {token}, got {json.dumps(list(self.specials))}")
+        return self.specials[token]
+
+    def split(self, text: str) -> list[int | str]:
+        """Ids of the special tokens in ``text`` and the stretches of text between them."""
+        pieces: list[int | str] = []
+        end = 0
+        for match in self._special.finditer(text):
+            pieces += [text[end : match.start()]] if match.start() > end else []
+            pieces.append(self.specials[match[0]])
+            end = match.end()
+        return pieces + ([text[end:]] if end < len(text) else [])
+
+    def guard(self, text: str, mark: str) -> str:
+        """``text`` with ``mark`` put into every special token, so that `split` no longer finds it."""
+        while self._special.search(text):
+            text = self._special.sub(lambda match: match[0][0] + mark + match[0][1:], text)
+        return text
+
+    def encode(self, text: str, specials: bool = True) -> list[int]:
+        """Token ids; with ``specials=False`` the texts of special tokens are plain characters."""
+        return self.join(self.split(text) if specials else [text])
+
+    def join(self, pieces: Iterable[int | str]) -> list[int]:
+        """Ids of pieces as `split` makes them. Neighbouring stretches of text are encoded as one."""
+        ids: list[int] = []
+        text = ""
+        for piece in [*pieces, None]:
+            if isinstance(piece, str):
+                text += piece
+                continue
+            if text:
+                ids += self._plain.encode(text, add_special_tokens=False).ids
+                text = ""
+            if piece is not None:
+                ids.append(piece)
+        return ids
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+        """Text of token ids. Ids beyond the vocabulary, which a padded head can give, have no text."""
+        return self._full.decode([int(index) for index in ids], skip_special_tokens=skip_special_tokens)

@@ -1,0 +1,277 @@
+"""Every case compares with the definition through flash-attention's rule; see glm4v_ext/testing.py.
+
+Its factor for gradients is 3, as in flash-attention's own tests: backward rebuilds the softmax from an lse that fp32
+rounds.
+"""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glm4v_ext import flash_attn_func, flash_attn_varlen_func, reference
+from glm4v_ext.testing import (
+    DTYPES,
+    assert_as_accurate,
+    assert_close_to_exact,
+    devices,
+    forced_isa,
+    isa_levels,
+    outputs_and_grads,
+)
+
+LENGTHS = ([1, 70, 0, 33, 130], [5, 64, 3, 0, 141])  # queries and keys of each sequence
+MASKS = [
+    {},
+    {"causal": True},
+    {"window_size": (20, 5)},
+    {"window_size": (3, 0)},
+    {"causal": True, "window_size": (9, 3), "softcap": 5.0, "softmax_scale": 0.3},
+]
+
+
+def offsets(lengths, dtype=torch.int32, device="cpu"):
+    return torch.tensor([0, *lengths], device=device).cumsum(0).to(dtype)
+
+
+def sample(lengths, heads, kv_heads, dim, dtype, device="cpu", padding=0):
+    rows, keys = lengths
+    q = torch.randn(sum(rows) + padding, heads, dim, device=device).to(dtype)
+    k, v = (torch.randn(sum(keys) + padding, kv_heads, dim, device=device).to(dtype) for _ in "kv")
+    return [
+        q,
+        k,
+        v,
+        offsets(rows, device=device),
+        offsets(keys, device=device),
+        max(rows, default=0),
+        max(keys, default=0),
+    ]
+
+
+def with_options(function, **options):
+    """out and lse of ``function``; a row that sees no key has lse -inf on both sides, which has no error: make it 0."""
+
+    def run(*inputs):
+        out, lse, probs = function(*inputs, return_attn_probs=True, **options)
+        assert probs is None
+        return out, lse.detach().masked_fill(lse == float("-inf"), 0)
+
+    return run
+
+
+def assert_definition(inputs, function=flash_attn_varlen_func, definition=reference.flash_attn_varlen_func, **options):
+    assert_as_accurate(
+        with_options(function, **options), with_options(definition, **options), inputs, gradient_factor=3.0
+    )
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("options", MASKS, ids=str)
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(2, 2, 64), (4, 1, 80), (6, 2, 96), (2, 1, 128), (3, 3, 7)])
+def test_definition(heads, kv_heads, dim, options, dtype, device):
+    assert_definition(sample(LENGTHS, heads, kv_heads, dim, dtype, device, padding=3), **options)
+
+
+@pytest.mark.parametrize("level", isa_levels())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("options", MASKS[1:3], ids=str)
+@pytest.mark.parametrize("dim", [5, 33, 72, 128, 256])
+def test_isa_levels(level, dtype, options, dim):
+    with forced_isa(level):
+        assert_definition(sample(([61, 2], [150, 1]), 4, 2, dim, dtype), **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_long_segments(dtype):  # several key blocks and query tiles in forward and backward
+    assert_definition(sample(([300], [530]), 2, 1, 64, dtype), causal=True)
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("group", [1, 3, 16, 200])
+def test_grouped_heads(group, device):
+    assert_definition(sample(([9, 30], [30, 31]), 2 * group, 2, 16, torch.bfloat16, device), causal=True)
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("causal", [False, True])
+def test_batched(dtype, causal, device):
+    q, k, v = (torch.randn(2, s, h, 40, device=device).to(dtype) for s, h in ((21, 4), (37, 2), (37, 2)))
+    assert_definition([q, k, v], flash_attn_func, reference.flash_attn_func, causal=causal)
+
+
+@given(
+    lengths=st.lists(st.tuples(st.integers(0, 80), st.integers(0, 80)), min_size=1, max_size=5),
+    window=st.tuples(st.integers(-1, 50), st.integers(-1, 50)),
+    causal=st.booleans(),
+)
+def test_any_segments_and_window(lengths, window, causal):
+    rows, keys = ([pair[i] for pair in lengths] for i in range(2))
+    inputs = sample((rows, keys), 2, 1, 24, torch.float32, padding=1)
+    options = {"window_size": window, "causal": causal}
+    # Few tokens: plain PyTorch's error may be 0, so the rule has no bound to offer. torch's own tolerance of fp32 does.
+    actual, expected = (
+        outputs_and_grads(with_options(f, **options), inputs)
+        for f in (flash_attn_varlen_func, reference.flash_attn_varlen_func)
+    )
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("device", devices())
+def test_packed_qkv_and_expanded_gradients(device):
+    qkv = torch.randn(50, 3, 4, 32, device=device)
+    cu = offsets([20, 30], torch.int64, device)
+    assert_definition([*qkv.unbind(1), cu, cu, 30, 30])
+    assert_definition([*qkv.permute(0, 2, 3, 1).unbind(-1), cu, cu, 30, 30])  # last dim not dense
+    mine, plain = qkv.clone().requires_grad_(), qkv.clone().requires_grad_()
+    flash_attn_varlen_func(*mine.unbind(1), cu, cu, 30, 30).sum().backward()  # the gradient arrives with stride 0
+    reference.flash_attn_varlen_func(*plain.unbind(1), cu, cu, 30, 30).sum().backward()
+    torch.testing.assert_close(mine.grad, plain.grad)
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pages(dtype, device):
+    q, *_, cu_q, cu_k, max_q, max_k = sample(([7, 1, 20], [40, 0, 33]), 4, 2, 32, dtype, device)
+    k, v = (torch.randn(9, 16, 2, 32, device=device).to(dtype) for _ in "kv")
+    table = torch.randperm(9, device=device).view(3, 3).to(torch.int32)
+    inputs = [q, k, v, cu_q, cu_k, max_q, max_k]
+    with torch.no_grad():
+        outs = [
+            with_options(f, causal=True, block_table=table)(*x)
+            for f, x in (
+                (flash_attn_varlen_func, inputs),
+                (reference.flash_attn_varlen_func, inputs),
+                (reference.flash_attn_varlen_func, [q.double(), k.double(), v.double(), *inputs[3:]]),
+            )
+        ]
+    for actual, plain, exact in zip(*outs, strict=True):
+        assert_close_to_exact(actual, plain, exact)
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_without_keys_and_padding(dtype, device):
+    inputs = sample(([6, 4], [3, 0]), 2, 1, 16, dtype, device, padding=2)
+    out, lse, dq, dk, dv = outputs_and_grads(
+        lambda *x: flash_attn_varlen_func(*x, causal=True, return_attn_probs=True)[:2], inputs
+    )
+    blind = [0, 1, 2, 6, 7, 8, 9, 10, 11]  # bottom right: three rows too many, a sequence without keys, the padding
+    seen = [3, 4, 5]
+    assert (out[blind] == 0).all() and (lse[:, blind] == float("-inf")).all() and (dq[blind] == 0).all()
+    assert (out[seen] != 0).all() and lse[:, seen].isfinite().all()
+    assert (dk[3:] == 0).all() and (dv[3:] == 0).all()
+
+
+@pytest.mark.parametrize("device", devices())
+def test_nothing_at_all(device):
+    for lengths in ([], []), ([0, 0], [0, 3]):
+        inputs = sample(lengths, 2, 1, 16, torch.float32, device)
+        out, dq, dk, dv = outputs_and_grads(flash_attn_varlen_func, inputs)
+        assert out.shape == dq.shape == (0, 2, 16) and dk.shape == dv.shape == inputs[1].shape and not dk.any()
+
+
+@pytest.mark.parametrize("device", devices())
+def test_bitwise_repeatable(device):
+    inputs = sample(([200, 37], [200, 90]), 4, 1, 64, torch.bfloat16, device)
+    threads = torch.get_num_threads()
+    first = outputs_and_grads(flash_attn_varlen_func, inputs)
+    torch.set_num_threads(1)
+    second = outputs_and_grads(flash_attn_varlen_func, inputs)
+    torch.set_num_threads(threads)
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("device", devices())
+def test_opcheck_and_compile(device):
+    q, k, v, *index = sample(([6, 11], [11, 9]), 4, 2, 24, torch.float32, device)
+    for x in (q, k, v):
+        x.requires_grad_()
+    options = (0.0, None, True, -1, -1, 0.0, None, None)
+    torch.library.opcheck(torch.ops.glm4v_ext.flash_attn_varlen, (q, k, v, *index, *options))
+    compiled = torch.compile(flash_attn_varlen_func, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(q, k, v, *index), flash_attn_varlen_func(q, k, v, *index))
+    batched = torch.compile(flash_attn_func, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(batched(q[None], k[None], v[None]), flash_attn_func(q[None], k[None], v[None]))
+
+
+def test_nan_reaches_only_the_rows_that_see_it():
+    q, k, v, *index = sample(([8, 8], [8, 8]), 2, 1, 16, torch.float32)
+    q[3, 0, 5] = k[12, 0, 3] = float("nan")
+    out = flash_attn_varlen_func(q, k, v, *index, causal=True)
+    poisoned = torch.zeros(16, 2, dtype=torch.bool)
+    poisoned[3, 0] = True
+    poisoned[12:] = True  # the second sequence's rows from its key 4 on
+    assert (out.isnan().all(-1) == poisoned).all() and (out.isnan().any(-1) == poisoned).all()
+
+
+def test_extreme_scores():
+    q, k, v, *index = sample(([16], [40]), 1, 1, 16, torch.float32)
+    assert_definition([q * 4, k * 4, v, *index])
+    assert flash_attn_varlen_func(q * 1e15, k * 1e15, v, *index).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"dropout_p": 0.1}, "flash_attn_varlen: dropout_p must be 0, got 0.1"),
+        ({"alibi_slopes": torch.zeros(4)}, "flash_attn_varlen: alibi_slopes must be None, got a tensor"),
+        ({"softmax_scale": -1.0}, "flash_attn_varlen: softmax_scale must be positive, got -1"),
+        ({"softcap": -1.0}, r"flash_attn_varlen: softcap must be 0 \(off\) or positive, got -1"),
+        ({"window_size": (-2, 0)}, r"flash_attn_varlen: window_size must be \(left, right\), .*, got \(-2, 0\)"),
+        ({"q": torch.zeros(10, 4, 257)}, r"flash_attn_varlen: q must be \[Tq, H, D\] with D from 1 to 256, got"),
+        (
+            {"q": torch.zeros(10, 3, 8)},
+            r"k must be \[Tk, K, D\] with K a divisor of the 3 heads of q, got \[10, 2, 8\]",
+        ),
+        ({"v": torch.zeros(9, 2, 8)}, r"flash_attn_varlen: v must be \[Tk, K, D\] = \[10, 2, 8\], got \[9, 2, 8\]"),
+        ({"k": torch.zeros(10, 2, 8).half()}, "flash_attn_varlen: k must be float32 like q, got float16"),
+        ({"cu_seqlens_q": torch.tensor([0, 6.0])}, "cu_seqlens_q must be int32 or int64, got float32"),
+        ({"cu_seqlens_q": torch.tensor([0, 6, 4])}, r"cu_seqlens_k must be \[N \+ 1\] = \[3\], got \[2\]"),
+        ({"cu_seqlens_k": torch.tensor([0, 11])}, "cu_seqlens_k must be at most the 10 tokens given, got 11"),
+        ({"cu_seqlens_k": torch.tensor([1, 5])}, "cu_seqlens_k must be ascending from 0, got first value 1"),
+        ({"max_seqlen_q": 9}, "max_seqlen_q must be at least the longest segment, 10, got 9"),
+    ],
+)
+def test_errors_name_the_argument(change, text):
+    arguments = {
+        "q": torch.zeros(10, 4, 8),
+        "k": torch.zeros(10, 2, 8),
+        "v": torch.zeros(10, 2, 8),
+        "cu_seqlens_q": torch.tensor([0, 10]),
+        "cu_seqlens_k": torch.tensor([0, 10]),
+        "max_seqlen_q": 10,
+        "max_seqlen_k": 10,
+    }
+    with pytest.raises(RuntimeError, match=text):
+        flash_attn_varlen_func(**{**arguments, **change})
+
+
+@pytest.mark.parametrize(
+    ("page_size", "table", "text"),
+    [
+        (24, torch.zeros(1, 1), r"page_size a multiple of 16, got \[2, 24, 1, 8\]"),
+        (16, torch.zeros(1, 1), "block_table must be int32 or int64, got float32"),
+        (
+            16,
+            torch.zeros(2, 1, dtype=torch.int32),
+            r"block_table must be \[N, pages per segment\] = \[1, \*\], got \[2, 1\]",
+        ),
+        (16, torch.zeros(1, 1, dtype=torch.int32), "block_table must have 2 columns for the longest segment, got 1"),
+        (16, torch.tensor([[0, 2]]), "block_table must hold pages from 0 to 1, got 2"),
+    ],
+)
+def test_errors_of_pages(page_size, table, text):
+    q, pages, cu = torch.zeros(3, 1, 8), torch.zeros(2, page_size, 1, 8), torch.tensor([0, 3])
+    with pytest.raises(RuntimeError, match=text):
+        flash_attn_varlen_func(q, pages, pages, cu, torch.tensor([0, 20]), 3, 20, block_table=table)
+
+
+def test_pages_have_no_gradient():
+    q, pages, cu = torch.zeros(3, 1, 8, requires_grad=True), torch.zeros(2, 16, 1, 8), torch.tensor([0, 3])
+    out = flash_attn_varlen_func(q, pages, pages, cu, cu, 3, 3, block_table=torch.zeros(1, 1, dtype=torch.int32))
+    with pytest.raises(RuntimeError, match="block_table must be None where gradients are wanted"):
+        out.sum().backward()
