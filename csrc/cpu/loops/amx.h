@@ -2,6 +2,8 @@
 // are compiled at the amx level only. Eight registers of 16 rows x 64 bytes; tile_product adds
 //   C [16, 16] fp32 += A [16, 32] bf16, row-major  x  B [16 pairs, 16 columns] pairs of bf16 (k, k + 1).
 #pragma once
+// GCC 12 takes the undefined operands inside its own AVX-512 intrinsics for uninitialised variables of ours.
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 
 #include "cpu/loops/vec.h"

@@ -21,7 +21,6 @@ namespace {
 constexpr int64_t kRows = 32, kKeys = 128;
 constexpr int64_t kPackedKeys = 1024;  // keys packed at a time: K and V of head dim 128 take 512 KiB of the L2 cache
 constexpr int64_t kTaskRows = 1024;    // rows that share a packing
-constexpr int64_t kFetchAhead = 64;   // rows of K and V: strided reads that no hardware prefetcher follows
 constexpr int64_t kScoreRow = kKeys + 16, kWeightRow = kKeys + 32;  // elements; odd numbers of cache lines
 constexpr float kLog2e = 1.44269504088896340736f, kLn2 = 0.69314718055994530942f;
 constexpr float kInf = __builtin_inff();
@@ -36,10 +35,10 @@ struct Unit {
 };
 
 struct alignas(64) Group {
-  float max[kRows];         // of the raw scores so far
-  float sum[kRows][16];     // of the weights so far, over 16 keys side by side
+  float max[kRows];              // of the raw scores so far
+  float sum[kRows][16];          // of the weights so far, over 16 keys side by side
   int32_t lo[kRows], hi[kRows];  // visible keys of a row
-  int64_t begin, end;       // their union
+  int64_t begin, end;            // their union
   bool started;
 };
 
@@ -56,10 +55,10 @@ struct Scratch {
   Block* blocks;  // [2]
   Group* groups;
   Unit* units;
-  float* o;       // [groups, 32, C + 16]
-  bf16* q;        // [groups, 32, C + 32]
-  char *k, *v;    // tiles
-  char* spill;    // where the pipeline drains accumulators that hold nothing yet
+  float* o;     // [groups, 32, C + 16]
+  bf16* q;      // [groups, 32, C + 32]
+  char *k, *v;  // tiles
+  char* spill;  // where the pipeline drains accumulators that hold nothing yet
   size_t bytes;
 };
 
@@ -103,10 +102,7 @@ void pack_keys(const Head& k, int64_t n, int64_t D, int64_t C, char* out) {
         const int64_t rows = n - key - half * 16;
         __m512i v[16];
 #pragma GCC unroll 16
-        for (int i = 0; i < 16; ++i) {
-          v[i] = i < rows ? load_pairs(row + i * k.row, lanes) : _mm512_setzero_si512();
-          __builtin_prefetch(row + (i + kFetchAhead) * k.row);
-        }
+        for (int i = 0; i < 16; ++i) v[i] = load_pairs(row + i * k.row, i < rows ? lanes : 0);
         transpose_16x16(v);
 #pragma GCC unroll 16
         for (int i = 0; i < 16; ++i) _mm512_store_si512(out + i * 64, v[i]);
@@ -128,8 +124,6 @@ void pack_values(const Head& v, int64_t n, int64_t D, int64_t C, char* packed) {
       for (int64_t i = 0; i < 32; i += 2) {
         const __m512i a = load_pairs(row + i * v.row, key + i < n ? lanes : 0);
         const __m512i b = load_pairs(row + (i + 1) * v.row, key + i + 1 < n ? lanes : 0);
-        __builtin_prefetch(row + (i + kFetchAhead) * v.row);
-        __builtin_prefetch(row + (i + 1 + kFetchAhead) * v.row);
         _mm512_store_si512(out + i * 32, _mm512_unpacklo_epi16(a, b));
         _mm512_store_si512(out + kTileBytes + i * 32, _mm512_unpackhi_epi16(a, b));
       }
@@ -159,8 +153,8 @@ void open_softmax(const FlashAttnForward& args, const Unit& unit, int64_t first_
       for (int i = 0; i < vectors; ++i) {
         if (lo <= i * 16 && hi >= i * 16 + 16) continue;
         const __m512i key = _mm512_add_epi32(lane, _mm512_set1_epi32(i * 16));
-        const __mmask16 hidden = _mm512_cmplt_epi32_mask(key, _mm512_set1_epi32(lo)) |
-                                 _mm512_cmpge_epi32_mask(key, _mm512_set1_epi32(hi));
+        const __mmask16 hidden =
+            _mm512_cmplt_epi32_mask(key, _mm512_set1_epi32(lo)) | _mm512_cmpge_epi32_mask(key, _mm512_set1_epi32(hi));
         _mm512_mask_store_ps(block.s + r * kScoreRow + i * 16, hidden, _mm512_set1_ps(-kInf));
       }
     }
@@ -172,8 +166,8 @@ void open_softmax(const FlashAttnForward& args, const Unit& unit, int64_t first_
     for (int r = 0; r < 16; ++r) {
       v[r] = _mm512_max_ps(_mm512_load_ps(s + r * kScoreRow), _mm512_load_ps(s + r * kScoreRow + 16));
       for (int i = 2; i < vectors; i += 2) {
-        const __m512 w = _mm512_max_ps(_mm512_load_ps(s + r * kScoreRow + i * 16),
-                                       _mm512_load_ps(s + r * kScoreRow + i * 16 + 16));
+        const __m512 w =
+            _mm512_max_ps(_mm512_load_ps(s + r * kScoreRow + i * 16), _mm512_load_ps(s + r * kScoreRow + i * 16 + 16));
         v[r] = _mm512_max_ps(v[r], w);
       }
     }
@@ -362,7 +356,8 @@ void run_units(const FlashAttnForward& args, int64_t n, int64_t first_key, int64
         multiply(steps, q, q_row * 2, x.k + (next.key / 32 + pair) * steps * 2 * kTileBytes, 2 * kTileBytes,
                  {reinterpret_cast<char*>(x.blocks[(u + 1) & 1].s + pair * 32), kScoreRow * 4}, nullptr, last, soft);
     }
-    // Scores of the next unit are complete once the products below, or this, have pushed them out; so is O of unit u - 2.
+    // Scores of the next unit are complete once the products below, or this, have pushed them out; so is O of unit u
+    // - 2.
     if (u <= 0 || u + 1 >= n) drain(last, x.spill);
     if (u > 0) {
       const Unit& before = x.units[u - 1];
@@ -396,7 +391,8 @@ void copy_queries(const FlashAttnForward& args, const FlashAttnTask& task, int64
   for (int64_t r = 0; r < groups * kRows; ++r, to += C + 32) {
     const Head q = head_of(args.q, token + task.begin + r % n, task.kv_head * G + least(r / n, G - 1));
     for (int64_t d = 0; d < C; d += 32)
-      _mm512_store_si512(to + d, _mm512_xor_si512(sign, load_pairs(q.data + d, r < rows ? first_lanes(args.dim - d) : 0)));
+      _mm512_store_si512(to + d,
+                         _mm512_xor_si512(sign, load_pairs(q.data + d, r < rows ? first_lanes(args.dim - d) : 0)));
   }
 }
 
@@ -428,8 +424,12 @@ void finish(const FlashAttnForward& args, const FlashAttnTask& task, int64_t tok
 }  // namespace
 
 FlashAttnPlan flash_attn_tiles_plan(const FlashAttnForward& args) {
-  const int64_t G = args.heads / args.kv_heads, rows = most(kRows, kTaskRows / G);
-  return {rows, lay_out(nullptr, round_up(rows * G, kRows) / kRows, round_up(args.dim, 32)).bytes};
+  const int64_t G = args.heads / args.kv_heads;
+  int64_t longest = 1;
+  for (int64_t n = 0; n < args.segments; ++n) longest = most(longest, args.cu_q[n + 1] - args.cu_q[n]);
+  const int64_t blocks = (longest * G + kTaskRows - 1) / kTaskRows;
+  const int64_t rows = round_up((longest + blocks - 1) / blocks, kRows);
+  return {rows, lay_out(nullptr, round_up(least(rows, longest) * G, kRows) / kRows, round_up(args.dim, 32)).bytes};
 }
 
 void flash_attn_tiles_task(const FlashAttnForward& args, const FlashAttnTask& task, void* scratch) {
