@@ -90,7 +90,6 @@ def bench_decode_layers(race, pair, dtype, context):
         return ours.language_model.decode(token, position, cache)
 
     def their_decode():
-        their_cache.crop(context)
         out = theirs.model.language_model(
             inputs_embeds=token[None], position_ids=position[:, None], past_key_values=their_cache
         )

@@ -30,6 +30,7 @@ from transformers import AutoTokenizer, Glm4vForConditionalGeneration
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 
 from glm4v import Batch, Glm4v, Processor
+from glm4v.chat import visible
 
 PHOTOS = [Path(str(files("sklearn.datasets.images") / name)) for name in ("china.jpg", "flower.jpg")]
 console = Console(highlight=False)
@@ -72,7 +73,7 @@ def answer(model: Glm4v, batch: Batch, tokens: int) -> Run:
     for piece in model.stream(batch, max_new_tokens=tokens, temperature=0):
         times.append(time.perf_counter() - start)
         found.append(piece.token_id)
-        console.out("".join(c if c.isprintable() or c == "\n" else "·" for c in piece.text), end="")
+        console.out(visible(piece.text), end="")
     run = Run.of(found, times)
     console.print(f"\n[dim]{len(run.tokens)} tokens, {run.rate:.1f} tokens/s after {run.first_s:.1f} s for the prompt")
     return run

@@ -144,7 +144,7 @@ def test_only_loops_know_instruction_sets():
 # --- one name, everywhere ---------------------------------------------------------------------------------------------
 
 OPS = re.search(r"set\(OPS\s+([^)]*)\)", (ROOT / "CMakeLists.txt").read_text())[1].split()
-SCHEMAS = re.findall(r'm\.def\("(\w+)\(', (ROOT / "csrc/ops.cpp").read_text())
+SCHEMAS = re.findall(r'm\.def\(\s*"(\w+)\(', (ROOT / "csrc/ops.cpp").read_text())
 
 
 @pytest.mark.parametrize("op", OPS)

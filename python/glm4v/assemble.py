@@ -27,6 +27,7 @@ from torch import Tensor
 from . import weights
 from .config import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, Config, TextConfig, VisionConfig
 from .config import checkpoint_folder as folder_of
+from .errors import InputError
 from .model import Glm4v
 from .prompt import CHAT_TEMPLATE
 
@@ -63,12 +64,12 @@ def assemble(
         max_shard_bytes: upper size of one safetensors file.
 
     Raises:
-        FileNotFoundError, ValueError: one line that names the file or setting and what was expected. Nothing is
+        InputError: one line that names the file or setting and what was expected. Nothing is
             written then.
     """
     vision_dir, language_dir, target = folder_of(vision), folder_of(language), Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"assemble: out must be a new or empty folder, got {target}")
+        raise InputError(f"assemble: out must be a new or empty folder, got {target}")
     encoder_settings, decoder_settings = _settings(vision_dir), _settings(language_dir)
     text = _text_config(decoder_settings, language_dir)
     tower = _vision_config(encoder_settings, vision_dir, text)
@@ -95,26 +96,39 @@ def assemble(
     return config
 
 
-def _settings(folder: Path) -> dict[str, Any]:
+class Settings(dict[str, Any]):
+    """A `config.json` whose missing entries are named."""
+
+    path: Path
+
+    def __missing__(self, key: str) -> Any:
+        raise InputError(f"assemble: {self.path}: {key} is missing")
+
+
+def _settings(folder: Path) -> Settings:
     path = folder / "config.json"
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FileNotFoundError(f"assemble: {path}: the file is missing") from None
+        raise InputError(f"assemble: {path}: the file is missing") from None
     except ValueError as error:
-        raise ValueError(f"assemble: {path}: not JSON: {error}") from None
-    return settings.get("vision_config", settings)  # a CLIP-like AIMv2 keeps its encoder's sizes one level down
+        raise InputError(f"assemble: {path}: not JSON: {error}") from None
+    if not isinstance(settings, dict):
+        raise InputError(f"assemble: {path}: must be a JSON object, got {type(settings).__name__}")
+    found = Settings(settings.get("vision_config", settings))  # a CLIP-like AIMv2 keeps its encoder's one level down
+    found.path = path
+    return found
 
 
-def _text_config(settings: dict[str, Any], folder: Path) -> TextConfig:
+def _text_config(settings: Settings, folder: Path) -> TextConfig:
     if settings.get("model_type") != "glm4":
         found = settings.get("model_type")
-        raise ValueError(f"assemble: {folder}: model_type must be glm4 (a GLM-4-0414 decoder), got {found}")
+        raise InputError(f"assemble: {folder}: model_type must be glm4 (a GLM-4-0414 decoder), got {found}")
     rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
     factor = rope.get("partial_rotary_factor", settings.get("partial_rotary_factor", 0.5))
     head_dim = settings["hidden_size"] // settings["num_attention_heads"]
     if settings.get("head_dim", head_dim) != head_dim:
-        raise ValueError(f"assemble: {folder}: head_dim must be {head_dim}, got {settings['head_dim']}")
+        raise InputError(f"assemble: {folder}: head_dim must be {head_dim}, got {settings['head_dim']}")
     frequencies = int(head_dim * factor) // 2
     time, row = (frequencies * share // sum(MROPE_SHARES) for share in MROPE_SHARES[:2])
     return TextConfig(
@@ -133,10 +147,10 @@ def _text_config(settings: dict[str, Any], folder: Path) -> TextConfig:
     )
 
 
-def _vision_config(settings: dict[str, Any], folder: Path, text: TextConfig) -> VisionConfig:
+def _vision_config(settings: Settings, folder: Path, text: TextConfig) -> VisionConfig:
     def expect(ok: bool, name: str, expectation: object) -> None:
         if not ok:
-            raise ValueError(f"assemble: {folder}: {name} must be {expectation}, got {settings.get(name)}")
+            raise InputError(f"assemble: {folder}: {name} must be {expectation}, got {settings.get(name)}")
 
     kind = settings.get("model_type")
     expect(kind in ("aimv2", "aimv2_vision_model"), "model_type", "aimv2 or aimv2_vision_model")
@@ -169,7 +183,7 @@ def _find(tensors: dict[str, Tensor], folder: Path, *spellings: str) -> str:
     for name in spellings:
         if name in tensors:
             return name
-    raise ValueError(f"weights: {folder}: tensor {' or '.join(spellings)} is missing")
+    raise InputError(f"weights: {folder}: tensor {' or '.join(spellings)} is missing")
 
 
 def _tower(encoder: dict[str, Tensor], folder: Path, config: VisionConfig) -> dict[str, Tensor]:
@@ -229,26 +243,26 @@ def _check(tensors: dict[str, Tensor], config: Config) -> None:
     """Every tensor of the model is there, in its shape, and nothing else."""
     wanted = weights.shapes(Glm4v(config, device="meta"))
     if odd := sorted(wanted.keys() ^ tensors.keys()):
-        raise ValueError(
+        raise InputError(
             f"assemble: tensor {odd[0]} {'is missing' if odd[0] in wanted else 'has no place in the model'}"
         )
     for name, shape in wanted.items():
         if tensors[name].shape != shape:
-            raise ValueError(f"assemble: tensor {name} must be {list(shape)}, got {list(tensors[name].shape)}")
+            raise InputError(f"assemble: tensor {name} must be {list(shape)}, got {list(tensors[name].shape)}")
 
 
 def _tokenizer(folder: Path, vocab_size: int) -> tuple[Tokenizer, dict[str, Any]]:
     """The decoder's tokenizer with what it lacks of GLM-4.1V's tokens, and the ids of the six picture tokens."""
     path = folder / TOKENIZER_FILE
     if not path.exists():
-        raise FileNotFoundError(f"assemble: {path}: the file is missing")
+        raise InputError(f"assemble: {path}: the file is missing")
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.add_special_tokens(
         [AddedToken(token, special=True, normalized=False) for token in PICTURE_TOKENS.values()]
     )
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in ANSWER_TOKENS])
     if (size := tokenizer.get_vocab_size()) > vocab_size:
-        raise ValueError(
+        raise InputError(
             f"assemble: {path}: with the picture and answer tokens must have at most {vocab_size}, got {size}"
         )
     return tokenizer, {name: tokenizer.token_to_id(token) for name, token in PICTURE_TOKENS.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,11 @@ HELP = """\
 /image F   adds an image to the next question     /think   shows the last thinking
 /video F   adds a video to the next question      /reset   forgets the conversation
 /help      shows this list                        /quit    leaves, as Ctrl-D does; Ctrl-C stops an answer"""
+
+
+def visible(text: str) -> str:
+    """``text`` without the control characters that a terminal obeys."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\ufffd" for c in text)
 
 
 class Growing:
@@ -39,8 +45,9 @@ class Growing:
 
 def shown(pieces: Iterable[Piece], notes: Console, folded: bool = False) -> Iterator[Piece]:
     """Writes one answer while its pieces pass: the answer to stdout, the thinking to ``notes``, or only its length."""
-    answer = Growing(lambda text: print(text, end="", flush=True))
-    thinking = Growing(lambda text: notes.out(text, style="dim", highlight=False, end=""))
+    clean = visible if sys.stdout.isatty() else str
+    answer = Growing(lambda text: print(clean(text), end="", flush=True))
+    thinking = Growing(lambda text: notes.out(visible(text), style="dim", highlight=False, end=""))
     text, thoughts = "", 0
     for count, piece in enumerate(pieces, 1):
         text += piece.text
@@ -146,4 +153,4 @@ class Chat:
         self.files = []
 
     def note(self, text: str) -> None:
-        self.notes.out(text, highlight=False)
+        self.notes.out(visible(text), highlight=False)

@@ -46,7 +46,7 @@ MinP = Annotated[
     float | None, typer.Option(min=0, max=1, help="Keep tokens with this share of the likeliest one's probability.")
 ]
 Penalty = Annotated[float | None, typer.Option(help="Above 1: repeat less.")]
-Seed = Annotated[int | None, typer.Option(help="The same seed gives the same answer.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="The same seed gives the same answer.")]
 Budget = Annotated[
     int | None, typer.Option(min=0, metavar="N", help="End the thinking after N tokens; 0 turns it off.")
 ]
@@ -171,6 +171,24 @@ def info(model: Annotated[str | None, typer.Option("--model", metavar="DIR", hel
     facts = {**build, "cpu_archs": ", ".join(build["cpu_archs"]), "ops": ", ".join(ops)}
     for name, value in {**(checkpoint_facts(model) if model is not None else {}), **facts}.items():
         print(f"{name:<18}  {value}")
+
+
+@app.command()
+def assemble(
+    vision: Annotated[str, typer.Option(metavar="DIR", help="An AIMv2 encoder with a position table.")],
+    language: Annotated[str, typer.Option(metavar="DIR", help="A GLM-4-0414 decoder with its tokenizer.")],
+    out: Annotated[str, typer.Option(metavar="DIR", help="Where to write: a new or empty folder.")],
+    dtype: Annotated[Dtype | None, typer.Option(help="Type of the weights. Default: the decoder's.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the new merger's weights.")] = 0,
+) -> None:
+    """Builds a base checkpoint from an encoder and a decoder, to be trained."""
+    import torch
+
+    from .assemble import assemble as build
+
+    config = build(vision, language, out, getattr(torch, dtype.value) if dtype else None, seed)
+    tower, text = config.vision_config, config.text_config
+    print(f"{out}: {tower.depth} vision and {text.num_hidden_layers} text layers, {config.dtype}")
 
 
 def checkpoint_facts(folder: str) -> dict[str, str]:

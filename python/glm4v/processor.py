@@ -260,7 +260,7 @@ def _pixel_settings(folder: Path) -> tuple[PixelSettings, PixelSettings]:
     video = _read_json(folder / "video_preprocessor_config.json") or whole.get("video_processor", {})
     for name, settings in (("images", image), ("videos", video)):
         for key, value in FIXED.items():
-            if settings.get(key, value) != value:
+            if settings.get(key) not in (None, value):
                 raise InputError(f"processor: {folder}: {key} of {name} must be {value}, got {settings[key]}")
     return PixelSettings.from_dict(image, 9_633_792), PixelSettings.from_dict(video, 47_040_000)
 

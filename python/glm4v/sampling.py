@@ -63,8 +63,9 @@ def streams(seed: int | Sequence[Seed] | None, requests: int) -> list[np.random.
     """One random stream per request: of ``(seed, i)``, or of ``seed[i]``, or fresh ones where the seed is None."""
     if seed is None:
         return [np.random.default_rng() for _ in range(requests)]
-    if isinstance(seed, int):
-        return [np.random.default_rng((seed, i)) for i in range(requests)]
+    if isinstance(seed, int | np.integer):
+        _expect(seed >= 0, "seed", "0 or more", seed)
+        return [np.random.default_rng((int(seed), i)) for i in range(requests)]
     _expect(len(seed) == requests, "seed", f"an int or one per request ({requests})", f"{len(seed)} of them")
     return [np.random.default_rng(one) for one in seed]
 

@@ -16,6 +16,7 @@ from transformers import (
 from examples.make_checkpoint import make_tokenizer
 from glm4v import Glm4v
 from glm4v.assemble import assemble
+from glm4v.cli import main
 from glm4v_ext import patchify
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -126,7 +127,8 @@ def change(folder, copy, **settings):
     for file in folder.iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
     config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps({**config, **settings}))
+    config = {key: value for key, value in {**config, **settings}.items() if value is not None}
+    (copy / "config.json").write_text(json.dumps(config))
     return copy
 
 
@@ -138,6 +140,7 @@ def change(folder, copy, **settings):
         ({"patch_size": 16}, "patch_size must be 14, got 16"),
         ({"model_type": "clip"}, "model_type must be aimv2 or aimv2_vision_model, got clip"),
         ({"num_hidden_layers": 3}, "encoder.layers.2.attention.q_proj.weight is missing"),
+        ({"hidden_size": None}, "hidden_size is missing"),
         ({"image_size": 84}, r"position_embedding.weight must be \[36, 64\], got \[16, 64\]"),
     ],
 )
@@ -146,6 +149,17 @@ def test_errors_name_the_setting_and_write_nothing(parts, tmp_path, settings, te
     with pytest.raises(ValueError, match=text):
         assemble(encoder, parts[3], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_command(parts, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["assemble", "--vision", str(parts[2]), "--language", str(parts[3]), "--out", str(out)]
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 0 and "2 vision and 2 text layers, float32" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2 and "out must be a new or empty folder" in capsys.readouterr().err
 
 
 def test_refuses_a_full_folder(parts, tmp_path):

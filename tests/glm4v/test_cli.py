@@ -183,6 +183,13 @@ def test_thinking_and_answer_go_separate_ways(capsys):
         assert err.strip() == notes
 
 
+def test_a_terminal_obeys_no_answer(capsys, monkeypatch):
+    for terminal, printed in ((False, "a\x1b[2Jb\tc\n"), (True, "a\ufffd[2Jb\tc\n")):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
+        whole(shown(stream(MockModel({"Q": "a\x1b[2Jb\tc"}), ["Q"]), Console(stderr=True)))
+        assert capsys.readouterr().out == printed
+
+
 def test_an_answer_that_turns_out_to_be_thinking(capsys):
     whole(shown(stream(MockModel({"Q": "Hm</think>Yes"}), ["Q"]), Console(stderr=True)))
     assert capsys.readouterr().out == "Hm\nYes\n"

@@ -313,6 +313,7 @@ def test_forced_tokens_draw_nothing_and_count():
         ({"repetition_penalty": 0}, "repetition_penalty must be above 0, got 0"),
         ({"thinking_budget": -1}, "thinking_budget must be 0 or more, got -1"),
         ({"stop": ["a", ""]}, "stop must be strings of one character or more"),
+        ({"seed": -1}, "seed must be 0 or more, got -1"),
         ({"seed": [1, 2]}, "seed must be an int or one per request .1., got 2 of them"),
     ],
 )
