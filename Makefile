@@ -16,7 +16,7 @@ test: build
 	$(PYTEST) -m "not slow"
 
 test-fast: build
-	$(PYTEST) -m "not slow and not medium" -x
+	$(PYTEST) -m "not slow" -x --failed-first
 
 test-slow: build
 	$(PYTEST) -m slow -rA
