@@ -51,7 +51,8 @@ struct Tile {
 
 struct Split {
   Tile* tile;
-  int64_t index, key_begin, key_end;
+  int64_t index;
+  KvCacheTask task;
 };
 
 }  // namespace
@@ -113,8 +114,11 @@ std::tuple<Tensor, Tensor> flash_attn_with_kvcache(
     }
     // Heads and tiles of one key range are neighbours: they share memory pages and caches.
     for (int64_t i = 0; i < count; ++i)
-      for (int64_t t = 0; t < tiles_per_row; ++t)
-        splits.push_back({first + t, i, begin + i * length, std::min(end, begin + (i + 1) * length)});
+      for (int64_t t = 0; t < tiles_per_row; ++t) {
+        KvCacheTask task = first[t].rows;
+        task.key_begin = begin + i * length, task.key_end = std::min(end, begin + (i + 1) * length);
+        splits.push_back({first + t, i, task});
+      }
   }
 
   const int64_t split_count = static_cast<int64_t>(splits.size()), floats = KV_TILE * (s.dim + 2);
@@ -128,13 +132,13 @@ std::tuple<Tensor, Tensor> flash_attn_with_kvcache(
   const auto merge = GLM4V_PICK_BF16(flash_attn_with_kvcache_merge);
   std::atomic<int64_t> next{0};
   const auto work = [&](int64_t, int64_t) {
-    for (int64_t i; (i = next++) < split_count;) {
-      const auto [tile, index, key_begin, key_end] = splits[i];
-      KvCacheTask task = tile->rows;
-      task.key_begin = key_begin, task.key_end = key_end;
-      const KvCachePartial* first = &partials[tile->first_partial];
-      run(args, task, first[index]);
-      if (--tile->pending == 0) merge(args, tile->rows, first, tile->count);
+    int64_t upcoming = next++;
+    while (upcoming < split_count) {
+      const Split& split = splits[upcoming];
+      upcoming = next++;
+      const KvCachePartial* first = &partials[split.tile->first_partial];
+      run(args, split.task, upcoming < split_count ? &splits[upcoming].task : nullptr, first[split.index]);
+      if (--split.tile->pending == 0) merge(args, split.tile->rows, first, split.tile->count);
     }
   };
   parallel_for(0, std::min<int64_t>(split_count, torch::stable::get_num_threads()), 1, work);

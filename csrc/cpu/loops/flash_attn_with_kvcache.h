@@ -44,8 +44,9 @@ struct KvCachePartial {
   float *top, *sum, *values;
 };
 
+// `next` (or null) is what the caller will run after this task; its first keys are fetched ahead.
 GLM4V_LOOPS_BF16(void flash_attn_with_kvcache_task(const KvCacheArgs& args, const KvCacheTask& task,
-                                                   const KvCachePartial& partial))
+                                                   const KvCacheTask* next, const KvCachePartial& partial))
 
 // Adds the partials of one tile in order and writes its rows of out and lse.
 GLM4V_LOOPS_BF16(void flash_attn_with_kvcache_merge(const KvCacheArgs& args, const KvCacheTask& tile,
