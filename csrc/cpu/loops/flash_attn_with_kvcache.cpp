@@ -18,15 +18,25 @@ namespace {
 bool reshapes(const KvCacheArgs& a) { return a.softcap > 0 || !(a.scale > 0); }
 float log2_factor(const KvCacheArgs& a) { return reshapes(a) ? LOG2E : LOG2E * a.scale; }
 
+// The larger one, lane by lane; b where a is not a number.
+GLM4V_INLINE vf larger(vf a, vf b) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
 // Running maximum and sum of the rows, and what turns a block of scores into weights.
 template <int NV>
 struct Softmax {
   alignas(64) float top[KV_TILE], sum[KV_TILE], factor[KV_TILE];
   alignas(64) int32_t first[KV_TILE], last[KV_TILE];  // keys that a row sees
-  const bool reshape;                                 // scores need more than a positive factor
-  const float to_log2;                                // from a score, as it lies in s, to powers of two
+  bool reshape;                                       // scores need more than a positive factor
+  float to_log2;                                      // from a score, as it lies in s, to powers of two
 
-  Softmax(const KvCacheArgs& a, const KvCacheTask& task) : reshape(reshapes(a)), to_log2(log2_factor(a)) {
+  void start(const KvCacheArgs& a, const KvCacheTask& task) {
+    reshape = reshapes(a), to_log2 = log2_factor(a);
     for (int64_t r = 0; r < KV_TILE; ++r) {
       const Range keys = keys_of(a, task.batch, min(task.row_begin + r, task.row_end - 1));
       top[r] = -INF, sum[r] = 0, first[r] = static_cast<int32_t>(keys.begin), last[r] = static_cast<int32_t>(keys.end);
@@ -54,20 +64,24 @@ struct Softmax {
         }
       }
       const vf before = load(top + v * W);
-      vf now = before;
-      for (int64_t i = 0; i < count; ++i) {
-        const vf x = load(column + i * KV_TILE);
-        now = x > now ? x : now;
-      }
+      vf most[4] = {before, before, before, before};  // four chains: one would wait for each comparison
+      for (int64_t i = 0; i < count; i += 4)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) most[j] = larger(load(column + (i + j) * KV_TILE), most[j]);
+      const vf now = larger(larger(most[0], most[1]), larger(most[2], most[3]));
       const vf base = now == splat(-INF) ? vf{} : now;  // a row without keys yet stays at zero
       const vf decay = exp2((before - base) * splat(to_log2));
-      vf total{};
-      for (int64_t i = 0; i < count; ++i) {
-        // Not one FMA: the difference is exact for the keys that matter, whatever the rounding of the factor.
-        const vf p = exp2((load(column + i * KV_TILE) - base) * splat(to_log2));
-        total += p;
-        store(column + i * KV_TILE, p);
-      }
+      vf totals[4] = {};
+      for (int64_t i = 0; i < count; i += 4)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+          float* at = column + (i + j) * KV_TILE;
+          // Not one FMA: the difference is exact for the keys that matter, whatever the rounding of the factor.
+          const vf p = exp2((load(at) - base) * splat(to_log2));
+          totals[j] += p;
+          store(at, p);
+        }
+      const vf total = (totals[0] + totals[1]) + (totals[2] + totals[3]);
       store(top + v * W, now), store(sum + v * W, load(sum + v * W) * decay + total), store(factor + v * W, decay);
     }
   }
@@ -75,51 +89,67 @@ struct Softmax {
 
 // `next` is the task after this one, if known: its first keys are fetched ahead.
 template <class Products>
-void run_task(const KvCacheArgs& a, const KvCacheTask& task, const KvCacheTask* next, const KvCachePartial& partial) {
-  Softmax<Products::NV> softmax(a, task);
-  Products products(a, task);
-  alignas(64) float s[BLOCK * KV_TILE];
-  KeyBlock<typename Products::T> block;
+void run_task(const KvCacheArgs& a, const KvCacheTask& task, const KvCacheTask* next, const KvCachePartial* partials,
+              int64_t stride) {
+  struct Head {
+    typename Products::Head products;
+    Softmax<Products::NV> softmax;
+    alignas(64) float s[Products::KEYS * KV_TILE];
+  };
+  const int64_t heads = task.head_end - task.head_begin;
+  Products products(a);
+  Head head[KV_HEADS];
+  for (int64_t h = 0; h < heads; ++h) {
+    products.start(task, task.head_begin + h, head[h].products);
+    head[h].softmax.start(a, task);
+  }
+  typename Products::Block block;
   block.seen = keys_of(a, task);
   block.key = block.seen.begin / KV_GROUP * KV_GROUP;
   if (block.key < block.seen.end) block.next.find(a, task, block.key, block.seen.end);
-  for (; block.key < block.seen.end; block.key += BLOCK) {
-    block.groups = min(GROUPS, (block.seen.end - block.key + KV_GROUP - 1) / KV_GROUP);
+  for (; block.key < block.seen.end; block.key += Products::KEYS) {
+    block.groups = min(Products::Block::GROUPS, (block.seen.end - block.key + KV_GROUP - 1) / KV_GROUP);
     block.rows = block.next;
-    if (block.key + BLOCK < block.seen.end) {
-      block.next.find(a, task, block.key + BLOCK, block.seen.end);
+    if (block.key + Products::KEYS < block.seen.end) {
+      block.next.find(a, task, block.key + Products::KEYS, block.seen.end);
     } else if (next != nullptr) {
       const Range keys = keys_of(a, *next);
       if (keys.begin < keys.end) block.next.find(a, *next, keys.begin / KV_GROUP * KV_GROUP, keys.end);
     }
-    products.scores(a, block, s);
-    softmax.run(a, task, block.key, block.groups * KV_GROUP, s);
-    products.add_values(a, block, s, softmax.factor);
+    // Head by head within a step: the rows of two heads are one stretch of memory, read while it is near.
+    for (int64_t h = 0; h < heads; ++h) products.scores(block, h, head[h].products, head[h].s);
+    for (int64_t h = 0; h < heads; ++h) head[h].softmax.run(a, task, block.key, block.groups * KV_GROUP, head[h].s);
+    for (int64_t h = 0; h < heads; ++h)
+      products.add_values(block, h, head[h].products, head[h].s, head[h].softmax.factor);
   }
-  products.finish(a, partial.values);
-  for (int64_t r = 0; r < KV_TILE; ++r) partial.top[r] = softmax.top[r], partial.sum[r] = softmax.sum[r];
+  for (int64_t h = 0; h < heads; ++h) {
+    const KvCachePartial& partial = partials[h * stride];
+    products.finish(head[h].products, partial.values);
+    memcpy(partial.top, head[h].softmax.top, sizeof head[h].softmax.top);
+    memcpy(partial.sum, head[h].softmax.sum, sizeof head[h].softmax.sum);
+  }
 }
 
 template <class T>
 void choose_products(const KvCacheArgs& a, const KvCacheTask& task, const KvCacheTask* next,
-                     const KvCachePartial& partial) {
+                     const KvCachePartial* partials, int64_t stride) {
 #if defined(__AVX512BF16__)
-  if constexpr (std::is_same_v<T, bf16>) return run_task<BestBf16Products>(a, task, next, partial);
+  if constexpr (std::is_same_v<T, bf16>) return run_task<BestBf16Products>(a, task, next, partials, stride);
 #endif
   constexpr int most = KV_TILE / W;  // vectors that hold the rows
   const int64_t vectors = (task.row_end - task.row_begin + W - 1) / W;
   if constexpr (most >= 4)
-    if (vectors > 2) return run_task<FloatProducts<T, 4>>(a, task, next, partial);
+    if (vectors > 2) return run_task<FloatProducts<T, 4>>(a, task, next, partials, stride);
   if constexpr (most >= 2)
-    if (vectors > 1) return run_task<FloatProducts<T, 2>>(a, task, next, partial);
-  run_task<FloatProducts<T, 1>>(a, task, next, partial);
+    if (vectors > 1) return run_task<FloatProducts<T, 2>>(a, task, next, partials, stride);
+  run_task<FloatProducts<T, 1>>(a, task, next, partials, stride);
 }
 
 template <class T>
 void merge_row(const KvCacheArgs& a, const KvCacheTask& tile, const KvCachePartial* partials, int64_t count,
-               int64_t row) {
+               int64_t kv_head, int64_t row) {
   const int64_t lane = row - tile.row_begin, group = a.heads / a.kv_heads;
-  const int64_t query = row / group, head = tile.kv_head * group + row % group;
+  const int64_t query = row / group, head = kv_head * group + row % group;
   float top = -INF;
   for (int64_t i = 0; i < count; ++i) top = partials[i].top[lane] > top ? partials[i].top[lane] : top;
   const float base = top == -INF ? 0 : top, to_log2 = log2_factor(a);
@@ -146,15 +176,16 @@ void merge_row(const KvCacheArgs& a, const KvCacheTask& tile, const KvCacheParti
 }  // namespace
 
 void flash_attn_with_kvcache_task(const KvCacheArgs& args, const KvCacheTask& task, const KvCacheTask* next,
-                                  const KvCachePartial& partial) {
-  dispatch(args.dtype, [&](auto zero) { choose_products<decltype(zero)>(args, task, next, partial); });
+                                  const KvCachePartial* partials, int64_t stride) {
+  dispatch(args.dtype, [&](auto zero) { choose_products<decltype(zero)>(args, task, next, partials, stride); });
 }
 
 void flash_attn_with_kvcache_merge(const KvCacheArgs& args, const KvCacheTask& tile, const KvCachePartial* partials,
                                    int64_t count) {
   dispatch(args.dtype, [&](auto zero) {
-    for (int64_t row = tile.row_begin; row < tile.row_end; ++row)
-      merge_row<decltype(zero)>(args, tile, partials, count, row);
+    for (int64_t head = tile.head_begin; head < tile.head_end; ++head, partials += count)
+      for (int64_t row = tile.row_begin; row < tile.row_end; ++row)
+        merge_row<decltype(zero)>(args, tile, partials, count, head, row);
   });
 }
 

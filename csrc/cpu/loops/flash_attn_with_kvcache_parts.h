@@ -6,7 +6,7 @@
 namespace glm4v::GLM4V_ISA {
 namespace {
 
-constexpr int64_t BLOCK = 64, GROUPS = BLOCK / KV_GROUP, MAX_DIM = 256;  // keys of one softmax step
+constexpr int64_t MAX_DIM = 256;
 constexpr float INF = __builtin_inff();
 
 constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -30,36 +30,37 @@ Range keys_of(const KvCacheArgs& a, const KvCacheTask& task) {
           min(task.key_end, keys_of(a, task.batch, task.row_end - 1).end)};
 }
 
-// Row r of the task in q.
+// Packed row r of a kv head in q.
 template <class T>
-const T* query_row(const KvCacheArgs& a, const KvCacheTask& task, int64_t r) {
+const T* query_row(const KvCacheArgs& a, const KvCacheTask& task, int64_t kv_head, int64_t r) {
   const int64_t group = a.heads / a.kv_heads;
-  const int64_t head = (task.batch * a.queries + r / group) * a.heads + task.kv_head * group + r % group;
+  const int64_t head = (task.batch * a.queries + r / group) * a.heads + kv_head * group + r % group;
   return static_cast<const T*>(a.q) + head * a.dim;
 }
 
-// First rows of the groups from `key` on; those from `end` on repeat the last one, which is safe to prefetch.
-template <class T>
+// First rows of COUNT groups from `key` on, of the first head; those from `end` on repeat the last one.
+template <class T, int64_t COUNT>
 struct GroupRows {
-  const T *k[GROUPS], *v[GROUPS];
+  const T *k[COUNT], *v[COUNT];
 
   void find(const KvCacheArgs& a, const KvCacheTask& task, int64_t key, int64_t end) {
-    for (int64_t g = 0; g < GROUPS; ++g) {
+    for (int64_t g = 0; g < COUNT; ++g) {
       const int64_t first = min(key + g * KV_GROUP, (end - 1) / KV_GROUP * KV_GROUP);
       const int64_t page = a.pages[task.batch * a.max_pages + first / a.page_size], row = first % a.page_size;
-      k[g] = static_cast<const T*>(a.k.data) + page * a.k.page + row * a.k.row + task.kv_head * a.k.head;
-      v[g] = static_cast<const T*>(a.v.data) + page * a.v.page + row * a.v.row + task.kv_head * a.v.head;
+      k[g] = static_cast<const T*>(a.k.data) + page * a.k.page + row * a.k.row + task.head_begin * a.k.head;
+      v[g] = static_cast<const T*>(a.v.data) + page * a.v.page + row * a.v.row + task.head_begin * a.v.head;
     }
   }
 };
 
-// Keys [key, key + groups * KV_GROUP), of which those in `seen` count; the others must not be read. The rows after them
-// are prefetched between the products: the hardware does not follow rows that lie apart.
-template <class T>
+// KEYS keys of one softmax step: those in `seen` count; the others must not be read. What comes after them is fetched
+// between the products: the hardware does not follow rows that lie apart.
+template <class T, int64_t KEYS>
 struct KeyBlock {
-  int64_t key, groups;
+  static constexpr int64_t GROUPS = KEYS / KV_GROUP;
+  int64_t key, groups;  // first key, groups that hold keys
   Range seen;
-  GroupRows<T> rows, next;
+  GroupRows<T, GROUPS> rows, next;
 
   Range counted(int64_t g) const {
     const int64_t first = key + g * KV_GROUP;
