@@ -136,10 +136,9 @@ std::tuple<Tensor, Tensor> flash_attn_with_kvcache(
   const int64_t split_count = static_cast<int64_t>(splits.size());
   std::atomic<int64_t> next{0};
   const auto work = [&](int64_t, int64_t) {
-    int64_t upcoming = next++;
-    while (upcoming < split_count) {
-      const Split& split = splits[upcoming];
-      upcoming = next++;
+    for (int64_t i; (i = next++) < split_count;) {
+      const Split& split = splits[i];
+      const int64_t upcoming = next;  // likely this thread's next task
       Tile& tile = *split.tile;
       const KvCachePartial* first = &partials[tile.first_partial];
       run(args, split.task, upcoming < split_count ? &splits[upcoming].task : nullptr, first + split.index, tile.count);
