@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glm4v_ext.reference import patchify
+from glm4v_ext import patchify
 
 from .batch import Batch
 from .config import Config, checkpoint_folder
@@ -29,6 +29,9 @@ from .tokenizer import TextCodec, load_tokenizer
 from .video import Video
 
 Messages: TypeAlias = Sequence[Mapping[str, Any]]
+
+# What is built in: a checkpoint that asks for anything else is refused rather than read wrongly.
+FIXED = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3, "rescale_factor": 1 / 255}
 
 BORDERS = {
     "image_start_token_id": "<|begin_of_image|>",
@@ -108,7 +111,7 @@ class Processor:
                 that of the patches.
 
         Raises:
-            InputError, FileNotFoundError: one line that names the file and what is wrong in it.
+            InputError: one line that names the file and what is wrong in it.
         """
         return cls(folder, **options)
 
@@ -255,6 +258,10 @@ def _pixel_settings(folder: Path) -> tuple[PixelSettings, PixelSettings]:
     whole = _read_json(folder / "processor_config.json")
     image = _read_json(folder / "preprocessor_config.json") or whole.get("image_processor", {})
     video = _read_json(folder / "video_preprocessor_config.json") or whole.get("video_processor", {})
+    for name, settings in (("images", image), ("videos", video)):
+        for key, value in FIXED.items():
+            if settings.get(key) not in (None, value):
+                raise InputError(f"processor: {folder}: {key} of {name} must be {value}, got {settings[key]}")
     return PixelSettings.from_dict(image, 9_633_792), PixelSettings.from_dict(video, 47_040_000)
 
 

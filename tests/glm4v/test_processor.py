@@ -207,7 +207,7 @@ def test_patches_in_the_model_s_type(tiny_checkpoint, processor, photos):
 
 
 def test_folders_that_are_no_checkpoint(tiny_checkpoint, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"hf download zai-org/GLM-4.1V-9B-Thinking"):
+    with pytest.raises(InputError, match=r"hf download zai-org/GLM-4.1V-9B-Thinking"):
         Processor.from_pretrained("zai-org/GLM-4.1V-9B-Thinking")
     wrong = changed(tiny_checkpoint, tmp_path / "a", config={"image_token_id": 3})
     with pytest.raises(
@@ -220,6 +220,9 @@ def test_folders_that_are_no_checkpoint(tiny_checkpoint, tmp_path):
     other = changed(tiny_checkpoint, tmp_path / "c", tokenizer={"added_tokens": []})
     with pytest.raises(InputError, match=r"^tokenizer: special tokens must include <\|begin_of_image\|>, got \[\]$"):
         Processor.from_pretrained(other)
+    unscaled = changed(tiny_checkpoint, tmp_path / "d", video_preprocessor_config={"do_rescale": False})
+    with pytest.raises(InputError, match=r"^processor: .*: do_rescale of videos must be True, got False$"):
+        Processor.from_pretrained(unscaled)
     (bare / "tokenizer.json").write_text((tiny_checkpoint / "tokenizer.json").read_text())
     (bare / "preprocessor_config.json").write_text("{")
     with pytest.raises(InputError, match=r"^processor: .*preprocessor_config.json: is not JSON: [^\n]*$"):
