@@ -6,7 +6,6 @@ decoded. Dims: T tokens, N sequences, P patches, I images, V videos.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from .config import Config, checkpoint_folder
 from .errors import InputError
 from .image import Picture, smart_resize
 from .positions import rope_positions
-from .prompt import Conversation, Media, load_chat_template, render
+from .prompt import Conversation, Media, load_chat_template, read_json, render
 from .tokenizer import TextCodec, load_tokenizer
 from .video import Video
 
@@ -255,18 +254,11 @@ def _conversations(messages: Messages | Sequence[Messages]) -> Sequence[Messages
 
 def _pixel_settings(folder: Path) -> tuple[PixelSettings, PixelSettings]:
     """Settings of images and videos. Newer transformers keep both in one file; what no file says is the release's."""
-    whole = _read_json(folder / "processor_config.json")
-    image = _read_json(folder / "preprocessor_config.json") or whole.get("image_processor", {})
-    video = _read_json(folder / "video_preprocessor_config.json") or whole.get("video_processor", {})
+    whole = read_json(folder / "processor_config.json")
+    image = read_json(folder / "preprocessor_config.json") or whole.get("image_processor", {})
+    video = read_json(folder / "video_preprocessor_config.json") or whole.get("video_processor", {})
     for name, settings in (("images", image), ("videos", video)):
         for key, value in FIXED.items():
             if settings.get(key) not in (None, value):
                 raise InputError(f"processor: {folder}: {key} of {name} must be {value}, got {settings[key]}")
     return PixelSettings.from_dict(image, 9_633_792), PixelSettings.from_dict(video, 47_040_000)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError as error:
-        raise InputError(f"processor: {path}: is not JSON: {error}") from None

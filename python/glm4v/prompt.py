@@ -127,6 +127,17 @@ def answer_text(text: str) -> str:
     return text if kept == text else kept.strip()
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; a missing file is an empty one."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise InputError(f"processor: {path}: is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise InputError(f"processor: {path}: must be a JSON object, got {type(data).__name__}")
+    return data
+
+
 def load_chat_template(folder: Path) -> jinja2.Template:
     """The checkpoint's chat template, or GLM-4.1V's when it brings none. It runs in a sandbox: it is foreign code."""
     name, source = _find_chat_template(folder)
@@ -143,10 +154,9 @@ def load_chat_template(folder: Path) -> jinja2.Template:
 def _find_chat_template(folder: Path) -> tuple[str, str]:
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.name, path.read_text()
+        return path.name, path.read_text(encoding="utf-8")
     for name in ("chat_template.json", "tokenizer_config.json"):
-        path = folder / name
-        template = json.loads(path.read_text()).get("chat_template") if path.is_file() else None
+        template = read_json(folder / name).get("chat_template")
         if isinstance(template, list):
             template = next((entry["template"] for entry in template if entry["name"] == "default"), None)
         if template:

@@ -227,6 +227,9 @@ def test_folders_that_are_no_checkpoint(tiny_checkpoint, tmp_path):
     (bare / "preprocessor_config.json").write_text("{")
     with pytest.raises(InputError, match=r"^processor: .*preprocessor_config.json: is not JSON: [^\n]*$"):
         Processor.from_pretrained(bare)
+    (bare / "preprocessor_config.json").write_text("[]")
+    with pytest.raises(InputError, match=r"^processor: .*preprocessor_config.json: must be a JSON object, got list$"):
+        Processor.from_pretrained(bare)
 
 
 def test_a_template_that_loses_a_picture(tiny_checkpoint, tmp_path, photos):
