@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 
 #include "cpu/isa.h"
+#include "cpu/product.h"
 
 namespace py = pybind11;
 
@@ -14,8 +15,11 @@ PYBIND11_MODULE(_C, m) {
     facts["cpu_archs"] = GLM4V_ISA_LEVELS;
     facts["cuda"] = false;
     facts["isa"] = glm4v::active_isa_name();
+    facts["fp32_products"] = glm4v::product_library_name();
     return facts;
   });
   m.def("best_isa", &glm4v::best_isa_name, "Best instruction-set level of this machine.");
   m.def("force_isa", &glm4v::force_isa, py::arg("level"), "Forces a level, for tests; ValueError where it is missing.");
+  m.def("force_product_library", &glm4v::force_product_library, py::arg("name"),
+        "Library of fp32 matrix products, MKL or oneDNN, for tests; ValueError for another name.");
 }

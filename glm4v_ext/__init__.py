@@ -5,9 +5,11 @@ from .build import build_info
 from .ops.add_rms_norm import add_rms_norm
 from .ops.flash_attn_varlen import flash_attn_func, flash_attn_varlen_func
 from .ops.flash_attn_with_kvcache import flash_attn_with_kvcache
+from .ops.interpolate_pos_embed import interpolate_pos_embed
 from .ops.linear import linear
 from .ops.merge_patches import merge_patches
 from .ops.patch_embed import patch_embed
+from .ops.patchify import patchify
 from .ops.rms_norm import rms_norm
 from .ops.rms_norm_add import rms_norm_add
 from .ops.rope_2d import rope_2d, rope_2d_
@@ -21,9 +23,11 @@ __all__ = [
     "flash_attn_func",
     "flash_attn_varlen_func",
     "flash_attn_with_kvcache",
+    "interpolate_pos_embed",
     "linear",
     "merge_patches",
     "patch_embed",
+    "patchify",
     "rms_norm",
     "rms_norm_add",
     "rope_2d",

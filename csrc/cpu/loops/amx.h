@@ -2,6 +2,8 @@
 // are compiled at the amx level only. Eight registers of 16 rows x 64 bytes; tile_product adds
 //   C [16, 16] fp32 += A [16, 32] bf16, row-major  x  B [16 pairs, 16 columns] pairs of bf16 (k, k + 1).
 #pragma once
+// GCC 12 takes the undefined operands inside its own AVX-512 intrinsics for uninitialised variables of ours.
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 
 #include "cpu/loops/vec.h"
@@ -14,6 +16,11 @@ constexpr int64_t kTileBytes = 1024;
 template <int TILE>
 GLM4V_INLINE void tile_load(const void* from, int64_t stride_bytes) {
   asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride_bytes), "i"(TILE) : "memory");
+}
+// The same for a tile that is used once: it doesn't displace what lives in the first-level cache.
+template <int TILE>
+GLM4V_INLINE void tile_stream(const void* from, int64_t stride_bytes) {
+  asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride_bytes), "i"(TILE) : "memory");
 }
 template <int TILE>
 GLM4V_INLINE void tile_store(void* to, int64_t stride_bytes) {

@@ -157,12 +157,31 @@ inline __attribute__((always_inline)) vf round_to<float>(vf v) {
 }
 template <>
 inline __attribute__((always_inline)) vf round_to<bf16>(vf v) {
+#if defined(__AVX512BF16__)
+  return bitcast<vf>(widen((vh)_mm512_cvtneps_pbh((__m512)v)) << 16);
+#else
   return bitcast<vf>(bf16_bits(v) << 16);
+#endif
+}
+
+// 1/x within two ulp, for normal x and 1/x.
+GLM4V_INLINE vf reciprocal(vf x) {
+#if defined(__AVX512F__)
+  const vf guess = (vf)_mm512_rcp14_ps((__m512)x);  // one Newton step doubles its 14 bits
+  return guess + guess * (1.0f - x * guess);
+#else
+  return 1.0f / x;
+#endif
 }
 
 // e^x, within two ulp; 0 below -104, infinity above 88.8, NaN stays NaN.
 GLM4V_INLINE vf exp(vf x) {
+#if defined(__AVX512F__)
+  // Of a NaN and a number these two instructions give the second operand; the compiler does not use them for ?:.
+  const vf clamped = (vf)_mm512_min_ps(_mm512_set1_ps(88.8f), _mm512_max_ps(_mm512_set1_ps(-104.0f), (__m512)x));
+#else
   const vf clamped = x < splat(-104.0f) ? splat(-104.0f) : (x > splat(88.8f) ? splat(88.8f) : x);
+#endif
   // x = n ln 2 + r: adding 1.5 * 2^23 leaves n in the low bits; ln 2 in two parts keeps r exact.
   const vf biased = clamped * 1.44269504f + 12582912.0f;
   const vf n = biased - 12582912.0f;
