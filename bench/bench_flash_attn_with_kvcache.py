@@ -1,6 +1,6 @@
 """One decoding step of the language model's attention against transformers' paths over its cache.
 
-``transformers`` is what ``generate`` runs without a padding mask, ``masked`` what it runs with one, ``packed`` sdpa on query
+``transformers`` is what ``generate`` runs without a padding mask, ``masked`` with one, ``packed`` is sdpa on query
 heads packed by hand. Rates are of the keys and values read.
 """
 
