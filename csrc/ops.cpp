@@ -22,4 +22,22 @@ STABLE_TORCH_LIBRARY(glm4v_ext, m) {
       "Tensor cu_seqlens_q, Tensor cu_seqlens_k, int max_seqlen_q, int max_seqlen_k, float? softmax_scale, bool "
       "causal, int window_left, int window_right, float softcap, Tensor? block_table) -> (Tensor dq, Tensor dk, Tensor "
       "dv)");
+  m.def(
+      "flash_attn_with_kvcache(Tensor q, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor? k, Tensor? v, "
+      "Tensor? rotary_cos, Tensor? rotary_sin, Tensor? cache_seqlens, Tensor? cache_batch_idx, Tensor? cache_leftpad, "
+      "Tensor? block_table, float? softmax_scale, bool causal, int window_left, int window_right, float softcap, "
+      "Tensor? alibi_slopes, int num_splits) -> (Tensor out, Tensor lse)");
+  m.def(
+      "patchify(Tensor frames, float[] mean, float[] std, int temporal_patch_size, int patch_size, int merge_size, "
+      "ScalarType dtype) -> (Tensor, Tensor)");
+  m.def("interpolate_pos_embed(Tensor x, Tensor table, Tensor grid_thw) -> Tensor");
+  m.def("interpolate_pos_embed_backward(Tensor dout, Tensor grid_thw, int cells) -> Tensor");
+  m.def("rope_2d(Tensor q, Tensor k, Tensor position_ids, float theta) -> (Tensor, Tensor)");
+  m.def("rope_2d_(Tensor(a!) q, Tensor(b!) k, Tensor position_ids, float theta) -> ()");
+  m.def(
+      "rope_3d(Tensor q, Tensor k, Tensor position_ids, int time_pairs, int row_pairs, int column_pairs, float theta, "
+      "int rotary_dim, bool interleaved) -> (Tensor, Tensor)");
+  m.def(
+      "rope_3d_(Tensor(a!) q, Tensor(b!) k, Tensor position_ids, int time_pairs, int row_pairs, int column_pairs, "
+      "float theta, int rotary_dim, bool interleaved) -> ()");
 }

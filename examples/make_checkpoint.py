@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, Glm4vConfig, Glm4vForConditionalGeneration
+from transformers.utils import logging
 
 from glm4v.prompt import CHAT_TEMPLATE
 
@@ -176,6 +177,7 @@ def make_checkpoint(
         eos_token_id=config.text_config.eos_token_id,
         pad_token_id=config.text_config.pad_token_id,
     )
+    logging.disable_progress_bar()
     model.save_pretrained(directory, max_shard_size=max_shard_size)
     tokenizer.save(str(directory / "tokenizer.json"))
     files = {

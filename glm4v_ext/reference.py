@@ -234,3 +234,46 @@ def flash_attn_func(
     pairs = [_attend(*x, scale, visible, softcap) for x in zip(q, k, v, strict=True)]
     out, lse = (torch.stack(x) for x in zip(*pairs, strict=True))
     return (out, lse, None) if return_attn_probs else out
+
+
+def flash_attn_with_kvcache(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k: Tensor | None = None,
+    v: Tensor | None = None,
+    rotary_cos: None = None,
+    rotary_sin: None = None,
+    cache_seqlens: int | Tensor | None = None,
+    cache_batch_idx: Tensor | None = None,
+    cache_leftpad: Tensor | None = None,
+    block_table: Tensor | None = None,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    rotary_interleaved: bool = True,
+    alibi_slopes: None = None,
+    num_splits: int = 0,
+    return_softmax_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    size = k_cache.shape[1]
+    pairs = []
+    for b in range(q.shape[0]):
+        row = torch.tensor([b]) if cache_batch_idx is None else cache_batch_idx[b : b + 1]
+        pages = row if block_table is None else block_table[b]
+        slots = (pages.to(q.device).long()[:, None] * size + torch.arange(size, device=q.device)).flatten()
+        lengths = len(slots) if cache_seqlens is None else cache_seqlens
+        end = lengths if isinstance(lengths, int) else int(lengths[b])
+        begin = 0 if cache_leftpad is None else int(cache_leftpad[b])
+        if k is not None and v is not None:
+            new = slots[end : end + k.shape[1]]
+            k_cache[new // size, new % size], v_cache[new // size, new % size] = k[b], v[b]
+            end += k.shape[1]
+        seen = slots[begin:end]
+        visible = _visible(q.shape[1], end - begin, causal, window_size, q.device)
+        keys, values = (cache[seen // size, seen % size] for cache in (k_cache, v_cache))
+        pairs.append(_attend(q[b], keys, values, scale, visible, softcap))
+    out, lse = (torch.stack(x) for x in zip(*pairs, strict=True))
+    return (out, lse) if return_softmax_lse else out

@@ -10,7 +10,7 @@ std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& residual,
   const auto [rows, width, dtype] = check_add_rms_norm(x, residual, weight);
   const Tensor xc = contiguous(x), rc = contiguous(residual), wc = contiguous(weight);
   Tensor out = empty_contiguous(xc), total = empty_contiguous(xc);
-  const auto loops = GLM4V_PICK(add_rms_norm_rows);
+  const auto loops = GLM4V_PICK_BF16(add_rms_norm_rows);
   parallel_for(0, rows, grain_for(width), [&](int64_t begin, int64_t end) {
     loops(dtype, xc.const_data_ptr(), rc.const_data_ptr(), wc.const_data_ptr(), out.mutable_data_ptr(),
           total.mutable_data_ptr(), width, static_cast<float>(eps), begin, end);

@@ -1,5 +1,7 @@
 // What the CPU glue of every op shares: threads, and the few tensor allocations it needs.
 #pragma once
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
@@ -43,8 +45,21 @@ void parallel_tasks(int64_t tasks, size_t scratch_bytes, F&& run) {
   });
 }
 
-// Uninitialised, row-major whatever the strides of `like`.
-inline Tensor empty_contiguous(const Tensor& like) { return torch::stable::new_empty(like, like.sizes()); }
+// Uninitialised, row-major, in the dtype of `like` unless another is given. A large fresh tensor costs a fault per 4
+// KiB page, often more than the op that fills it: this asks for pages of 2 MiB, as torch does under
+// THP_MEM_ALLOC_ENABLE.
+inline Tensor empty(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                    std::optional<ScalarType> dtype = std::nullopt) {
+  Tensor t = torch::stable::new_empty(like, sizes, dtype);
+  constexpr uintptr_t page = 2 << 20;
+  const auto address = reinterpret_cast<uintptr_t>(t.mutable_data_ptr());
+  const uintptr_t begin = (address + page - 1) / page * page;
+  const uintptr_t end = (address + static_cast<uintptr_t>(t.numel()) * t.element_size()) / page * page;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+  return t;
+}
+// Row-major whatever the strides of `like`.
+inline Tensor empty_contiguous(const Tensor& like) { return empty(like, like.sizes()); }
 
 inline Tensor zeros_f32(std::initializer_list<int64_t> sizes, const Tensor& like) {
   return torch::stable::new_zeros(like, sizes, ScalarType::Float);

@@ -12,7 +12,7 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
   const auto [rows, width, dtype] = check_rms_norm("rms_norm", x, weight);
   const Tensor xc = contiguous(x), wc = contiguous(weight);
   Tensor out = empty_contiguous(xc);
-  const auto loops = GLM4V_PICK(rms_norm_rows);
+  const auto loops = GLM4V_PICK_BF16(rms_norm_rows);
   parallel_for(0, rows, grain_for(width), [&](int64_t begin, int64_t end) {
     loops(dtype, xc.const_data_ptr(), wc.const_data_ptr(), out.mutable_data_ptr(), width, static_cast<float>(eps),
           begin, end);
@@ -29,7 +29,7 @@ std::tuple<Tensor, Tensor> rms_norm_backward_rows(const Tensor& dout, const Tens
   const int64_t chunks = std::clamp<int64_t>(rows / 16, 1, 32);
   Tensor partial = zeros_f32({chunks, width}, xc);
   float* sums = static_cast<float*>(partial.mutable_data_ptr());
-  const auto loops = GLM4V_PICK(rms_norm_backward_rows);
+  const auto loops = GLM4V_PICK_BF16(rms_norm_backward_rows);
   parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c)
       loops(dtype, gc.const_data_ptr(), xc.const_data_ptr(), wc.const_data_ptr(), dskip, dx.mutable_data_ptr(),

@@ -9,7 +9,7 @@ Tensor rms_norm_add(const Tensor& x, const Tensor& residual, const Tensor& weigh
   const auto [rows, width, dtype] = check_rms_norm_add(x, residual, weight);
   const Tensor xc = contiguous(x), rc = contiguous(residual), wc = contiguous(weight);
   Tensor out = empty_contiguous(xc);
-  const auto loops = GLM4V_PICK(rms_norm_add_rows);
+  const auto loops = GLM4V_PICK_BF16(rms_norm_add_rows);
   parallel_for(0, rows, grain_for(width), [&](int64_t begin, int64_t end) {
     loops(dtype, xc.const_data_ptr(), rc.const_data_ptr(), wc.const_data_ptr(), out.mutable_data_ptr(), width,
           static_cast<float>(eps), begin, end);

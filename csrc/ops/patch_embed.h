@@ -6,15 +6,16 @@ namespace glm4v {
 
 struct PatchEmbedShape {
   int64_t patches, width, channels, frames, pixels;
+  DType dtype;
 };
 
 inline PatchEmbedShape check_patch_embed(const Tensor& patches,  // [P, K]
                                          const Tensor& weight,   // [C, 3, F, h, w]
                                          const Tensor& bias) {   // [C]
-  check_float("patch_embed", "patches", patches);
+  const DType dtype = check_float("patch_embed", "patches", patches);
   check_shape("patch_embed", "weight", weight, {-1, -1, -1, -1, -1}, "[C, 3, F, h, w]");
   const PatchEmbedShape shape{patches.dim() > 0 ? patches.size(0) : 0, weight.size(0), weight.size(1), weight.size(2),
-                              weight.size(3) * weight.size(4)};
+                              weight.size(3) * weight.size(4),         dtype};
   check_shape("patch_embed", "patches", patches, {-1, shape.channels * shape.frames * shape.pixels}, "[P, K]");
   check_shape("patch_embed", "bias", bias, {shape.width}, "[C]");
   check_same_dtype("patch_embed", "weight", weight, "patches", patches);

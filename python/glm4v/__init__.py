@@ -9,24 +9,40 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .answer import Generation
+    from .batch import Batch
     from .cache import KVCache
     from .config import Config, TextConfig, VisionConfig
     from .errors import InputError
+    from .generate import Piece
     from .model import Glm4v
-    from .processor import Batch, Processor
+    from .processor import Processor
 
 _HOME = {
-    "Batch": "processor",
+    "Batch": "batch",
     "Config": "config",
+    "Generation": "answer",
     "Glm4v": "model",
     "InputError": "errors",
     "KVCache": "cache",
+    "Piece": "generate",
     "Processor": "processor",
     "TextConfig": "config",
     "VisionConfig": "config",
 }
 
-__all__ = ["Batch", "Config", "Glm4v", "InputError", "KVCache", "Processor", "TextConfig", "VisionConfig"]
+__all__ = [
+    "Batch",
+    "Config",
+    "Generation",
+    "Glm4v",
+    "InputError",
+    "KVCache",
+    "Piece",
+    "Processor",
+    "TextConfig",
+    "VisionConfig",
+]
 
 
 def __getattr__(name: str) -> Any:

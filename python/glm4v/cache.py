@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .config import TextConfig
+from .positions import sequence_ids
 
 
 class KVCache:
@@ -57,9 +58,8 @@ class KVCache:
             raise ValueError(f"cache: the cache of a prefill must be {expectation}, got {found}")
         self.reserve(max_seqlen)
         self.seqlens.copy_(cu_seqlens.diff())
-        token = torch.arange(tokens, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
-        rows = torch.searchsorted(cu_seqlens[1:].contiguous(), token, right=True)
-        return rows, token - cu_seqlens[rows]
+        rows = sequence_ids(cu_seqlens, tokens)
+        return rows, torch.arange(tokens, device=rows.device) - cu_seqlens[rows]
 
     def write(self, layer: int, k: Tensor, v: Tensor, rows: Tensor, slots: Tensor) -> None:
         """Stores packed ``k, v [T, K, D]`` at ``(rows, slots)``, each ``[T]``."""
@@ -72,7 +72,8 @@ class KVCache:
         Drops finished sequences, reorders, or shares one prompt's prefill among several continuations. One layer is
         copied at a time. ``used`` keeps its value: it stays a bound.
         """
-        for layer in range(len(self.k)):
-            self.k[layer] = self.k[layer].index_select(0, rows)
-            self.v[layer] = self.v[layer].index_select(0, rows)
+        for tensors in (self.k, self.v):
+            for layer, old in enumerate(tensors):
+                tensors[layer] = old.new_empty(len(rows), *old.shape[1:])
+                tensors[layer][:, : self.used] = old[:, : self.used][rows]  # memory beyond stays untouched
         self.seqlens = self.seqlens.index_select(0, rows)

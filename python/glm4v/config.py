@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .errors import InputError
+
 CHANNELS, PATCH_SIZE, TEMPORAL_PATCH_SIZE, MERGE_SIZE = 3, 14, 2, 2
 FIXED: dict[str, Any] = {
     "hidden_act": "silu",
@@ -35,7 +37,7 @@ def checkpoint_folder(name: str | os.PathLike[str]) -> Path:
         hint = f"to fetch it from the hub: hf download {hub} --local-dir {local}"
     else:
         hint = "nothing is there"
-    raise FileNotFoundError(f"checkpoint: {hub} must be a folder; {hint}")
+    raise InputError(f"checkpoint: {hub} must be a folder; {hint}")
 
 
 @dataclass(frozen=True)
@@ -206,18 +208,11 @@ class Config:
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> Config:
         path = checkpoint_folder(folder) / "config.json"
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise FileNotFoundError(f"config: {path}: the file is missing") from None
-        except ValueError as error:
-            raise ValueError(f"config: {path}: not JSON: {error}") from None
-        if not isinstance(data, dict):
-            raise ValueError(f"config: {path}: must be a JSON object, got {type(data).__name__}")
+        data = _read_json(path)
         try:
             return cls.from_dict(data)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{error} ({path})") from None
+            raise InputError(f"{error} ({path})") from None
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         path = Path(folder) / "config.json"
@@ -225,12 +220,34 @@ class Config:
         path.write_text(json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def read_generation_config(folder: str | os.PathLike[str], config: Config) -> dict[str, Any]:
+    """The checkpoint's `generation_config.json`: stop ids and sampling defaults.
+
+    A checkpoint without the file still has its stop ids in `config.json`.
+    """
+    path = checkpoint_folder(folder) / "generation_config.json"
+    stop = {"eos_token_id": config.text_config.extra.get("eos_token_id", config.extra.get("eos_token_id"))}
+    return {**stop, **_read_json(path)} if path.exists() else stop
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"config: {path}: the file is missing") from None
+    except ValueError as error:
+        raise InputError(f"config: {path}: not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise InputError(f"config: {path}: must be a JSON object, got {type(data).__name__}")
+    return data
+
+
 C = TypeVar("C", VisionConfig, TextConfig, Config)
 
 
 def _expect(ok: bool, where: str, name: str, expectation: str, actual: object) -> None:
     if not ok:
-        raise ValueError(f"config: {name} of {where} must be {expectation}, got {actual}")
+        raise InputError(f"config: {name} of {where} must be {expectation}, got {actual}")
 
 
 def _divides(where: str, name: str, value: int, divisor_name: str, divisor: int) -> None:

@@ -18,6 +18,15 @@ class Linear(nn.Linear):
         return linear(input, self.weight, self.bias)
 
 
+class Kernel(nn.Module):
+    """Weight and bias of a convolution, in the checkpoint's shape; an op reads both."""
+
+    def __init__(self, *shape: int) -> None:  # [C_out, C_in, ...]
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(shape) * 0.02)
+        self.bias = nn.Parameter(torch.zeros(shape[0]))
+
+
 class RMSNorm(nn.Module):
     """Weight and eps of one norm; the fused ops read both."""
 

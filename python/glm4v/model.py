@@ -5,22 +5,31 @@ Dims: T tokens, N sequences, B cache rows, P patches, I grid rows, C width, V vo
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import weights
 from .cache import KVCache
-from .config import MERGE_SIZE, Config, checkpoint_folder
+from .config import MERGE_SIZE, Config, checkpoint_folder, read_generation_config
+from .errors import InputError
+from .generate import generate as _generate
+from .generate import stream as _stream
 from .layers import Linear
+from .positions import inside_videos, sequence_ids
 from .text import LanguageModel
 from .vision import VisionTower
+
+if TYPE_CHECKING:
+    from .processor import Processor
 
 
 class Glm4v(nn.Module):
@@ -29,9 +38,14 @@ class Glm4v(nn.Module):
     Parameters carry the checkpoint's names, but the vision side's gate and up matrices are one (`weights.parts`).
     """
 
+    generate = _generate
+    stream = _stream
+
     def __init__(self, config: Config, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> None:
         super().__init__()
         self.config = config
+        self.folder: Path | None = None  # the checkpoint that the weights came from
+        self.generation_config: dict[str, Any] = {}  # the content of its generation_config.json
         with torch.device("meta"):
             visual, language_model = VisionTower(config.vision_config), LanguageModel(config.text_config)
             self.model = nn.ModuleDict({"visual": visual, "language_model": language_model})
@@ -58,6 +72,15 @@ class Glm4v(nn.Module):
     def device(self) -> torch.device:
         return self.lm_head.weight.device
 
+    @cached_property
+    def processor(self) -> Processor:
+        """Makes prompts of messages; read from the checkpoint at the first use, or set by hand."""
+        from .processor import Processor
+
+        if self.folder is None:
+            raise InputError("glm4v: processor must be set for a model without a checkpoint folder, got none")
+        return Processor.from_pretrained(self.folder)
+
     def tie_weights(self) -> None:
         """One matrix for embedding and head, where the config asks for it."""
         if self.config.tie_word_embeddings:
@@ -82,18 +105,24 @@ class Glm4v(nn.Module):
             progress: called as ``progress(bytes_done, bytes_total)`` after each tensor.
 
         Raises:
-            FileNotFoundError, ValueError: one line that names the file and what is wrong in it.
+            InputError: one line that names the file and what is wrong in it.
         """
         path = checkpoint_folder(folder)
         model = cls(Config.from_pretrained(path), device="meta")
         weights.load(model, path, dtype, device, progress)
         model.tie_weights()
+        model.folder = path
+        model.generation_config = read_generation_config(path, model.config)
         return model.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str], max_shard_bytes: int = 5 * 10**9) -> None:
-        """Writes `config.json` and safetensors that transformers loads; each file appears whole or not at all."""
+        """Writes `config.json`, `generation_config.json` and safetensors that transformers loads; each file of weights
+        appears whole or not at all."""
         weights.save(self, folder, max_shard_bytes)
         replace(self.config, dtype=str(self.dtype).removeprefix("torch.")).save_pretrained(folder)
+        if self.generation_config:
+            path = Path(folder) / "generation_config.json"
+            path.write_text(json.dumps(self.generation_config, indent=2) + "\n", encoding="utf-8")
 
     def embed(
         self,
@@ -160,11 +189,15 @@ class Glm4v(nn.Module):
         """
         hidden = self.hidden(input_ids, cu_seqlens, position_ids, **pictures)
         if isinstance(logits_to_keep, int):
-            from_end = cu_seqlens[1:][_rows(cu_seqlens, len(hidden))] - torch.arange(len(hidden), device=hidden.device)
-            hidden = hidden[from_end <= logits_to_keep]
+            ends = cu_seqlens[1:][sequence_ids(cu_seqlens, len(hidden))]
+            hidden = hidden[ends - torch.arange(len(hidden), device=hidden.device) <= logits_to_keep]
         elif logits_to_keep is not None:
             hidden = hidden[logits_to_keep]
         return self.lm_head(hidden)
+
+    def new_cache(self, batch_size: int, capacity: int) -> KVCache:
+        """An empty cache for ``batch_size`` sequences of up to ``capacity`` tokens."""
+        return KVCache(self.config.text_config, batch_size, capacity, self.dtype, self.device)
 
     @torch.inference_mode()
     def prefill(self, batch: Mapping[str, Any], cache: KVCache) -> Tensor:
@@ -181,11 +214,7 @@ class Glm4v(nn.Module):
     def _picture_tokens(self, input_ids: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
         """Where the tokens of images and of videos stand."""
         config = self.config
-        border = (input_ids == config.video_start_token_id).int() - (input_ids == config.video_end_token_id).int()
-        depth = border.cumsum(0)
-        # An unclosed video of one sequence says nothing about the next.
-        before = F.pad(depth, (1, 0))[cu_seqlens[:-1]]
-        in_video = depth > before[_rows(cu_seqlens, len(input_ids))]
+        in_video = inside_videos(input_ids, cu_seqlens, config.video_start_token_id, config.video_end_token_id)
         picture = input_ids == config.image_token_id
         return (picture & ~in_video).nonzero().flatten(), (picture & in_video).nonzero().flatten()
 
@@ -204,12 +233,6 @@ class Glm4v(nn.Module):
                     nn.init.ones_(parameter)
                 else:
                     nn.init.normal_(parameter, std=std)
-
-
-def _rows(cu_seqlens: Tensor, tokens: int) -> Tensor:
-    """``[T]``: the sequence of each token."""
-    token = torch.arange(tokens, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
-    return torch.searchsorted(cu_seqlens[1:].contiguous(), token, right=True)
 
 
 def _check_pictures(

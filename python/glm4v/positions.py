@@ -13,6 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def sequence_ids(cu_seqlens: Tensor, tokens: int) -> Tensor:
+    """``[T]``: the sequence of each token."""
+    token = torch.arange(tokens, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
+    return torch.searchsorted(cu_seqlens[1:].contiguous(), token, right=True)
+
+
+def inside_videos(input_ids: Tensor, cu_seqlens: Tensor, video_start: int, video_end: int) -> Tensor:
+    """``[T]`` bool: whether a token stands in a video; one that a sequence leaves open ends with it."""
+    depth = ((input_ids == video_start).int() - (input_ids == video_end).int()).cumsum(0)
+    before = F.pad(depth, (1, 0))[cu_seqlens[:-1]]
+    return depth > before[sequence_ids(cu_seqlens, len(input_ids))]
+
+
 def rope_positions(
     input_ids: Tensor,  # [T]
     cu_seqlens: Tensor,  # [N + 1]
@@ -33,16 +46,14 @@ def rope_positions(
     """
     starts = cu_seqlens[:-1].long()
     tokens = torch.arange(len(input_ids), device=input_ids.device)
-    sequence = torch.searchsorted(cu_seqlens[1:].long(), tokens, right=True)
+    sequence = sequence_ids(cu_seqlens, len(input_ids))
     seen = input_ids == image_token
     first = seen & ~F.pad(seen, (1, 0))[:-1]
     first |= seen & torch.isin(tokens, starts)
     first_tokens = first.nonzero().flatten()  # [G]
 
     # Grids in the order of the pictures: an image's, or its video's with one time step.
-    depth = ((input_ids == video_start).int() - (input_ids == video_end).int()).cumsum(0)
-    depth = depth - F.pad(depth, (1, 0))[starts][sequence]
-    of_video = depth[first_tokens] > 0
+    of_video = inside_videos(input_ids, cu_seqlens, video_start, video_end)[first_tokens]
     none = torch.zeros(0, 3, dtype=torch.long, device=input_ids.device)
     images = none if image_grid_thw is None else image_grid_thw.long()
     videos = none if video_grid_thw is None else video_grid_thw.long()
@@ -56,8 +67,8 @@ def rope_positions(
 
     picture = first.cumsum(0)[seen] - 1  # of each image token
     if not torch.equal(torch.bincount(picture, minlength=len(grids)), rows * columns):
-        wanted, found = (rows * columns).tolist(), torch.bincount(picture, minlength=len(grids)).tolist()
-        raise ValueError(f"positions: pictures must have {wanted} tokens by their grids, got {found}")
+        wanted, counts = (rows * columns).tolist(), torch.bincount(picture, minlength=len(grids)).tolist()
+        raise ValueError(f"positions: pictures must have {wanted} tokens by their grids, got {counts}")
 
     # Where each token's predecessor leaves off: text by one, a picture as a whole at its last token.
     advance = (~seen).long()

@@ -6,10 +6,9 @@ decoded. Dims: T tokens, N sequences, P patches, I images, V videos.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -17,17 +16,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glm4v_ext.reference import patchify
+from glm4v_ext import patchify
 
+from .batch import Batch
 from .config import Config, checkpoint_folder
 from .errors import InputError
 from .image import Picture, smart_resize
 from .positions import rope_positions
-from .prompt import Conversation, Media, load_chat_template, render
+from .prompt import Conversation, Media, load_chat_template, read_json, render
 from .tokenizer import TextCodec, load_tokenizer
 from .video import Video
 
 Messages: TypeAlias = Sequence[Mapping[str, Any]]
+
+# What is built in: a checkpoint that asks for anything else is refused rather than read wrongly.
+FIXED = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3, "rescale_factor": 1 / 255}
 
 BORDERS = {
     "image_start_token_id": "<|begin_of_image|>",
@@ -37,63 +40,6 @@ BORDERS = {
     "image_token_id": "<|image|>",
     "video_token_id": "<|video|>",
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Batch(Mapping[str, "Tensor | None"]):
-    """Prompts, packed. As a mapping it holds the model's arguments: ``model(**batch)``.
-
-    Attributes:
-        input_ids: ``[T]`` int64, all prompts one after the other.
-        cu_seqlens: ``[N + 1]`` int32, where each prompt starts, and T.
-        position_ids: ``[3, T]`` int64, time, row and column of each token.
-        pixel_values: ``[P, 1176]`` patches of all images, or None.
-        image_grid_thw: ``[I, 3]`` int64 patches in time, rows and columns of each image, or None.
-        pixel_values_videos: the same for videos.
-        video_grid_thw: ``[V, 3]``.
-        next_positions: ``[N]`` int64, where the first generated token of each prompt stands; not a model argument.
-        prompts: texts of the prompts with one ``<|image|>`` per image token; not a model argument.
-    """
-
-    input_ids: Tensor
-    cu_seqlens: Tensor
-    position_ids: Tensor
-    pixel_values: Tensor | None
-    image_grid_thw: Tensor | None
-    pixel_values_videos: Tensor | None
-    video_grid_thw: Tensor | None
-    next_positions: Tensor
-    prompts: tuple[str, ...]
-
-    ARGUMENTS = (
-        "input_ids",
-        "cu_seqlens",
-        "position_ids",
-        "pixel_values",
-        "image_grid_thw",
-        "pixel_values_videos",
-        "video_grid_thw",
-    )
-
-    def __getitem__(self, name: str) -> Tensor | None:
-        if name not in self.ARGUMENTS:
-            raise KeyError(name)
-        return getattr(self, name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.ARGUMENTS)
-
-    def __len__(self) -> int:
-        return len(self.ARGUMENTS)
-
-    @property
-    def rope_deltas(self) -> Tensor:
-        """``[N]``: next position minus number of tokens, as transformers keeps it."""
-        return self.next_positions - self.cu_seqlens.diff()
-
-    def to(self, device: torch.device | str) -> Batch:
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: v.to(device) for name, v in moved.items() if isinstance(v, Tensor)})
 
 
 @dataclass(frozen=True)
@@ -116,6 +62,7 @@ class PixelSettings:
         names = {"image_mean": "mean", "image_std": "std"}
         names |= {key: key for key in ("patch_size", "temporal_patch_size", "merge_size", "fps", "max_duration")}
         stated = {name: data[key] for key, name in names.items() if data.get(key) is not None}
+        stated |= {name: tuple(stated[name]) for name in ("mean", "std") if name in stated}
         return cls(size["shortest_edge"], size["longest_edge"], **stated)
 
 
@@ -163,7 +110,7 @@ class Processor:
                 that of the patches.
 
         Raises:
-            InputError, FileNotFoundError: one line that names the file and what is wrong in it.
+            InputError: one line that names the file and what is wrong in it.
         """
         return cls(folder, **options)
 
@@ -307,14 +254,11 @@ def _conversations(messages: Messages | Sequence[Messages]) -> Sequence[Messages
 
 def _pixel_settings(folder: Path) -> tuple[PixelSettings, PixelSettings]:
     """Settings of images and videos. Newer transformers keep both in one file; what no file says is the release's."""
-    whole = _read_json(folder / "processor_config.json")
-    image = _read_json(folder / "preprocessor_config.json") or whole.get("image_processor", {})
-    video = _read_json(folder / "video_preprocessor_config.json") or whole.get("video_processor", {})
+    whole = read_json(folder / "processor_config.json")
+    image = read_json(folder / "preprocessor_config.json") or whole.get("image_processor", {})
+    video = read_json(folder / "video_preprocessor_config.json") or whole.get("video_processor", {})
+    for name, settings in (("images", image), ("videos", video)):
+        for key, value in FIXED.items():
+            if settings.get(key) not in (None, value):
+                raise InputError(f"processor: {folder}: {key} of {name} must be {value}, got {settings[key]}")
     return PixelSettings.from_dict(image, 9_633_792), PixelSettings.from_dict(video, 47_040_000)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError as error:
-        raise InputError(f"processor: {path}: is not JSON: {error}") from None

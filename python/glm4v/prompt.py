@@ -90,35 +90,52 @@ class Conversation:
         return {"role": role, "content": text if text_only else parts}
 
     def _read_part(self, part: Any, where: str) -> str:
-        kind = part.get("type") if isinstance(part, Mapping) else None
+        found = _outline(part)
+        part = part if isinstance(part, Mapping) else {}
+        kind = part.get("type")
         if kind == "text" and isinstance(part.get("text"), str):
             try:
                 part["text"].encode()
             except UnicodeEncodeError as error:
                 raise InputError(f"prompt: {where}: text must be Unicode: {error.reason}") from None
             return "text"
-        medium = str(kind).removesuffix("_url")
-        source = next((part[key] for key in (kind, "url", "path") if key in part), None) if part else None
+        medium, fps = str(kind).removesuffix("_url"), part.get("fps")
+        source = next((part[key] for key in (kind, "url", "path") if key in part), None)
+        source = source.get("url") if isinstance(source, Mapping) else source
         if medium not in ("image", "video") or source is None:
             example = '{"type": "text", "text": …}, {"type": "image", "image": …} or {"type": "video", "video": …}'
-            raise InputError(f"prompt: {where}: a part must be {example}, got {_outline(part)}")
-        self.media.append(Media(medium, source["url"] if isinstance(source, Mapping) else source, part.get("fps")))
+            raise InputError(f"prompt: {where}: a part must be {example}, got {found}")
+        if not isinstance(fps, int | float | None):
+            raise InputError(f"prompt: {where}: fps must be a number, got {fps!r}")
+        self.media.append(Media(medium, source, fps))
         return medium
 
 
 def _outline(part: Any) -> str:
-    return str({key: "…" if key != "type" else value for key, value in part.items()}) if part else repr(part)
+    if not isinstance(part, Mapping):
+        return repr(part)[:80]
+    return str({key: value if key == "type" else "…" for key, value in part.items()})
 
 
 def answer_text(text: str) -> str:
     """What of an earlier answer stays in the history: no thinking, no marks around the answer and its box."""
-    if "</think>" in text:
-        text = text.rpartition("</think>")[2]
-    elif text.lstrip().startswith("<think>"):  # cut off while thinking
+    if "</think>" not in text and text.lstrip().startswith("<think>"):  # cut off while thinking
         return ""
+    kept = text.rpartition("</think>")[2]
     for mark in ANSWER_MARKS:
-        text = text.replace(mark, "")
-    return text.strip()
+        kept = kept.replace(mark, "")
+    return text if kept == text else kept.strip()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; a missing file is an empty one."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise InputError(f"processor: {path}: is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise InputError(f"processor: {path}: must be a JSON object, got {type(data).__name__}")
+    return data
 
 
 def load_chat_template(folder: Path) -> jinja2.Template:
@@ -137,10 +154,9 @@ def load_chat_template(folder: Path) -> jinja2.Template:
 def _find_chat_template(folder: Path) -> tuple[str, str]:
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.name, path.read_text()
+        return path.name, path.read_text(encoding="utf-8")
     for name in ("chat_template.json", "tokenizer_config.json"):
-        path = folder / name
-        template = json.loads(path.read_text()).get("chat_template") if path.is_file() else None
+        template = read_json(folder / name).get("chat_template")
         if isinstance(template, list):
             template = next((entry["template"] for entry in template if entry["name"] == "default"), None)
         if template:

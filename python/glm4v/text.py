@@ -35,8 +35,11 @@ class Attention(nn.Module):
         config = self.config
         heads = (-1, config.head_dim)
         q, k, v = (project(x).unflatten(-1, heads) for project in (self.q_proj, self.k_proj, self.v_proj))
-        rotate = rope_3d if torch.is_grad_enabled() else rope_3d_
-        q, k = rotate(q, k, position_ids, config.mrope_section, config.rope_theta, config.rotary_dim, True)
+        rotary = (config.mrope_section, config.rope_theta, config.rotary_dim)
+        if torch.is_grad_enabled():
+            q, k = rope_3d(q, k, position_ids, *rotary)
+        else:
+            rope_3d_(q, k, position_ids, *rotary)
         return self.o_proj(attend(layer, q, k, v).flatten(1))
 
 

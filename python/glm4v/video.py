@@ -2,7 +2,7 @@
 
 A file's packets carry the time of every frame, so that sampling, sizes and token counts are known before any frame is
 decoded, for variable frame rates too. Decoding keeps only the sampled frames, already resized.
-Dims: F sampled frames, H, W pixels.
+Dims: N frames, F sampled frames, H, W pixels.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import av
 import numpy as np
@@ -53,11 +53,110 @@ def sample_frames(times: np.ndarray, duration: float, fps: float, max_duration: 
     return np.append(indices, indices[-1:]) if len(indices) % 2 else indices
 
 
+class Reader(Protocol):
+    """Frames with a clock. ``times [N]`` are seconds from the first frame on, ``duration`` reaches past the last."""
+
+    source: Source
+    height: int
+    width: int
+    times: np.ndarray
+    duration: float
+
+    def read(self, indices: np.ndarray) -> Iterator[np.ndarray]:
+        """The wanted frames in order, upright RGB uint8 ``[H, W, 3]``, one at a time. ``indices`` ascend."""
+        ...
+
+
+class Film:
+    """A video file. Its packets tell the frames' times; nothing is decoded before `read`."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        with self._opened() as container:
+            stream = container.streams.video[0]
+            self.height, self.width = stream.codec_context.height, stream.codec_context.width
+            promised, present, known = len(stream.index_entries), 0, []
+            for packet in container.demux(stream):
+                present += packet.size > 0
+                # Packets flagged to be discarded lie outside the file's edit list: no frame comes of them.
+                if packet.size and packet.pts is not None and not packet.is_discard:
+                    known.append((packet.pts, packet.duration or 0))
+            known.sort()
+            rate, tick = stream.average_rate, stream.time_base or Fraction(1)
+        if not known or not (self.height and self.width):
+            raise source.error("has no frames with a time and a size")
+        if present < promised:
+            raise source.error(f"is cut off: {present} of {promised} frames are there")
+        self._pts = [pts for pts, _ in known]  # in ticks of the file's own clock
+        span = (known[-1][0] + known[-1][1] - known[0][0]) * tick
+        # Some containers round times to milliseconds; where the frame rate explains them, it is the exact duration.
+        exact = len(known) / rate if rate else span
+        self.duration = float(exact if abs(exact - span) <= 2 * tick else span)
+        # One correctly rounded division, so that whole seconds stay whole.
+        self.times = (np.array(self._pts) - self._pts[0]) * tick.numerator / tick.denominator
+
+    def read(self, indices: np.ndarray) -> Iterator[np.ndarray]:
+        wanted, done = [self._pts[index] for index in indices], 0
+        with self._opened() as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            for frame in container.decode(stream):
+                if frame.pts is None or frame.pts < wanted[done]:
+                    continue
+                # A phone stores an upright film lying on its side, with the angle beside it.
+                upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+                while done < len(wanted) and wanted[done] <= frame.pts:
+                    yield np.ascontiguousarray(upright)
+                    done += 1
+                if done == len(wanted):
+                    return
+        raise self.source.error(f"is cut off: decoding gave {done} of {len(wanted)} sampled frames")
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[InputContainer]:
+        """The file's container. What FFmpeg raises inside becomes one line that names the file."""
+        try:
+            with av.open(self.source.open(), container_options=LOCAL_ONLY, metadata_errors="replace") as container:
+                if not container.streams.video or container.streams.video[0].codec_context is None:
+                    raise self.source.error("has no video stream in a known format")
+                yield container
+        except (av.FFmpegError, OSError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise self.source.error(f"cannot be read as a video: {reason}") from None
+
+
+class Slides:
+    """Single images, shown at a rate of ``fps``."""
+
+    def __init__(self, images: Sequence[ImageLike] | np.ndarray, fps: float, allow_network: bool) -> None:
+        self.source = Source("video", "frames", b"")
+        if not isinstance(images, Sequence | np.ndarray):
+            found = type(images).__name__
+            raise InputError(f"video: must be a path, URL, bytes or a sequence of images, got {found}")
+        if not fps > 0 or len(images) == 0:
+            raise InputError(f"video: a sequence must have frames and a positive fps, got {len(images)} at {fps}")
+        self._images, self._allow_network = images, allow_network
+        first = self._open(0)
+        self.height, self.width = first.height, first.width
+        self.times, self.duration = np.arange(len(images)) / fps, len(images) / fps
+
+    def read(self, indices: np.ndarray) -> Iterator[np.ndarray]:
+        for index in indices:
+            picture = self._open(index)
+            if (picture.height, picture.width) != (self.height, self.width):
+                found = f"{picture.width}×{picture.height}"
+                raise InputError(f"video: frames must all be {self.width}×{self.height}, frame {index} is {found}")
+            yield picture.pixels(self.height, self.width)
+
+    def _open(self, index: int) -> Picture:
+        return Picture(self._images[index], self._allow_network)
+
+
 class Video:
     """One video, sampled: ``height``, ``width``, ``num_frames`` and ``timestamps`` are known before decoding.
 
-    ``timestamps`` are the seconds of the sampled frames. A phone's upright film is stored lying on its side:
-    ``height`` and ``width`` are the stored ones, `frames` turns them.
+    ``timestamps`` are the seconds of the sampled frames. ``height`` and ``width`` are the stored ones; `frames` turns
+    a film that lies on its side.
     """
 
     def __init__(
@@ -80,103 +179,27 @@ class Video:
         Raises:
             InputError: not a video, damaged, or without frames.
         """
-        if isinstance(source, str | bytes | os.PathLike):
-            if fps is not None:
-                raise InputError("video: fps must be left out for files, which carry their own frame times")
-            self.source = find("video", source, allow_network)
-            self.stored: Sequence[ImageLike] | np.ndarray | None = None
-            times, duration = self._read_packets()
+        if not isinstance(source, str | bytes | os.PathLike):
+            self.reader: Reader = Slides(source, ASSUMED_FPS if fps is None else fps, allow_network)
+        elif fps is None:
+            self.reader = Film(find("video", source, allow_network))
         else:
-            self.source, self.stored = Source("video", "frames", b""), source
-            times, duration = self._read_sequence(ASSUMED_FPS if fps is None else fps)
-        self.indices = sample_frames(times, duration, sample_fps, max_duration)
-        self.timestamps: list[float] = times[self.indices].tolist()
+            raise InputError("video: fps must be left out for files, which carry their own frame times")
+        self.source, self.height, self.width = self.reader.source, self.reader.height, self.reader.width
+        self.indices = sample_frames(self.reader.times, self.reader.duration, sample_fps, max_duration)
+        self.timestamps: list[float] = self.reader.times[self.indices].tolist()
         self.num_frames = len(self.indices)
 
     def frames(self, height: int, width: int) -> np.ndarray:
-        """The sampled frames, resized: uint8 ``[F, height, width, 3]``, or width by height where the video is turned.
+        """The sampled frames, resized: uint8 ``[F, height, width, 3]``, or width by height where the film is turned.
 
         Raises:
             InputError: the video is damaged or cut off.
         """
-        frames = None
-        for position, frame in enumerate(self._sampled()):
-            if frames is None:
-                upright = (frame.shape[0] > frame.shape[1]) == (self.height > self.width)
-                size = (height, width) if upright else (width, height)
-                frames = np.empty((self.num_frames, *size, 3), np.uint8)
+        frames = np.empty((self.num_frames, height, width, 3), np.uint8)
+        for position, frame in enumerate(self.reader.read(self.indices)):
+            if position == 0 and (frame.shape[0] > frame.shape[1]) != (self.height > self.width):
+                frames = frames.reshape(self.num_frames, width, height, 3)
             resized = Image.fromarray(frame).resize(frames.shape[2:0:-1], Image.Resampling.BICUBIC)
             frames[position] = np.asarray(resized)
-        assert frames is not None  # there is at least one sampled frame, or reading has raised
         return frames
-
-    def _read_sequence(self, fps: float) -> tuple[np.ndarray, float]:
-        assert self.stored is not None
-        if not fps > 0 or len(self.stored) == 0:
-            raise InputError(f"video: a sequence must have frames and a positive fps, got {len(self.stored)} at {fps}")
-        first = Picture(self.stored[0])
-        self.height, self.width = first.height, first.width
-        return np.arange(len(self.stored)) / fps, len(self.stored) / fps
-
-    def _read_packets(self) -> tuple[np.ndarray, float]:
-        """Times of all frames and the duration, in seconds; `pts` keeps the file's own clock."""
-        with self._opened() as container:
-            stream = container.streams.video[0]
-            self.height, self.width = stream.codec_context.height, stream.codec_context.width
-            promised, present, known = len(stream.index_entries), 0, []
-            for packet in container.demux(stream):
-                present += packet.size > 0
-                # Packets flagged to be discarded lie outside the file's edit list: no frame comes of them.
-                if packet.size and packet.pts is not None and not packet.is_discard:
-                    known.append((packet.pts, packet.duration or 0))
-            known.sort()
-            rate, tick = stream.average_rate, stream.time_base or Fraction(1)
-        if not known or not (self.height and self.width):
-            raise self.source.error("has no frames with a time and a size")
-        if present < promised:
-            raise self.source.error(f"is cut off: {present} of {promised} frames are there")
-        self.pts = [pts for pts, _ in known]
-        span = (known[-1][0] + known[-1][1] - known[0][0]) * tick
-        # Some containers round times to milliseconds; where the frame rate explains them, it is the exact duration.
-        exact = len(known) / rate if rate else span
-        duration = exact if abs(exact - span) <= 2 * tick else span
-        times = (np.array(self.pts) - self.pts[0]) * tick.numerator / tick.denominator  # whole seconds stay whole
-        return times, float(duration)
-
-    def _sampled(self) -> Iterator[np.ndarray]:
-        """The sampled frames in order: upright RGB uint8 ``[H, W, 3]``, one at a time."""
-        if self.stored is not None:
-            for index in self.indices:
-                picture = Picture(self.stored[index])
-                if (picture.height, picture.width) != (self.height, self.width):
-                    found = f"{picture.width}×{picture.height}"
-                    raise InputError(f"video: frames must all be {self.width}×{self.height}, frame {index} is {found}")
-                yield picture.pixels(self.height, self.width)
-            return
-        wanted, done = [self.pts[index] for index in self.indices], 0
-        with self._opened() as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            for frame in container.decode(stream):
-                if frame.pts is None or frame.pts < wanted[done]:
-                    continue
-                rgb = frame.to_ndarray(format="rgb24")
-                upright = np.ascontiguousarray(np.rot90(rgb, round(frame.rotation / 90)))
-                while done < len(wanted) and wanted[done] <= frame.pts:
-                    yield upright
-                    done += 1
-                if done == len(wanted):
-                    return
-        raise self.source.error(f"is cut off: decoding gave {done} of {len(wanted)} sampled frames")
-
-    @contextlib.contextmanager
-    def _opened(self) -> Iterator[InputContainer]:
-        """The file's container. What FFmpeg raises inside becomes one line that names the file."""
-        try:
-            with av.open(self.source.open(), container_options=LOCAL_ONLY) as container:
-                if not container.streams.video:
-                    raise self.source.error("has no video stream")
-                yield container
-        except (av.FFmpegError, OSError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise self.source.error(f"cannot be read as a video: {reason}") from None

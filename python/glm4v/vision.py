@@ -25,13 +25,13 @@ from glm4v_ext import (
 )
 
 from .config import CHANNELS, MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, VisionConfig
-from .layers import Linear, Mlp, RMSNorm
+from .layers import Kernel, Linear, Mlp, RMSNorm
 
 
 class PatchEmbed(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.proj = nn.Conv3d(CHANNELS, config.hidden_size, (TEMPORAL_PATCH_SIZE, PATCH_SIZE, PATCH_SIZE))
+        self.proj = Kernel(config.hidden_size, CHANNELS, TEMPORAL_PATCH_SIZE, PATCH_SIZE, PATCH_SIZE)
 
     def forward(self, patches: Tensor, still: bool) -> Tensor:  # [P, 1176] -> [P, C]
         weight = self.proj.weight
@@ -58,8 +58,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, position_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, self.shape).unbind(1)
-        rotate = rope_2d if torch.is_grad_enabled() else rope_2d_
-        q, k = rotate(q, k, position_ids, self.theta)
+        if torch.is_grad_enabled():
+            q, k = rope_2d(q, k, position_ids, self.theta)
+        else:
+            rope_2d_(q, k, position_ids, self.theta)
         return self.proj(flash_attn_varlen_func(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen).flatten(1))
 
 
@@ -110,7 +112,7 @@ class VisionTower(nn.Module):
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.depth)])
         self.merger = Merger(config)
         self.post_conv_layernorm = RMSNorm(c, config.rms_norm_eps)
-        self.downsample = nn.Conv2d(c, config.out_hidden_size, MERGE_SIZE)
+        self.downsample = Kernel(config.out_hidden_size, c, MERGE_SIZE, MERGE_SIZE)
         self.post_layernorm = RMSNorm(c, config.rms_norm_eps)
 
     def forward(self, patches: Tensor, grid_thw: Tensor, still: bool = False) -> Tensor:

@@ -20,6 +20,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from .errors import InputError
+
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
@@ -55,7 +57,7 @@ def load(
     """Gives every parameter of ``model``, on the meta device, its tensor from ``folder``: `Glm4v.from_pretrained`."""
     entries = _entries(folder)
     wanted = _parameters(model)
-    _check(folder, {name: tensor.shape for name, tensor in _disk_tensors(wanted)}, entries)
+    _check(folder, shapes(model), entries)
     if dtype is None:
         dtype = entries[parts(next(iter(wanted)))[0]].dtype
     total, done = sum(e.stop - e.start for e in entries.values()), 0
@@ -71,12 +73,27 @@ def load(
             progress(done, total)
 
 
+def shapes(model: nn.Module) -> dict[str, torch.Size]:
+    """Names and shapes on disk of every parameter of ``model``."""
+    return {name: tensor.shape for name, tensor in _disk_tensors(_parameters(model))}
+
+
+def read(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of the checkpoint in ``folder``, by its name on disk, mapped where it stands."""
+    return {name: _read([entry]) for name, entry in _entries(folder).items()}
+
+
 def save(model: nn.Module, folder: str | os.PathLike[str], max_shard_bytes: int) -> None:
-    """Writes every parameter of ``model`` to ``folder``, as one file or as shards with an index."""
+    """Writes every parameter of ``model`` to ``folder``: `write`."""
+    write(dict(_disk_tensors(_parameters(model))), folder, max_shard_bytes)
+
+
+def write(tensors: dict[str, Tensor], folder: str | os.PathLike[str], max_shard_bytes: int) -> None:
+    """Writes ``tensors`` to ``folder``, as one file or as shards with an index."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     shards: list[dict[str, Tensor]] = [{}]
-    for name, tensor in _disk_tensors(_parameters(model)):
+    for name, tensor in tensors.items():
         if shards[-1] and sum(t.nbytes for t in shards[-1].values()) + tensor.nbytes > max_shard_bytes:
             shards.append({})
         shards[-1][name] = tensor
@@ -122,9 +139,9 @@ def _entries(folder: Path) -> dict[str, Entry]:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
             files = [folder / Path(name).name for name in names]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"weights: {index}: not an index of shards: {error!r}") from None
+            raise InputError(f"weights: {index}: not an index of shards: {error!r}") from None
     else:
-        raise FileNotFoundError(f"weights: {folder}: must hold {SINGLE} or {INDEX} (no other format is read)")
+        raise InputError(f"weights: {folder}: must hold {SINGLE} or {INDEX} (no other format is read)")
     return {name: entry for file in files for name, entry in _open(file).items()}
 
 
@@ -133,9 +150,9 @@ def _open(file: Path) -> dict[str, Entry]:
         with safe_open(file, framework="pt"):
             pass  # the library checks lengths, offsets and shapes
     except FileNotFoundError:
-        raise FileNotFoundError(f"weights: {file}: the file is missing") from None
+        raise InputError(f"weights: {file}: the file is missing") from None
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"weights: {file}: not a whole safetensors file: {error}") from None
+        raise InputError(f"weights: {file}: not a whole safetensors file: {error}") from None
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))
@@ -145,7 +162,7 @@ def _open(file: Path) -> dict[str, Entry]:
     entries = {}
     for name, tensor in header.items():
         if tensor["dtype"] not in DTYPES:
-            raise ValueError(f"weights: {file}: {name} must be {', '.join(DTYPES)}, got {tensor['dtype']}")
+            raise InputError(f"weights: {file}: {name} must be {', '.join(DTYPES)}, got {tensor['dtype']}")
         start, stop = (8 + length + offset for offset in tensor["data_offsets"])
         entries[name] = Entry(file, data, DTYPES[tensor["dtype"]], tuple(tensor["shape"]), start, stop)
     return entries
@@ -153,15 +170,15 @@ def _open(file: Path) -> dict[str, Entry]:
 
 def _check(folder: Path, wanted: dict[str, torch.Size], entries: dict[str, Entry]) -> None:
     if missing := [name for name in wanted if name not in entries]:
-        raise ValueError(f"weights: {folder}: tensor {missing[0]} is missing{_others(missing)}")
+        raise InputError(f"weights: {folder}: tensor {missing[0]} is missing{_others(missing)}")
     if extra := [name for name in entries if name not in wanted]:
-        raise ValueError(
+        raise InputError(
             f"weights: {entries[extra[0]].file}: tensor {extra[0]} has no place in the model{_others(extra)}"
         )
     for name, shape in wanted.items():
         if entries[name].shape != tuple(shape):
             found = list(entries[name].shape)
-            raise ValueError(f"weights: {entries[name].file}: tensor {name} must be {list(shape)}, got {found}")
+            raise InputError(f"weights: {entries[name].file}: tensor {name} must be {list(shape)}, got {found}")
 
 
 def _others(names: list[str]) -> str:

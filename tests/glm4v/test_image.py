@@ -5,6 +5,8 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
@@ -61,6 +63,15 @@ def test_pixels_are_those_of_transformers(size, photos, processor, tiny_checkpoi
     assert ours.image_grid_thw.tolist() == theirs["image_grid_thw"].tolist()
     difference = (ours.pixel_values - theirs["pixel_values"]).abs().max() * 0.2758  # back on the 0–1 scale
     assert difference <= 1e-6  # the bar is 2 / 255
+
+
+@pytest.mark.parametrize("size", [(56, 84), (140, 224), (420, 616), (448, 672)])
+def test_resizing_is_that_of_torch_too(size, photos):
+    """transformers' torchvision processor resizes with this op: bicubic, antialias, bytes."""
+    photo = torch.tensor(photos[1]).permute(2, 0, 1)[None]
+    wanted = F.interpolate(photo, size, mode="bicubic", antialias=True)[0].permute(1, 2, 0)
+    difference = torch.from_numpy(Picture(photos[1]).pixels(*size)).int() - wanted.int()
+    assert difference.abs().max() <= 2
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "transparent palette"])

@@ -166,6 +166,7 @@ def test_bad_videos_are_one_line(film, tmp_path, photos):
         (sound, ".*sound.wav: has no video stream"),
         (playlist, ".*list.m3u8: cannot be read as a video: "),
         ("https://localhost/a.mp4", "https://localhost/a.mp4: network access is off"),
+        (7, "must be a path, URL, bytes or a sequence of images, got int"),
         ([], r"a sequence must have frames and a positive fps, got 0 at 24"),
     ]:
         with pytest.raises(InputError, match=f"^video: {text}[^\n]*$"):

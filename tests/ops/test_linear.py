@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from glm4v_ext import linear, reference
+from glm4v_ext import _C, build_info, linear, reference
 from glm4v_ext.testing import DTYPES, assert_as_accurate, devices, forced_isa, isa_levels, outputs_and_grads
 
 # M, K, N and whether there is a bias
@@ -71,6 +71,25 @@ def test_leading_dims_and_views():
     x, weight = torch.randn(24, 5, 2).permute(1, 2, 0), torch.randn(48, 10).t()[:, ::2]
     assert_as_accurate(linear, reference.linear, [x, weight, torch.randn(20)[::2]])
     assert_as_accurate(linear, reference.linear, [torch.randn(24), weight])
+
+
+@pytest.fixture(params=["MKL", "oneDNN"])
+def library(request):
+    previous = build_info()["fp32_products"]
+    _C.force_product_library(request.param)
+    yield request.param
+    _C.force_product_library(previous)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_libraries_of_fp32(library, bias):
+    assert build_info()["fp32_products"] == library
+    assert_as_accurate(linear, reference.linear, sample((65, 77, 50, bias), torch.float32))
+    x, weight = torch.randn(40, 33, 3).permute(1, 2, 0), torch.randn(40, 50).t()[::2]  # [33, 3, 40], [25, 40]
+    assert_as_accurate(linear, reference.linear, [x, weight])
+    x, weight = torch.randn(64, 40, requires_grad=True), torch.randn(8, 40, requires_grad=True)
+    linear(x, weight).sum().backward()
+    torch.testing.assert_close((x.grad, weight.grad), (weight.sum(0).expand(64, 40), x.sum(0).expand(8, 40)))
 
 
 def test_no_gradient_where_none_is_needed():

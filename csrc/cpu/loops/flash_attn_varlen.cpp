@@ -4,15 +4,26 @@
 #include "cpu/loops/flash_attn_varlen_backward.h"
 #include "cpu/loops/flash_attn_varlen_forward.h"
 
+// bf16 on AMX has loops of its own: tiles want other layouts and another pipeline.
+#if defined(GLM4V_ISA_amx)
+#include "cpu/loops/flash_attn_varlen_amx.h"
+#define GLM4V_TILES(call) \
+  if (args.dtype == DType::bf16) return call
+#else
+#define GLM4V_TILES(call)
+#endif
+
 namespace glm4v::GLM4V_ISA {
 
 FlashAttnPlan flash_attn_varlen_plan(const FlashAttnForward& args) {
+  GLM4V_TILES(flash_attn_tiles_plan(args));
   const int64_t group = args.heads / args.kv_heads, rows = max(1, LANES / group);
   return {rows, ForwardScratch::bytes(round_up(rows * group, W), round_up(args.dim, W))};
 }
 
 void flash_attn_varlen_task(const FlashAttnForward& args, const FlashAttnTask& task, const FlashAttnTask* next,
                             void* scratch) {
+  GLM4V_TILES(flash_attn_tiles_task(args, task, scratch));
   dispatch(args.dtype, [&](auto zero) { ForwardTask<decltype(zero)>(args, task, next, scratch).run(); });
 }
 

@@ -1,5 +1,6 @@
 // Vectors of fp32 for the loops: one source, compiled at every level through the compiler's vector types. Intrinsics
-// appear only where these have no word for it (fp16 conversion). W is the number of lanes.
+// appear only where these have no word for it (fp16 conversion), or where it compiles them badly. W is the number of
+// lanes.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -43,10 +44,26 @@ GLM4V_INLINE vf load(const float* p) {
 }
 GLM4V_INLINE void store(float* p, vf v) { memcpy(p, &v, sizeof v); }
 
+// gcc splits __builtin_convertvector from 16 to 32 bits into halves and joins them again: four shuffles in place of
+// one.
+#if defined(__AVX512F__)
+GLM4V_INLINE vu widen(vh h) { return (vu)_mm512_cvtepu16_epi32((__m256i)h); }
+GLM4V_INLINE vh narrow(vu u) { return (vh)_mm512_cvtepi32_epi16((__m512i)u); }
+#elif defined(__AVX2__)
+GLM4V_INLINE vu widen(vh h) { return (vu)_mm256_cvtepu16_epi32((__m128i)h); }
+GLM4V_INLINE vh narrow(vu u) {
+  const __m256i pairs = _mm256_packus_epi32((__m256i)u, (__m256i)u);
+  return (vh)_mm256_castsi256_si128(_mm256_permute4x64_epi64(pairs, 0x08));
+}
+#else
+GLM4V_INLINE vu widen(vh h) { return __builtin_convertvector(h, vu); }
+GLM4V_INLINE vh narrow(vu u) { return __builtin_convertvector(u, vh); }
+#endif
+
 GLM4V_INLINE vf load(const bf16* p) {
   vh h;
   memcpy(&h, p, sizeof h);
-  return bitcast<vf>(__builtin_convertvector(h, vu) << 16);
+  return bitcast<vf>(widen(h) << 16);
 }
 // Bits of the nearest bf16 (ties to even, NaN stays NaN), in the low half of each lane.
 GLM4V_INLINE vu bf16_bits(vf v) {
@@ -54,10 +71,18 @@ GLM4V_INLINE vu bf16_bits(vf v) {
   const vu rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   return v == v ? rounded : (u >> 16) | 0x40u;
 }
+#if defined(__AVX512BF16__)
+// As bf16_bits, but results below 2^-126 become zero.
 GLM4V_INLINE void store(bf16* p, vf v) {
-  const vh h = __builtin_convertvector(bf16_bits(v), vh);
+  const __m256bh h = _mm512_cvtneps_pbh((__m512)v);
   memcpy(p, &h, sizeof h);
 }
+#else
+GLM4V_INLINE void store(bf16* p, vf v) {
+  const vh h = narrow(bf16_bits(v));
+  memcpy(p, &h, sizeof h);
+}
+#endif
 
 #if defined(__AVX512F__)
 GLM4V_INLINE vf load(const f16* p) { return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
@@ -132,12 +157,31 @@ inline __attribute__((always_inline)) vf round_to<float>(vf v) {
 }
 template <>
 inline __attribute__((always_inline)) vf round_to<bf16>(vf v) {
+#if defined(__AVX512BF16__)
+  return bitcast<vf>(widen((vh)_mm512_cvtneps_pbh((__m512)v)) << 16);
+#else
   return bitcast<vf>(bf16_bits(v) << 16);
+#endif
+}
+
+// 1/x within two ulp, for normal x and 1/x.
+GLM4V_INLINE vf reciprocal(vf x) {
+#if defined(__AVX512F__)
+  const vf guess = (vf)_mm512_rcp14_ps((__m512)x);  // one Newton step doubles its 14 bits
+  return guess + guess * (1.0f - x * guess);
+#else
+  return 1.0f / x;
+#endif
 }
 
 // e^x, within two ulp; 0 below -104, infinity above 88.8, NaN stays NaN.
 GLM4V_INLINE vf exp(vf x) {
+#if defined(__AVX512F__)
+  // Of a NaN and a number these two instructions give the second operand; the compiler does not use them for ?:.
+  const vf clamped = (vf)_mm512_min_ps(_mm512_set1_ps(88.8f), _mm512_max_ps(_mm512_set1_ps(-104.0f), (__m512)x));
+#else
   const vf clamped = x < splat(-104.0f) ? splat(-104.0f) : (x > splat(88.8f) ? splat(88.8f) : x);
+#endif
   // x = n ln 2 + r: adding 1.5 * 2^23 leaves n in the low bits; ln 2 in two parts keeps r exact.
   const vf biased = clamped * 1.44269504f + 12582912.0f;
   const vf n = biased - 12582912.0f;

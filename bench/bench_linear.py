@@ -1,0 +1,49 @@
+"""linear against F.linear and oneDNN's fp32 product, at the widths of the tower, the merger and the decoder."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bench.shapes import MERGED_WIDTH, MERGER_INNER, TEXT_WIDTH, VISION_INNER, VISION_WIDTH, cases
+from glm4v_ext import linear
+
+# Name -> (M, K, N)
+PRODUCTS = {
+    f"{name}-M{m}": (m, k, n)
+    for name, k, n in (
+        ("qkv", VISION_WIDTH, 3 * VISION_WIDTH),
+        ("proj", VISION_WIDTH, VISION_WIDTH),
+        ("gate-up", VISION_WIDTH, 2 * VISION_INNER),
+        ("down", VISION_INNER, VISION_WIDTH),
+    )
+    for m in (576, 9216)
+} | {
+    "merger-up-M144": (144, MERGED_WIDTH, MERGER_INNER),
+    "decoder-up-M512": (512, TEXT_WIDTH, 2 * MERGER_INNER),
+    "decode-qkv-M1": (1, TEXT_WIDTH, 36 * 128),
+    "decode-up-M1": (1, TEXT_WIDTH, 2 * MERGER_INNER),
+    "decode-up-M16": (16, TEXT_WIDTH, 2 * MERGER_INNER),
+}
+
+
+@pytest.mark.parametrize("product", cases(PRODUCTS, quick=["qkv-M576", "decode-qkv-M1"]))
+def bench_linear(race, device, dtype, product):
+    m, k, n = product
+    x, weight = torch.randn(m, k, device=device).to(dtype), torch.randn(n, k, device=device).to(dtype)
+    peers = {"glm4v_ext": lambda: linear(x, weight), "F.linear": lambda: F.linear(x, weight)}
+    if device == "cpu" and torch.backends.mkldnn.is_available():
+        peers["oneDNN"] = lambda: torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    race(peers, flops=2 * m * k * n)
+
+
+@pytest.mark.parametrize("product", cases(PRODUCTS, quick=["proj-M576"]))
+def bench_linear_backward(race, device, dtype, product):
+    m, k, n = product
+    x, weight = torch.randn(m, k, device=device).to(dtype), torch.randn(n, k, device=device).to(dtype)
+    x.requires_grad_(), weight.requires_grad_()
+    dout = torch.randn(m, n, device=device).to(dtype)
+
+    def step(function):
+        return lambda: torch.autograd.grad(function(x, weight), (x, weight), dout)
+
+    race({"glm4v_ext": step(linear), "F.linear": step(F.linear)}, flops=6 * m * k * n, grad=True)

@@ -1,0 +1,142 @@
+"""Whole parts of the model against transformers on the same random weights, real widths.
+
+The tower has its 24 layers; the decoder has 2 and no head, since its layers are alike. Memory is the peak resident size
+of a process that loads the checkpoint and answers a prompt with a picture.
+Dims: P patches, S context length, C width.
+"""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import DynamicCache, Glm4vForConditionalGeneration
+
+from bench.shapes import PATCH_VALUES, TEXT_WIDTH, cases
+from examples.make_checkpoint import make_checkpoint
+from glm4v import Glm4v, KVCache
+
+GRIDS = {"336x336": (1, 24, 24), "784x784": (1, 56, 56)}
+CONTEXTS = {"S4096": 4096}
+TOWER, DECODER = (24, 1), (1, 2)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """``pair(dtype, layers)`` -> (ours, transformers'); one pair stands in memory at a time."""
+    made: dict[tuple[torch.dtype, tuple[int, int]], tuple[Glm4v, Glm4vForConditionalGeneration]] = {}
+
+    def get(dtype: torch.dtype, layers: tuple[int, int]):
+        key = (dtype, layers)
+        if key not in made:
+            made.clear()
+            gc.collect()
+            folder = make_checkpoint(tmp_path_factory.mktemp("bench"), "wide", dtype=dtype, layers=layers)
+            theirs = Glm4vForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
+            made[key] = Glm4v.from_pretrained(folder), theirs
+        return made[key]
+
+    return get
+
+
+@pytest.mark.parametrize("grid", cases(GRIDS))
+def bench_tower(race, pair, dtype, grid):
+    ours, theirs = pair(dtype, TOWER)
+    _, h, w = grid
+    frame = torch.randn(h * w, 3, 1, 14 * 14).expand(-1, -1, 2, -1)
+    patches, thw = frame.reshape(h * w, PATCH_VALUES).to(dtype), torch.tensor([grid])
+    race(
+        {
+            "glm4v_ext": lambda: ours.visual(patches, thw, still=True),
+            "transformers": lambda: theirs.model.visual(patches, grid_thw=thw).pooler_output,
+        },
+        tolerance=5e-2 if dtype == torch.bfloat16 else 1e-4,  # 24 layers of rounding on both sides
+    )
+
+
+@pytest.mark.parametrize("context", cases(CONTEXTS))
+def bench_prefill_layers(race, pair, dtype, context):
+    ours, theirs = pair(dtype, DECODER)
+    x = torch.randn(context, TEXT_WIDTH).to(dtype)
+    positions, starts = torch.arange(context).expand(3, -1), torch.tensor([0, context], dtype=torch.int32)
+    race(
+        {
+            "glm4v_ext": lambda: ours.language_model(x, positions, starts, context),
+            "transformers": lambda: theirs.model.language_model(
+                inputs_embeds=x[None], position_ids=positions[:, None], use_cache=False
+            ).last_hidden_state[0],
+        },
+        tolerance=5e-2 if dtype == torch.bfloat16 else 1e-4,
+    )
+
+
+@pytest.mark.parametrize("context", cases(CONTEXTS))
+def bench_decode_layers(race, pair, dtype, context):
+    ours, theirs = pair(dtype, DECODER)
+    x = torch.randn(context, TEXT_WIDTH).to(dtype)
+    positions, starts = torch.arange(context).expand(3, -1), torch.tensor([0, context], dtype=torch.int32)
+    cache, their_cache = KVCache(ours.config.text_config, 1, context + 1, dtype), DynamicCache()
+    with torch.inference_mode():
+        ours.language_model(x, positions, starts, context, cache)
+        theirs.model.language_model(inputs_embeds=x[None], position_ids=positions[:, None], past_key_values=their_cache)
+    token, position = torch.randn(1, TEXT_WIDTH).to(dtype), torch.full((3, 1), context)
+
+    def decode():
+        cache.used = context  # the same step again
+        cache.seqlens.fill_(context)
+        return ours.language_model.decode(token, position, cache)
+
+    def their_decode():
+        out = theirs.model.language_model(
+            inputs_embeds=token[None], position_ids=position[:, None], past_key_values=their_cache
+        )
+        return out.last_hidden_state[0]
+
+    race({"glm4v_ext": decode, "transformers": their_decode}, tolerance=5e-2 if dtype == torch.bfloat16 else 1e-4)
+
+
+ANSWER = """
+import resource, sys, torch
+from sklearn.datasets import load_sample_image
+from glm4v import Glm4v, Processor
+folder = sys.argv[1]
+batch = Processor.from_pretrained(folder)([{"role": "user", "content": [
+    {"type": "image", "image": load_sample_image("china.jpg")}, {"type": "text", "text": "What is this?"}]}])
+"""
+OURS = (
+    ANSWER
+    + """
+model = Glm4v.from_pretrained(folder)
+model.generate(batch, max_new_tokens=8, temperature=0)
+"""
+)
+THEIRS = (
+    ANSWER
+    + """
+from transformers import Glm4vForConditionalGeneration
+model = Glm4vForConditionalGeneration.from_pretrained(folder, dtype="auto")
+ids = batch.input_ids[None]
+picture = (batch.input_ids == model.config.image_token_id).long()[None]
+model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=batch.pixel_values,
+               image_grid_thw=batch.image_grid_thw, mm_token_type_ids=picture, max_new_tokens=8, do_sample=False)
+"""
+)
+PEAK = "\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+
+
+def bench_peak_memory(dtype, tmp_path, record_property, request):
+    """Peak resident bytes of both; no timing."""
+    folder = make_checkpoint(tmp_path, "wide", dtype=dtype, layers=(2, 2))
+    gc.collect()
+    peaks = {}
+    for name, program in (("glm4v_ext", OURS), ("transformers", THEIRS)):
+        command = [sys.executable, "-c", program + PEAK, str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=request.config.rootpath)
+        assert done.returncode == 0, done.stderr
+        peaks[name] = int(done.stdout.split()[-1])
+        record_property(f"{name}_peak_bytes", peaks[name])
+    print({name: f"{peak / 2**30:.2f} GiB" for name, peak in peaks.items()})
+    assert peaks["glm4v_ext"] <= peaks["transformers"]

@@ -1,0 +1,461 @@
+// Forward of bf16 attention on AMX tiles.
+//
+// Dims: L keys of the segment, D head dim, C = D rounded up to 32, R query rows of a task: its rows for each of the G
+// heads that share the kv head, one after the other. Rows go in groups of 32, keys in blocks of 128, so that every
+// product is 2 x 2 tiles and each loaded tile is used twice.
+//
+// One unit of work is (group, block): scores S = Q K^T, softmax of S to bf16 weights P, O += P V. The tile unit and the
+// vector ports are both busy only if their work is interleaved instruction by instruction; hence a pipeline over units:
+// while unit u - 1 adds P V and unit u + 1 forms its scores, the softmax of unit u runs between their products, one row
+// per four products. The maximum of a row is exact per block (online softmax), in base 2.
+//
+// Layouts: Q, S, P, O row-major. K tiles are [16 pairs of d][16 keys], that is 32-bit transposes; V tiles are [16 pairs
+// of keys][16 of d], with the 32 columns of two neighbouring tiles in the order that vpunpck leaves (undone in finish).
+#include "cpu/loops/flash_attn_varlen_amx.h"
+
+#include "cpu/loops/amx.h"
+
+namespace glm4v::amx {
+namespace {
+
+constexpr int64_t kRows = 32, kKeys = 128;
+constexpr int64_t kPackedKeys = 1024;  // keys packed at a time: K and V of head dim 128 take 512 KiB of the L2 cache
+constexpr int64_t kTaskRows = 1024;    // rows that share a packing
+constexpr int64_t kScoreRow = kKeys + 16, kWeightRow = kKeys + 32;  // elements; odd numbers of cache lines
+constexpr float kLog2e = 1.44269504088896340736f, kLn2 = 0.69314718055994530942f;
+constexpr float kInf = __builtin_inff();
+
+GLM4V_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+GLM4V_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+GLM4V_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+struct Unit {
+  int32_t group, key, pairs;  // first key within the packed ones; pairs of key tiles, that is 32 keys each
+  bool first, masked;         // the first unit of its group overwrites O
+};
+
+struct alignas(64) Group {
+  float max[kRows];              // of the raw scores so far
+  float sum[kRows][16];          // of the weights so far, over 16 keys side by side
+  int32_t lo[kRows], hi[kRows];  // visible keys of a row
+  int64_t begin, end;            // their union
+  bool started;
+};
+
+// Softmax of one unit, and what the later stages of the pipeline need of it.
+struct alignas(64) Block {
+  float s[kRows * kScoreRow];
+  bf16 p[kRows * kWeightRow];
+  float offset[kRows];  // -max in base-2 units
+  float decay[kRows];   // what earlier sums and O are multiplied by
+  bool decays[2];       // whether any row of a half group has a decay other than 1
+};
+
+struct Scratch {
+  Block* blocks;  // [2]
+  Group* groups;
+  Unit* units;
+  float* o;     // [groups, 32, C + 16]
+  bf16* q;      // [groups, 32, C + 32]
+  char *k, *v;  // tiles
+  char* spill;  // where the pipeline drains accumulators that hold nothing yet
+  size_t bytes;
+};
+
+Scratch lay_out(void* base, int64_t groups, int64_t C) {
+  size_t at = 0;
+  const auto take = [&](size_t bytes) {
+    char* p = static_cast<char*>(base) + at;
+    at += round_up(bytes, 64);
+    return static_cast<void*>(p);
+  };
+  Scratch s;
+  s.blocks = static_cast<Block*>(take(2 * sizeof(Block)));
+  s.groups = static_cast<Group*>(take(groups * sizeof(Group)));
+  s.units = static_cast<Unit*>(take(groups * (kPackedKeys / kKeys) * sizeof(Unit)));
+  s.q = static_cast<bf16*>(take(groups * kRows * (C + 32) * sizeof(bf16)));
+  s.o = static_cast<float*>(take(groups * kRows * (C + 16) * sizeof(float)));
+  s.k = static_cast<char*>(take(kPackedKeys * C * sizeof(bf16)));
+  s.v = static_cast<char*>(take(kPackedKeys * C * sizeof(bf16)));
+  s.spill = static_cast<char*>(take(4 * kTileBytes));
+  s.bytes = at;
+  return s;
+}
+
+struct Head {
+  const bf16* data;
+  int64_t row;
+};
+Head head_of(const HeadRows& x, int64_t token, int64_t head) {
+  return {static_cast<const bf16*>(x.data) + token * x.row + head * x.head, x.row};
+}
+
+// ---- operands ----
+
+// n rows of K as B tiles of Q K^T: [pair of key tiles][step of 32 along d][2][16 pairs of d][16 keys].
+void pack_keys(const Head& k, int64_t n, int64_t D, int64_t C, char* out) {
+  for (int64_t key = 0; key < n; key += 32)
+    for (int64_t d = 0; d < C; d += 32)
+      for (int64_t half = 0; half < 2; ++half, out += kTileBytes) {
+        const __mmask32 lanes = first_lanes(D - d);
+        const bf16* row = k.data + (key + half * 16) * k.row + d;
+        const int64_t rows = n - key - half * 16;
+        __m512i v[16];
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) v[i] = load_pairs(row + i * k.row, i < rows ? lanes : 0);
+        transpose_16x16(v);
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) _mm512_store_si512(out + i * 64, v[i]);
+      }
+}
+
+// Bytes from the packed V to the pair of tiles at a key and a d, multiples of 32.
+GLM4V_INLINE int64_t value_tiles(int64_t key, int64_t d, int64_t C) {
+  return (key / kKeys * kKeys * C + d * kKeys + key % kKeys * 32) * static_cast<int64_t>(sizeof(bf16));
+}
+
+// n rows of V as B tiles of P V: [block][pair of tiles along d][step of 32 keys][2][16 pairs of keys][16 of d].
+void pack_values(const Head& v, int64_t n, int64_t D, int64_t C, char* packed) {
+  for (int64_t key = 0; key < n; key += 32)
+    for (int64_t d = 0; d < C; d += 32) {
+      char* out = packed + value_tiles(key, d, C);
+      const __mmask32 lanes = first_lanes(D - d);
+      const bf16* row = v.data + key * v.row + d;
+      for (int64_t i = 0; i < 32; i += 2) {
+        const __m512i a = load_pairs(row + i * v.row, key + i < n ? lanes : 0);
+        const __m512i b = load_pairs(row + (i + 1) * v.row, key + i + 1 < n ? lanes : 0);
+        _mm512_store_si512(out + i * 32, _mm512_unpacklo_epi16(a, b));
+        _mm512_store_si512(out + kTileBytes + i * 32, _mm512_unpackhi_epi16(a, b));
+      }
+    }
+}
+
+// ---- softmax of one unit ----
+
+// Before the rows: masks, softcap, maxima, decays.
+void open_softmax(const FlashAttnForward& args, const Unit& unit, int64_t first_key, float c, Group& group,
+                  Block& block) {
+  const int vectors = unit.pairs * 2;
+  if (args.softcap > 0) {
+    const __m512 inner = _mm512_set1_ps(2 * kLog2e * args.scale / args.softcap), cap = _mm512_set1_ps(args.softcap);
+    const __m512 one = _mm512_set1_ps(1), two = _mm512_set1_ps(2);
+    for (int64_t r = 0; r < kRows; ++r)
+      for (int i = 0; i < vectors; ++i) {  // cap * tanh(x) = cap * (1 - 2 / (1 + e^2x))
+        float* s = block.s + r * kScoreRow + i * 16;
+        const __m512 e = _mm512_add_ps(exp2_of(_mm512_mul_ps(_mm512_load_ps(s), inner)), one);
+        _mm512_store_ps(s, _mm512_mul_ps(cap, _mm512_sub_ps(one, _mm512_div_ps(two, e))));
+      }
+  }
+  if (unit.masked) {
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (int64_t r = 0; r < kRows; ++r) {
+      const int lo = static_cast<int>(group.lo[r] - first_key), hi = static_cast<int>(group.hi[r] - first_key);
+      for (int i = 0; i < vectors; ++i) {
+        if (lo <= i * 16 && hi >= i * 16 + 16) continue;
+        const __m512i key = _mm512_add_epi32(lane, _mm512_set1_epi32(i * 16));
+        const __mmask16 hidden =
+            _mm512_cmplt_epi32_mask(key, _mm512_set1_epi32(lo)) | _mm512_cmpge_epi32_mask(key, _mm512_set1_epi32(hi));
+        _mm512_mask_store_ps(block.s + r * kScoreRow + i * 16, hidden, _mm512_set1_ps(-kInf));
+      }
+    }
+  }
+  for (int half = 0; half < 2; ++half) {
+    __m512 v[16];
+    const float* s = block.s + half * 16 * kScoreRow;
+#pragma GCC unroll 16
+    for (int r = 0; r < 16; ++r) {
+      v[r] = _mm512_max_ps(_mm512_load_ps(s + r * kScoreRow), _mm512_load_ps(s + r * kScoreRow + 16));
+      for (int i = 2; i < vectors; i += 2) {
+        const __m512 w =
+            _mm512_max_ps(_mm512_load_ps(s + r * kScoreRow + i * 16), _mm512_load_ps(s + r * kScoreRow + i * 16 + 16));
+        v[r] = _mm512_max_ps(v[r], w);
+      }
+    }
+    const __m512 before = _mm512_load_ps(group.max + half * 16);
+    const __m512 now = _mm512_max_ps(before, max_of_rows(v)), base2 = _mm512_set1_ps(c);
+    // A row without a visible key so far keeps the maximum -inf; 0 in its place keeps NaN out of the differences.
+    const __mmask16 seen = _mm512_cmp_ps_mask(now, _mm512_set1_ps(-kInf), _CMP_NEQ_UQ);
+    const __m512 finite = _mm512_maskz_mov_ps(seen, now);
+    const __m512 decay = exp2_of(_mm512_mul_ps(_mm512_sub_ps(before, finite), base2));
+    _mm512_store_ps(group.max + half * 16, now);
+    _mm512_store_ps(block.offset + half * 16, _mm512_mul_ps(finite, _mm512_set1_ps(-c)));
+    _mm512_store_ps(block.decay + half * 16, decay);
+    block.decays[half] = _mm512_cmp_ps_mask(decay, _mm512_set1_ps(1), _CMP_NEQ_UQ) != 0;
+  }
+}
+
+// The rows of one unit, four slots to a row.
+struct Softmax {
+  const Block* from;
+  Group* group;
+  bf16* to;
+  int pairs;
+  int64_t row = kRows;
+  __m512 scale, offset, sum;
+
+  inline __attribute__((always_inline)) void open(Block& block, Group& g, int n, float c) {
+    from = &block;
+    group = &g;
+    to = block.p;
+    pairs = n;
+    row = 0;
+    scale = _mm512_set1_ps(c);
+  }
+  // The SLOT-th of the four slots of a step: 32 keys of a row.
+  template <int SLOT>
+  inline __attribute__((always_inline)) void slot() {
+    constexpr int pair = SLOT % (kKeys / 32);
+    if constexpr (pair == 0) {
+      offset = _mm512_set1_ps(from->offset[row]);
+      sum = _mm512_mul_ps(_mm512_load_ps(group->sum[row]), _mm512_set1_ps(from->decay[row]));
+    }
+    if (pair < pairs) {
+      const float* s = from->s + row * kScoreRow + pair * 32;
+      const __m512 a = exp2_of(_mm512_fmadd_ps(_mm512_load_ps(s), scale, offset));
+      const __m512 b = exp2_of(_mm512_fmadd_ps(_mm512_load_ps(s + 16), scale, offset));
+      sum = _mm512_add_ps(sum, _mm512_add_ps(a, b));
+      _mm512_store_si512(to + row * kWeightRow + pair * 32, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+    }
+    if constexpr (pair == kKeys / 32 - 1) {
+      _mm512_store_ps(group->sum[row], sum);
+      ++row;
+    }
+  }
+  inline __attribute__((always_inline)) void four_slots() {
+    slot<0>();
+    slot<1>();
+    slot<2>();
+    slot<3>();
+  }
+};
+
+// ---- products ----
+
+// Accumulators of the last 2 x 2 product, still in the registers: they are stored between the first products of the
+// next one, where the store costs nothing.
+struct Pending {
+  char* to;
+  int64_t stride;
+};
+
+// Stores accumulator T where it belongs and starts it anew, from memory or from zero.
+template <int T>
+GLM4V_INLINE void exchange(const Pending& last, const char* init, int64_t init_stride) {
+  constexpr int64_t half = T / 2 * 16, column = T % 2 * 64;
+  tile_store<T>(last.to + half * last.stride + column, last.stride);
+  if (init)
+    tile_load<T>(init + half * init_stride + column, init_stride);
+  else
+    tile_zero<T>();
+}
+
+// One step of 32 along the inner dimension. Registers 0-3 hold the product, 4 and 5 rows of A, 6 and 7 columns of B.
+template <bool FIRST, bool SOFTMAX>
+GLM4V_INLINE void step(const char* a, int64_t a_stride, const char* b, const Pending& last, const char* init,
+                       int64_t init_stride, Softmax& x) {
+  tile_load<4>(a, a_stride);
+  tile_stream<6>(b, 64);
+  if constexpr (FIRST) exchange<0>(last, init, init_stride);
+  tile_product<0, 4, 6>();
+  if constexpr (SOFTMAX) x.slot<0>();
+  tile_stream<7>(b + kTileBytes, 64);
+  if constexpr (FIRST) exchange<1>(last, init, init_stride);
+  tile_product<1, 4, 7>();
+  if constexpr (SOFTMAX) x.slot<1>();
+  tile_load<5>(a + 16 * a_stride, a_stride);
+  if constexpr (FIRST) exchange<2>(last, init, init_stride);
+  tile_product<2, 5, 6>();
+  if constexpr (SOFTMAX) x.slot<2>();
+  if constexpr (FIRST) exchange<3>(last, init, init_stride);
+  tile_product<3, 5, 7>();
+  if constexpr (SOFTMAX) x.slot<3>();
+}
+
+// to [32 rows, 32 columns] = (init or 0) + A B, left in the registers.
+GLM4V_INLINE void multiply(int64_t steps, const char* a, int64_t a_stride, const char* b, int64_t b_step,
+                           const Pending& to, const char* init, Pending& last, Softmax& x) {
+  if (x.row < kRows)
+    step<true, true>(a, a_stride, b, last, init, to.stride, x);
+  else
+    step<true, false>(a, a_stride, b, last, init, to.stride, x);
+  for (int64_t i = 1; i < steps; ++i) {
+    if (x.row < kRows)
+      step<false, true>(a + i * 64, a_stride, b + i * b_step, last, init, to.stride, x);
+    else
+      step<false, false>(a + i * 64, a_stride, b + i * b_step, last, init, to.stride, x);
+  }
+  last = to;
+}
+
+GLM4V_INLINE void drain(Pending& last, char* spill) {
+  tile_store<0>(last.to, last.stride);
+  tile_store<1>(last.to + 64, last.stride);
+  tile_store<2>(last.to + 16 * last.stride, last.stride);
+  tile_store<3>(last.to + 16 * last.stride + 64, last.stride);
+  last = {spill, 64};
+}
+
+// ---- one task ----
+
+void find_visible(const FlashAttnForward& args, const FlashAttnTask& task, int64_t Lq, int64_t Lk, int64_t groups,
+                  Group* group) {
+  const int64_t n = task.end - task.begin, rows = n * (args.heads / args.kv_heads);
+  for (int64_t g = 0; g < groups; ++g) {
+    Group& x = group[g];
+    x.begin = Lk;
+    x.end = 0;
+    x.started = false;
+    for (int64_t r = 0; r < kRows; ++r) {
+      const int64_t i = task.begin + least(g * kRows + r, rows - 1) % n + Lk - Lq;
+      const int64_t lo = args.left < 0 ? 0 : most(0, i - args.left);
+      const int64_t hi = args.right < 0 ? Lk : least(Lk, i + args.right + 1);
+      x.lo[r] = static_cast<int32_t>(lo);
+      x.hi[r] = static_cast<int32_t>(hi);
+      x.max[r] = -kInf;
+      for (float& sum : x.sum[r]) sum = 0;
+      if (lo < hi) {
+        x.begin = least(x.begin, lo);
+        x.end = most(x.end, hi);
+      }
+    }
+  }
+}
+
+// Units over the packed keys [from, to).
+int64_t list_units(int64_t groups, Group* group, int64_t from, int64_t to, Unit* unit) {
+  int64_t n = 0;
+  for (int64_t g = 0; g < groups; ++g)
+    for (int64_t key = from; key < to; key += kKeys) {
+      const int64_t end = least(key + kKeys, to);
+      if (end <= group[g].begin || key >= group[g].end) continue;
+      const int64_t padded = key + round_up(end - key, 32);
+      bool masked = false;
+      for (int64_t r = 0; r < kRows; ++r) masked |= group[g].lo[r] > key || group[g].hi[r] < padded;
+      unit[n++] = {static_cast<int32_t>(g), static_cast<int32_t>(key - from), static_cast<int32_t>((padded - key) / 32),
+                   !group[g].started, masked};
+      group[g].started = true;
+    }
+  return n;
+}
+
+void run_units(const FlashAttnForward& args, int64_t n, int64_t first_key, int64_t C, float c, const Scratch& x) {
+  const int64_t steps = C / 32, q_row = C + 32, o_row = C + 16;
+  Pending last = {x.spill, 64};
+  for (int64_t u = -1; u <= n; ++u) {
+    Softmax soft;
+    if (u >= 0 && u < n) {
+      Block& block = x.blocks[u & 1];
+      Group& group = x.groups[x.units[u].group];
+      open_softmax(args, x.units[u], first_key + x.units[u].key, c, group, block);
+      soft.open(block, group, x.units[u].pairs, c);
+    }
+    if (u + 1 < n) {
+      const Unit& next = x.units[u + 1];
+      const char* q = reinterpret_cast<const char*>(x.q + next.group * kRows * q_row);
+      for (int64_t pair = 0; pair < next.pairs; ++pair)
+        multiply(steps, q, q_row * 2, x.k + (next.key / 32 + pair) * steps * 2 * kTileBytes, 2 * kTileBytes,
+                 {reinterpret_cast<char*>(x.blocks[(u + 1) & 1].s + pair * 32), kScoreRow * 4}, nullptr, last, soft);
+    }
+    // Scores of the next unit are complete once the products below, or this, have pushed them out; so is O of unit u
+    // - 2.
+    if (u <= 0 || u + 1 >= n) drain(last, x.spill);
+    if (u > 0) {
+      const Unit& before = x.units[u - 1];
+      const Block& block = x.blocks[(u - 1) & 1];
+      float* o = x.o + before.group * kRows * o_row;
+      if (!before.first) {
+        for (int64_t r = 0; r < kRows; ++r) {
+          if (!block.decays[r / 16] || block.decay[r] == 1) continue;
+          const __m512 decay = _mm512_set1_ps(block.decay[r]);
+          for (int64_t d = 0; d < C; d += 16)
+            _mm512_store_ps(o + r * o_row + d, _mm512_mul_ps(_mm512_load_ps(o + r * o_row + d), decay));
+        }
+      }
+      for (int64_t pair = 0; pair < steps; ++pair) {
+        char* to = reinterpret_cast<char*>(o + pair * 32);
+        multiply(before.pairs, reinterpret_cast<const char*>(block.p), kWeightRow * 2,
+                 x.v + value_tiles(before.key, pair * 32, C), 2 * kTileBytes, {to, o_row * 4},
+                 before.first ? nullptr : to, last, soft);
+      }
+    }
+    while (soft.row < kRows) soft.four_slots();
+  }
+  drain(last, x.spill);
+}
+
+void copy_queries(const FlashAttnForward& args, const FlashAttnTask& task, int64_t token, int64_t rows, int64_t groups,
+                  int64_t C, bf16* to) {
+  const int64_t n = task.end - task.begin, G = args.heads / args.kv_heads;
+  // |scale| multiplies the scores later; its sign goes into the queries, so that the largest score stays the largest.
+  const __m512i sign = _mm512_set1_epi16(args.scale < 0 && args.softcap <= 0 ? -0x8000 : 0);
+  for (int64_t r = 0; r < groups * kRows; ++r, to += C + 32) {
+    const Head q = head_of(args.q, token + task.begin + r % n, task.kv_head * G + least(r / n, G - 1));
+    for (int64_t d = 0; d < C; d += 32)
+      _mm512_store_si512(to + d,
+                         _mm512_xor_si512(sign, load_pairs(q.data + d, r < rows ? first_lanes(args.dim - d) : 0)));
+  }
+}
+
+void finish(const FlashAttnForward& args, const FlashAttnTask& task, int64_t token, int64_t rows, int64_t C,
+            const Scratch& x) {
+  const int64_t n = task.end - task.begin, G = args.heads / args.kv_heads, o_row = C + 16;
+  const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+  const float factor = args.softcap > 0 ? 1 : __builtin_fabsf(args.scale);
+  for (int64_t f = 0; f < rows; ++f) {
+    const Group& group = x.groups[f / kRows];
+    const int64_t r = f % kRows, t = token + task.begin + f % n, h = task.kv_head * G + f / n;
+    const float sum = _mm512_reduce_add_ps(_mm512_load_ps(group.sum[r]));
+    const __m512 inverse = _mm512_set1_ps(sum > 0 || sum != sum ? 1 / sum : 0);
+    args.lse[h * args.tokens_q + t] = sum > 0 || sum != sum ? group.max[r] * factor + __builtin_logf(sum) : -kInf;
+    const float* o = x.o + f * o_row;
+    bf16* out = static_cast<bf16*>(args.out) + (t * args.heads + h) * args.dim;
+    for (int64_t d = 0; d < args.dim; d += 32) {
+      __m512 a = _mm512_setzero_ps(), b = a;
+      if (group.started) {
+        a = _mm512_mul_ps(_mm512_load_ps(o + d), inverse);
+        b = _mm512_mul_ps(_mm512_load_ps(o + d + 16), inverse);
+      }
+      const __m512i packed = _mm512_permutexvar_epi64(order, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+      _mm512_mask_storeu_epi16(out + d, first_lanes(args.dim - d), packed);
+    }
+  }
+}
+
+}  // namespace
+
+FlashAttnPlan flash_attn_tiles_plan(const FlashAttnForward& args) {
+  const int64_t G = args.heads / args.kv_heads;
+  int64_t longest = 1;
+  for (int64_t n = 0; n < args.segments; ++n) longest = most(longest, args.cu_q[n + 1] - args.cu_q[n]);
+  const int64_t blocks = (longest * G + kTaskRows - 1) / kTaskRows;
+  const int64_t rows = round_up((longest + blocks - 1) / blocks, kRows);
+  return {rows, lay_out(nullptr, round_up(least(rows, longest) * G, kRows) / kRows, round_up(args.dim, 32)).bytes};
+}
+
+void flash_attn_tiles_task(const FlashAttnForward& args, const FlashAttnTask& task, void* scratch) {
+  const int64_t C = round_up(args.dim, 32), rows = (task.end - task.begin) * (args.heads / args.kv_heads);
+  const int64_t groups = round_up(rows, kRows) / kRows;
+  const int64_t token = args.cu_q[task.segment], Lq = args.cu_q[task.segment + 1] - token;
+  const int64_t key_token = args.cu_k[task.segment], Lk = args.cu_k[task.segment + 1] - key_token;
+  const Scratch x = lay_out(scratch, groups, C);
+  // A vanishing scale must not meet an infinite maximum.
+  const float c = args.softcap > 0 ? kLog2e : __builtin_fmaxf(__builtin_fabsf(args.scale) * kLog2e, 0x1p-126f);
+
+  copy_queries(args, task, token, rows, groups, C, x.q);
+  find_visible(args, task, Lq, Lk, groups, x.groups);
+  int64_t begin = Lk, end = 0;
+  for (int64_t g = 0; g < groups; ++g) {
+    begin = least(begin, x.groups[g].begin);
+    end = most(end, x.groups[g].end);
+  }
+  const Tiles tiles;
+  for (int64_t from = begin / kPackedKeys * kPackedKeys; from < end; from += kPackedKeys) {
+    const int64_t to = least(from + kPackedKeys, Lk);
+    pack_keys(head_of(args.k, key_token + from, task.kv_head), to - from, args.dim, C, x.k);
+    pack_values(head_of(args.v, key_token + from, task.kv_head), to - from, args.dim, C, x.v);
+    run_units(args, list_units(groups, x.groups, from, to, x.units), from, C, c, x);
+  }
+  finish(args, task, token, rows, C, x);
+}
+
+}  // namespace glm4v::amx

@@ -1,0 +1,10 @@
+// bf16 attention on AMX tiles, behind the entry points of flash_attn_varlen.h. Only the amx level has it.
+#pragma once
+#include "cpu/loops/flash_attn_varlen.h"
+
+namespace glm4v::amx {
+
+FlashAttnPlan flash_attn_tiles_plan(const FlashAttnForward& args);
+void flash_attn_tiles_task(const FlashAttnForward& args, const FlashAttnTask& task, void* scratch);
+
+}  // namespace glm4v::amx

@@ -1,0 +1,40 @@
+// What the contracts of rope_2d and rope_3d share. Dims: T tokens, H query heads, K kv heads, D head dim.
+#pragma once
+#include "common/check.h"
+#include "common/rotary.h"
+
+namespace glm4v {
+
+struct RopeShape {
+  int64_t tokens, q_heads, k_heads, head_dim;
+  DType dtype;
+  bool int64_positions;
+  Rotary rotary;
+};
+
+inline RopeShape check_rope_heads(const char* op, const Tensor& q,  // [T, H, D]
+                                  const Tensor& k,                  // [T, K, D]
+                                  const Tensor& position_ids) {
+  RopeShape shape{};
+  shape.dtype = check_float(op, "q", q);
+  check_shape(op, "q", q, {-1, -1, -1}, "[T, H, D]");
+  shape.tokens = q.size(0), shape.q_heads = q.size(1), shape.head_dim = q.size(2);
+  check_shape(op, "k", k, {shape.tokens, -1, shape.head_dim}, "[T, K, D]");
+  shape.k_heads = k.size(1);
+  check_same_dtype(op, "k", k, "q", q);
+  check_same_device(op, "k", k, "q", q);
+  shape.int64_positions = check_index_is_int64(op, "position_ids", position_ids);
+  check_same_device(op, "position_ids", position_ids, "q", q);
+  return shape;
+}
+
+// In place there is no copy to fall back on: a head's dims are adjacent, and no two elements share memory.
+inline void check_rope_in_place(const char* op, const char* name, const Tensor& t) {
+  const int64_t d = t.size(2);
+  const bool overlaps = (t.size(0) > 1 && t.stride(0) == 0) || (t.size(1) > 1 && t.stride(1) == 0);
+  check(t.numel() == 0 || ((d == 1 || t.stride(2) == 1) && !overlaps), op, ": ", name,
+        " must have adjacent head dims and no overlap, got strides [", t.stride(0), ", ", t.stride(1), ", ",
+        t.stride(2), "]");
+}
+
+}  // namespace glm4v

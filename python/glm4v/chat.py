@@ -1,0 +1,156 @@
+"""Answers on a terminal: one as it comes, and a conversation of several turns."""
+
+from __future__ import annotations
+
+import os
+import sys
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from .answer import Generation, separate
+from .errors import InputError
+from .generate import Piece
+
+if TYPE_CHECKING:
+    from .model import Glm4v
+
+HELP = """\
+/image F   adds an image to the next question     /think   shows the last thinking
+/video F   adds a video to the next question      /reset   forgets the conversation
+/help      shows this list                        /quit    leaves, as Ctrl-D does; Ctrl-C stops an answer"""
+
+
+def visible(text: str) -> str:
+    """``text`` without the control characters that a terminal obeys."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\ufffd" for c in text)
+
+
+class Growing:
+    """Writes what is new of a text that grows. One that turns out to be another text starts on a new line."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self.write = write
+        self.shown = ""
+
+    def show(self, text: str) -> None:
+        if not text.startswith(self.shown):
+            self.write("\n")
+            self.shown = ""
+        self.write(text[len(self.shown) :])
+        self.shown = text
+
+
+def shown(pieces: Iterable[Piece], notes: Console, folded: bool = False) -> Iterator[Piece]:
+    """Writes one answer while its pieces pass: the answer to stdout, the thinking to ``notes``, or only its length."""
+    clean = visible if sys.stdout.isatty() else str
+    answer = Growing(lambda text: print(clean(text), end="", flush=True))
+    thinking = Growing(lambda text: notes.out(visible(text), style="dim", highlight=False, end=""))
+    text, thoughts = "", 0
+    for count, piece in enumerate(pieces, 1):
+        text += piece.text
+        parts = piece.generation or separate(text, ended=False)
+        if not folded:
+            thinking.show(parts.thinking)
+        elif not parts.answer:
+            thoughts = count
+            if notes.is_terminal:
+                notes.out(f"thinking, {count} tokens", style="dim", end="\r")
+        if parts.answer and not answer.shown and parts.thinking:
+            notes.out(f"thought for {thoughts} tokens" if folded else "\n", style="dim")
+        answer.show(parts.answer)
+        yield piece
+    print(flush=True)
+
+
+def whole(pieces: Iterable[Piece]) -> Generation:
+    """The answer that one request's pieces come to."""
+    (generation,) = [piece.generation for piece in pieces if piece.generation is not None]
+    return generation
+
+
+class Chat:
+    """A conversation. ``ask`` reads a line; ``options`` are those of `Glm4v.generate`."""
+
+    def __init__(
+        self,
+        model: Glm4v,
+        system: str | None = None,
+        ask: Callable[[str], str] = input,
+        seed: int | None = None,
+        **options: Any,
+    ) -> None:
+        self.model = model
+        self.start = [{"role": "system", "content": system}] if system else []
+        self.ask = ask
+        self.seed = seed
+        self.options = options
+        self.notes = Console(stderr=True)
+        self.reset()
+
+    def reset(self) -> None:
+        self.messages: list[dict[str, Any]] = list(self.start)
+        self.files: list[dict[str, str]] = []
+        self.last: Generation | None = None
+
+    def run(self) -> None:
+        """Takes lines until the user leaves. What is wrong with a line doesn't end the conversation."""
+        self.note(HELP)
+        while True:
+            try:
+                line = self.ask("> " if sys.stdin.isatty() else "").strip()
+            except (EOFError, KeyboardInterrupt):
+                return
+            if line == "/quit":
+                return
+            try:
+                self.take(line)
+            except (InputError, OSError) as error:
+                self.note(f"glm4v: {error}")
+
+    def take(self, line: str) -> None:
+        """Does what one line says."""
+        command, _, argument = line.partition(" ")
+        match command:
+            case "":
+                pass
+            case "/image" | "/video":
+                self.attach(command[1:], argument.strip().strip("'\""))
+            case "/think":
+                self.note((self.last and self.last.thinking) or "nothing was thought")
+            case "/reset":
+                self.reset()
+            case "/help":
+                self.note(HELP)
+            case _ if command.startswith("/"):
+                self.note(f"glm4v: {command} is not a command; /help lists them")
+            case _:
+                self.answer(line)
+
+    def attach(self, kind: str, file: str) -> None:
+        """Adds a file to the next question, if it can be read."""
+        part = {"type": kind, kind: os.path.expanduser(file)}
+        tokens = self.model.processor.count_tokens([{"role": "user", "content": [part]}])
+        self.files.append(part)
+        self.note(f"{kind} {file}: {tokens} tokens")
+
+    def answer(self, question: str) -> None:
+        """Asks the model. An interrupted turn is as if it had not been, its files stay for the next question."""
+        content = [*self.files, {"type": "text", "text": question}]
+        messages = [*self.messages, {"role": "user", "content": content}]
+        seed = None if self.seed is None else [(self.seed, len(messages))]
+        try:
+            pieces = self.model.stream(messages, seed=seed, **self.options)
+            self.last = whole(shown(pieces, self.notes, folded=True))
+        except KeyboardInterrupt:
+            self.note("\nstopped; the question is forgotten")
+            return
+        if not self.last.answer:
+            self.note(f"no answer within {len(self.last.token_ids)} tokens")
+        self.messages = [*messages, {"role": "assistant", "content": self.last.answer}]
+        self.files = []
+
+    def note(self, text: str) -> None:
+        self.notes.out(visible(text), highlight=False)

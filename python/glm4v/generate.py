@@ -1,0 +1,265 @@
+"""Answers from a model: prefill once, then one token per request and step, until every request has ended.
+
+Prompts of different lengths stand packed in one batch, without padding, and share one cache that is written in place. A
+request that ends leaves the batch, so that a step costs what the remaining ones need. Each request owns its random
+stream: what it says doesn't depend on its neighbours.
+Dims: N requests, B those still running, V vocab.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .answer import CLOSE_THINK, OPEN_ANSWER, OPEN_THINK, FinishReason, Generation, separate
+from .detokenize import TextStream
+from .errors import InputError
+from .sampling import Sampler, Sampling, Seed, log_probability, streams
+
+
+class Model(Protocol):
+    """What generation asks of a model: `Glm4v`, or the tests' mock."""
+
+    config: Any  # .vision_token_ids, .text_config.max_position_embeddings
+    generation_config: Any  # the content of generation_config.json
+
+    @property
+    def processor(self) -> Any: ...  # messages -> batch; .tokenizer
+
+    def new_cache(self, batch_size: int, capacity: int) -> Any: ...  # with .select(rows)
+
+    def prefill(self, batch: Any, cache: Any) -> Tensor: ...  # logits [N, V] of what follows
+
+    def decode(self, input_ids: Tensor, position_ids: Tensor, cache: Any) -> Tensor: ...  # [B], [3, B] -> [B, V]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One token of one request, as it comes.
+
+    Args:
+        index: which request.
+        token_id: the token.
+        text: what the token adds to the request's text: whole characters, often none. The texts of a request's pieces
+            make up its ``Generation.text``.
+        generation: the whole answer, in the last piece of a request.
+    """
+
+    index: int
+    token_id: int
+    text: str
+    generation: Generation | None = None
+
+
+def stream(
+    model: Model,
+    prompt: Any,
+    max_new_tokens: int = 4096,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    seed: int | Sequence[Seed] | None = None,
+    stop: str | Sequence[str] = (),
+    thinking_budget: int | None = None,
+    logprobs: bool = False,
+    allow_vision_ids: bool = False,
+) -> Iterator[Piece]:
+    """Answers as they come, one `Piece` per token; the requests of a batch take turns.
+
+    Args:
+        model: the model (this is a method of `Glm4v`).
+        prompt: a `Batch`, or messages, or a list of those, which go through the model's processor.
+        max_new_tokens: the most tokens of one answer, thinking and forced tokens included.
+        temperature, top_p, top_k, min_p, repetition_penalty: see `Sampling`. What is None comes from the checkpoint's
+            ``generation_config.json``; temperature 0 takes the likeliest token.
+        seed: request i draws from numpy's ``default_rng((seed, i))``, or from ``default_rng(seed[i])`` where one seed
+            per request is given (an int or a tuple); None draws differently each time.
+        stop: strings that end an answer; the text is cut before them.
+        thinking_budget: after so many tokens of thinking, ``</think><answer>`` is put in the model's mouth. The opening
+            ``<think>`` doesn't count; 0 turns thinking off.
+        logprobs: also return the log probability of each token (see `Generation`).
+        allow_vision_ids: let the six tokens of pictures and their borders be chosen, which a prompt cannot hold again.
+
+    Raises:
+        InputError: a setting is out of range, or the prompt leaves no room in the context.
+    """
+    stop = (stop,) if isinstance(stop, str) else tuple(stop)
+    _expect(max_new_tokens >= 1, "max_new_tokens", "1 or more", max_new_tokens)
+    _expect(thinking_budget is None or thinking_budget >= 0, "thinking_budget", "0 or more", thinking_budget)
+    _expect(all(stop), "stop", "strings of one character or more", stop)
+    sampling = Sampling.from_defaults(
+        model.generation_config,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+    )
+    batch = model.processor(prompt) if isinstance(prompt, (list, tuple)) else prompt
+    starts = batch["cu_seqlens"].tolist()
+    prompts = [batch["input_ids"][a:b] for a, b in pairwise(starts)]
+    _expect(len(prompts) > 0, "prompt", "one request or more", len(prompts))
+    positions = [batch["position_ids"][:, a:b] for a, b in pairwise(starts)]
+    context, tokenizer = model.config.text_config.max_position_embeddings, model.processor.tokenizer
+    stop_ids = _stop_ids(model.generation_config)
+
+    def encode(tag: str) -> list[int]:
+        return tokenizer.encode(tag, add_special_tokens=False).ids
+
+    requests = []
+    for i, ids in enumerate(prompts):
+        _expect(0 < len(ids) < context, f"prompt {i}", f"of 1 to {context - 1} tokens, for the context", len(ids))
+        opened = any(
+            _ends(head, encode(OPEN_THINK)) for head in (ids.tolist(), ids[:-1].tolist())
+        )  # a line may end after
+        request = _Request(
+            index=i,
+            prompt_tokens=len(ids),
+            next_position=int(positions[i].max()) + 1,
+            limit=min(max_new_tokens, context - len(ids)),
+            stop_ids=stop_ids,
+            text=TextStream(tokenizer, stop),
+            thinking=ThinkingBudget(thinking_budget, opened, encode),
+        )
+        requests.append(request)
+    banned = () if allow_vision_ids else model.config.vision_token_ids
+    sampler = Sampler(sampling, streams(seed, len(prompts)), banned, prompts)
+    return _run(model, batch, requests, sampler, logprobs)
+
+
+def generate(model: Model, prompt: Any, **options: Any) -> list[Generation]:
+    """Answers, one per request. Arguments as in `stream`."""
+    done = {p.index: p.generation for p in stream(model, prompt, **options) if p.generation is not None}
+    return [done[i] for i in range(len(done))]
+
+
+@torch.inference_mode()
+def _run(model: Model, batch: Any, running: list[_Request], sampler: Sampler, logprobs: bool) -> Iterator[Piece]:
+    cache = model.new_cache(len(running), max(request.prompt_tokens + request.limit for request in running))
+    logits = model.prefill(batch, cache)
+    while True:
+        forced = [request.thinking.forced_token(request.token_ids) for request in running]
+        tokens = sampler.choose(logits, forced)
+        likely = log_probability(logits, tokens).tolist()  # always: it also tells of broken logits
+        for request, token, logprob, force in zip(running, tokens.tolist(), likely, forced, strict=True):
+            text = request.accept(token, logprob, force is not None)
+            yield Piece(request.index, token, text, request.generation(logprobs))
+        rows = [row for row, request in enumerate(running) if request.finish_reason is None]
+        if not rows:
+            return
+        if len(rows) < len(running):
+            running = [running[row] for row in rows]
+            sampler.keep(rows)
+            kept = torch.tensor(rows, device=logits.device)
+            tokens = tokens[kept]
+            cache.select(kept)
+        positions = torch.tensor([request.position for request in running], device=logits.device)
+        logits = model.decode(tokens, positions.repeat(3, 1), cache)
+
+
+class ThinkingBudget:
+    """Ends the thinking of one request when it has become long enough.
+
+    Thinking is what stands before ``</think>`` or ``<answer>``; an opening ``<think>`` doesn't count. The ending is
+    well-formed: where nothing was said yet and the template hasn't opened the thinking, ``<think>`` comes first.
+    """
+
+    def __init__(self, budget: int | None, opened: bool, encode: Callable[[str], list[int]]) -> None:
+        self.budget = budget
+        self.opened = opened
+        self._open, self._close, self._answer = encode(OPEN_THINK), encode(CLOSE_THINK), encode(OPEN_ANSWER)
+        self._next: list[int] = []
+
+    def forced_token(self, token_ids: list[int]) -> int | None:
+        """The token that must come after ``token_ids``, if any. To be asked once per token."""
+        if self.budget is not None:
+            if _ends(token_ids, self._close) or _ends(token_ids, self._answer):
+                self.budget = None
+            elif len(token_ids) - len(self._open) * (token_ids[: len(self._open)] == self._open) >= self.budget:
+                self.budget = None
+                unopened = [] if token_ids or self.opened else self._open
+                self._next = [*unopened, *self._close, *self._answer]
+        return self._next.pop(0) if self._next else None
+
+
+@dataclass
+class _Request:
+    """What one answer has come to."""
+
+    index: int
+    prompt_tokens: int
+    next_position: int  # of the first new token
+    limit: int
+    stop_ids: frozenset[int]
+    text: TextStream
+    thinking: ThinkingBudget
+    token_ids: list[int] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    forced: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    @property
+    def position(self) -> int:
+        """Where the latest token stands, along all three axes."""
+        return self.next_position + len(self.token_ids) - 1
+
+    def accept(self, token: int, logprob: float, forced: bool) -> str:
+        """Takes the next token in and returns the text that it settles."""
+        if math.isnan(logprob):
+            at = f"request {self.index}, token {len(self.token_ids)}"
+            raise RuntimeError(f"generate: logits must be numbers, got NaN ({at}); are the weights whole?")
+        if forced:
+            self.forced.append(len(self.token_ids))
+        self.token_ids.append(token)
+        self.logprobs.append(logprob)
+        ends = token in self.stop_ids
+        text = "" if ends else self.text.push(token)
+        if ends or self.text.stopped:
+            self.finish_reason = "budget" if self.forced else "stop"
+        elif len(self.token_ids) >= self.limit:
+            self.finish_reason = "length"
+        if self.finish_reason is not None:
+            text += self.text.finish()
+        self.pieces.append(text)
+        return text
+
+    def generation(self, logprobs: bool) -> Generation | None:
+        """The whole answer, once it has ended."""
+        if self.finish_reason is None:
+            return None
+        text = "".join(self.pieces)
+        parts = separate(OPEN_THINK + text if self.thinking.opened else text, ended=self.finish_reason != "length")
+        return Generation(
+            text=text,
+            thinking=parts.thinking,
+            answer=parts.answer,
+            box=parts.box,
+            token_ids=self.token_ids,
+            prompt_tokens=self.prompt_tokens,
+            finish_reason=self.finish_reason,
+            forced=self.forced,
+            logprobs=self.logprobs if logprobs else None,
+        )
+
+
+def _ends(ids: list[int], tag: list[int]) -> bool:
+    return ids[-len(tag) :] == tag
+
+
+def _stop_ids(generation_config: Mapping[str, Any]) -> frozenset[int]:
+    ids = generation_config.get("eos_token_id") or ()
+    return frozenset([ids] if isinstance(ids, int) else ids)
+
+
+def _expect(ok: bool, name: str, expectation: str, actual: object) -> None:
+    if not ok:
+        raise InputError(f"generate: {name} must be {expectation}, got {actual}")

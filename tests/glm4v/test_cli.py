@@ -1,0 +1,250 @@
+"""The command: what it prints where, and how it ends."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from glm4v import cli
+from glm4v.chat import Chat, shown, whole
+from glm4v.generate import stream
+from tests.glm4v.mock_model import MockModel
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+KEYS = ["text", "thinking", "answer", "box", "token_ids", "prompt_tokens", "finish_reason"]
+
+
+@pytest.fixture
+def glm4v(capsys):
+    """Runs the command in this process: exit code, stdout, stderr."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as end:
+            cli.main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return end.value.code, out, err
+
+    return run
+
+
+@pytest.fixture
+def photo(photos, tmp_path):
+    path = tmp_path / "temple.jpg"
+    Image.fromarray(photos[0][:150, :200]).save(path)
+    return path
+
+
+def start(*arguments, **options):
+    command = [sys.executable, "-c", "from glm4v.cli import main; main()", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'python'}"}
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen(command, env=environment, text=True, **pipes, **options)
+
+
+def test_json_is_one_object_on_stdout(tiny_checkpoint, photo, film):
+    arguments = ("--model", tiny_checkpoint, "--max-new-tokens", 6, "--seed", 1, "--prompt", "-", "--json")
+    process = start("generate", *arguments, "--image", photo, "--image", photo, "--video", film())
+    out, err = process.communicate("What is\nthis?\n")
+    assert process.returncode == 0
+    answer = json.loads(out)
+    assert list(answer) == KEYS
+    assert len(answer["token_ids"]) <= 6 and answer["prompt_tokens"] > 90
+    assert "tokens/s" in err and "Traceback" not in err
+
+
+def test_ctrl_c_ends_cleanly(tiny_checkpoint, tmp_path):
+    endless = shutil.copytree(tiny_checkpoint, tmp_path / "endless")
+    (endless / "generation_config.json").write_text('{"eos_token_id": null}')
+    process = start("generate", "--model", endless, "--prompt", "Hi", "--max-new-tokens", 60_000)
+    assert process.stdout.read(1)  # the answer has begun
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.splitlines()[-1] == "glm4v: interrupted" and "Traceback" not in err
+
+
+def test_a_reader_may_leave(tiny_checkpoint):
+    process = start("generate", "--model", tiny_checkpoint, "--prompt", "Hi", "--max-new-tokens", 200)
+    process.stdout.close()
+    assert process.wait(timeout=60) == 1
+    assert "Traceback" not in (err := process.stderr.read()) and "Broken pipe" not in err
+
+
+def test_the_answer_goes_to_stdout(glm4v, tiny_checkpoint, photo):
+    options = (
+        "--model",
+        tiny_checkpoint,
+        "--image",
+        photo,
+        "--prompt",
+        "What?",
+        "--max-new-tokens",
+        8,
+        "--temperature",
+        0,
+    )
+    code, plain, err = glm4v("generate", *options)
+    assert code == 0 and "8 tokens" in err
+    code, printed, _ = glm4v("generate", *options, "--json")
+    assert code == 0
+    assert json.loads(printed)["answer"] == plain.removesuffix("\n")
+
+
+def test_options_reach_the_model(glm4v, tiny_checkpoint, photo):
+    options = ("generate", "--model", tiny_checkpoint, "--prompt", "Hi", "--json", "--max-new-tokens", 12)
+    seeded = [glm4v(*options, "--seed", seed, "--temperature", 2, "--top-k", 0, "--top-p", 1)[1] for seed in (1, 1, 2)]
+    assert seeded[0] == seeded[1] != seeded[2]
+    answer = json.loads(glm4v(*options, "--thinking-budget", 3, "--dtype", "bfloat16")[1])
+    assert answer["text"].partition("</think><answer>")[1]
+    small = json.loads(glm4v(*options, "--image", photo, "--max-pixels", 2 * 56 * 56)[1])
+    assert small["prompt_tokens"] < json.loads(glm4v(*options, "--image", photo)[1])["prompt_tokens"]
+    stopped = json.loads(glm4v(*options, "--stop", answer["text"][0], "--seed", 0)[1])
+    assert answer["text"][0] not in stopped["text"]
+
+
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        (["--prompt", "x", "--image", "nowhere.jpg"], "image: nowhere.jpg: no such file"),
+        (["--prompt", "x", "--image", __file__], "test_cli.py: is not an image"),
+        (["--prompt", "x", "--video", __file__], "video: "),
+        (["--prompt", "x", "--image", "https://example.com/a.jpg"], "--allow-network"),
+        ([], "--prompt: must be given where no --image or --video is"),
+        (["--prompt", "x", "--temperature", "-1"], "--temperature"),
+        (["--prompt", "x", "--top-p", "0"], "top_p must be above 0"),
+        (["--prompt", "x", "--dtype", "int8"], "--dtype"),
+        (["--bogus"], "--bogus"),
+        (["--model", "zai-org/GLM-4.1V-9B-Thinking", "--prompt", "x"], "hf download zai-org/GLM-4.1V-9B-Thinking"),
+        (["--model", "/nowhere", "--prompt", "x"], "checkpoint: /nowhere must be a folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, text, glm4v, tiny_checkpoint):
+    code, out, err = glm4v("generate", "--model", tiny_checkpoint, *arguments)
+    assert (code, out) == (2, "")
+    (line,) = err.splitlines()
+    assert line.startswith("glm4v: ") and text in line
+
+
+def test_usage(glm4v, tiny_checkpoint):
+    assert glm4v("bogus")[0] == 2
+    assert glm4v("generate", "--prompt", "x")[0] == 2
+    assert "Commands" in glm4v()[1]
+    code, out, _ = glm4v("generate", "--help")
+    assert code == 0 and "--thinking-budget" in out
+    assert glm4v("--version")[1].strip().count(".") == 2
+
+
+def test_failures_exit_with_1_and_name_the_place(glm4v, tiny_checkpoint, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr("glm4v.commands.load", broken)
+    code, _, err = glm4v("generate", "--model", tiny_checkpoint, "--prompt", "x")
+    assert code == 1
+    assert err.startswith("glm4v: RuntimeError: no such luck (test_cli.py:")
+
+
+def test_missing_extras_name_the_pip_line(glm4v, monkeypatch):
+    monkeypatch.setattr(cli, "find_spec", lambda name: None if name in ("av", "typer") else object())
+    code, _, err = glm4v("info")
+    assert (code, err) == (1, "glm4v: typer, av must be installed: pip install 'glm4v-ext[model]'\n")
+
+
+def test_info(glm4v, tiny_checkpoint):
+    code, out, _ = glm4v("info", "--model", tiny_checkpoint)
+    facts = dict(line.split("  ", 1) for line in out.splitlines())
+    assert code == 0
+    assert facts["vision"].strip() == "2 layers, width 64, 4 heads"
+    assert facts["parameters"].strip().startswith("665,792 (")
+    assert "1.3 MB" in facts["memory, bfloat16"]
+    assert "rms_norm (cpu: C++)" in facts["ops"]
+    assert "checkpoint" not in glm4v("info")[1]
+
+
+# What a person sees
+
+SAID = "<think>So.</think><answer>Forty <|begin_of_box|>42<|end_of_box|></answer>"
+
+
+def test_thinking_and_answer_go_separate_ways(capsys):
+    for folded, notes in ((False, "So."), (True, "thought for 6 tokens")):
+        pieces = stream(MockModel({"Q": SAID}), ["Q"])
+        answer = whole(shown(pieces, Console(stderr=True), folded))
+        out, err = capsys.readouterr()
+        assert out == f"{answer.answer}\n" == "Forty 42\n"
+        assert err.strip() == notes
+
+
+def test_a_terminal_obeys_no_answer(capsys, monkeypatch):
+    for terminal, printed in ((False, "a\x1b[2Jb\tc\n"), (True, "a\ufffd[2Jb\tc\n")):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
+        whole(shown(stream(MockModel({"Q": "a\x1b[2Jb\tc"}), ["Q"]), Console(stderr=True)))
+        assert capsys.readouterr().out == printed
+
+
+def test_an_answer_that_turns_out_to_be_thinking(capsys):
+    whole(shown(stream(MockModel({"Q": "Hm</think>Yes"}), ["Q"]), Console(stderr=True)))
+    assert capsys.readouterr().out == "Hm\nYes\n"
+
+
+@pytest.fixture
+def chat(tiny_checkpoint):
+    from glm4v import Glm4v
+
+    model = Glm4v.from_pretrained(tiny_checkpoint)
+
+    def run(*lines):
+        waiting = iter(lines)
+
+        def ask(_):
+            line = next(waiting, None)
+            if line is None:
+                raise EOFError
+            return line
+
+        talk = Chat(model, "Be brief.", ask, seed=0, max_new_tokens=4)
+        talk.run()
+        return talk
+
+    return run
+
+
+def test_chat(chat, photo, capsys):
+    talk = chat("Hello", f"/image '{photo}'", "What?", "", "/think", "/help")
+    out, err = capsys.readouterr()
+    roles = [message["role"] for message in talk.messages]
+    assert roles == ["system", "user", "assistant", "user", "assistant"]
+    assert [part["type"] for part in talk.messages[3]["content"]] == ["image", "text"]
+    assert out.splitlines()[-1] == talk.messages[4]["content"].splitlines()[-1]
+    assert "image" in err and "tokens" in err and err.count("/quit") == 2
+
+
+def test_chat_survives_what_is_wrong_with_a_line(chat, photo, capsys):
+    talk = chat(
+        "/image nowhere.jpg", f"/video {__file__}", "/bogus", f"/image {photo}", "/reset", "Hi", "/quit", "never"
+    )
+    err = capsys.readouterr().err
+    assert "image: nowhere.jpg: no such file" in err
+    assert "video: " in err
+    assert "/bogus is not a command" in err
+    assert [message["role"] for message in talk.messages] == ["system", "user", "assistant"]
+    assert len(talk.messages[1]["content"]) == 1
+
+
+def test_an_interrupted_turn_is_forgotten(chat, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr("glm4v.Glm4v.stream", interrupted)
+    talk = chat("Hello")
+    assert talk.messages == [{"role": "system", "content": "Be brief."}]
+    assert "stopped" in capsys.readouterr().err

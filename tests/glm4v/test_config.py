@@ -1,0 +1,117 @@
+import dataclasses
+import json
+
+import pytest
+from transformers import Glm4vConfig
+
+from glm4v import Config, InputError, TextConfig, VisionConfig
+
+ROPE = {"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 0.25, "mrope_section": [4, 6, 6]}
+
+
+def old_spelling(data):
+    """The same settings as the first releases wrote them."""
+    text = data["text_config"]
+    rope = text.pop("rope_parameters")
+    text["rope_theta"], text["partial_rotary_factor"] = rope.pop("rope_theta"), rope.pop("partial_rotary_factor")
+    text["rope_scaling"] = rope
+    data["vision_config"].pop("rope_parameters")
+    if "dtype" in data:
+        data["torch_dtype"] = data.pop("dtype")
+    return data
+
+
+def test_defaults_are_the_released_model():
+    config = Config()
+    assert (config.vision_config.table_side, config.vision_config.head_dim) == (24, 128)
+    assert (config.text_config.head_dim, config.text_config.rotary_dim) == (128, 64)
+    theirs = Glm4vConfig(text_config={"rope_parameters": {**ROPE, "rope_theta": 1e4}}).to_dict()
+    for ours, other in ((config, theirs), (config.vision_config, theirs["vision_config"])):
+        for field in dataclasses.fields(ours):
+            if field.name in other and not dataclasses.is_dataclass(getattr(ours, field.name)):
+                assert getattr(ours, field.name) == other[field.name], field.name
+
+
+@pytest.mark.parametrize("spell", [dict, old_spelling])
+def test_both_spellings_and_back(spell, tmp_path):
+    theirs = Glm4vConfig(
+        text_config={"rope_parameters": ROPE, "eos_token_id": [7, 8], "rms_norm_eps": 1e-6},
+        vision_config={"depth": 3, "hidden_size": 96, "num_heads": 2},
+        image_token_id=11,
+    )
+    theirs.save_pretrained(tmp_path)
+    data = spell(json.loads((tmp_path / "config.json").read_text()))
+    (tmp_path / "config.json").write_text(json.dumps({**data, "note": "kept"}))
+    config = Config.from_pretrained(tmp_path)
+    text = config.text_config
+    assert (text.rope_theta, text.partial_rotary_factor, text.mrope_section) == (5e5, 0.25, (4, 6, 6))
+    assert (text.rotary_dim, text.rms_norm_eps, config.image_token_id) == (32, 1e-6, 11)
+    assert (config.vision_config.depth, config.vision_config.rope_theta) == (3, 1e4)
+
+    config.save_pretrained(tmp_path / "again")
+    assert Config.from_pretrained(tmp_path / "again") == config
+    written = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert written["note"] == "kept" and written["text_config"]["eos_token_id"] == [7, 8]
+    again = Glm4vConfig.from_pretrained(tmp_path / "again").to_dict()
+    expected = Glm4vConfig.from_pretrained(tmp_path).to_dict()
+    assert {k: v for k, v in again.items() if k != "architectures"} == {
+        k: v for k, v in expected.items() if k != "architectures"
+    }
+
+
+def test_tied_embeddings_in_either_place():
+    data = Config().to_dict()
+    assert not Config.from_dict(data).tie_word_embeddings
+    assert Config.from_dict({**data, "tie_word_embeddings": True}).tie_word_embeddings
+    data["text_config"]["tie_word_embeddings"] = True
+    assert Config.from_dict(data).tie_word_embeddings
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"model_type": "glm4v_moe"}, "model_type of config must be glm4v, got glm4v_moe"),
+        ({"vision_config": {"patch_size": 16}}, "patch_size of vision_config must be 14, got 16"),
+        ({"vision_config": {"out_hidden_size": 5}}, "out_hidden_size of vision_config must be text_config.hidden_size"),
+        ({"vision_config": {"num_heads": 7}}, "hidden_size of vision_config must be a multiple of num_heads = 7"),
+        ({"text_config": {"hidden_act": "gelu"}}, "hidden_act of text_config must be silu, got gelu"),
+        ({"text_config": {"attention_dropout": 0.1}}, "attention_dropout of text_config must be 0.0, got 0.1"),
+        (
+            {"text_config": {"rope_parameters": {**ROPE, "mrope_section": [1]}}},
+            "mrope_section of text_config must be 3 sizes that sum to 16",
+        ),
+        (
+            {"text_config": {"rope_parameters": {**ROPE, "rope_type": "yarn"}}},
+            "rope_type of text_config must be default, got",
+        ),
+    ],
+)
+def test_errors_name_the_key_and_the_file(change, text, tmp_path):
+    data = Config().to_dict()
+    for key, value in change.items():
+        data[key] = {**data[key], **value} if isinstance(value, dict) else value
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    with pytest.raises(InputError, match=text) as caught:
+        Config.from_pretrained(tmp_path)
+    assert str(caught.value).endswith(f"({tmp_path}/config.json)") and "\n" not in str(caught.value)
+
+
+def test_folders_that_are_none(tmp_path):
+    with pytest.raises(InputError, match=r"hf download zai-org/GLM-4.1V-9B-Thinking --local-dir GLM-4.1V-9B"):
+        Config.from_pretrained("zai-org/GLM-4.1V-9B-Thinking")
+    with pytest.raises(InputError, match="nowhere must be a folder; nothing is there"):
+        Config.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"config.json: the file is missing"):
+        Config.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"config.json: not JSON"):
+        Config.from_pretrained(tmp_path)
+
+
+def test_impossible_sizes():
+    with pytest.raises(InputError, match="hidden_size / num_heads of vision_config must be a multiple of 4, got 6"):
+        VisionConfig(hidden_size=12, num_heads=2)
+    with pytest.raises(
+        ValueError, match="num_attention_heads of text_config must be a multiple of num_key_value_heads"
+    ):
+        TextConfig(num_key_value_heads=3)

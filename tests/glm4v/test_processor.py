@@ -1,0 +1,249 @@
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoTokenizer
+from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
+from transformers.models.glm4v.processing_glm4v import Glm4vProcessor
+from transformers.models.glm4v.video_processing_glm4v import Glm4vVideoProcessor
+from transformers.video_utils import VideoMetadata
+
+from glm4v import Batch, InputError, Processor
+from glm4v.video import Video
+
+
+def user(*parts):
+    return {"role": "user", "content": [{"type": "text", "text": p} if isinstance(p, str) else p for p in parts]}
+
+
+def image(source):
+    return {"type": "image", "image": source}
+
+
+def video(source, **options):
+    return {"type": "video", "video": source, **options}
+
+
+@pytest.fixture(scope="module")
+def theirs(tiny_checkpoint):
+    """transformers' processor; its constructor insists on torchvision, its methods do not."""
+    processor = Glm4vProcessor.__new__(Glm4vProcessor)
+    processor.tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    processor.image_processor = Glm4vImageProcessorPil.from_pretrained(tiny_checkpoint)
+    processor.video_processor = Glm4vVideoProcessor.from_pretrained(tiny_checkpoint)
+    processor.image_token = "<|image|>"
+    return processor
+
+
+def transformers_ids(theirs, messages, images=(), videos=()):
+    """Ids by transformers' template, placeholder expansion and tokenizer. ``videos``: (grid, fps, sampled indices)."""
+    text = theirs.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    grids = theirs.image_processor(list(images), return_tensors="pt")["image_grid_thw"] if images else []
+    first, *rest = text.split("<|image|>")
+    runs = [theirs.replace_image_token({"image_grid_thw": grids}, i) for i in range(len(grids))]
+    text = first + "".join(run + stretch for run, stretch in zip(runs, rest, strict=True))
+    for grid, fps, indices in videos:
+        metadata = VideoMetadata(total_num_frames=10**6, fps=fps, frames_indices=list(indices))
+        inputs = {"video_grid_thw": grid, "video_metadata": [metadata]}
+        text = text.replace("<|video|>", theirs.replace_video_token(inputs, 0), 1)
+    return theirs.tokenizer(text).input_ids
+
+
+def test_images_against_transformers(processor, theirs, photos):
+    images = [photos[0], photos[1][:100, :350], Image.fromarray(photos[1]).convert("L").resize((30, 20))]
+    messages = [user("First ", image(images[0]), "then", image(images[1]), image(images[2]), "\nWhich?")]
+    batch = processor(messages)
+    expected = theirs.image_processor(images, return_tensors="pt")
+    assert torch.equal(batch.image_grid_thw, expected["image_grid_thw"])
+    torch.testing.assert_close(batch.pixel_values, expected["pixel_values"], rtol=0, atol=1e-5)
+    assert batch.input_ids.tolist() == transformers_ids(theirs, messages, images)
+    assert processor.count_tokens(messages) == len(batch.input_ids)
+
+
+@pytest.mark.parametrize(("count", "rate"), [(48, 24), (3, 24), (75, 30), (131, 10)])
+def test_videos_against_transformers(count, rate, processor, theirs, film, photos):
+    path = film(count=count, rate=rate)
+    messages = [user("Look: ", video(str(path)), "What happens?")]
+    batch = processor(messages)
+    indices = theirs.video_processor.sample_frames(
+        VideoMetadata(total_num_frames=count, fps=float(rate), duration=count / rate)
+    )
+    patches = theirs.video_processor.get_num_of_video_patches(len(indices), 64, 96)
+    assert batch.video_grid_thw.prod() == patches == len(batch.pixel_values_videos)
+    assert batch.video_grid_thw[0, 0] * 2 == len(indices)
+    # The same resized frames through transformers' own patch order.
+    resized = torch.from_numpy(Video(path).frames(*(int(n) * 14 for n in batch.video_grid_thw[0, 1:])))
+    mean, std = (torch.tensor(v) for v in (theirs.video_processor.image_mean, theirs.video_processor.image_std))
+    normal = ((resized / 255 - mean) / std).permute(0, 3, 1, 2)[None]
+    expected, *grid = theirs.video_processor.patchify(normal, 14, 2, 2)
+    torch.testing.assert_close(batch.pixel_values_videos, expected[0], rtol=0, atol=1e-5)
+    assert grid == batch.video_grid_thw[0].tolist()
+    assert batch.input_ids.tolist() == transformers_ids(
+        theirs, messages, videos=[(batch.video_grid_thw, rate, indices)]
+    )
+    assert processor.count_tokens(messages) == len(batch.input_ids)
+
+
+def test_times_in_the_prompt_are_the_true_ones(processor, film):
+    ticks = [0, 400, 1900, 2100, 3700, 5000, 7600]
+    batch = processor([user(video(film(ticks=ticks, count=len(ticks))))])
+    stretches = batch.prompts[0].split("<|end_of_image|>")[1:]
+    assert [int(s.partition("<")[0]) for s in stretches] == [0, 2, 5]  # units begin with frames at 0, 2.1 and 5 s
+
+
+def test_conversations_are_packed_without_padding(processor, photos, film):
+    conversations = [
+        [user("Hi")],
+        [user(image(photos[0][:60, :90]), video(film()), "Both?")],
+        [user(video([p[:56, :56] for p in photos], fps=1)), {"role": "assistant", "content": "Two."}, user("Sure?")],
+        [user(image(photos[1][:90, :60]), image(photos[0][:30, :30]))],
+    ]
+    batch = processor(conversations)
+    alone = [processor(conversation) for conversation in conversations]
+    lengths = [len(one.input_ids) for one in alone]
+    assert batch.cu_seqlens.tolist() == np.cumsum([0, *lengths]).tolist()
+    assert batch.cu_seqlens.dtype == torch.int32
+    assert processor.count_tokens(conversations) == lengths
+    for name, axis in [("input_ids", 0), ("position_ids", 1), ("next_positions", 0), ("rope_deltas", 0)]:
+        assert torch.equal(getattr(batch, name), torch.cat([getattr(one, name) for one in alone], axis))
+    for name in ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw"):
+        assert torch.equal(batch[name], torch.cat([one[name] for one in alone if one[name] is not None]))
+    assert batch.prompts == tuple(one.prompts[0] for one in alone)
+
+
+def test_a_batch_is_the_arguments_of_the_model(processor):
+    batch = processor([user("Hi")])
+    names = ["input_ids", "cu_seqlens", "position_ids"]
+    pictures = ["pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw"]
+    assert isinstance(batch, Batch) and list(batch) == names + pictures
+    assert all(batch[name] is None for name in pictures)
+    assert dict(**batch).keys() == set(names + pictures)
+    assert batch.next_positions.tolist() == [len(batch.input_ids)] and batch.rope_deltas.tolist() == [0]
+    assert batch.to("cpu").prompts == batch.prompts
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        batch.input_ids = None
+    with pytest.raises(KeyError):
+        batch["prompts"]
+
+
+def test_counting_decodes_nothing(processor, photos, film, monkeypatch):
+    messages = [user(image(photos[0]), video(film()), "Both?")]
+    tokens = len(processor(messages).input_ids)
+
+    def refuse(*_):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr("glm4v.image.Picture.pixels", refuse)
+    monkeypatch.setattr("glm4v.video.Film.read", refuse)
+    assert processor.count_tokens(messages) == tokens
+
+
+def test_a_prompt_that_is_too_long_is_refused_before_decoding(processor, photos, monkeypatch):
+    monkeypatch.setattr("glm4v.image.Picture.pixels", lambda *_: pytest.fail("decoded"))
+    messages = [user(*[image(photos[0])] * 200)]  # 345 tokens each
+    with pytest.raises(InputError, match=r"^prompt: tokens must be at most 65536, the model's, got 69\d\d\d$"):
+        processor(messages)
+    with pytest.raises(
+        InputError, match=r"^prompt: tokens of conversation 2 must be at most 65536, the model's, got 69"
+    ):
+        processor([[user("Hi")], messages])
+
+
+def test_a_turned_film_costs_what_it_is_said_to_cost(processor, film):
+    for degrees in (90, 180):
+        messages = [user(video(film(rotation=degrees)))]
+        batch = processor(messages)
+        assert len(batch.input_ids) == processor.count_tokens(messages)
+    grids = [processor([user(video(film(rotation=degrees)))]).video_grid_thw.tolist()[0] for degrees in (90, 180)]
+    assert grids[0] == [grids[1][0], grids[1][2], grids[1][1]]
+
+
+def test_encode_and_decode(processor):
+    answer = "<think>Four?</think><answer>4</answer>"
+    ids = processor.encode(answer)
+    assert ids[0] == processor.codec.id("<think>") and ids[-1] == processor.codec.id("</answer>")
+    assert processor.decode(torch.tensor(ids), skip_special_tokens=False) == answer
+    typed = processor.encode(answer, specials=False)
+    assert not set(typed) & set(processor.codec.specials.values())
+    assert processor.decode([*typed, processor.codec.id("<|endoftext|>"), 575]) == answer  # 575 only pads the head
+
+
+def changed(checkpoint, folder, **files):
+    """A copy of the checkpoint without weights, with some JSON files changed; None removes one."""
+    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    for name, content in files.items():
+        path = folder / f"{name}.json"
+        if content is None:
+            path.unlink()
+        else:
+            path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **content}))
+    return folder
+
+
+def test_settings_come_from_the_checkpoint(tiny_checkpoint, tmp_path, photos, film):
+    size = {"shortest_edge": 784, "longest_edge": 2 * 56 * 56}
+    separate = {"preprocessor_config": {"size": size}, "video_preprocessor_config": {"fps": 4, "image_std": [1, 1, 1]}}
+    one_file = {"image_processor": {"size": size}, "video_processor": {"fps": 4, "image_std": [1, 1, 1]}}
+    removed = {"preprocessor_config": None, "video_preprocessor_config": None}
+    for i, files in enumerate([separate, {**removed, "processor_config": one_file}]):
+        own = Processor.from_pretrained(changed(tiny_checkpoint, tmp_path / str(i), **files))
+        batch = own([user(image(photos[0]), video(film()))])
+        assert batch.image_grid_thw.tolist() == [[1, 2, 4]]
+        assert batch.video_grid_thw.tolist()[0][0] == 4
+        assert batch.pixel_values_videos.max() < 0.8
+    released = Processor.from_pretrained(changed(tiny_checkpoint, tmp_path / "none", **removed))
+    standard = Processor.from_pretrained(tiny_checkpoint)
+    assert (released.image, released.video) == (standard.image, standard.video)
+
+
+def test_patches_in_the_model_s_type(tiny_checkpoint, processor, photos):
+    messages = [user(image(photos[0][:60, :90]))]
+    half = Processor.from_pretrained(tiny_checkpoint, dtype=torch.bfloat16)(messages)
+    assert torch.equal(half.pixel_values, processor(messages).pixel_values.bfloat16())
+
+
+def test_folders_that_are_no_checkpoint(tiny_checkpoint, tmp_path):
+    with pytest.raises(InputError, match=r"hf download zai-org/GLM-4.1V-9B-Thinking"):
+        Processor.from_pretrained("zai-org/GLM-4.1V-9B-Thinking")
+    wrong = changed(tiny_checkpoint, tmp_path / "a", config={"image_token_id": 3})
+    with pytest.raises(
+        InputError, match=r"image_token_id must be the id of <\|image\|>, got 3 in config.json, 522 in tok"
+    ):
+        Processor.from_pretrained(wrong)
+    bare = changed(tiny_checkpoint, tmp_path / "b", tokenizer=None)
+    with pytest.raises(InputError, match=r"^tokenizer: .*tokenizer.json: cannot be read: [^\n]*$"):
+        Processor.from_pretrained(bare)
+    other = changed(tiny_checkpoint, tmp_path / "c", tokenizer={"added_tokens": []})
+    with pytest.raises(InputError, match=r"^tokenizer: special tokens must include <\|begin_of_image\|>, got \[\]$"):
+        Processor.from_pretrained(other)
+    unscaled = changed(tiny_checkpoint, tmp_path / "d", video_preprocessor_config={"do_rescale": False})
+    with pytest.raises(InputError, match=r"^processor: .*: do_rescale of videos must be True, got False$"):
+        Processor.from_pretrained(unscaled)
+    (bare / "tokenizer.json").write_text((tiny_checkpoint / "tokenizer.json").read_text())
+    (bare / "preprocessor_config.json").write_text("{")
+    with pytest.raises(InputError, match=r"^processor: .*preprocessor_config.json: is not JSON: [^\n]*$"):
+        Processor.from_pretrained(bare)
+    (bare / "preprocessor_config.json").write_text("[]")
+    with pytest.raises(InputError, match=r"^processor: .*preprocessor_config.json: must be a JSON object, got list$"):
+        Processor.from_pretrained(bare)
+
+
+def test_a_template_that_loses_a_picture(tiny_checkpoint, tmp_path, photos):
+    folder = changed(tiny_checkpoint, tmp_path / "a")
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content[-1].text }}")
+    with pytest.raises(InputError, match="prompt: the chat template must place 1 pictures, got 0"):
+        Processor.from_pretrained(folder)([user(image(photos[0]), "Hi")])
+    (folder / "chat_template.jinja").write_text("<|video|>")
+    for messages in ([user(image(photos[0]))], [user("Hi")]):
+        with pytest.raises(InputError, match="must place the pictures of the messages in their order"):
+            Processor.from_pretrained(folder)(messages)
+
+
+def test_messages_that_are_no_list(processor):
+    for messages in ("Hi", {"role": "user", "content": "Hi"}, []):
+        with pytest.raises(InputError, match="prompt: messages must be a list of messages or a list of such lists"):
+            processor(messages)

@@ -1,0 +1,199 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from examples.make_checkpoint import ANSWER_TOKENS, CONTROL_TOKENS
+from glm4v import InputError
+from glm4v.prompt import Conversation, answer_text, load_chat_template, render
+
+SPECIALS = CONTROL_TOKENS + ANSWER_TOKENS
+
+
+def pieces(processor, messages):
+    return render(processor.template, Conversation(messages), processor.codec)
+
+
+def prompt(processor, messages):
+    """The prompt as text; special tokens that are tokens stand in ⟨⟩."""
+    names = {index: token for token, index in processor.codec.specials.items()}
+    return "".join(p if isinstance(p, str) else names[p].replace("<", "⟨", 1) for p in pieces(processor, messages))
+
+
+def user(*parts):
+    return {"role": "user", "content": list(parts)}
+
+
+def said(text):
+    return {"type": "text", "text": text}
+
+
+CONVERSATIONS = [
+    [{"role": "user", "content": "What is in this picture?"}],
+    [{"role": "system", "content": "Count, then answer. "}, {"role": "user", "content": "\n\n  17 plus 25?\n"}],
+    [user(said("Compare "), {"type": "image", "image": "a"}, said(" and\n"), {"type": "image", "url": "b"}, said("."))],
+    [
+        user({"type": "video", "video": "a"}, said("What happens?")),
+        {"role": "assistant", "content": " A boat "},
+        user(),
+    ],
+    [
+        {"role": "user", "content": ""},
+        {"role": "assistant", "content": ""},
+        {"role": "user", "content": "Ünïcode 数字 🌺"},
+    ],
+]
+
+
+@pytest.mark.parametrize("messages", CONVERSATIONS)
+def test_prompts_are_those_of_transformers(messages, processor, tiny_checkpoint):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert processor.codec.join(pieces(processor, messages)) == tokenizer(text).input_ids
+
+
+def test_the_prompt_in_full(processor):
+    messages = [
+        {"role": "system", "content": [said("Be "), said("brief.")]},
+        user({"type": "image", "image": "a"}, said("What"), said(" is it?")),
+        {
+            "role": "assistant",
+            "content": "<think>A cat? A dog.</think><answer>A <|begin_of_box|>dog<|end_of_box|>.</answer>",
+        },
+        user(
+            {"type": "video_url", "video_url": {"url": "b"}}, {"type": "image_url", "image_url": "c"}, said("And now?")
+        ),
+    ]
+    assert prompt(processor, messages) == (
+        "[gMASK]⟨sop>⟨|system|>\nBe brief.⟨|user|>\n⟨|begin_of_image|>⟨|image|>⟨|end_of_image|>What is it?"
+        "⟨|assistant|>\nA dog.⟨|user|>\n⟨|begin_of_video|>⟨|video|>⟨|end_of_video|>"
+        "⟨|begin_of_image|>⟨|image|>⟨|end_of_image|>And now?⟨|assistant|>\n"
+    )
+    media = Conversation(messages).media
+    assert [(one.kind, one.source) for one in media] == [("image", "a"), ("video", "b"), ("image", "c")]
+
+
+@pytest.mark.parametrize("token", SPECIALS)
+@pytest.mark.parametrize("role", ["system", "user", "assistant"])
+def test_a_typed_token_is_text(token, role, processor):
+    typed = f"a {token}{token} b"
+    turn = {"role": role, "content": typed}
+    last = {"role": "user", "content": "?"}
+    plain = pieces(processor, [{"role": role, "content": "a b"}, last])
+    found = pieces(processor, [turn, last])
+    ids = [p for p in found if isinstance(p, int)]
+    assert ids == [p for p in plain if isinstance(p, int)]
+    if role != "assistant":  # there, tags of thinking and answer are taken away
+        assert typed in processor.codec.join(found) or typed in "".join(p for p in found if isinstance(p, str))
+        encoded = processor.codec.join(found)
+        assert typed in processor.decode(encoded, skip_special_tokens=False)
+        assert encoded.count(processor.codec.id(token)) == ids.count(processor.codec.id(token))
+
+
+fragments = st.lists(
+    st.one_of(
+        st.sampled_from(SPECIALS),
+        st.sampled_from(["<|", "|>", "<", ">", "image", "<|im", "age|>", "[gMASK", "]", "\ue000", "\ue001", "\n"]),
+        st.text(max_size=4),
+    ),
+    max_size=8,
+).map("".join)
+
+
+@given(st.lists(fragments, min_size=1, max_size=4), st.data())
+def test_no_text_becomes_a_special_token(processor, texts, data):
+    parts = [said(text) for text in texts]
+    at = data.draw(st.integers(0, len(parts)))
+    parts.insert(at, {"type": "image", "image": "a"})
+    ids = processor.codec.join(pieces(processor, [user(*parts)]))
+    specials = [i for i in ids if i in processor.codec.specials.values()]
+    frame = ["[gMASK]", "<sop>", "<|user|>", "<|begin_of_image|>", "<|image|>", "<|end_of_image|>", "<|assistant|>"]
+    assert specials == [processor.codec.id(token) for token in frame]
+    before, after = "".join(texts[:at]), "".join(texts[at:])
+    wanted = f"[gMASK]<sop><|user|>\n{before}<|begin_of_image|><|image|><|end_of_image|>{after}<|assistant|>\n"
+    assert processor.decode(ids, skip_special_tokens=False) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (" plain\n", " plain\n"),
+        ("<think>so</think><answer>four</answer>", "four"),
+        ("<think>so</think>\n<answer>\nIt is <|begin_of_box|>4<|end_of_box|>.\n</answer>", "It is 4."),
+        ("so</think><answer>4", "4"),
+        ("<think>one</think>two</think>three", "three"),
+        (" <think>cut off", ""),
+        ("a < b and <tag>", "a < b and <tag>"),
+    ],
+)
+def test_history_keeps_the_answer(text, answer):
+    assert answer_text(text) == answer
+
+
+def write(folder, **files):
+    for name, content in files.items():
+        path = folder / name.replace("__", ".")
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return folder
+
+
+def test_where_the_template_comes_from(tmp_path):
+    def rendered(**files):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        messages = [{"role": "user", "content": "Hi"}]
+        return load_chat_template(write(folder, **files)).render(messages=messages, add_generation_prompt=True)
+
+    assert rendered(chat_template__jinja="A", tokenizer_config__json={"chat_template": "B"}) == "A"
+    assert rendered(chat_template__json={"chat_template": "B"}, tokenizer_config__json={"chat_template": "C"}) == "B"
+    named = [{"name": "rag", "template": "D"}, {"name": "default", "template": "E"}]
+    assert rendered(tokenizer_config__json={"chat_template": named}) == "E"
+    assert rendered(tokenizer_config__json={}) == "[gMASK]<sop><|user|>\nHi<|assistant|>\n"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{{ messages[0].nothing.more }}",
+        "{{ raise_exception('no such role') }}",
+        "{{ 1 / 'a' }}",
+    ],
+)
+def test_a_template_is_foreign_code(source, processor, tmp_path):
+    template = load_chat_template(write(tmp_path, chat_template__jinja=source))
+    with pytest.raises(InputError, match=r"^prompt: the chat template fails: [^\n]*$"):
+        render(template, Conversation([{"role": "user", "content": "Hi"}]), processor.codec)
+
+
+def test_a_template_with_an_error(tmp_path):
+    with pytest.raises(InputError, match=r"^prompt: .*chat_template.jinja: [^\n]*$"):
+        load_chat_template(write(tmp_path, chat_template__jinja="{% if %}"))
+
+
+@pytest.mark.parametrize(
+    ("messages", "text"),
+    [
+        ([], "messages must not be empty"),
+        ([{"role": "robot", "content": "x"}], "message 1: role must be one of system, user, assistant, got 'robot'"),
+        ([{"content": "x"}], "message 1: role must be one of system, user, assistant, got None"),
+        ([{"role": "user"}], "message 1: content must be text or a list of parts, got NoneType"),
+        ([user(said("a")), user({"type": "sound"})], r"message 2: a part must be .*, got \{'type': 'sound'\}"),
+        ([user({"type": "image"})], r"message 1: a part must be .*, got \{'type': 'image'\}"),
+        ([user({"type": "text", "text": 3})], r"message 1: a part must be .*, got \{'type': 'text', 'text': '…'\}"),
+        ([user({"type": "image_url", "image_url": {}})], "message 1: a part must be .*"),
+        ([user({"type": "video", "video": [], "fps": "2"})], "message 1: fps must be a number, got '2'"),
+        ([user("bare")], "message 1: a part must be .*, got 'bare'"),
+        ([user(said("\ud83d"))], "message 1: text must be Unicode: surrogates not allowed"),
+        (
+            [{"role": "system", "content": [{"type": "image", "image": "a"}]}],
+            "message 1: only user messages may hold pic",
+        ),
+    ],
+)
+def test_malformed_messages_are_one_line(messages, text):
+    with pytest.raises(InputError, match=f"^prompt: {text}[^\n]*$"):
+        Conversation(messages)

@@ -1,0 +1,186 @@
+"""Checkpoint files: names, mapping, shards, and one clear line for each thing that can be wrong with them."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import Glm4vForConditionalGeneration
+
+from examples.make_checkpoint import make_checkpoint
+from glm4v import Config, Glm4v, InputError
+
+
+def tensors(folder):
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def assert_same(a, b):
+    assert set(a) == set(b)
+    for name in a:
+        assert a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]), name
+
+
+@pytest.mark.parametrize("shard", [300_000, 10**9])
+def test_written_files_are_what_transformers_writes(tiny_checkpoint, tmp_path, shard):
+    Glm4v.from_pretrained(tiny_checkpoint).save_pretrained(tmp_path, max_shard_bytes=shard)
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert_same(tensors(tmp_path), tensors(tiny_checkpoint))
+    if shard < 10**9:
+        index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+        assert set(index["weight_map"].values()) == {f.name for f in files} and len(files) > 1
+        assert index["metadata"]["total_size"] == sum(t.nbytes for t in tensors(tmp_path).values())
+        assert all(f.stat().st_size < shard + 10_000 for f in files)
+    else:
+        assert [f.name for f in files] == ["model.safetensors"]
+    theirs, report = Glm4vForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values()) and theirs.dtype == torch.float32
+
+
+def test_shards_of_transformers(tmp_path):
+    folder = make_checkpoint(tmp_path / "a", dtype=torch.bfloat16, max_shard_size="200KB")
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    model = Glm4v.from_pretrained(folder)
+    assert model.dtype == torch.bfloat16 and not model.training
+    model.save_pretrained(tmp_path / "b")
+    assert_same(tensors(tmp_path / "b"), tensors(folder))
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def mapped(tensor, file):
+    """Whether the memory of ``tensor`` is a mapping of ``file``."""
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            low, high = (int(x, 16) for x in line.split()[0].split("-"))
+            if low <= tensor.data_ptr() < high:
+                return line.rstrip().endswith(str(file))
+    return False
+
+
+def test_tensors_stay_in_the_mapped_file(tiny_checkpoint, tmp_path):
+    model = Glm4v.from_pretrained(tiny_checkpoint)
+    file = tiny_checkpoint / "model.safetensors"
+    copied = [name for name, p in model.named_parameters() if not mapped(p, file)]
+    assert copied == ["model.visual.merger.gate_up_proj.weight"]  # its halves stand apart in transformers' order
+    model.save_pretrained(tmp_path)
+    again = Glm4v.from_pretrained(tmp_path)
+    assert all(mapped(p, tmp_path / "model.safetensors") for p in again.parameters())
+    half = Glm4v.from_pretrained(tiny_checkpoint, dtype=torch.float16)
+    assert not any(mapped(p, file) for p in half.parameters())
+
+
+def test_training_leaves_the_file_alone(tiny_checkpoint):
+    before = (tiny_checkpoint / "model.safetensors").read_bytes()
+    model = Glm4v.from_pretrained(tiny_checkpoint)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert (tiny_checkpoint / "model.safetensors").read_bytes() == before
+
+
+def test_saving_over_the_mapped_files(tiny_checkpoint, tmp_path):
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    model = Glm4v.from_pretrained(folder)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2)
+    expected = {name: p.clone() for name, p in model.named_parameters()}
+    for shard in (300_000, 10**9, 500_000):  # each save removes what the last one left
+        model.save_pretrained(folder, max_shard_bytes=shard)
+        model = Glm4v.from_pretrained(folder)
+        assert_same(dict(model.named_parameters()), expected)
+        assert not list(folder.glob("*.tmp"))
+
+
+def test_a_failed_save_leaves_the_old_files(tiny_checkpoint, tmp_path, monkeypatch):
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    before = {f.name: f.read_bytes() for f in folder.iterdir()}
+    model = Glm4v.from_pretrained(folder)
+    calls = []
+
+    def full_disk(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 2:
+            raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        model.save_pretrained(folder, max_shard_bytes=300_000)
+    assert {f.name: f.read_bytes() for f in folder.iterdir()} == before
+
+
+def test_progress_counts_every_byte(tiny_checkpoint):
+    seen = []
+    Glm4v.from_pretrained(tiny_checkpoint, progress=lambda done, total: seen.append((done, total)))
+    total = sum(t.nbytes for t in tensors(tiny_checkpoint).values())
+    assert seen[-1] == (total, total) and [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_tied_head(tiny_checkpoint, tmp_path):
+    data = Config.from_pretrained(tiny_checkpoint).to_dict()
+    model = Glm4v(Config.from_dict({**data, "tie_word_embeddings": True}))
+    model.save_pretrained(tmp_path)
+    assert "lm_head.weight" not in tensors(tmp_path)
+    again = Glm4v.from_pretrained(tmp_path)
+    assert again.lm_head.weight is again.language_model.embed_tokens.weight
+    theirs = Glm4vForConditionalGeneration.from_pretrained(tmp_path)
+    assert torch.equal(theirs.lm_head.weight, again.lm_head.weight)
+
+
+NAME = "model.language_model.layers.1.mlp.down_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda t: t.pop(NAME), rf": tensor {NAME} is missing$"),
+        (lambda t: [t.pop(n) for n in list(t) if "layers.1" in n], r"layers.1\S+ is missing \(and 12 more\)$"),
+        (lambda t: t.update(extra=torch.zeros(1)), "model.safetensors: tensor extra has no place in the model$"),
+        (
+            lambda t: t.update({NAME: torch.zeros(3, 4)}),
+            rf"safetensors: tensor {NAME} must be \[128, 192\], got \[3, 4\]$",
+        ),
+        (lambda t: t.update({NAME: t[NAME].int()}), rf"safetensors: {NAME} must be F64, F32, BF16, F16, got I32$"),
+    ],
+)
+def test_wrong_tensors_are_named(tiny_checkpoint, tmp_path, change, text):
+    content = tensors(tiny_checkpoint)
+    change(content)
+    save_file(content, tmp_path / "model.safetensors")
+    shutil.copy(tiny_checkpoint / "config.json", tmp_path)
+    with pytest.raises(InputError, match=text) as caught:
+        Glm4v.from_pretrained(tmp_path)
+    assert str(caught.value).startswith(f"weights: {tmp_path}") and "\n" not in str(caught.value)
+
+
+def test_wrong_files_are_named(tiny_checkpoint, tmp_path):
+    shutil.copy(tiny_checkpoint / "config.json", tmp_path)
+    with pytest.raises(InputError, match=r"must hold model.safetensors or model.safetensors.index.json"):
+        Glm4v.from_pretrained(tmp_path)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {NAME: "model-00001-of-00002.safetensors"}}))
+    with pytest.raises(InputError, match=r"model-00001-of-00002.safetensors: the file is missing"):
+        Glm4v.from_pretrained(tmp_path)
+    index.write_text("[]")
+    with pytest.raises(InputError, match=r"index.json: not an index of shards"):
+        Glm4v.from_pretrained(tmp_path)
+    whole = (tiny_checkpoint / "model.safetensors").read_bytes()
+    for content in (whole[:-1], whole[:100], b"", b"\xff" * 64):
+        (tmp_path / "model.safetensors").write_bytes(content)
+        with pytest.raises(InputError, match=r"model.safetensors: not a whole safetensors file"):
+            Glm4v.from_pretrained(tmp_path)
+
+
+def test_headers_of_odd_length(tiny_checkpoint, tmp_path):
+    """Other writers don't pad the header: tensors then start anywhere."""
+    whole = (tiny_checkpoint / "model.safetensors").read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header = whole[8 : 8 + length].rstrip() + b" "
+    header += b" " * (1 - len(header) % 2)  # odd
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + whole[8 + length :])
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert NAME in file.keys()  # noqa: SIM118
+    shutil.copy(tiny_checkpoint / "config.json", tmp_path)
+    ours = dict(Glm4v.from_pretrained(tmp_path).named_parameters())
+    assert_same(ours, dict(Glm4v.from_pretrained(tiny_checkpoint).named_parameters()))

@@ -1,0 +1,236 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glm4v_ext import flash_attn_with_kvcache, reference
+from glm4v_ext.testing import DTYPES, assert_close_to_exact, devices, forced_isa, isa_levels
+
+
+def sample(batch, queries, heads, kv_heads, dim, capacity, new=0, dtype=torch.float32, device="cpu", rows=None):
+    """Positional arguments q, k_cache, v_cache, k, v with unused cache entries poisoned by the callers."""
+
+    def tensor(*shape):
+        return torch.randn(shape, device=device).to(dtype)
+
+    cache = (rows or batch, capacity, kv_heads, dim)
+    fresh = [tensor(batch, new, kv_heads, dim), tensor(batch, new, kv_heads, dim)] if new else [None, None]
+    return [tensor(batch, queries, heads, dim), tensor(*cache), tensor(*cache), *fresh]
+
+
+def run(function, inputs, **options):
+    """out, lse and both caches after the call, which works on copies."""
+    q, k_cache, v_cache, k, v = (x if x is None else x.clone() for x in inputs)
+    out, lse = function(q, k_cache, v_cache, k, v, return_softmax_lse=True, **options)
+    return out, lse, k_cache, v_cache
+
+
+def check(inputs, **options):
+    wide = [x if x is None else x.double() for x in inputs]
+    actual, plain, exact = (
+        run(flash_attn_with_kvcache, inputs, **options),
+        run(reference.flash_attn_with_kvcache, inputs, **options),
+        run(reference.flash_attn_with_kvcache, wide, **options),
+    )
+    assert_close_to_exact(actual[0], plain[0], exact[0], "out")
+    torch.testing.assert_close(
+        actual[1], exact[1].float(), rtol=1e-5, atol=1e-5 if inputs[0].dtype == torch.float32 else 2e-2
+    )
+    for a, e in zip(actual[2:], plain[2:], strict=True):
+        assert torch.equal(a.nan_to_num(), e.nan_to_num())  # poison stays where it was
+
+
+def poison(inputs, lengths):
+    for b, n in enumerate(lengths):
+        inputs[1][b, n:] = float("nan")
+        inputs[2][b, n:] = float("nan")
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("heads", [(32, 2), (3, 3), (5, 1)])
+@pytest.mark.parametrize("dim", [128, 64, 80, 256, 33])
+def test_definition(dim, heads, dtype, device):
+    inputs = sample(6, 1, *heads, dim, 300, new=1, dtype=dtype, device=device)
+    lengths = torch.tensor([0, 1, 77, 130, 298, 299], dtype=torch.int32, device=device)
+    poison(inputs, lengths)
+    check(inputs, cache_seqlens=lengths, causal=True)
+
+
+@pytest.mark.parametrize("level", isa_levels())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("queries", [1, 3])
+def test_isa_levels(queries, dtype, level):
+    with forced_isa(level):
+        for dim in (128, 40):
+            inputs = sample(2, queries, 8, 2, dim, 700, new=queries, dtype=dtype)
+            lengths = torch.tensor([690, 13])
+            poison(inputs, lengths)
+            check(inputs, cache_seqlens=lengths, causal=True)
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("options", [
+    {}, {"causal": True}, {"window_size": (20, 0)}, {"window_size": (3, 5)}, {"window_size": (-1, 4), "softcap": 2.0},
+    {"softmax_scale": 0.3}, {"softmax_scale": -0.2}, {"softmax_scale": 0.0}, {"num_splits": 7}, {"num_splits": 1000},
+])  # fmt: skip
+def test_options(options, dtype, device):
+    inputs = sample(2, 5, 6, 2, 64, 150, dtype=dtype, device=device)
+    check(inputs, cache_seqlens=torch.tensor([150, 90], device=device), **options)
+    check(inputs, cache_seqlens=100, **options)
+    check(inputs, **options)
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("index", [torch.int32, torch.int64])
+def test_rows_of_the_cache_and_left_padding(index, device):
+    inputs = sample(3, 2, 4, 2, 64, 96, new=2, dtype=torch.bfloat16, device=device, rows=5)
+    check(
+        inputs,
+        cache_seqlens=torch.tensor([40, 94, 7], dtype=index, device=device),
+        cache_batch_idx=torch.tensor([4, 0, 2], dtype=index, device=device),
+        cache_leftpad=torch.tensor([0, 33, 7], dtype=index, device=device),
+        causal=True,
+    )
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("page_size", [16, 48, 256])
+def test_pages(page_size, device):
+    lengths, new = [200, 17, 0], 3
+    inputs = sample(3, new, 32, 2, 128, page_size, new=new, dtype=torch.bfloat16, device=device, rows=50)
+    pages = -(-256 // page_size)
+    table = torch.randperm(50, device=device)[: 3 * pages].view(3, pages).int()
+    check(inputs, cache_seqlens=torch.tensor(lengths, device=device), block_table=table, causal=True)
+
+
+@pytest.mark.parametrize("device", devices())
+def test_queries_without_keys(device):
+    inputs = sample(2, 4, 4, 2, 32, 64, device=device)
+    lengths = torch.tensor([0, 2], device=device)
+    check(inputs, cache_seqlens=lengths, causal=True)
+    out, lse, _, _ = run(flash_attn_with_kvcache, inputs, cache_seqlens=lengths, causal=True)
+    assert (out[0] == 0).all() and (out[1, :2] == 0).all() and torch.isneginf(lse[0]).all()
+    for shape in ((0, 1, 4, 2, 32, 64), (2, 0, 4, 2, 32, 64)):
+        assert run(flash_attn_with_kvcache, sample(*shape), cache_seqlens=3)[0].numel() == 0
+
+
+@pytest.mark.parametrize("device", devices())
+def test_views(device):
+    q, k_cache, v_cache, k, v = sample(2, 2, 8, 2, 64, 128, new=2, device=device)
+    inputs = [q.transpose(1, 2).contiguous().transpose(1, 2), None, None, k.expand(2, 2, 2, 64), v.flip(1)]
+    both = torch.stack((k_cache, v_cache), 3)  # keys and values of a head side by side
+    expected = run(
+        reference.flash_attn_with_kvcache, [q, k_cache, v_cache, *inputs[3:]], cache_seqlens=100, causal=True
+    )
+    actual = flash_attn_with_kvcache(
+        inputs[0], both[:, :, :, 0], both[:, :, :, 1], *inputs[3:], cache_seqlens=100, causal=True
+    )
+    torch.testing.assert_close(actual, expected[0])
+    assert torch.equal(both[:, :, :, 0], expected[2]) and torch.equal(both[:, :, :, 1], expected[3])
+
+
+@given(
+    st.lists(st.integers(0, 90), min_size=1, max_size=4), st.integers(1, 6), st.integers(-1, 40), st.integers(-1, 9),
+    st.booleans(), st.sampled_from([(1, 1), (2, 1), (9, 3)]), st.integers(1, 70), st.integers(0, 3),
+)  # fmt: skip
+def test_any_lengths(lengths, queries, left, right, causal, heads, dim, splits):
+    inputs = sample(len(lengths), queries, *heads, dim, 96, new=queries)
+    poison(inputs, lengths)
+    check(
+        inputs, cache_seqlens=torch.tensor(lengths), window_size=(left, right), causal=causal, num_splits=splits
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bits_depend_on_the_sequence_alone(dtype):
+    inputs = sample(5, 1, 32, 2, 128, 2000, dtype=dtype)
+    lengths = torch.tensor([2000, 3, 1500, 800, 1999])
+    first = run(flash_attn_with_kvcache, inputs, cache_seqlens=lengths)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        second = run(flash_attn_with_kvcache, inputs, cache_seqlens=lengths)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+    alone = run(flash_attn_with_kvcache, [x if x is None else x[2:3] for x in inputs], cache_seqlens=lengths[2:3])
+    assert torch.equal(first[0][2:3], alone[0])
+
+
+def test_nan_reaches_only_its_row():
+    inputs = sample(2, 1, 16, 1, 64, 200, dtype=torch.bfloat16)
+    inputs[0][1, 0, 3, 5] = float("nan")
+    out = run(flash_attn_with_kvcache, inputs)[0]
+    assert out[1, 0, 3].isnan().all() and int(out.isnan().sum()) == 64
+    inputs = sample(2, 1, 16, 1, 64, 200, dtype=torch.bfloat16)
+    inputs[2][0, 7, 0, 9] = float("nan")
+    out = run(flash_attn_with_kvcache, inputs)[0]
+    assert out[0, 0, :, 9].isnan().all() and int(out.isnan().sum()) == 16
+
+
+@pytest.mark.parametrize("device", devices())
+def test_opcheck_and_compile(device):
+    q, k_cache, v_cache, k, v = sample(2, 1, 4, 2, 32, 64, new=1, device=device)
+    lengths = torch.tensor([5, 63], dtype=torch.int32, device=device)
+    op = torch.ops.glm4v_ext.flash_attn_with_kvcache
+    rest = (None, None, lengths, None, None, None, None, True, -1, -1, 0.0, None, 0)
+    torch.library.opcheck(op, (q, k_cache, v_cache, k, v, *rest))
+
+    def step(q, k_cache, v_cache, k, v, lengths):
+        return flash_attn_with_kvcache(q, k_cache, v_cache, k, v, cache_seqlens=lengths, causal=True)
+
+    a, b = [k_cache.clone(), v_cache.clone()], [k_cache.clone(), v_cache.clone()]
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(q, *a, k, v, lengths), step(q, *b, k, v, lengths))
+    assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+
+
+def test_errors_name_the_argument_and_write_nothing():
+    q, k_cache, v_cache, k, v = sample(2, 1, 4, 2, 32, 64, new=1)
+    before = k_cache.clone()
+    full = torch.tensor([3, 64])
+    cases = [
+        ({"cache_seqlens": full}, r"fit into the cache: row 1 must need at most its capacity 64, got 65"),
+        ({}, "cache_seqlens must be given with k, got None"),
+        ({"cache_seqlens": 1, "rotary_cos": torch.zeros(64, 16)}, "rotary_cos must be None"),
+        ({"cache_seqlens": 1, "rotary_sin": torch.zeros(64, 16)}, "rotary_sin must be None"),
+        ({"cache_seqlens": 1, "alibi_slopes": torch.zeros(4)}, "alibi_slopes must be None, got a tensor"),
+        ({"cache_seqlens": -1}, "cache_seqlens must be at least 0, got -1 in row 0"),
+        ({"cache_seqlens": torch.tensor([1.0, 2.0])}, "cache_seqlens must be int32 or int64, got float32"),
+        ({"cache_seqlens": torch.tensor([1])}, r"cache_seqlens must be \[B\] = \[2\], got \[1\]"),
+        (
+            {"cache_seqlens": 4, "cache_leftpad": torch.tensor([0, 5])},
+            "cache_leftpad must be 0 to cache_seqlens = 4, got 5 in row 1",
+        ),
+        (
+            {"cache_seqlens": 4, "cache_batch_idx": torch.tensor([1, 1])},
+            "cache_batch_idx must name each row once when k is given, got 1 twice",
+        ),
+        (
+            {"cache_seqlens": 4, "cache_batch_idx": torch.tensor([1, 2])},
+            "cache_batch_idx must index the 2 rows of k_cache, got 2 in row 1",
+        ),
+        (
+            {"cache_seqlens": 4, "block_table": torch.tensor([[0], [7]])},
+            "block_table must index the 2 pages of k_cache, got 7 in row 1",
+        ),
+        ({"cache_seqlens": 4, "softcap": -1.0}, "softcap must be at least 0, got -1"),
+        ({"cache_seqlens": 4, "num_splits": -1}, "num_splits must be at least 0, got -1"),
+    ]
+    for options, text in cases:
+        with pytest.raises(RuntimeError, match="^flash_attn_with_kvcache: .*" + text):
+            flash_attn_with_kvcache(q, k_cache, v_cache, k, v, **options)
+    table = torch.tensor([[0], [1]])
+    with pytest.raises(RuntimeError, match="page size that is a multiple of 16, got 40"):
+        flash_attn_with_kvcache(q, k_cache[:, :40], v_cache[:, :40], block_table=table)
+    with pytest.raises(RuntimeError, match="k_cache must be float16 like q, got float32"):
+        flash_attn_with_kvcache(q.half(), k_cache, v_cache)
+    with pytest.raises(RuntimeError, match="v must be given exactly when k is, got k without v"):
+        flash_attn_with_kvcache(q, k_cache, v_cache, k, cache_seqlens=3)
+    with pytest.raises(RuntimeError, match=r"head dim D of 1 to 256, got 264"):
+        flash_attn_with_kvcache(*sample(1, 1, 1, 1, 264, 16)[:3])
+    with pytest.raises(RuntimeError, match="v_cache must be contiguous in its last dim, got stride 2"):
+        flash_attn_with_kvcache(q[..., :16], k_cache[..., :16], v_cache[..., ::2])
+    assert torch.equal(before, k_cache)
