@@ -4,6 +4,7 @@
 
 #include <array>
 
+#include "cpu/loops/linear.h"
 #include "cpu/parallel.h"
 #include "cpu/product.h"
 #include "ops/linear.h"
@@ -13,8 +14,8 @@ namespace {
 
 using torch::stable::detail::from, torch::stable::detail::to;
 
-// With fewer rows the product is bound by reading the weight, which F.linear does as fast as can be.
-constexpr int64_t least_onednn_rows = 32;
+// Up to here the product is bound by reading the weight, and both libraries read it at half of the memory's pace.
+constexpr int64_t most_few_rows = 16;
 
 Tensor torch_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
   std::array<StableIValue, 3> stack{from(x), from(weight), from(bias)};
@@ -32,13 +33,36 @@ Tensor onednn_linear(const Tensor& x, const Tensor& weight, const std::optional<
   return to<Tensor>(stack[0]);
 }
 
+Tensor few_rows_linear(DType dtype, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+  const int64_t n = weight.size(0), k = weight.size(1), m = x.numel() / k;
+  const Tensor wide = contiguous(dtype == DType::f32 ? x : torch::stable::to(x, ScalarType::Float));
+  std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
+  sizes.back() = n;
+  Tensor out = torch::stable::new_empty(x, sizes);
+  const Tensor row = bias ? contiguous(*bias) : out;
+  const FewRows args{static_cast<const float*>(wide.const_data_ptr()),
+                     weight.const_data_ptr(),
+                     bias ? row.const_data_ptr() : nullptr,
+                     out.mutable_data_ptr(),
+                     m,
+                     k,
+                     n,
+                     weight.stride(0)};
+  const auto loops = GLM4V_PICK(linear_few_rows);
+  constexpr int64_t block = 8;
+  parallel_for(0, (n + block - 1) / block, std::max<int64_t>(1, 65536 / (block * k)),
+               [&](int64_t begin, int64_t end) { loops(dtype, args, begin * block, std::min(n, end * block)); });
+  return out;
+}
+
 }  // namespace
 
 Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
   const DType dtype = check_linear(x, weight, bias);
-  if (dtype == DType::f32 && product_library() == Product::onednn && weight.numel() > 0 &&
-      x.numel() >= least_onednn_rows * weight.size(1))
-    return onednn_linear(x, weight, bias);
+  if (weight.numel() == 0 || x.numel() == 0) return torch_linear(x, weight, bias);
+  if (x.numel() <= most_few_rows * weight.size(1) && weight.stride(1) == 1)
+    return few_rows_linear(dtype, x, weight, bias);
+  if (dtype == DType::f32 && product_library() == Product::onednn) return onednn_linear(x, weight, bias);
   return torch_linear(x, weight, bias);
 }
 

@@ -36,6 +36,27 @@ def test_isa_levels(level, dtype):
         assert_as_accurate(linear, reference.linear, sample((19, 77, 50, True), dtype))
 
 
+@pytest.mark.parametrize("level", isa_levels())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m", [1, 2, 3, 6, 16])
+def test_few_rows(m, dtype, level):
+    with forced_isa(level):
+        for k, n in ((1500, 21), (64, 8), (33, 3)):  # with and without whole cache lines, blocks and vectors
+            assert_as_accurate(linear, reference.linear, sample((m, k, n, m % 2 == 0), dtype))
+
+
+def test_few_rows_of_a_view():
+    x, weight = torch.randn(5, 300)[:, ::3], torch.randn(40, 250)[::2, 50:150]
+    assert_as_accurate(linear, reference.linear, [x, weight])
+    torch.testing.assert_close(linear(x[0], weight), weight @ x[0])
+
+
+def test_a_row_alone_is_the_row_of_a_batch():
+    x, weight = torch.randn(16, 500), torch.randn(70, 500)
+    together = linear(x, weight)
+    assert torch.equal(together, torch.cat([linear(row[None], weight) for row in x]))
+
+
 @pytest.mark.parametrize("device", devices())
 def test_bitwise_repeatable(device):
     inputs = sample((64, 515, 80, True), torch.bfloat16, device)

@@ -1,0 +1,95 @@
+// A matrix product with few rows is as fast as its weight can be read. A block of weight rows streams through the cache
+// once, each loaded vector serving MB rows of x. The hardware follows neither that many streams nor a stream beyond its
+// page, so lines are asked for `ahead` bytes early, at the end of a row those of the block that comes next.
+#include "cpu/loops/linear.h"
+
+#include "cpu/loops/vec.h"
+
+namespace glm4v::GLM4V_ISA {
+namespace {
+
+constexpr int64_t line_bytes = 64, ahead = 2048;
+struct Yes {
+  static constexpr bool value = true;
+};
+struct No {
+  static constexpr bool value = false;
+};
+
+// out[m][n] for MB rows of x and NB rows of the weight. The two products of a block are unrolled whole: an accumulator
+// array that any loop indexes would stay in memory.
+template <class T, int NB, int MB, bool prefetch>
+GLM4V_INLINE void block(const FewRows& a, int64_t m, int64_t n) {
+  constexpr int64_t line = line_bytes / sizeof(T), early = ahead / static_cast<int64_t>(sizeof(T));
+  const T* w = static_cast<const T*>(a.weight) + n * a.row_stride;
+  const float* x = a.x + m * a.k;
+  vf sums[MB][NB] = {};
+  const auto step = [&](int64_t k, auto lanes) __attribute__((always_inline)) {
+    vf xs[MB];
+#pragma GCC unroll 4
+    for (int i = 0; i < MB; ++i) xs[i] = load(x + i * a.k + k, lanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < NB; ++r) {
+      const vf ws = load(w + r * a.row_stride + k, lanes);
+#pragma GCC unroll 4
+      for (int i = 0; i < MB; ++i) sums[i][r] += ws * xs[i];
+    }
+  };
+  int64_t k = 0;
+  for (; k + line <= a.k; k += line) {
+    if (prefetch) {
+      const T* next = w + k + early + (k + early < a.k ? 0 : NB * a.row_stride - a.k);
+#pragma GCC unroll 8
+      for (int r = 0; r < NB; ++r) __builtin_prefetch(next + r * a.row_stride);
+    }
+#pragma GCC unroll 8
+    for (int64_t part = 0; part < line; part += W) step(k + part, AllLanes{});
+  }
+  for (; k + W <= a.k; k += W) step(k, AllLanes{});
+  if (k < a.k) step(k, FirstLanes{a.k - k});
+
+  const T* bias = static_cast<const T*>(a.bias);
+#pragma GCC unroll 4
+  for (int i = 0; i < MB; ++i) {
+    T* out = static_cast<T*>(a.out) + (m + i) * a.n + n;
+#pragma GCC unroll 8
+    for (int r = 0; r < NB; ++r) out[r] = from_float<T>(sum(sums[i][r]) + (bias ? to_float(bias[n + r]) : 0.0f));
+  }
+}
+
+// NB weight rows against all of x: the first block of x brings them into the cache.
+template <class T, int NB>
+void column(const FewRows& a, int64_t n) {
+  const auto rows = [&](int64_t m, int64_t left, auto prefetch) __attribute__((always_inline)) {
+    constexpr bool p = decltype(prefetch)::value;
+    switch (left) {
+      case 1:
+        return block<T, NB, 1, p>(a, m, n);
+      case 2:
+        return block<T, NB, 2, p>(a, m, n);
+      case 3:
+        return block<T, NB, 3, p>(a, m, n);
+      default:
+        return block<T, NB, 4, p>(a, m, n);
+    }
+  };
+  rows(0, a.m, Yes{});
+  for (int64_t m = 4; m < a.m; m += 4) rows(m, a.m - m, No{});
+}
+
+template <class T>
+void columns(const FewRows& a, int64_t begin, int64_t end) {
+  int64_t n = begin;
+  if (a.m <= 2)  // eight sums hide the latency of a multiply-add; more rows of x bring their own
+    for (; n + 8 <= end; n += 8) column<T, 8>(a, n);
+  for (; n + 4 <= end; n += 4) column<T, 4>(a, n);
+  for (; n < end; ++n) column<T, 1>(a, n);
+}
+
+}  // namespace
+
+void linear_few_rows(DType dtype, const FewRows& args, int64_t begin, int64_t end) {
+  dispatch(dtype, [&](auto zero) { columns<decltype(zero)>(args, begin, end); });
+}
+
+}  // namespace glm4v::GLM4V_ISA
