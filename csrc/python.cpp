@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 
 #include "cpu/isa.h"
+#include "cpu/peak.h"
 #include "cpu/product.h"
 
 namespace py = pybind11;
@@ -20,6 +21,9 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def("best_isa", &glm4v::best_isa_name, "Best instruction-set level of this machine.");
   m.def("force_isa", &glm4v::force_isa, py::arg("level"), "Forces a level, for tests; ValueError where it is missing.");
+  m.def("measure_peak", &glm4v::measure_peak, py::arg("kind"), py::arg("threads"),
+        py::call_guard<py::gil_scoped_release>(),
+        "GFLOP/s of fp32, bf16_dot or amx at the active level, for benchmarks; 0 where the level lacks it.");
   m.def("force_product_library", &glm4v::force_product_library, py::arg("name"),
         "Library of fp32 matrix products, MKL or oneDNN, for tests; ValueError for another name.");
 }

@@ -122,10 +122,17 @@ std::tuple<Tensor, Tensor> flash_attn_varlen(const Tensor& q, const Tensor& k, c
   std::vector<int64_t> first_task{0};  // of each segment
   for (int64_t n = 0; n < shape.segments; ++n) first_task.push_back(first_task.back() + blocks(n) * shape.kv_heads);
   const auto loops = GLM4V_PICK_BF16(flash_attn_varlen_task);
-  parallel_tasks(first_task.back(), plan.scratch_bytes, [&](int64_t task, void* scratch) {
-    const int64_t n = std::upper_bound(first_task.begin(), first_task.end(), task) - first_task.begin() - 1;
-    const int64_t i = task - first_task[n], begin = i % blocks(n) * plan.rows;
-    loops(args, {n, i / blocks(n), begin, std::min(begin + plan.rows, cu_q[n + 1] - cu_q[n])}, scratch);
+  const auto task_at = [&](int64_t index) -> FlashAttnTask {
+    const int64_t n = std::upper_bound(first_task.begin(), first_task.end(), index) - first_task.begin() - 1;
+    const int64_t i = index - first_task[n], length = cu_q[n + 1] - cu_q[n];
+    const int64_t block =
+        blocks(n) - 1 - i % blocks(n);  // the last rows first: under a causal mask they are the most work
+    return {n, i / blocks(n), length * block / blocks(n), length * (block + 1) / blocks(n)};
+  };
+  parallel_tasks(first_task.back(), plan.scratch_bytes, [&](int64_t index, int64_t next_index, void* scratch) {
+    const bool more = next_index < first_task.back();
+    const FlashAttnTask task = task_at(index), next = more ? task_at(next_index) : FlashAttnTask{};
+    loops(args, task, more ? &next : nullptr, scratch);
   });
   return {out, lse};
 }
@@ -166,11 +173,12 @@ std::tuple<Tensor, Tensor, Tensor> flash_attn_varlen_backward(const Tensor& dout
     args.dv_parts = args.dk_parts + sums->numel() / 2;
   }
   const auto loops = GLM4V_PICK_BF16(flash_attn_varlen_backward_task);
-  parallel_tasks(shape.segments * shape.kv_heads * parts, plan.scratch_bytes, [&](int64_t task, void* scratch) {
-    const int64_t part = task % parts, kv_head = task / parts % shape.kv_heads, n = task / parts / shape.kv_heads;
-    const int64_t head = kv_head * group + part * plan.heads;
-    loops(args, {n, kv_head, head, std::min(head + plan.heads, (kv_head + 1) * group), part}, scratch);
-  });
+  parallel_tasks(
+      shape.segments * shape.kv_heads * parts, plan.scratch_bytes, [&](int64_t task, int64_t, void* scratch) {
+        const int64_t part = task % parts, kv_head = task / parts % shape.kv_heads, n = task / parts / shape.kv_heads;
+        const int64_t head = kv_head * group + part * plan.heads;
+        loops(args, {n, kv_head, head, std::min(head + plan.heads, (kv_head + 1) * group), part}, scratch);
+      });
   if (parts > 1) {
     const auto sum = GLM4V_PICK_BF16(flash_attn_varlen_sum_parts);
     parallel_for(0, elements, 32768, [&](int64_t begin, int64_t end) {

@@ -28,15 +28,20 @@ inline Scratch allocate_scratch(size_t bytes) {
   return memory;
 }
 
-// run(task, scratch) for every task, handed out one by one: tasks of unequal size balance. A task must write the same
-// values whichever thread runs it, and whenever.
+// run(task, next, scratch) for every task, handed out one by one: tasks of unequal size balance. A task must write the
+// same values whichever thread runs it, and whenever. `next` is what this worker does afterwards (it may prefetch for
+// it), or `tasks` when there is nothing left.
 template <class F>
 void parallel_tasks(int64_t tasks, size_t scratch_bytes, F&& run) {
-  std::atomic<int64_t> next{0};
+  std::atomic<int64_t> counter{0};
   const int64_t workers = std::min<int64_t>(tasks, torch::stable::get_num_threads());
   parallel_for(0, workers, 1, [&](int64_t, int64_t) {
     const Scratch scratch = allocate_scratch(scratch_bytes);
-    for (int64_t task = next++; task < tasks; task = next++) run(task, scratch.get());
+    for (int64_t task = counter++; task < tasks;) {
+      const int64_t next = std::min<int64_t>(tasks, counter++);
+      run(task, next, scratch.get());
+      task = next;
+    }
   });
 }
 

@@ -52,14 +52,16 @@ def shown(pieces: Iterable[Piece], notes: Console, folded: bool = False) -> Iter
     for count, piece in enumerate(pieces, 1):
         text += piece.text
         parts = piece.generation or separate(text, ended=False)
+        if not parts.answer:
+            answer.show("")  # what looked like the answer was thinking
         if not folded:
             thinking.show(parts.thinking)
         elif not parts.answer:
             thoughts = count
             if notes.is_terminal:
-                notes.out(f"thinking, {count} tokens", style="dim", end="\r")
+                notes.out(f"thinking, {count} tokens", style="dim", highlight=False, end="\r")
         if parts.answer and not answer.shown and parts.thinking:
-            notes.out(f"thought for {thoughts} tokens" if folded else "\n", style="dim")
+            notes.out(f"thought for {thoughts} tokens" if folded else "\n", style="dim", highlight=False)
         answer.show(parts.answer)
         yield piece
     print(flush=True)

@@ -185,7 +185,9 @@ class Config:
         data = dict(data)
         model_type = data.pop("model_type", None)
         _expect(model_type == "glm4v", "config", "model_type", "glm4v", model_type)
-        vision, text = dict(data.pop("vision_config", {})), dict(data.pop("text_config", {}))
+        for key in ("vision_config", "text_config"):  # a flat file would be read as the defaults
+            _expect(isinstance(data.get(key), dict), "config", key, "an object", data.get(key))
+        vision, text = dict(data.pop("vision_config")), dict(data.pop("text_config"))
         tied = data.pop("tie_word_embeddings", False) or text.pop("tie_word_embeddings", False)
         old_dtype = data.pop("torch_dtype", None)
         data.setdefault("dtype", old_dtype)

@@ -67,7 +67,7 @@ def stream(
     min_p: float | None = None,
     repetition_penalty: float | None = None,
     seed: int | Sequence[Seed] | None = None,
-    stop: str | Sequence[str] = (),
+    stop: str | int | Sequence[str | int] = (),
     thinking_budget: int | None = None,
     logprobs: bool = False,
     allow_vision_ids: bool = False,
@@ -82,7 +82,7 @@ def stream(
             ``generation_config.json``; temperature 0 takes the likeliest token.
         seed: request i draws from numpy's ``default_rng((seed, i))``, or from ``default_rng(seed[i])`` where one seed
             per request is given (an int or a tuple); None draws differently each time.
-        stop: strings that end an answer; the text is cut before them.
+        stop: strings that end an answer, the text is cut before them; and token ids, beside the checkpoint's own.
         thinking_budget: after so many tokens of thinking, ``</think><answer>`` is put in the model's mouth. The opening
             ``<think>`` doesn't count; 0 turns thinking off.
         logprobs: also return the log probability of each token (see `Generation`).
@@ -91,10 +91,12 @@ def stream(
     Raises:
         InputError: a setting is out of range, or the prompt leaves no room in the context.
     """
-    stop = (stop,) if isinstance(stop, str) else tuple(stop)
+    stops = [stop] if isinstance(stop, str | int) else list(stop)
+    stop_strings = [one for one in stops if isinstance(one, str)]
+    stop_ids = _stop_ids(model.generation_config).union(one for one in stops if isinstance(one, int))
     _expect(max_new_tokens >= 1, "max_new_tokens", "1 or more", max_new_tokens)
     _expect(thinking_budget is None or thinking_budget >= 0, "thinking_budget", "0 or more", thinking_budget)
-    _expect(all(stop), "stop", "strings of one character or more", stop)
+    _expect(all(stop_strings), "stop", "strings of one character or more", stops)
     sampling = Sampling.from_defaults(
         model.generation_config,
         temperature=temperature,
@@ -109,7 +111,6 @@ def stream(
     _expect(len(prompts) > 0, "prompt", "one request or more", len(prompts))
     positions = [batch["position_ids"][:, a:b] for a, b in pairwise(starts)]
     context, tokenizer = model.config.text_config.max_position_embeddings, model.processor.tokenizer
-    stop_ids = _stop_ids(model.generation_config)
 
     def encode(tag: str) -> list[int]:
         return tokenizer.encode(tag, add_special_tokens=False).ids
@@ -117,17 +118,14 @@ def stream(
     requests = []
     for i, ids in enumerate(prompts):
         _expect(0 < len(ids) < context, f"prompt {i}", f"of 1 to {context - 1} tokens, for the context", len(ids))
-        opened = any(
-            _ends(head, encode(OPEN_THINK)) for head in (ids.tolist(), ids[:-1].tolist())
-        )  # a line may end after
         request = _Request(
             index=i,
             prompt_tokens=len(ids),
             next_position=int(positions[i].max()) + 1,
             limit=min(max_new_tokens, context - len(ids)),
             stop_ids=stop_ids,
-            text=TextStream(tokenizer, stop),
-            thinking=ThinkingBudget(thinking_budget, opened, encode),
+            text=TextStream(tokenizer, stop_strings),
+            thinking=ThinkingBudget(thinking_budget, ids.tolist(), encode),
         )
         requests.append(request)
     banned = () if allow_vision_ids else model.config.vision_token_ids
@@ -172,10 +170,10 @@ class ThinkingBudget:
     well-formed: where nothing was said yet and the template hasn't opened the thinking, ``<think>`` comes first.
     """
 
-    def __init__(self, budget: int | None, opened: bool, encode: Callable[[str], list[int]]) -> None:
+    def __init__(self, budget: int | None, prompt: list[int], encode: Callable[[str], list[int]]) -> None:
         self.budget = budget
-        self.opened = opened
         self._open, self._close, self._answer = encode(OPEN_THINK), encode(CLOSE_THINK), encode(OPEN_ANSWER)
+        self.opened = _ends(prompt, self._open) or _ends(prompt[:-1], self._open)  # a line may end after the tag
         self._next: list[int] = []
 
     def forced_token(self, token_ids: list[int]) -> int | None:

@@ -71,6 +71,7 @@ def test_tied_embeddings_in_either_place():
     ("change", "text"),
     [
         ({"model_type": "glm4v_moe"}, "model_type of config must be glm4v, got glm4v_moe"),
+        ({"text_config": None}, "text_config of config must be an object, got None"),
         ({"vision_config": {"patch_size": 16}}, "patch_size of vision_config must be 14, got 16"),
         ({"vision_config": {"out_hidden_size": 5}}, "out_hidden_size of vision_config must be text_config.hidden_size"),
         ({"vision_config": {"num_heads": 7}}, "hidden_size of vision_config must be a multiple of num_heads = 7"),

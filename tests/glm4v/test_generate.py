@@ -225,6 +225,14 @@ def test_stop_strings(text, stop, expected):
     assert model.encode(text)[: len(g.token_ids)] == g.token_ids[: len(model.encode(text))]
 
 
+def test_stop_ids():
+    model = MockModel({"Q": "one two"})
+    for stop in (model.encode("t")[0], [model.encode("t")[0], "zzz"]):
+        (g,) = generate(model, ["Q"], stop=stop)
+        assert (g.text, g.finish_reason) == ("one ", "stop")
+        assert g.token_ids == model.encode("one t")
+
+
 @given(st.lists(st.integers(0, 270), max_size=40))
 def test_text_is_what_the_tokenizer_says(ids):
     tokenizer = byte_tokenizer()

@@ -21,9 +21,10 @@ FlashAttnPlan flash_attn_varlen_plan(const FlashAttnForward& args) {
   return {rows, ForwardScratch::bytes(round_up(rows * group, W), round_up(args.dim, W))};
 }
 
-void flash_attn_varlen_task(const FlashAttnForward& args, const FlashAttnTask& task, void* scratch) {
+void flash_attn_varlen_task(const FlashAttnForward& args, const FlashAttnTask& task, const FlashAttnTask* next,
+                            void* scratch) {
   GLM4V_TILES(flash_attn_tiles_task(args, task, scratch));
-  dispatch(args.dtype, [&](auto zero) { ForwardTask<decltype(zero)>(args, task, scratch).run(); });
+  dispatch(args.dtype, [&](auto zero) { ForwardTask<decltype(zero)>(args, task, next, scratch).run(); });
 }
 
 FlashAttnBackwardPlan flash_attn_varlen_backward_plan(const FlashAttnBackward& args) {

@@ -40,8 +40,8 @@ struct FlashAttnTask {
   int64_t segment, kv_head, begin, end;
 };
 
-// How the glue cuts the forward into tasks: at most `rows` query rows each; a worker owns `scratch_bytes` (64-byte
-// aligned, uninitialised, reused from task to task).
+// How the glue cuts the forward into tasks: at most `rows` query rows each, equal within a segment; a worker owns
+// `scratch_bytes` (64-byte aligned, uninitialised, reused from task to task).
 struct FlashAttnPlan {
   int64_t rows;
   size_t scratch_bytes;
@@ -69,7 +69,9 @@ struct FlashAttnBackwardPlan {
 };
 
 GLM4V_LOOPS_BF16(FlashAttnPlan flash_attn_varlen_plan(const FlashAttnForward& args))
-GLM4V_LOOPS_BF16(void flash_attn_varlen_task(const FlashAttnForward& args, const FlashAttnTask& task, void* scratch))
+// `next` is the task that this worker runs afterwards, or null: its rows may be prefetched.
+GLM4V_LOOPS_BF16(void flash_attn_varlen_task(const FlashAttnForward& args, const FlashAttnTask& task,
+                                             const FlashAttnTask* next, void* scratch))
 GLM4V_LOOPS_BF16(FlashAttnBackwardPlan flash_attn_varlen_backward_plan(const FlashAttnBackward& args))
 GLM4V_LOOPS_BF16(void flash_attn_varlen_backward_task(const FlashAttnBackward& args, const FlashAttnBackwardTask& task,
                                                       void* scratch))

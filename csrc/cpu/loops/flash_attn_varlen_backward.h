@@ -19,10 +19,12 @@ struct BackwardScratch {
   float *scores, *dscores;      // [BACKWARD_KEYS][TILE]
   float *lse, *tile_delta;      // [TILE]
   int32_t *begin, *end;         // [TILE] keys that a lane sees
+  const char** ahead;           // [2 * BACKWARD_KEYS] rows to prefetch
 
   static size_t bytes(int64_t heads, int64_t rows, int64_t padded) {
     return sizeof(float) * (heads * rows * padded + round_up(heads * rows, W) + 4 * BACKWARD_KEYS * padded +
-                            4 * TILE * padded + 2 * BACKWARD_KEYS * TILE + 4 * TILE);
+                            4 * TILE * padded + 2 * BACKWARD_KEYS * TILE + 4 * TILE) +
+           sizeof(void*) * 2 * BACKWARD_KEYS;
   }
   BackwardScratch(void* memory, int64_t heads, int64_t rows, int64_t padded) {
     float* next = static_cast<float*>(memory);
@@ -39,6 +41,7 @@ struct BackwardScratch {
     scores = take(BACKWARD_KEYS * TILE), dscores = take(BACKWARD_KEYS * TILE);
     lse = take(TILE), tile_delta = take(TILE);
     begin = reinterpret_cast<int32_t*>(take(TILE)), end = reinterpret_cast<int32_t*>(take(TILE));
+    ahead = reinterpret_cast<const char**>(next);
   }
 };
 
@@ -49,6 +52,7 @@ struct BackwardTask {
   const Segment segment;
   const int64_t heads, padded;
   const BackwardScratch s;
+  Prefetch ahead;
 
   BackwardTask(const FlashAttnBackward& args, const FlashAttnBackwardTask& t, void* memory)
       : a(args),
@@ -56,16 +60,17 @@ struct BackwardTask {
         segment(args, t.segment),
         heads(t.head_end - t.head_begin),
         padded(round_up(a.dim, W)),
-        s(memory, heads, segment.rows, padded) {}
+        s(memory, heads, segment.rows, padded),
+        ahead(s.ahead, a.dim * static_cast<int64_t>(sizeof(T))) {}
 
-  void run() const {
+  void run() {
     memset(s.dq, 0, sizeof(float) * heads * segment.rows * padded);
     for (int64_t h = 0; h < heads; ++h)
       for (int64_t i = 0; i < segment.rows; ++i) s.delta[h * segment.rows + i] = delta(segment.q_begin + i, h);
     for (int64_t k0 = 0; k0 < segment.keys; k0 += BACKWARD_KEYS) {
       const Range block{k0, min(segment.keys, k0 + BACKWARD_KEYS)};
-      const Rows k = float_rows<T>(a.k, segment.k_begin + k0, task.kv_head, block.size(), a.dim, s.k);
-      const Rows v = float_rows<T>(a.v, segment.k_begin + k0, task.kv_head, block.size(), a.dim, s.v);
+      const Rows k = copy_rows<T>(a.k, segment.k_begin + k0, task.kv_head, block.size(), a.dim, s.k);
+      const Rows v = copy_rows<T>(a.v, segment.k_begin + k0, task.kv_head, block.size(), a.dim, s.v);
       memset(s.dk, 0, sizeof(float) * block.size() * padded);
       memset(s.dv, 0, sizeof(float) * block.size() * padded);
       const Range rows = segment.rows_of(block);
@@ -91,7 +96,7 @@ struct BackwardTask {
   }
 
   // Rows of head h against one key block.
-  void attend(int64_t h, Range rows, Range block, Rows k, Rows v) const {
+  void attend(int64_t h, Range rows, Range block, Rows k, Rows v) {
     const Range keys{max(block.begin, segment.keys_of(rows.begin).begin),
                      min(block.end, segment.keys_of(rows.end - 1).end)};
     if (keys.size() == 0) return;
@@ -101,18 +106,18 @@ struct BackwardTask {
     const bool partial = prepare(h, rows, keys, ld);
     pack<T>(a.q, token, head, count, vectors, s.q_lanes);
     pack<T>(a.dout, token, head, count, vectors, s.dout_lanes);
-    multiply<Start::zero, true>(keys.size(), vectors, padded, kb, k.stride, s.q_lanes, ld, s.scores, ld);
-    multiply<Start::zero, true>(keys.size(), vectors, padded, vb, v.stride, s.dout_lanes, ld, s.dscores, ld);
+    multiply<Start::zero, true>(keys.size(), vectors, padded, kb, k.stride, s.q_lanes, ld, s.scores, ld, ahead);
+    multiply<Start::zero, true>(keys.size(), vectors, padded, vb, v.stride, s.dout_lanes, ld, s.dscores, ld, ahead);
     differentiate(keys, vectors, partial);
-    const Rows q = float_rows<T>(a.q, token, head, count, a.dim, s.q);
-    const Rows dout = float_rows<T>(a.dout, token, head, count, a.dim, s.dout);
+    const Rows q = copy_rows<T>(a.q, token, head, count, a.dim, s.q);
+    const Rows dout = copy_rows<T>(a.dout, token, head, count, a.dim, s.dout);
     const int64_t columns = padded / W;
     multiply<Start::add, true>(keys.size(), columns, count, s.scores, ld, dout.data, dout.stride, s.dv + skip * padded,
-                               padded);
+                               padded, ahead);
     multiply<Start::add, true>(keys.size(), columns, count, s.dscores, ld, q.data, q.stride, s.dk + skip * padded,
-                               padded);
+                               padded, ahead);
     multiply<Start::add, false>(count, columns, keys.size(), s.dscores, ld, kb, k.stride,
-                                s.dq + (h * segment.rows + rows.begin) * padded, padded);
+                                s.dq + (h * segment.rows + rows.begin) * padded, padded, ahead);
   }
 
   template <class U>

@@ -8,7 +8,7 @@
 namespace glm4v::GLM4V_ISA {
 namespace {
 
-constexpr int64_t LANES = 4 * TILE, KEY_BLOCK = 128;
+constexpr int64_t LANES = 8 * TILE, KEY_BLOCK = 128;
 
 struct ForwardScratch {
   float *q, *out;        // [tiles][padded D][lanes of the tile]
@@ -17,9 +17,11 @@ struct ForwardScratch {
   int32_t *begin, *end;  // [lanes] keys that a lane sees
   float* scores;         // [KEY_BLOCK][TILE]
   float *k, *v;          // [KEY_BLOCK][padded D], where they need a copy
+  const char** ahead;    // [2 * (KEY_BLOCK + lanes)] rows to prefetch
 
   static size_t bytes(int64_t lanes, int64_t padded) {
-    return sizeof(float) * (2 * lanes * padded + 4 * lanes + TILE + KEY_BLOCK * TILE + 2 * KEY_BLOCK * padded);
+    return sizeof(float) * (2 * lanes * padded + 4 * lanes + TILE + KEY_BLOCK * TILE + 2 * KEY_BLOCK * padded) +
+           sizeof(void*) * 2 * (KEY_BLOCK + lanes);
   }
   ForwardScratch(void* memory, int64_t lanes, int64_t padded) {
     float* next = static_cast<float*>(memory);
@@ -33,6 +35,7 @@ struct ForwardScratch {
     begin = reinterpret_cast<int32_t*>(take(lanes)), end = reinterpret_cast<int32_t*>(take(lanes));
     scores = take(KEY_BLOCK * TILE);
     k = take(KEY_BLOCK * padded), v = take(KEY_BLOCK * padded);
+    ahead = reinterpret_cast<const char**>(next);
   }
 };
 
@@ -93,36 +96,70 @@ template <class T>
 struct ForwardTask {
   const FlashAttnForward& a;
   const FlashAttnTask& task;
+  const FlashAttnTask* const next;
   const Segment segment;
   const int64_t group, padded, lanes, vectors, tiles;
   const ForwardScratch s;
+  Prefetch ahead;
 
-  ForwardTask(const FlashAttnForward& args, const FlashAttnTask& t, void* memory)
+  ForwardTask(const FlashAttnForward& args, const FlashAttnTask& t, const FlashAttnTask* next_task, void* memory)
       : a(args),
         task(t),
+        next(next_task),
         segment(args, t.segment),
         group(a.heads / a.kv_heads),
         padded(round_up(a.dim, W)),
         lanes((t.end - t.begin) * group),
         vectors((lanes + W - 1) / W),
         tiles((vectors + QUERY_NV - 1) / QUERY_NV),
-        s(memory, vectors * W, padded) {}
+        s(memory, vectors * W, padded),
+        ahead(s.ahead, a.dim * static_cast<int64_t>(sizeof(T))) {}
 
   int64_t row(int64_t lane) const { return task.begin + lane / group; }
   int64_t head(int64_t lane) const { return task.kv_head * group + lane % group; }
   // Vectors of lanes in tile i: all tiles are nearly equal.
   Range tile(int64_t i) const { return {vectors * i / tiles, vectors * (i + 1) / tiles}; }
 
-  void run() const {
+  void run() {
     pack_queries();
-    const Range seen{segment.keys_of(task.begin).begin, segment.keys_of(task.end - 1).end};
+    const Range seen = keys_of(segment, task);
     for (int64_t k0 = seen.begin; k0 < seen.end; k0 += KEY_BLOCK) {
       const Range block{k0, min(seen.end, k0 + KEY_BLOCK)};
+      ahead.clear();
+      if (block.end < seen.end)
+        prefetch_keys(segment, task.kv_head, {block.end, min(seen.end, block.end + KEY_BLOCK)});
+      else
+        prefetch_rest();
+      // Steps of the two products over all tiles; 8 is the height of most product tiles.
+      ahead.spread(tiles * (block.size() * padded / 8) * 2);
       const Rows k = float_rows<T>(a.k, segment.k_begin + k0, task.kv_head, block.size(), a.dim, s.k);
-      const Rows v = float_rows<T>(a.v, segment.k_begin + k0, task.kv_head, block.size(), a.dim, s.v);
+      const Rows v = copy_rows<T>(a.v, segment.k_begin + k0, task.kv_head, block.size(), a.dim, s.v);
       for (int64_t i = 0; i < tiles; ++i) attend(tile(i), block, k, v);
     }
     for (int64_t i = 0; i < tiles; ++i) write(tile(i));
+  }
+
+  // Keys that any row of a task sees.
+  static Range keys_of(const Segment& segment, const FlashAttnTask& task) {
+    return {segment.keys_of(task.begin).begin, segment.keys_of(task.end - 1).end};
+  }
+
+  void prefetch_keys(const Segment& of, int64_t kv_head, Range keys) {
+    prefetch_rows<T>(ahead, a.k, of.k_begin + keys.begin, kv_head, keys.size());
+    prefetch_rows<T>(ahead, a.v, of.k_begin + keys.begin, kv_head, keys.size());
+  }
+
+  // With the last key block: where the output goes, and what the next task begins with.
+  void prefetch_rest() {
+    for (int64_t h = 0; h < group; ++h)
+      ahead.add(static_cast<T*>(a.out) + ((segment.q_begin + task.begin) * a.heads + task.kv_head * group + h) * a.dim,
+                a.heads * a.dim * static_cast<int64_t>(sizeof(T)), task.end - task.begin);
+    if (next == nullptr) return;
+    const Segment of(a, next->segment);
+    const Range keys = keys_of(of, *next);
+    for (int64_t h = 0; h < group; ++h)
+      prefetch_rows<T>(ahead, a.q, of.q_begin + next->begin, next->kv_head * group + h, next->end - next->begin);
+    prefetch_keys(of, next->kv_head, {keys.begin, min(keys.end, keys.begin + KEY_BLOCK)});
   }
 
   void pack_queries() const {
@@ -142,19 +179,19 @@ struct ForwardTask {
     memset(s.out, 0, sizeof(float) * padded * vectors * W);
   }
 
-  void attend(Range t, Range block, Rows k, Rows v) const {
+  void attend(Range t, Range block, Rows k, Rows v) {
     const int64_t first = t.begin * W, last = min(lanes, t.end * W) - 1, ld = t.size() * W;
     const Range keys{max(block.begin, s.begin[first]), min(block.end, s.end[last])};
     if (keys.size() == 0) return;
     const int64_t skip = keys.begin - block.begin;
     multiply<Start::zero, true>(keys.size(), t.size(), padded, k.data + skip * k.stride, k.stride, s.q + first * padded,
-                                ld, s.scores, ld);
+                                ld, s.scores, ld, ahead);
     if (a.softcap > 0) cap_scores(s.scores, keys.size() * ld, a.scale, a.softcap);
     if (s.begin[last] > keys.begin || s.end[first] < keys.end)
       mask_scores(s.scores, keys.begin, keys.size(), t.size(), s.begin + first, s.end + first);
     softmax_block(s.scores, keys.size(), t.size(), unit(), s.maximum + first, s.sum + first, s.factor);
     multiply<Start::scale, false>(padded, t.size(), keys.size(), v.data + skip * v.stride, v.stride, s.scores, ld,
-                                  s.out + first * padded, ld, s.factor);
+                                  s.out + first * padded, ld, ahead, s.factor);
   }
 
   // What one unit of a stored score is in powers of two.

@@ -24,10 +24,35 @@ constexpr int tile_rows(int nv) { return nv == 3 ? 4 : nv == 2 ? 5 : 8; }  // of
 #endif
 constexpr int QUERY_NV = 3;  // vectors of a full query tile
 
+// Rows that later work will touch, fetched into the second-level cache from inside the products, a line every few
+// steps: the rows of a head lie far apart, so the hardware doesn't follow them, and a burst of prefetches stalls.
+class Prefetch {
+ public:
+  Prefetch(const char** rows, int64_t bytes) : rows_(rows), bytes_(bytes) {}
+  void clear() { count_ = next_ = 0; }
+  void add(const void* first, int64_t stride, int64_t rows) {
+    for (int64_t i = 0; i < rows; ++i) rows_[count_++] = static_cast<const char*>(first) + i * stride;
+  }
+  // Spreads the rows added so far over the next `steps` steps; those that come too late are dropped.
+  void spread(int64_t steps) {
+    const int64_t each = count_ == 0 ? steps : steps / count_;
+    steps_per_row_ = each < 8 ? 8 : each > 128 ? 128 : each;
+    bytes_per_step_ = (bytes_ + steps_per_row_ - 1) / steps_per_row_;
+  }
+  int64_t steps_per_row() const { return steps_per_row_; }
+  int64_t bytes_per_step() const { return bytes_per_step_; }
+  // The next row, or where there is none an address that is in the cache anyway.
+  const char* take(const void* instead) { return next_ < count_ ? rows_[next_++] : static_cast<const char*>(instead); }
+
+ private:
+  const char** rows_;
+  int64_t bytes_, count_ = 0, next_ = 0, steps_per_row_ = 128, bytes_per_step_ = 0;
+};
+
 // A(r, s) is a[r * lda + s] where A is row-major, else a[s * lda + r].
 template <int R, int NV, Start start, bool row_major>
 GLM4V_INLINE void multiply_tile(int64_t steps, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
-                                int64_t ldc, const float* factor) {
+                                int64_t ldc, const float* factor, Prefetch& ahead) {
   vf sum[R][NV];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
@@ -37,16 +62,23 @@ GLM4V_INLINE void multiply_tile(int64_t steps, const float* a, int64_t lda, cons
       if constexpr (start == Start::add) sum[r][v] = load(c + r * ldc + v * W);
       if constexpr (start == Start::scale) sum[r][v] = load(c + r * ldc + v * W) * load(factor + v * W);
     }
-#pragma GCC unroll 4
-  for (int64_t s = 0; s < steps; ++s) {
-    vf x[NV];
+  for (int64_t s = 0; s < steps;) {
+    const int64_t end = s + ahead.steps_per_row() < steps ? s + ahead.steps_per_row() : steps;
+    const char* row = ahead.take(b);
+#pragma GCC unroll 1  // unrolling makes the compiler shuffle the accumulators between registers
+    for (; s < end; ++s) {
+      __builtin_prefetch(row, 0, 2);
+      row += ahead.bytes_per_step();
+      vf x[NV];
 #pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) x[v] = load(b + s * ldb + v * W);
+      for (int v = 0; v < NV; ++v) x[v] = load(b + v * W);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const vf y = splat(row_major ? a[r * lda + s] : a[s * lda + r]);
+      for (int r = 0; r < R; ++r) {
+        const vf y = splat(a[row_major ? r * lda : r]);
 #pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) sum[r][v] += y * x[v];
+        for (int v = 0; v < NV; ++v) sum[r][v] += y * x[v];
+      }
+      a += row_major ? 1 : lda, b += ldb;
     }
   }
 #pragma GCC unroll 8
@@ -57,13 +89,14 @@ GLM4V_INLINE void multiply_tile(int64_t steps, const float* a, int64_t lda, cons
 
 template <int NV, Start start, bool row_major>
 __attribute__((noinline)) void multiply_columns(int64_t rows, int64_t steps, const float* a, int64_t lda,
-                                                const float* b, int64_t ldb, float* c, int64_t ldc,
-                                                const float* factor) {
+                                                const float* b, int64_t ldb, float* c, int64_t ldc, const float* factor,
+                                                Prefetch& ahead) {
   constexpr int R = tile_rows(NV);
   const int64_t a_row = row_major ? lda : 1;
   int64_t r = 0;
   const auto tile = [&](auto count) {
-    multiply_tile<count.value, NV, start, row_major>(steps, a + r * a_row, lda, b, ldb, c + r * ldc, ldc, factor);
+    multiply_tile<count.value, NV, start, row_major>(steps, a + r * a_row, lda, b, ldb, c + r * ldc, ldc, factor,
+                                                     ahead);
     r += count.value;
   };
   while (r + R <= rows) tile(Int<R>{});
@@ -76,13 +109,13 @@ __attribute__((noinline)) void multiply_columns(int64_t rows, int64_t steps, con
 // Over all `vectors` columns of B, in chunks of nearly equal width.
 template <Start start, bool row_major>
 void multiply(int64_t rows, int64_t vectors, int64_t steps, const float* a, int64_t lda, const float* b, int64_t ldb,
-              float* c, int64_t ldc, const float* factor = nullptr) {
+              float* c, int64_t ldc, Prefetch& ahead, const float* factor = nullptr) {
   const int64_t chunks = (vectors + MAX_NV - 1) / MAX_NV;
   for (int64_t i = 0; i < chunks; ++i) {
     const int64_t begin = vectors * i / chunks, nv = vectors * (i + 1) / chunks - begin, n = begin * W;
     const auto run = [&](auto count) {
       multiply_columns<count.value, start, row_major>(rows, steps, a, lda, b + n, ldb, c + n, ldc,
-                                                      factor == nullptr ? factor : factor + n);
+                                                      factor == nullptr ? factor : factor + n, ahead);
     };
     if (nv == 1) run(Int<1>{});
     if (nv == 2) run(Int<2>{});

@@ -51,7 +51,8 @@ GLM4V_INLINE vi load_i(const int32_t* p) {
   return v;
 }
 
-// fp32 rows of a key block: the tensor itself where it is fp32 and whole vectors, else a converted, zero-padded copy.
+// fp32 rows: a dense, zero-padded, converted copy, or the tensor itself. A copy is worth it even of fp32 where a
+// product walks from row to row: heads that lie a power of two apart fall into the same few cache sets.
 struct Rows {
   const float* data;
   int64_t stride;
@@ -70,13 +71,22 @@ void convert_row(const T* from, int64_t dim, float* to) {
 }
 
 template <class T>
-Rows float_rows(const HeadRows& x, int64_t token, int64_t head, int64_t count, int64_t dim, float* copy) {
-  const T* first = row_of<T>(x, token, head);
-  if constexpr (sizeof(T) == sizeof(float))
-    if (dim % W == 0) return {first, x.row};
+Rows copy_rows(const HeadRows& x, int64_t token, int64_t head, int64_t count, int64_t dim, float* copy) {
   const int64_t padded = round_up(dim, W);
-  for (int64_t i = 0; i < count; ++i) convert_row(first + i * x.row, dim, copy + i * padded);
+  for (int64_t i = 0; i < count; ++i) convert_row(row_of<T>(x, token + i, head), dim, copy + i * padded);
   return {copy, padded};
+}
+
+template <class T>
+Rows float_rows(const HeadRows& x, int64_t token, int64_t head, int64_t count, int64_t dim, float* copy) {
+  if constexpr (sizeof(T) == sizeof(float))
+    if (dim % W == 0) return {row_of<T>(x, token, head), x.row};
+  return copy_rows<T>(x, token, head, count, dim, copy);
+}
+
+template <class T>
+void prefetch_rows(Prefetch& ahead, const HeadRows& x, int64_t token, int64_t head, int64_t count) {
+  ahead.add(row_of<T>(x, token, head), x.row * static_cast<int64_t>(sizeof(T)), count);
 }
 
 // W rows, one per lane, as [padded dim][ld]. row(i) gives row i, null for zeros.

@@ -102,7 +102,10 @@ void turn_token(const Rotary& rotary, const RopeHeads& x, int64_t token, const f
                 int64_t head_dim) {
   const T* in = static_cast<const T*>(x.in) + token * x.in_token_stride;
   T* out = static_cast<T*>(x.out) + token * x.out_token_stride;
+  constexpr int64_t line = 64 / sizeof(T);
   for (int64_t h = 0; h < x.heads; ++h, in += x.in_head_stride, out += x.out_head_stride) {
+    // The next token's head: a head's dims are few pages apart from the last token's, where hardware prefetch ends.
+    for (int64_t i = 0; i < 2 * pairs; i += line) __builtin_prefetch(in + x.in_token_stride + i, 1);
     if (rotary.interleaved)
       turn_neighbours(in, out, c, s, 2 * pairs);
     else
@@ -116,17 +119,27 @@ void tokens(const Rotary& rotary, const RopePositions& positions, const RopeHead
             int64_t head_dim, int64_t begin, int64_t end) {
   AngleTable table(rotary);
   const int64_t width = rotary.interleaved ? 2 : 1;  // values of a table per pair
-  float c[max_rotary_dim], s[max_rotary_dim];
+  int64_t pairs = 0;
+  for (int axis = 0; axis < rotary.axes; ++axis) pairs += rotary.pairs[axis];
+  float mixed[2 * max_rotary_dim];
   for (int64_t token = begin; token < end; ++token) {
     const Index* position = static_cast<const Index*>(positions.data) + token * positions.token_stride;
-    int64_t pairs = 0;
-    for (int axis = 0; axis < rotary.axes; ++axis) {
-      const float* from = table.at(position[axis * positions.axis_stride]) + rotary.first[axis] * width;
-      const int64_t n = rotary.pairs[axis];
-      memcpy(c + pairs * width, from, n * width * sizeof(float));
-      memcpy(s + pairs * width, from + table.sin_offset(), n * width * sizeof(float));
-      pairs += n;
+    const float* c = table.at(position[0]);
+    // Text has one coordinate on all axes: where they share the frequencies out, its table is the token's.
+    bool text = pairs == rotary.frequencies;
+    for (int axis = 1; axis < rotary.axes; ++axis) text &= position[axis * positions.axis_stride] == position[0];
+    if (!text) {
+      float* to = mixed;
+      for (int axis = 0; axis < rotary.axes; ++axis) {
+        const float* from = table.at(position[axis * positions.axis_stride]) + rotary.first[axis] * width;
+        const int64_t n = rotary.pairs[axis] * width;
+        memcpy(to, from, n * sizeof(float));
+        memcpy(to + pairs * width, from + table.sin_offset(), n * sizeof(float));
+        to += n;
+      }
+      c = mixed;
     }
+    const float* s = c + pairs * width;
     turn_token<T>(rotary, q, token, c, s, pairs, head_dim);
     turn_token<T>(rotary, k, token, c, s, pairs, head_dim);
   }

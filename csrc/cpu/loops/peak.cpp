@@ -1,0 +1,96 @@
+// The ceilings of matrix code, measured: independent chains of multiply-adds that touch no memory.
+#include "cpu/loops/peak.h"
+
+#include "cpu/loops/vec.h"
+
+namespace glm4v::GLM4V_ISA {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int CHAINS = 24;
+#else
+constexpr int CHAINS = 12;  // of 16 registers
+#endif
+
+double fp32_flops(int64_t steps) {
+  vf sums[CHAINS] = {};
+  vf a = splat(1.0f), b = splat(1e-3f);
+  // Opaque, or the compiler would compute the sums itself, and only one of them.
+#pragma GCC unroll 32
+  for (int i = 0; i < CHAINS; ++i) asm volatile("" : "+v"(sums[i]));
+  for (int64_t s = 0; s < steps; ++s) {
+    asm volatile("" : "+v"(a), "+v"(b));
+#pragma GCC unroll 32
+    for (int i = 0; i < CHAINS; ++i) sums[i] += a * b;
+  }
+#pragma GCC unroll 32
+  for (int i = 0; i < CHAINS; ++i) asm volatile("" : : "v"(sums[i]));
+  return 2.0 * W * CHAINS * steps;
+}
+
+#if defined(__AVX512BF16__)
+double bf16_dot_flops(int64_t steps) {
+  __m512 sums[CHAINS] = {};
+  __m512i a = _mm512_set1_epi16(0x3f80), b = a;
+#pragma GCC unroll 32
+  for (int i = 0; i < CHAINS; ++i) asm volatile("" : "+v"(sums[i]));
+  for (int64_t s = 0; s < steps; ++s) {
+    asm volatile("" : "+v"(a), "+v"(b));
+#pragma GCC unroll 32
+    for (int i = 0; i < CHAINS; ++i) sums[i] = _mm512_dpbf16_ps(sums[i], (__m512bh)a, (__m512bh)b);
+  }
+#pragma GCC unroll 32
+  for (int i = 0; i < CHAINS; ++i) asm volatile("" : : "v"(sums[i]));
+  return 4.0 * 16 * CHAINS * steps;
+}
+#endif
+
+#if defined(__AMX_BF16__)
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+double amx_flops(int64_t steps) {  // 2 x 2 output tiles, as matrix code holds them
+  const TileConfig config;
+  asm volatile("ldtilecfg %0" : : "m"(config));
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_zero(4);
+  _tile_zero(5);
+  _tile_zero(6);
+  _tile_zero(7);
+  for (int64_t s = 0; s < steps; ++s) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_release();
+  return 4.0 * 2 * 16 * 16 * 32 * steps;
+}
+#endif
+
+}  // namespace
+
+double peak_flops(PeakKind kind, int64_t steps) {
+  switch (kind) {
+    case PeakKind::fp32:
+      return fp32_flops(steps);
+#if defined(__AVX512BF16__)
+    case PeakKind::bf16_dot:
+      return bf16_dot_flops(steps);
+#endif
+#if defined(__AMX_BF16__)
+    case PeakKind::amx:
+      return amx_flops(steps);
+#endif
+    default:
+      return 0;
+  }
+}
+
+}  // namespace glm4v::GLM4V_ISA
