@@ -44,14 +44,15 @@ int64_t split_length(int64_t keys, int64_t tiles, int64_t num_splits) {
 
 // One tile of packed rows: its splits' partial results lie side by side; whoever finishes the last split merges them.
 struct Tile {
-  KvCacheTask rows;
+  KvCacheTask task;  // without its keys
   int64_t first_partial, count;
   std::atomic<int64_t> pending;
 };
 
 struct Split {
   Tile* tile;
-  int64_t index, key_begin, key_end;
+  int64_t index;
+  KvCacheTask task;
 };
 
 }  // namespace
@@ -97,44 +98,51 @@ std::tuple<Tensor, Tensor> flash_attn_with_kvcache(
                          .lse = static_cast<float*>(lse.mutable_data_ptr())};
 
   const int64_t packed = s.queries * (s.heads / s.kv_heads), tiles_per_head = (packed + KV_TILE - 1) / KV_TILE;
-  const int64_t tiles_per_row = s.kv_heads * tiles_per_head;
+  const int64_t tiles_per_row = (s.kv_heads + KV_HEADS - 1) / KV_HEADS * tiles_per_head;
   const auto tiles = std::make_unique<Tile[]>(s.batch * tiles_per_row);
   std::vector<Split> splits;
+  int64_t partial_count = 0;
   for (int64_t b = 0; b < s.batch; ++b) {
     const int64_t begin = rows.begin[b] / KV_GROUP * KV_GROUP, end = rows.end[b];
     const int64_t length = split_length(end - begin, tiles_per_head, num_splits);
     const int64_t count = std::max<int64_t>(1, (end - begin + length - 1) / length);
     Tile* first = &tiles[b * tiles_per_row];
     for (int64_t i = 0; i < tiles_per_row; ++i) {
-      const int64_t row = i % tiles_per_head * KV_TILE;
-      first[i].rows = {b, i / tiles_per_head, row, std::min(row + KV_TILE, packed), 0, 0};
-      first[i].first_partial = static_cast<int64_t>(splits.size()) + i * count;
+      const int64_t head = i / tiles_per_head * KV_HEADS, head_end = std::min(head + KV_HEADS, s.kv_heads);
+      const int64_t row = i % tiles_per_head * KV_TILE, row_end = std::min(row + KV_TILE, packed);
+      first[i].task = {b, head, head_end, row, row_end, 0, 0};
+      first[i].first_partial = partial_count;
       first[i].count = first[i].pending = count;
+      partial_count += count * (head_end - head);
     }
     // Heads and tiles of one key range are neighbours: they share memory pages and caches.
     for (int64_t i = 0; i < count; ++i)
-      for (int64_t t = 0; t < tiles_per_row; ++t)
-        splits.push_back({first + t, i, begin + i * length, std::min(end, begin + (i + 1) * length)});
+      for (int64_t t = 0; t < tiles_per_row; ++t) {
+        splits.push_back({first + t, i, first[t].task});
+        splits.back().task.key_begin = begin + i * length;
+        splits.back().task.key_end = std::min(end, begin + (i + 1) * length);
+      }
   }
 
-  const int64_t split_count = static_cast<int64_t>(splits.size()), floats = KV_TILE * (s.dim + 2);
-  Tensor workspace = torch::stable::new_empty(qc, {split_count * floats}, ScalarType::Float);
-  std::vector<KvCachePartial> partials(split_count);
-  for (int64_t i = 0; i < split_count; ++i) {
+  const int64_t floats = KV_TILE * (s.dim + 2);
+  Tensor workspace = torch::stable::new_empty(qc, {partial_count * floats}, ScalarType::Float);
+  std::vector<KvCachePartial> partials(partial_count);
+  for (int64_t i = 0; i < partial_count; ++i) {
     float* p = static_cast<float*>(workspace.mutable_data_ptr()) + i * floats;
     partials[i] = {p, p + KV_TILE, p + 2 * KV_TILE};
   }
   const auto run = GLM4V_PICK_BF16(flash_attn_with_kvcache_task);
   const auto merge = GLM4V_PICK_BF16(flash_attn_with_kvcache_merge);
+  const int64_t split_count = static_cast<int64_t>(splits.size());
   std::atomic<int64_t> next{0};
   const auto work = [&](int64_t, int64_t) {
     for (int64_t i; (i = next++) < split_count;) {
-      const auto [tile, index, key_begin, key_end] = splits[i];
-      KvCacheTask task = tile->rows;
-      task.key_begin = key_begin, task.key_end = key_end;
-      const KvCachePartial* first = &partials[tile->first_partial];
-      run(args, task, first[index]);
-      if (--tile->pending == 0) merge(args, tile->rows, first, tile->count);
+      const Split& split = splits[i];
+      const int64_t upcoming = next;  // likely this thread's next task
+      Tile& tile = *split.tile;
+      const KvCachePartial* first = &partials[tile.first_partial];
+      run(args, split.task, upcoming < split_count ? &splits[upcoming].task : nullptr, first + split.index, tile.count);
+      if (--tile.pending == 0) merge(args, tile.task, first, tile.count);
     }
   };
   parallel_for(0, std::min<int64_t>(split_count, torch::stable::get_num_threads()), 1, work);

@@ -3,171 +3,40 @@
 // broadcasts. Blocks of keys follow the online softmax with the exact maximum of each block.
 #include "cpu/loops/flash_attn_with_kvcache.h"
 
+#include <type_traits>
+
 #include "cpu/loops/exp.h"
+#include "cpu/loops/flash_attn_with_kvcache_fp32.h"
+#if defined(__AVX512BF16__)
+#include "cpu/loops/flash_attn_with_kvcache_bf16.h"
+#endif
 
 namespace glm4v::GLM4V_ISA {
 namespace {
 
-constexpr int64_t BLOCK = 64, GROUPS = BLOCK / KV_GROUP, MAX_DIM = 256;
-constexpr int MAX_NV = KV_TILE / W;  // vectors of a tile
-constexpr float INF = __builtin_inff();
-
-constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-
-struct Range {
-  int64_t begin, end;
-};
-
-// Keys that packed row r sees; both ends grow with r.
-Range keys_of(const KvCacheArgs& a, int64_t batch, int64_t r) {
-  const int64_t diagonal = r / (a.heads / a.kv_heads) + a.end[batch] - a.queries;
-  const int64_t begin = a.left < 0 ? a.begin[batch] : max(a.begin[batch], diagonal - a.left);
-  const int64_t end = a.right < 0 ? a.end[batch] : min(a.end[batch], diagonal + a.right + 1);
-  return {begin, max(begin, end)};
-}
-
-template <class T>
-const T* cache_row(const KvCacheArgs& a, const KvCacheStrides& x, const KvCacheTask& task, int64_t key) {
-  const int64_t page = a.pages[task.batch * a.max_pages + key / a.page_size];
-  return static_cast<const T*>(x.data) + page * x.page + key % a.page_size * x.row + task.kv_head * x.head;
-}
-
-template <class T>
-void convert_row(const T* from, int64_t dim, float* to) {
-  int64_t d = 0;
-  for (; d + W <= dim; d += W) store(to + d, load(from + d));
-  if (d < dim) store(to + d, load_n(from + d, dim - d));
-}
-
-// KV_GROUP rows of fp32: the cache itself where it is fp32 and every row counts, else a copy with zeros for the others.
-struct Rows {
-  const float* data;
-  int64_t stride;
-};
-
-template <class T>
-Rows float_rows(const KvCacheArgs& a, const KvCacheStrides& x, const KvCacheTask& task, int64_t key, Range seen,
-                float* copy) {
-  const Range r = {max(seen.begin - key, 0), min(seen.end - key, KV_GROUP)};
-  const T* first = cache_row<T>(a, x, task, key);
-  if constexpr (sizeof(T) == sizeof(float))
-    if (r.begin == 0 && r.end == KV_GROUP) return {first, x.row};
-  const int64_t stride = (a.dim + W - 1) / W * W;
-  for (int64_t i = 0; i < KV_GROUP; ++i) {
-    if (i >= r.begin && i < r.end)
-      convert_row(first + i * x.row, a.dim, copy + i * stride);
-    else
-      memset(copy + i * stride, 0, stride * sizeof(float));
-  }
-  return {copy, stride};
-}
-
-// Products in fp32 for every dtype, NV vectors of rows.
-template <class T, int NV>
-struct FloatProducts {
-  static constexpr int R = NV == 1 ? 8 : NV == 2 ? 4 : 2;
-  static constexpr int64_t STEP = 32;           // products added in a row: shorter sums round less
-  alignas(64) float q[MAX_DIM * KV_TILE];       // [D][rows]
-  alignas(64) float values[MAX_DIM * KV_TILE];  // [D][rows]
-  alignas(64) float copy[BLOCK * MAX_DIM];
-
-  FloatProducts(const KvCacheArgs& a, const KvCacheTask& task) {
-    memset(q, 0, a.dim * KV_TILE * sizeof(float));
-    memset(values, 0, a.dim * KV_TILE * sizeof(float));
-    const int64_t group = a.heads / a.kv_heads;
-    for (int64_t r = task.row_begin; r < task.row_end; ++r) {
-      const T* row = static_cast<const T*>(a.q) +
-                     ((task.batch * a.queries + r / group) * a.heads + task.kv_head * group + r % group) * a.dim;
-      for (int64_t d = 0; d < a.dim; ++d) q[d * KV_TILE + r - task.row_begin] = to_float(row[d]);
-    }
-  }
-
-  // s [KV_GROUP * groups][rows] = K q
-  void scores(const KvCacheArgs& a, const KvCacheTask& task, int64_t key, int64_t groups, Range seen, float* s) {
-    for (int64_t g = 0; g < groups; ++g) {
-      const Rows k = float_rows<T>(a, a.k, task, key + g * KV_GROUP, seen, copy);
-      for (int64_t i = 0; i < KV_GROUP; i += R) {
-        const float* row = k.data + i * k.stride;
-        vf total[R][NV] = {};
-        for (int64_t begin = 0; begin < a.dim; begin += STEP) {
-          vf sum[R][NV] = {};
-          for (int64_t d = begin; d < min(begin + STEP, a.dim); ++d) {
-            vf x[NV];
-#pragma GCC unroll 8
-            for (int v = 0; v < NV; ++v) x[v] = load(q + d * KV_TILE + v * W);
-#pragma GCC unroll 8
-            for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-              for (int v = 0; v < NV; ++v) sum[r][v] += splat(row[r * k.stride + d]) * x[v];
-          }
-#pragma GCC unroll 8
-          for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-            for (int v = 0; v < NV; ++v) total[r][v] += sum[r][v];
-        }
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-          for (int v = 0; v < NV; ++v) store(s + (g * KV_GROUP + i + r) * KV_TILE + v * W, total[r][v]);
-      }
-    }
-  }
-
-  // values [D][rows] = values * factor + V^T p
-  void add_values(const KvCacheArgs& a, const KvCacheTask& task, int64_t key, int64_t groups, Range seen,
-                  const float* p, const float* factor) {
-    Rows rows[GROUPS];
-    for (int64_t g = 0; g < groups; ++g)
-      rows[g] = float_rows<T>(a, a.v, task, key + g * KV_GROUP, seen, copy + g * KV_GROUP * MAX_DIM);
-    int64_t d = 0;
-    for (; d + R <= a.dim; d += R) add_columns<R>(rows, groups, d, p, factor);
-    for (; d < a.dim; ++d) add_columns<1>(rows, groups, d, p, factor);
-  }
-
-  template <int COLUMNS>
-  void add_columns(const Rows* rows, int64_t groups, int64_t d, const float* p, const float* factor) {
-    vf sum[COLUMNS][NV] = {};
-    for (int64_t g = 0; g < groups; ++g) {
-      const float* row = rows[g].data + d;
-      for (int64_t i = 0; i < KV_GROUP; ++i, row += rows[g].stride, p += KV_TILE) {
-        vf x[NV];
-#pragma GCC unroll 8
-        for (int v = 0; v < NV; ++v) x[v] = load(p + v * W);
-#pragma GCC unroll 8
-        for (int r = 0; r < COLUMNS; ++r)
-#pragma GCC unroll 8
-          for (int v = 0; v < NV; ++v) sum[r][v] += splat(row[r]) * x[v];
-      }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < COLUMNS; ++r)
-#pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) {
-        float* at = values + (d + r) * KV_TILE + v * W;
-        store(at, load(at) * load(factor + v * W) + sum[r][v]);
-      }
-  }
-
-  void finish(const KvCacheArgs& a, float* out) {  // [rows][D]
-    for (int64_t d = 0; d < a.dim; ++d)
-      for (int64_t r = 0; r < KV_TILE; ++r) out[r * a.dim + d] = values[d * KV_TILE + r];
-  }
-};
-
 // Softcap, and a scale that would turn the maximum around, are applied to the scores before the softmax.
 bool reshapes(const KvCacheArgs& a) { return a.softcap > 0 || !(a.scale > 0); }
 float log2_factor(const KvCacheArgs& a) { return reshapes(a) ? LOG2E : LOG2E * a.scale; }
+
+// The larger one, lane by lane; b where a is not a number.
+GLM4V_INLINE vf larger(vf a, vf b) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+  return a > b ? a : b;
+#endif
+}
 
 // Running maximum and sum of the rows, and what turns a block of scores into weights.
 template <int NV>
 struct Softmax {
   alignas(64) float top[KV_TILE], sum[KV_TILE], factor[KV_TILE];
   alignas(64) int32_t first[KV_TILE], last[KV_TILE];  // keys that a row sees
-  const bool reshape;                                 // scores need more than a positive factor
-  const float to_log2;                                // from a score, as it lies in s, to powers of two
+  bool reshape;                                       // scores need more than a positive factor
+  float to_log2;                                      // from a score, as it lies in s, to powers of two
 
-  Softmax(const KvCacheArgs& a, const KvCacheTask& task) : reshape(reshapes(a)), to_log2(log2_factor(a)) {
+  void start(const KvCacheArgs& a, const KvCacheTask& task) {
+    reshape = reshapes(a), to_log2 = log2_factor(a);
     for (int64_t r = 0; r < KV_TILE; ++r) {
       const Range keys = keys_of(a, task.batch, min(task.row_begin + r, task.row_end - 1));
       top[r] = -INF, sum[r] = 0, first[r] = static_cast<int32_t>(keys.begin), last[r] = static_cast<int32_t>(keys.end);
@@ -195,60 +64,92 @@ struct Softmax {
         }
       }
       const vf before = load(top + v * W);
-      vf now = before;
-      for (int64_t i = 0; i < count; ++i) {
-        const vf x = load(column + i * KV_TILE);
-        now = x > now ? x : now;
-      }
+      vf most[4] = {before, before, before, before};  // four chains: one would wait for each comparison
+      for (int64_t i = 0; i < count; i += 4)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) most[j] = larger(load(column + (i + j) * KV_TILE), most[j]);
+      const vf now = larger(larger(most[0], most[1]), larger(most[2], most[3]));
       const vf base = now == splat(-INF) ? vf{} : now;  // a row without keys yet stays at zero
       const vf decay = exp2((before - base) * splat(to_log2));
-      vf total{};
-      for (int64_t i = 0; i < count; ++i) {
-        // Not one FMA: the difference is exact for the keys that matter, whatever the rounding of the factor.
-        const vf p = exp2((load(column + i * KV_TILE) - base) * splat(to_log2));
-        total += p;
-        store(column + i * KV_TILE, p);
-      }
+      vf totals[4] = {};
+      for (int64_t i = 0; i < count; i += 4)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+          float* at = column + (i + j) * KV_TILE;
+          // Not one FMA: the difference is exact for the keys that matter, whatever the rounding of the factor.
+          const vf p = exp2((load(at) - base) * splat(to_log2));
+          totals[j] += p;
+          store(at, p);
+        }
+      const vf total = (totals[0] + totals[1]) + (totals[2] + totals[3]);
       store(top + v * W, now), store(sum + v * W, load(sum + v * W) * decay + total), store(factor + v * W, decay);
     }
   }
 };
 
-template <class Products, int NV>
-void run_task(const KvCacheArgs& a, const KvCacheTask& task, const KvCachePartial& partial) {
-  const Range seen = {max(task.key_begin, keys_of(a, task.batch, task.row_begin).begin),
-                      min(task.key_end, keys_of(a, task.batch, task.row_end - 1).end)};
-  Softmax<NV> softmax(a, task);
-  Products products(a, task);
-  alignas(64) float s[BLOCK * KV_TILE];
-  for (int64_t key = seen.begin / KV_GROUP * KV_GROUP; key < seen.end; key += BLOCK) {
-    const int64_t groups = min(GROUPS, (seen.end - key + KV_GROUP - 1) / KV_GROUP);
-    products.scores(a, task, key, groups, seen, s);
-    softmax.run(a, task, key, groups * KV_GROUP, s);
-    products.add_values(a, task, key, groups, seen, s, softmax.factor);
+// `next` is the task after this one, if known: its first keys are fetched ahead.
+template <class Products>
+void run_task(const KvCacheArgs& a, const KvCacheTask& task, const KvCacheTask* next, const KvCachePartial* partials,
+              int64_t stride) {
+  struct Head {
+    typename Products::Head products;
+    Softmax<Products::NV> softmax;
+    alignas(64) float s[Products::KEYS * KV_TILE];
+  };
+  const int64_t heads = task.head_end - task.head_begin;
+  Products products(a);
+  Head head[KV_HEADS];
+  for (int64_t h = 0; h < heads; ++h) {
+    products.start(task, task.head_begin + h, head[h].products);
+    head[h].softmax.start(a, task);
   }
-  products.finish(a, partial.values);
-  for (int64_t r = 0; r < KV_TILE; ++r) {
-    partial.top[r] = softmax.top[r];
-    partial.sum[r] = softmax.sum[r];
+  typename Products::Block block;
+  block.seen = keys_of(a, task);
+  block.key = block.seen.begin / KV_GROUP * KV_GROUP;
+  if (block.key < block.seen.end) block.next.find(a, task, block.key, block.seen.end);
+  for (; block.key < block.seen.end; block.key += Products::KEYS) {
+    block.groups = min(Products::Block::GROUPS, (block.seen.end - block.key + KV_GROUP - 1) / KV_GROUP);
+    block.rows = block.next;
+    if (block.key + Products::KEYS < block.seen.end) {
+      block.next.find(a, task, block.key + Products::KEYS, block.seen.end);
+    } else if (next != nullptr) {
+      const Range keys = keys_of(a, *next);
+      if (keys.begin < keys.end) block.next.find(a, *next, keys.begin / KV_GROUP * KV_GROUP, keys.end);
+    }
+    // Head by head within a step: the rows of two heads are one stretch of memory, read while it is near.
+    for (int64_t h = 0; h < heads; ++h) products.scores(block, h, head[h].products, head[h].s);
+    for (int64_t h = 0; h < heads; ++h) head[h].softmax.run(a, task, block.key, block.groups * KV_GROUP, head[h].s);
+    for (int64_t h = 0; h < heads; ++h)
+      products.add_values(block, h, head[h].products, head[h].s, head[h].softmax.factor);
+  }
+  for (int64_t h = 0; h < heads; ++h) {
+    const KvCachePartial& partial = partials[h * stride];
+    products.finish(head[h].products, partial.values);
+    memcpy(partial.top, head[h].softmax.top, sizeof head[h].softmax.top);
+    memcpy(partial.sum, head[h].softmax.sum, sizeof head[h].softmax.sum);
   }
 }
 
 template <class T>
-void run_vectors(const KvCacheArgs& a, const KvCacheTask& task, const KvCachePartial& partial) {
+void choose_products(const KvCacheArgs& a, const KvCacheTask& task, const KvCacheTask* next,
+                     const KvCachePartial* partials, int64_t stride) {
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<T, bf16>) return run_task<BestBf16Products>(a, task, next, partials, stride);
+#endif
+  constexpr int most = KV_TILE / W;  // vectors that hold the rows
   const int64_t vectors = (task.row_end - task.row_begin + W - 1) / W;
-  if constexpr (MAX_NV >= 4)
-    if (vectors > 2) return run_task<FloatProducts<T, 4>, 4>(a, task, partial);
-  if constexpr (MAX_NV >= 2)
-    if (vectors > 1) return run_task<FloatProducts<T, 2>, 2>(a, task, partial);
-  run_task<FloatProducts<T, 1>, 1>(a, task, partial);
+  if constexpr (most >= 4)
+    if (vectors > 2) return run_task<FloatProducts<T, 4>>(a, task, next, partials, stride);
+  if constexpr (most >= 2)
+    if (vectors > 1) return run_task<FloatProducts<T, 2>>(a, task, next, partials, stride);
+  run_task<FloatProducts<T, 1>>(a, task, next, partials, stride);
 }
 
 template <class T>
 void merge_row(const KvCacheArgs& a, const KvCacheTask& tile, const KvCachePartial* partials, int64_t count,
-               int64_t row) {
+               int64_t kv_head, int64_t row) {
   const int64_t lane = row - tile.row_begin, group = a.heads / a.kv_heads;
-  const int64_t query = row / group, head = tile.kv_head * group + row % group;
+  const int64_t query = row / group, head = kv_head * group + row % group;
   float top = -INF;
   for (int64_t i = 0; i < count; ++i) top = partials[i].top[lane] > top ? partials[i].top[lane] : top;
   const float base = top == -INF ? 0 : top, to_log2 = log2_factor(a);
@@ -274,15 +175,17 @@ void merge_row(const KvCacheArgs& a, const KvCacheTask& tile, const KvCacheParti
 
 }  // namespace
 
-void flash_attn_with_kvcache_task(const KvCacheArgs& args, const KvCacheTask& task, const KvCachePartial& partial) {
-  dispatch(args.dtype, [&](auto zero) { run_vectors<decltype(zero)>(args, task, partial); });
+void flash_attn_with_kvcache_task(const KvCacheArgs& args, const KvCacheTask& task, const KvCacheTask* next,
+                                  const KvCachePartial* partials, int64_t stride) {
+  dispatch(args.dtype, [&](auto zero) { choose_products<decltype(zero)>(args, task, next, partials, stride); });
 }
 
 void flash_attn_with_kvcache_merge(const KvCacheArgs& args, const KvCacheTask& tile, const KvCachePartial* partials,
                                    int64_t count) {
   dispatch(args.dtype, [&](auto zero) {
-    for (int64_t row = tile.row_begin; row < tile.row_end; ++row)
-      merge_row<decltype(zero)>(args, tile, partials, count, row);
+    for (int64_t head = tile.head_begin; head < tile.head_end; ++head, partials += count)
+      for (int64_t row = tile.row_begin; row < tile.row_end; ++row)
+        merge_row<decltype(zero)>(args, tile, partials, count, head, row);
   });
 }
 
