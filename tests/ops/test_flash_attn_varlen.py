@@ -275,3 +275,15 @@ def test_pages_have_no_gradient():
     out = flash_attn_varlen_func(q, pages, pages, cu, cu, 3, 3, block_table=torch.zeros(1, 1, dtype=torch.int32))
     with pytest.raises(RuntimeError, match="block_table must be None where gradients are wanted"):
         out.sum().backward()
+
+
+# bf16 at the amx level has loops of its own: 32 rows by 128 keys, keys packed 1024 at a time. Elsewhere these are more
+# odd sizes.
+@pytest.mark.parametrize("dim", [17, 80, 96, 128, 256])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"causal": True}, {"window_size": (70, 9)}, {"softmax_scale": 2.0, "causal": True}, {"softcap": 9.0}],
+    ids=str,
+)
+def test_tiles(dim, options):
+    assert_definition(sample(([33, 100, 1, 64], [1091, 129, 64, 31]), 4, 2, dim, torch.bfloat16), **options)
