@@ -14,8 +14,8 @@ namespace {
 
 using torch::stable::detail::from, torch::stable::detail::to;
 
-// Up to here the product is bound by reading the weight, and both libraries read it at half of the memory's pace.
-constexpr int64_t most_few_rows = 16;
+// Up to here the product is bound by reading the weight, which both libraries do at half of the memory's pace.
+int64_t most_few_rows(DType dtype) { return dtype == DType::f32 ? 16 : 4; }
 
 Tensor torch_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
   std::array<StableIValue, 3> stack{from(x), from(weight), from(bias)};
@@ -60,7 +60,7 @@ Tensor few_rows_linear(DType dtype, const Tensor& x, const Tensor& weight, const
 Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
   const DType dtype = check_linear(x, weight, bias);
   if (weight.numel() == 0 || x.numel() == 0) return torch_linear(x, weight, bias);
-  if (x.numel() <= most_few_rows * weight.size(1) && weight.stride(1) == 1)
+  if (x.numel() <= most_few_rows(dtype) * weight.size(1) && weight.stride(1) == 1)
     return few_rows_linear(dtype, x, weight, bias);
   if (dtype == DType::f32 && product_library() == Product::onednn) return onednn_linear(x, weight, bias);
   return torch_linear(x, weight, bias);

@@ -41,7 +41,7 @@ def test_isa_levels(level, dtype):
 @pytest.mark.parametrize("m", [1, 2, 3, 6, 16])
 def test_few_rows(m, dtype, level):
     with forced_isa(level):
-        for k, n in ((1500, 21), (64, 8), (33, 3)):  # with and without whole cache lines, blocks and vectors
+        for k, n in ((1500, 21), (9001, 8), (64, 8), (33, 3)):  # with and without whole cache lines, blocks and vectors
             assert_as_accurate(linear, reference.linear, sample((m, k, n, m % 2 == 0), dtype))
 
 

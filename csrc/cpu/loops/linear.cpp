@@ -8,7 +8,8 @@
 namespace glm4v::GLM4V_ISA {
 namespace {
 
-constexpr int64_t line_bytes = 64, ahead = 2048;
+// Sums over `chunk` products are added up in turn: one long chain of additions would lose digits.
+constexpr int64_t line_bytes = 64, ahead = 2048, chunk = 512;
 struct Yes {
   static constexpr bool value = true;
 };
@@ -23,37 +24,45 @@ GLM4V_INLINE void block(const FewRows& a, int64_t m, int64_t n) {
   constexpr int64_t line = line_bytes / sizeof(T), early = ahead / static_cast<int64_t>(sizeof(T));
   const T* w = static_cast<const T*>(a.weight) + n * a.row_stride;
   const float* x = a.x + m * a.k;
-  vf sums[MB][NB] = {};
-  const auto step = [&](int64_t k, auto lanes) __attribute__((always_inline)) {
-    vf xs[MB];
+  vf totals[MB][NB] = {};
+  for (int64_t first = 0; first < a.k; first += chunk) {
+    const int64_t last = first + chunk < a.k ? first + chunk : a.k;
+    vf sums[MB][NB] = {};
+    const auto step = [&](int64_t k, auto lanes) __attribute__((always_inline)) {
+      vf xs[MB];
 #pragma GCC unroll 4
-    for (int i = 0; i < MB; ++i) xs[i] = load(x + i * a.k + k, lanes);
+      for (int i = 0; i < MB; ++i) xs[i] = load(x + i * a.k + k, lanes);
 #pragma GCC unroll 8
-    for (int r = 0; r < NB; ++r) {
-      const vf ws = load(w + r * a.row_stride + k, lanes);
+      for (int r = 0; r < NB; ++r) {
+        const vf ws = load(w + r * a.row_stride + k, lanes);
 #pragma GCC unroll 4
-      for (int i = 0; i < MB; ++i) sums[i][r] += ws * xs[i];
-    }
-  };
-  int64_t k = 0;
-  for (; k + line <= a.k; k += line) {
-    if (prefetch) {
-      const T* next = w + k + early + (k + early < a.k ? 0 : NB * a.row_stride - a.k);
+        for (int i = 0; i < MB; ++i) sums[i][r] += ws * xs[i];
+      }
+    };
+    int64_t k = first;
+    for (; k + line <= last; k += line) {
+      if (prefetch) {
+        const T* next = w + k + early + (k + early < a.k ? 0 : NB * a.row_stride - a.k);
 #pragma GCC unroll 8
-      for (int r = 0; r < NB; ++r) __builtin_prefetch(next + r * a.row_stride);
-    }
+        for (int r = 0; r < NB; ++r) __builtin_prefetch(next + r * a.row_stride);
+      }
 #pragma GCC unroll 8
-    for (int64_t part = 0; part < line; part += W) step(k + part, AllLanes{});
+      for (int64_t part = 0; part < line; part += W) step(k + part, AllLanes{});
+    }
+    for (; k + W <= last; k += W) step(k, AllLanes{});
+    if (k < last) step(k, FirstLanes{last - k});
+#pragma GCC unroll 4
+    for (int i = 0; i < MB; ++i)
+#pragma GCC unroll 8
+      for (int r = 0; r < NB; ++r) totals[i][r] += sums[i][r];
   }
-  for (; k + W <= a.k; k += W) step(k, AllLanes{});
-  if (k < a.k) step(k, FirstLanes{a.k - k});
 
   const T* bias = static_cast<const T*>(a.bias);
 #pragma GCC unroll 4
   for (int i = 0; i < MB; ++i) {
     T* out = static_cast<T*>(a.out) + (m + i) * a.n + n;
 #pragma GCC unroll 8
-    for (int r = 0; r < NB; ++r) out[r] = from_float<T>(sum(sums[i][r]) + (bias ? to_float(bias[n + r]) : 0.0f));
+    for (int r = 0; r < NB; ++r) out[r] = from_float<T>(sum(totals[i][r]) + (bias ? to_float(bias[n + r]) : 0.0f));
   }
 }
 
