@@ -20,13 +20,39 @@ inline int64_t grain_for(int64_t elements_per_row) {
   return std::max<int64_t>(1, 32768 / std::max<int64_t>(1, elements_per_row));
 }
 
-// Uninitialised, 64-byte aligned memory of one worker.
-using Scratch = std::unique_ptr<void, decltype(&std::free)>;
-inline Scratch allocate_scratch(size_t bytes) {
-  Scratch memory(std::aligned_alloc(64, (bytes + 63) / 64 * 64), &std::free);
-  if (bytes > 0 && memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
+// Uninitialised, 64-byte aligned memory of one worker. A thread keeps its last piece, since fresh pages cost a short
+// call more than its arithmetic; pieces beyond 8 MiB go back at once. One at a time per thread.
+class Scratch {
+ public:
+  explicit Scratch(size_t bytes) {
+    Kept& kept = mine();
+    if (bytes > kept.bytes) {
+      kept.memory.reset(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+      kept.bytes = kept.memory == nullptr ? 0 : bytes;
+      if (kept.memory == nullptr) throw std::bad_alloc();
+    }
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() {
+    Kept& kept = mine();
+    if (kept.bytes <= most_kept) return;
+    kept.memory.reset();
+    kept.bytes = 0;
+  }
+  void* get() const { return mine().memory.get(); }
+
+ private:
+  struct Kept {
+    std::unique_ptr<void, decltype(&std::free)> memory{nullptr, &std::free};
+    size_t bytes = 0;
+  };
+  static constexpr size_t most_kept = 8 << 20;
+  static Kept& mine() {
+    static thread_local Kept kept;
+    return kept;
+  }
+};
 
 // run(task, next, scratch) for every task, handed out one by one: tasks of unequal size balance. A task must write the
 // same values whichever thread runs it, and whenever. `next` is what this worker does afterwards (it may prefetch for
@@ -36,7 +62,7 @@ void parallel_tasks(int64_t tasks, size_t scratch_bytes, F&& run) {
   std::atomic<int64_t> counter{0};
   const int64_t workers = std::min<int64_t>(tasks, torch::stable::get_num_threads());
   parallel_for(0, workers, 1, [&](int64_t, int64_t) {
-    const Scratch scratch = allocate_scratch(scratch_bytes);
+    const Scratch scratch(scratch_bytes);
     for (int64_t task = counter++; task < tasks;) {
       const int64_t next = std::min<int64_t>(tasks, counter++);
       run(task, next, scratch.get());
