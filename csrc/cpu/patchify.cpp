@@ -5,9 +5,9 @@
 
 namespace glm4v::cpu {
 
-std::tuple<Tensor, Tensor> patchify(const Tensor& frames, std::vector<double> mean, std::vector<double> std,
-                                    int64_t temporal_patch_size, int64_t patch_size, int64_t merge_size,
-                                    ScalarType dtype) {
+std::tuple<Tensor, Tensor> patchify(const Tensor& frames, const std::vector<double>& mean,
+                                    const std::vector<double>& std, int64_t temporal_patch_size, int64_t patch_size,
+                                    int64_t merge_size, ScalarType dtype) {
   const PatchifyShape shape = check_patchify(frames, mean, std, temporal_patch_size, patch_size, merge_size, dtype);
   const int64_t values = 3 * shape.temporal * shape.patch * shape.patch;
   Tensor patches = empty(frames, {shape.t * shape.h * shape.w, values}, dtype);

@@ -39,6 +39,7 @@ double measure_peak(const std::string& kind, int threads) {
   const auto loops = GLM4V_PICK_BF16(peak_flops);
   std::vector<double> rates(threads);
   std::vector<std::thread> workers;
+  workers.reserve(threads);
   for (int i = 0; i < threads; ++i) workers.emplace_back([&, i] { rates[i] = thread_gflops(loops, chosen); });
   double total = 0;
   for (int i = 0; i < threads; ++i) workers[i].join(), total += rates[i];

@@ -143,8 +143,8 @@ GLM4V_INLINE void transpose(vf (&rows)[W]) {
     vf zipped[W];
 #pragma GCC unroll 8
     for (int i = 0; i < W / 2; ++i) {
-      zipped[2 * i] = __builtin_shuffle(rows[i], rows[i + W / 2], vi GLM4V_ZIP_LOW);
-      zipped[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + W / 2], vi GLM4V_ZIP_HIGH);
+      zipped[2 * i] = shuffle(rows[i], rows[i + W / 2], vi GLM4V_ZIP_LOW);
+      zipped[2 * i + 1] = shuffle(rows[i], rows[i + W / 2], vi GLM4V_ZIP_HIGH);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < W; ++i) rows[i] = zipped[i];

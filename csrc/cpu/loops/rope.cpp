@@ -80,7 +80,7 @@ void turn_halves(const T* in, T* out, const float* c, const float* s, int64_t pa
 GLM4V_INLINE vf swap_neighbours(vf v) {
   vi order;
   for (int i = 0; i < W; ++i) order[i] = i ^ 1;
-  return __builtin_shuffle(v, order);
+  return shuffle(v, order);
 }
 
 template <class T>

@@ -37,6 +37,23 @@ GLM4V_INLINE To bitcast(From x) {
   return y;
 }
 
+// Lane i of the result is lane order[i] of v, or of a followed by b; `order` is a constant.
+#if defined(__clang__)
+GLM4V_INLINE vf shuffle(vf v, vi order) {
+  vf out;
+  for (int i = 0; i < W; ++i) out[i] = v[order[i]];
+  return out;
+}
+GLM4V_INLINE vf shuffle(vf a, vf b, vi order) {
+  vf out;
+  for (int i = 0; i < W; ++i) out[i] = order[i] < W ? a[order[i] % W] : b[order[i] % W];
+  return out;
+}
+#else
+GLM4V_INLINE vf shuffle(vf v, vi order) { return __builtin_shuffle(v, order); }
+GLM4V_INLINE vf shuffle(vf a, vf b, vi order) { return __builtin_shuffle(a, b, order); }
+#endif
+
 GLM4V_INLINE vf load(const float* p) {
   vf v;
   memcpy(&v, p, sizeof v);
