@@ -87,3 +87,21 @@ def test_second_registration_is_absent():
 def test_library_loads_once_per_process():
     torch.ops.load_library(str(LIBRARY))  # the same file again is a no-op, not a second definition
     assert glm4v_ext.build_info()["ops"]
+
+
+def test_gradients_of_fused_gradients_are_refused():
+    x, w = torch.randn(4, 8, requires_grad=True), torch.ones(8)
+    heads, index = torch.randn(4, 2, 8, requires_grad=True), torch.tensor([0, 4])
+    calls = {
+        "rms_norm": lambda: glm4v_ext.rms_norm(x, w),
+        "add_rms_norm": lambda: glm4v_ext.add_rms_norm(x, x, w)[0],
+        "rms_norm_add": lambda: glm4v_ext.rms_norm_add(x, x, w),
+        "swiglu": lambda: glm4v_ext.swiglu(x),
+        "interpolate_pos_embed": lambda: glm4v_ext.interpolate_pos_embed(x, x, torch.tensor([[1, 2, 2]])),
+        "flash_attn_varlen_func": lambda: glm4v_ext.flash_attn_varlen_func(heads, heads, heads, index, index, 4, 4),
+    }
+    for name, call in calls.items():
+        leaf = heads if name == "flash_attn_varlen_func" else x
+        (gradient,) = torch.autograd.grad(call().square().sum(), leaf, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            torch.autograd.grad(gradient.sum(), leaf)

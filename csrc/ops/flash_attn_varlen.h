@@ -71,10 +71,10 @@ inline FlashAttnShape check_flash_attn_varlen(const char* op, const Tensor& q,  
   return shape;
 }
 
-inline FlashAttnOptions check_flash_attn_options(const char* op, const FlashAttnShape& shape,
-                                                 std::optional<double> softmax_scale, bool causal, int64_t window_left,
-                                                 int64_t window_right, double softcap) {
-  const double scale = softmax_scale.value_or(1.0 / std::sqrt(static_cast<double>(shape.dim)));
+inline FlashAttnOptions check_flash_attn_options(const char* op, int64_t dim, std::optional<double> softmax_scale,
+                                                 bool causal, int64_t window_left, int64_t window_right,
+                                                 double softcap) {
+  const double scale = softmax_scale.value_or(1.0 / std::sqrt(static_cast<double>(dim)));
   check(scale > 0, op, ": softmax_scale must be positive, got ", scale);
   check(softcap >= 0, op, ": softcap must be 0 (off) or positive, got ", softcap);
   check(window_left >= -1 && window_right >= -1, op,

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "common/check.h"
+#include "ops/flash_attn_varlen.h"
 
 namespace glm4v {
 
@@ -29,12 +30,11 @@ inline KvCacheShape check_flash_attn_with_kvcache(
     const std::optional<Tensor>& cache_seqlens, const std::optional<Tensor>& cache_batch_idx,  // [B]
     const std::optional<Tensor>& cache_leftpad,                                                // [B]
     const std::optional<Tensor>& block_table,                                                  // [B, max_pages]
-    double softcap, const std::optional<Tensor>& alibi_slopes, int64_t num_splits) {
+    const std::optional<Tensor>& alibi_slopes, int64_t num_splits) {
   const char* op = "flash_attn_with_kvcache";
   check(!rotary_cos, op, ": rotary_cos must be None (rotate with rope_3d_ before the call), got a tensor");
   check(!rotary_sin, op, ": rotary_sin must be None (rotate with rope_3d_ before the call), got a tensor");
   check(!alibi_slopes, op, ": alibi_slopes must be None, got a tensor");
-  check(softcap >= 0, op, ": softcap must be at least 0, got ", softcap);
   check(num_splits >= 0, op, ": num_splits must be at least 0, got ", num_splits);
 
   const DType dtype = check_float(op, "q", q);
@@ -74,8 +74,8 @@ inline KvCacheShape check_flash_attn_with_kvcache(
     check_index_is_int64(op, "block_table", *block_table);
     check_shape(op, "block_table", *block_table, {batch, -1}, "[B, max_pages]");
     check_same_device(op, "block_table", *block_table, "q", q);
-    check(capacity > 0 && capacity % 16 == 0, op, ": k_cache must have a page size that is a multiple of 16, got ",
-          capacity);
+    check(capacity > 0 && capacity % FLASH_ATTN_PAGE_MULTIPLE == 0, op,
+          ": k_cache must have a page size that is a multiple of ", FLASH_ATTN_PAGE_MULTIPLE, ", got ", capacity);
     max_pages = block_table->size(1);
   } else if (!cache_batch_idx) {
     check(rows >= batch, op, ": k_cache must have at least B = ", batch, " rows, got ", rows);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
@@ -39,6 +40,7 @@ def _setup(ctx, inputs, output) -> None:
     ctx.save_for_backward(output[1], weight)
 
 
+@once_differentiable
 def _backward(ctx, dout: Tensor, dsum: Tensor):
     dtotal, dweight = torch.ops.glm4v_ext.add_rms_norm_backward(dout, dsum, *ctx.saved_tensors, ctx.eps)
     return dtotal, dtotal, dweight, None

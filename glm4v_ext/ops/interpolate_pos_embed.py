@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .. import build as _schemas  # noqa: F401
 
@@ -47,6 +48,7 @@ def _setup(ctx, inputs, output) -> None:
     ctx.save_for_backward(grid_thw)
 
 
+@once_differentiable
 def _backward(ctx, dout: Tensor):
     dtable = None
     if ctx.needs_input_grad[1]:

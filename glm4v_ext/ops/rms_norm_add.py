@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def rms_norm_add(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
@@ -34,6 +35,7 @@ def _setup(ctx, inputs, output) -> None:
     ctx.save_for_backward(x, weight)
 
 
+@once_differentiable
 def _backward(ctx, dout: Tensor):
     dx, dweight = torch.ops.glm4v_ext.rms_norm_backward(dout, *ctx.saved_tensors, ctx.eps)
     return dx, dout, dweight, None

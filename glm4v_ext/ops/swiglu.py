@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -37,6 +38,7 @@ def _setup(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs)
 
 
+@once_differentiable
 def _backward(ctx, dout: Tensor):
     return torch.ops.glm4v_ext.swiglu_backward(dout, *ctx.saved_tensors)
 

@@ -275,3 +275,12 @@ def test_pages_have_no_gradient():
     out = flash_attn_varlen_func(q, pages, pages, cu, cu, 3, 3, block_table=torch.zeros(1, 1, dtype=torch.int32))
     with pytest.raises(RuntimeError, match="block_table must be None where gradients are wanted"):
         out.sum().backward()
+
+
+def test_sequences_of_one_length_must_fit_together():
+    # The packed tokens alone would be attended to, but not those that the caller meant.
+    q, k = torch.zeros(2, 4, 2, 8), torch.zeros(2, 6, 2, 8)
+    for name, wrong in (("k", torch.zeros(4, 3, 2, 8)), ("k", torch.zeros(3, 6, 2, 8)), ("v", torch.zeros(3, 4, 2, 8))):
+        keys = {"k": k, "v": k, name: wrong}
+        with pytest.raises(RuntimeError, match=rf"^flash_attn_func: {'v' if name == 'v' else '[kv]'} must be \[B, Sk"):
+            flash_attn_func(q, **keys)

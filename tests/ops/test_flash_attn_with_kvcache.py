@@ -216,7 +216,9 @@ def test_errors_name_the_argument_and_write_nothing():
             {"cache_seqlens": 4, "block_table": torch.tensor([[0], [7]])},
             "block_table must index the 2 pages of k_cache, got 7 in row 1",
         ),
-        ({"cache_seqlens": 4, "softcap": -1.0}, "softcap must be at least 0, got -1"),
+        ({"cache_seqlens": 4, "softcap": -1.0}, r"softcap must be 0 \(off\) or positive, got -1"),
+        ({"cache_seqlens": 4, "softmax_scale": -1.0}, "softmax_scale must be positive, got -1"),
+        ({"cache_seqlens": 4, "window_size": (-2, 0)}, r"window_size must be \(left, right\), .*, got \(-2, 0\)"),
         ({"cache_seqlens": 4, "num_splits": -1}, "num_splits must be at least 0, got -1"),
     ]
     for options, text in cases:
