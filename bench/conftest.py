@@ -61,10 +61,11 @@ def device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def race(request: pytest.FixtureRequest, benchmark, device: str) -> Callable[..., dict[str, float]]:
-    """``race(peers, flops=0, bytes=0, grad=False, slow=(), tolerance=None)`` -> median seconds per call of each peer.
+    """``race(peers, flops=0, bytes=0, grad=False, ...)`` -> median seconds per call of each peer.
 
     Asserts that the peers agree, then times them in turns. ``flops`` and ``bytes`` of one call give our rate; ``grad``
-    leaves autograd on; peers named in ``slow`` (torch.compile) are left out by --quick.
+    leaves autograd on; peers named in ``slow`` (torch.compile) are left out by --quick; ``ceiling`` is the machine's
+    GFLOP/s, measured in this run.
     """
     quick = request.config.option.quick
 
@@ -75,15 +76,24 @@ def race(request: pytest.FixtureRequest, benchmark, device: str) -> Callable[...
         grad: bool = False,
         slow: tuple[str, ...] = (),
         tolerance: float | None = None,
+        ceiling: float = 0,
     ) -> dict[str, float]:
         peers = {name: peer for name, peer in peers.items() if not (quick and name in slow)}
         with torch.inference_mode(not grad):
             assert_agree(peers, tolerance)
             medians = _take_turns(benchmark, peers, device, turn_s=0.002 if quick else 0.01, budget_s=1 if quick else 6)
         _rows[request.path.stem.removeprefix("bench_")].append(
-            {"case": _case_name(request.node.name), "flops": flops, "bytes": bytes, "medians": medians}
+            {
+                "case": _case_name(request.node.name),
+                "flops": flops,
+                "bytes": bytes,
+                "ceiling": ceiling,
+                "medians": medians,
+            }
         )
-        benchmark.extra_info.update(median_s=medians, flops=flops, bytes=bytes, threads=torch.get_num_threads())
+        benchmark.extra_info.update(
+            median_s=medians, flops=flops, bytes=bytes, ceiling_gflops=ceiling, threads=torch.get_num_threads()
+        )
         return medians
 
     return run
@@ -173,5 +183,6 @@ def _time(seconds: float) -> str:
 
 def _rate(row: dict[str, Any], seconds: float) -> str:
     if row["flops"]:
-        return f"{row['flops'] / seconds / 1e9:.0f} GFLOP/s"
+        gflops = row["flops"] / seconds / 1e9
+        return f"{gflops:.0f} GFLOP/s" + (f" ({gflops / row['ceiling']:.0%})" if row["ceiling"] else "")
     return f"{row['bytes'] / seconds / 1e9:.1f} GB/s" if row["bytes"] else ""

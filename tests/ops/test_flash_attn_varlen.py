@@ -284,3 +284,15 @@ def test_sequences_of_one_length_must_fit_together():
         keys = {"k": k, "v": k, name: wrong}
         with pytest.raises(RuntimeError, match=rf"^flash_attn_func: {'v' if name == 'v' else '[kv]'} must be \[B, Sk"):
             flash_attn_func(q, **keys)
+
+
+# bf16 at the amx level has loops of its own: 32 rows by 128 keys, keys packed 1024 at a time. Elsewhere these are more
+# odd sizes.
+@pytest.mark.parametrize("dim", [17, 80, 96, 128, 256])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"causal": True}, {"window_size": (70, 9)}, {"softmax_scale": 2.0, "causal": True}, {"softcap": 9.0}],
+    ids=str,
+)
+def test_tiles(dim, options):
+    assert_definition(sample(([33, 100, 1, 64], [1091, 129, 64, 31]), 4, 2, dim, torch.bfloat16), **options)

@@ -13,21 +13,14 @@
 // of keys][16 of d], with the 32 columns of two neighbouring tiles in the order that vpunpck leaves (undone in finish).
 #include "cpu/loops/flash_attn_varlen_amx.h"
 
-#include "cpu/loops/amx.h"
+#include "cpu/loops/flash_attn_varlen_tiles.h"
 
 namespace glm4v::amx {
 namespace {
 
-constexpr int64_t kRows = 32, kKeys = 128;
 constexpr int64_t kPackedKeys = 1024;  // keys packed at a time: K and V of head dim 128 take 512 KiB of the L2 cache
 constexpr int64_t kTaskRows = 1024;    // rows that share a packing
 constexpr int64_t kScoreRow = kKeys + 16, kWeightRow = kKeys + 32;  // elements; odd numbers of cache lines
-constexpr float kLog2e = 1.44269504088896340736f, kLn2 = 0.69314718055994530942f;
-constexpr float kInf = __builtin_inff();
-
-GLM4V_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-GLM4V_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-GLM4V_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 struct Unit {
   int32_t group, key, pairs;  // first key within the packed ones; pairs of key tiles, that is 32 keys each
@@ -82,54 +75,6 @@ Scratch lay_out(void* base, int64_t groups, int64_t C) {
   return s;
 }
 
-struct Head {
-  const bf16* data;
-  int64_t row;
-};
-Head head_of(const HeadRows& x, int64_t token, int64_t head) {
-  return {static_cast<const bf16*>(x.data) + token * x.row + head * x.head, x.row};
-}
-
-// ---- operands ----
-
-// n rows of K as B tiles of Q K^T: [pair of key tiles][step of 32 along d][2][16 pairs of d][16 keys].
-void pack_keys(const Head& k, int64_t n, int64_t D, int64_t C, char* out) {
-  for (int64_t key = 0; key < n; key += 32)
-    for (int64_t d = 0; d < C; d += 32)
-      for (int64_t half = 0; half < 2; ++half, out += kTileBytes) {
-        const __mmask32 lanes = first_lanes(D - d);
-        const bf16* row = k.data + (key + half * 16) * k.row + d;
-        const int64_t rows = n - key - half * 16;
-        __m512i v[16];
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; ++i) v[i] = load_pairs(row + i * k.row, i < rows ? lanes : 0);
-        transpose_16x16(v);
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; ++i) _mm512_store_si512(out + i * 64, v[i]);
-      }
-}
-
-// Bytes from the packed V to the pair of tiles at a key and a d, multiples of 32.
-GLM4V_INLINE int64_t value_tiles(int64_t key, int64_t d, int64_t C) {
-  return (key / kKeys * kKeys * C + d * kKeys + key % kKeys * 32) * static_cast<int64_t>(sizeof(bf16));
-}
-
-// n rows of V as B tiles of P V: [block][pair of tiles along d][step of 32 keys][2][16 pairs of keys][16 of d].
-void pack_values(const Head& v, int64_t n, int64_t D, int64_t C, char* packed) {
-  for (int64_t key = 0; key < n; key += 32)
-    for (int64_t d = 0; d < C; d += 32) {
-      char* out = packed + value_tiles(key, d, C);
-      const __mmask32 lanes = first_lanes(D - d);
-      const bf16* row = v.data + key * v.row + d;
-      for (int64_t i = 0; i < 32; i += 2) {
-        const __m512i a = load_pairs(row + i * v.row, key + i < n ? lanes : 0);
-        const __m512i b = load_pairs(row + (i + 1) * v.row, key + i + 1 < n ? lanes : 0);
-        _mm512_store_si512(out + i * 32, _mm512_unpacklo_epi16(a, b));
-        _mm512_store_si512(out + kTileBytes + i * 32, _mm512_unpackhi_epi16(a, b));
-      }
-    }
-}
-
 // ---- softmax of one unit ----
 
 // Before the rows: masks, softcap, maxima, decays.
@@ -138,12 +83,10 @@ void open_softmax(const FlashAttnForward& args, const Unit& unit, int64_t first_
   const int vectors = unit.pairs * 2;
   if (args.softcap > 0) {
     const __m512 inner = _mm512_set1_ps(2 * kLog2e * args.scale / args.softcap), cap = _mm512_set1_ps(args.softcap);
-    const __m512 one = _mm512_set1_ps(1), two = _mm512_set1_ps(2);
     for (int64_t r = 0; r < kRows; ++r)
-      for (int i = 0; i < vectors; ++i) {  // cap * tanh(x) = cap * (1 - 2 / (1 + e^2x))
+      for (int i = 0; i < vectors; ++i) {
         float* s = block.s + r * kScoreRow + i * 16;
-        const __m512 e = _mm512_add_ps(exp2_of(_mm512_mul_ps(_mm512_load_ps(s), inner)), one);
-        _mm512_store_ps(s, _mm512_mul_ps(cap, _mm512_sub_ps(one, _mm512_div_ps(two, e))));
+        _mm512_store_ps(s, cap_tanh(cap, _mm512_mul_ps(_mm512_load_ps(s), inner)));
       }
   }
   if (unit.masked) {
@@ -201,6 +144,7 @@ struct Softmax {
     row = 0;
     scale = _mm512_set1_ps(c);
   }
+  bool busy() const { return row < kRows; }
   // The SLOT-th of the four slots of a step: 32 keys of a row.
   template <int SLOT>
   inline __attribute__((always_inline)) void slot() {
@@ -228,72 +172,6 @@ struct Softmax {
     slot<3>();
   }
 };
-
-// ---- products ----
-
-// Accumulators of the last 2 x 2 product, still in the registers: they are stored between the first products of the
-// next one, where the store costs nothing.
-struct Pending {
-  char* to;
-  int64_t stride;
-};
-
-// Stores accumulator T where it belongs and starts it anew, from memory or from zero.
-template <int T>
-GLM4V_INLINE void exchange(const Pending& last, const char* init, int64_t init_stride) {
-  constexpr int64_t half = T / 2 * 16, column = T % 2 * 64;
-  tile_store<T>(last.to + half * last.stride + column, last.stride);
-  if (init)
-    tile_load<T>(init + half * init_stride + column, init_stride);
-  else
-    tile_zero<T>();
-}
-
-// One step of 32 along the inner dimension. Registers 0-3 hold the product, 4 and 5 rows of A, 6 and 7 columns of B.
-template <bool FIRST, bool SOFTMAX>
-GLM4V_INLINE void step(const char* a, int64_t a_stride, const char* b, const Pending& last, const char* init,
-                       int64_t init_stride, Softmax& x) {
-  tile_load<4>(a, a_stride);
-  tile_stream<6>(b, 64);
-  if constexpr (FIRST) exchange<0>(last, init, init_stride);
-  tile_product<0, 4, 6>();
-  if constexpr (SOFTMAX) x.slot<0>();
-  tile_stream<7>(b + kTileBytes, 64);
-  if constexpr (FIRST) exchange<1>(last, init, init_stride);
-  tile_product<1, 4, 7>();
-  if constexpr (SOFTMAX) x.slot<1>();
-  tile_load<5>(a + 16 * a_stride, a_stride);
-  if constexpr (FIRST) exchange<2>(last, init, init_stride);
-  tile_product<2, 5, 6>();
-  if constexpr (SOFTMAX) x.slot<2>();
-  if constexpr (FIRST) exchange<3>(last, init, init_stride);
-  tile_product<3, 5, 7>();
-  if constexpr (SOFTMAX) x.slot<3>();
-}
-
-// to [32 rows, 32 columns] = (init or 0) + A B, left in the registers.
-GLM4V_INLINE void multiply(int64_t steps, const char* a, int64_t a_stride, const char* b, int64_t b_step,
-                           const Pending& to, const char* init, Pending& last, Softmax& x) {
-  if (x.row < kRows)
-    step<true, true>(a, a_stride, b, last, init, to.stride, x);
-  else
-    step<true, false>(a, a_stride, b, last, init, to.stride, x);
-  for (int64_t i = 1; i < steps; ++i) {
-    if (x.row < kRows)
-      step<false, true>(a + i * 64, a_stride, b + i * b_step, last, init, to.stride, x);
-    else
-      step<false, false>(a + i * 64, a_stride, b + i * b_step, last, init, to.stride, x);
-  }
-  last = to;
-}
-
-GLM4V_INLINE void drain(Pending& last, char* spill) {
-  tile_store<0>(last.to, last.stride);
-  tile_store<1>(last.to + 64, last.stride);
-  tile_store<2>(last.to + 16 * last.stride, last.stride);
-  tile_store<3>(last.to + 16 * last.stride + 64, last.stride);
-  last = {spill, 64};
-}
 
 // ---- one task ----
 
@@ -378,7 +256,7 @@ void run_units(const FlashAttnForward& args, int64_t n, int64_t first_key, int64
                  before.first ? nullptr : to, last, soft);
       }
     }
-    while (soft.row < kRows) soft.four_slots();
+    while (soft.busy()) soft.four_slots();
   }
   drain(last, x.spill);
 }
@@ -386,13 +264,10 @@ void run_units(const FlashAttnForward& args, int64_t n, int64_t first_key, int64
 void copy_queries(const FlashAttnForward& args, const FlashAttnTask& task, int64_t token, int64_t rows, int64_t groups,
                   int64_t C, bf16* to) {
   const int64_t n = task.end - task.begin, G = args.heads / args.kv_heads;
-  // |scale| multiplies the scores later; its sign goes into the queries, so that the largest score stays the largest.
-  const __m512i sign = _mm512_set1_epi16(args.scale < 0 && args.softcap <= 0 ? -0x8000 : 0);
   for (int64_t r = 0; r < groups * kRows; ++r, to += C + 32) {
     const Head q = head_of(args.q, token + task.begin + r % n, task.kv_head * G + least(r / n, G - 1));
     for (int64_t d = 0; d < C; d += 32)
-      _mm512_store_si512(to + d,
-                         _mm512_xor_si512(sign, load_pairs(q.data + d, r < rows ? first_lanes(args.dim - d) : 0)));
+      _mm512_store_si512(to + d, load_pairs(q.data + d, r < rows ? first_lanes(args.dim - d) : 0));
   }
 }
 
@@ -400,7 +275,7 @@ void finish(const FlashAttnForward& args, const FlashAttnTask& task, int64_t tok
             const Scratch& x) {
   const int64_t n = task.end - task.begin, G = args.heads / args.kv_heads, o_row = C + 16;
   const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
-  const float factor = args.softcap > 0 ? 1 : __builtin_fabsf(args.scale);
+  const float factor = args.softcap > 0 ? 1 : args.scale;
   for (int64_t f = 0; f < rows; ++f) {
     const Group& group = x.groups[f / kRows];
     const int64_t r = f % kRows, t = token + task.begin + f % n, h = task.kv_head * G + f / n;
@@ -439,7 +314,7 @@ void flash_attn_tiles_task(const FlashAttnForward& args, const FlashAttnTask& ta
   const int64_t key_token = args.cu_k[task.segment], Lk = args.cu_k[task.segment + 1] - key_token;
   const Scratch x = lay_out(scratch, groups, C);
   // A vanishing scale must not meet an infinite maximum.
-  const float c = args.softcap > 0 ? kLog2e : __builtin_fmaxf(__builtin_fabsf(args.scale) * kLog2e, 0x1p-126f);
+  const float c = args.softcap > 0 ? kLog2e : __builtin_fmaxf(args.scale * kLog2e, 0x1p-126f);
 
   copy_queries(args, task, token, rows, groups, C, x.q);
   find_visible(args, task, Lq, Lk, groups, x.groups);

@@ -7,4 +7,7 @@ namespace glm4v::amx {
 FlashAttnPlan flash_attn_tiles_plan(const FlashAttnForward& args);
 void flash_attn_tiles_task(const FlashAttnForward& args, const FlashAttnTask& task, void* scratch);
 
+size_t flash_attn_tiles_backward_scratch(const FlashAttnBackward& args);
+void flash_attn_tiles_backward_task(const FlashAttnBackward& args, const FlashAttnBackwardTask& task, void* scratch);
+
 }  // namespace glm4v::amx

@@ -19,12 +19,10 @@ struct BackwardScratch {
   float *scores, *dscores;      // [BACKWARD_KEYS][TILE]
   float *lse, *tile_delta;      // [TILE]
   int32_t *begin, *end;         // [TILE] keys that a lane sees
-  const char** ahead;           // [2 * BACKWARD_KEYS] rows to prefetch
 
   static size_t bytes(int64_t heads, int64_t rows, int64_t padded) {
     return sizeof(float) * (heads * rows * padded + round_up(heads * rows, W) + 4 * BACKWARD_KEYS * padded +
-                            4 * TILE * padded + 2 * BACKWARD_KEYS * TILE + 4 * TILE) +
-           sizeof(void*) * 2 * BACKWARD_KEYS;
+                            4 * TILE * padded + 2 * BACKWARD_KEYS * TILE + 4 * TILE);
   }
   BackwardScratch(void* memory, int64_t heads, int64_t rows, int64_t padded) {
     float* next = static_cast<float*>(memory);
@@ -41,7 +39,6 @@ struct BackwardScratch {
     scores = take(BACKWARD_KEYS * TILE), dscores = take(BACKWARD_KEYS * TILE);
     lse = take(TILE), tile_delta = take(TILE);
     begin = reinterpret_cast<int32_t*>(take(TILE)), end = reinterpret_cast<int32_t*>(take(TILE));
-    ahead = reinterpret_cast<const char**>(next);
   }
 };
 
@@ -52,7 +49,7 @@ struct BackwardTask {
   const Segment segment;
   const int64_t heads, padded;
   const BackwardScratch s;
-  Prefetch ahead;
+  Prefetch ahead{nullptr, 0};  // nothing: prefetching the next tile's rows gained nothing here
 
   BackwardTask(const FlashAttnBackward& args, const FlashAttnBackwardTask& t, void* memory)
       : a(args),
@@ -60,8 +57,7 @@ struct BackwardTask {
         segment(args, t.segment),
         heads(t.head_end - t.head_begin),
         padded(round_up(a.dim, W)),
-        s(memory, heads, segment.rows, padded),
-        ahead(s.ahead, a.dim * static_cast<int64_t>(sizeof(T))) {}
+        s(memory, heads, segment.rows, padded) {}
 
   void run() {
     memset(s.dq, 0, sizeof(float) * heads * segment.rows * padded);
@@ -74,8 +70,10 @@ struct BackwardTask {
       memset(s.dk, 0, sizeof(float) * block.size() * padded);
       memset(s.dv, 0, sizeof(float) * block.size() * padded);
       const Range rows = segment.rows_of(block);
+      const int64_t tiles = max(1, (rows.size() + TILE - 1) / TILE);  // of nearly equal height
+      const int64_t step = round_up(max(1, (rows.size() + tiles - 1) / tiles), W);
       for (int64_t h = 0; h < heads; ++h)
-        for (int64_t i = rows.begin; i < rows.end; i += TILE) attend(h, {i, min(rows.end, i + TILE)}, block, k, v);
+        for (int64_t i = rows.begin; i < rows.end; i += step) attend(h, {i, min(rows.end, i + step)}, block, k, v);
       write_keys(block);
     }
     for (int64_t h = 0; h < heads; ++h)

@@ -34,8 +34,10 @@ struct Bf16Products {
     memset(head.values, 0, dim * KV_TILE * sizeof(float));
     for (int64_t r = task.row_begin; r < task.row_end; ++r) {
       const bf16* row = query_row<bf16>(a, task, kv_head, r);
-      bf16* to = reinterpret_cast<bf16*>(head.q + r - task.row_begin);
-      for (int64_t d = 0; d < a.dim; ++d) to[d / 2 * 2 * KV_TILE + d % 2] = row[d];
+      uint32_t* to = head.q + r - task.row_begin;
+      int64_t d = 0;
+      for (; d + 2 <= a.dim; d += 2) memcpy(to + d / 2 * KV_TILE, row + d, 4);
+      if (d < a.dim) memcpy(to + d / 2 * KV_TILE, row + d, 2);
     }
   }
 

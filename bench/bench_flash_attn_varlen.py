@@ -1,0 +1,90 @@
+"""Attention against sdpa per sequence (what transformers' vision tower runs), one sdpa over equal segments, and eager.
+
+The ceiling is measured in the same process just before each case: the multiply-add instruction that serves the dtype at
+the active level (fp32 FMA, vdpbf16ps or AMX tiles). Causal flops are half of the full ones, backward is 2.5 forwards.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bench.shapes import HEAD_DIM, PROMPTS, SEGMENTS, TEXT_HEADS, TEXT_KV_HEADS, VISION_HEADS, cases
+from glm4v_ext import _C, build_info, flash_attn_varlen_func
+
+EAGER_SCORES = 2**30  # bytes of one eager score matrix, at most
+
+
+def ceiling(dtype: torch.dtype) -> float:
+    """GFLOP/s of all threads."""
+    kinds = {"amx": "amx", "avx512_bf16": "bf16_dot"}
+    kind = kinds.get(str(build_info()["isa"]), "fp32") if dtype == torch.bfloat16 else "fp32"
+    return _C.measure_peak(kind, torch.get_num_threads())
+
+
+def sample(lengths, heads, kv_heads, device, dtype):
+    """q, k, v as slices of one packed projection, and cu_seqlens."""
+    qkv = torch.randn(sum(lengths), heads + 2 * kv_heads, HEAD_DIM, device=device).to(dtype)
+    cu_seqlens = torch.tensor([0, *lengths], device=device).cumsum(0).int()
+    return qkv.split([heads, kv_heads, kv_heads], dim=1), cu_seqlens
+
+
+def sdpa(q, k, v, causal=False):
+    """[N, S, H, D]"""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True).transpose(1, 2)
+
+
+def eager(q, k, v, causal=False):
+    """[S, H, D], as transformers' eager_attention_forward."""
+    group = q.shape[1] // k.shape[1]
+    q, k, v = q.transpose(0, 1), *(x.repeat_interleave(group, 1).transpose(0, 1) for x in (k, v))
+    scores = q @ k.transpose(1, 2) * HEAD_DIM**-0.5
+    if causal:
+        scores += torch.full(scores.shape[1:], float("-inf"), dtype=q.dtype).triu(1)
+    return (scores.softmax(-1, dtype=torch.float32).to(q.dtype) @ v).transpose(0, 1)
+
+
+def peers_of(q, k, v, cu_seqlens, lengths, causal, wrap):
+    """Name -> function without arguments; ``wrap`` makes forward + backward of a forward."""
+    longest, segments = max(lengths), len(lengths)
+
+    def each(function):
+        parts = (x.split(lengths) for x in (q, k, v))
+        return torch.cat([function(*part, causal) for part in zip(*parts, strict=True)])
+
+    def batched():
+        return sdpa(*(x.unflatten(0, (segments, longest)) for x in (q, k, v)), causal).flatten(0, 1)
+
+    peers = {
+        "glm4v_ext": lambda: flash_attn_varlen_func(q, k, v, cu_seqlens, cu_seqlens, longest, longest, causal=causal),
+        "sdpa": lambda: each(lambda *x: sdpa(*(t[None] for t in x[:3]), causal)[0]),
+    }
+    if segments > 1:
+        peers["batched sdpa"] = batched
+    if longest**2 * q.shape[1] * 4 <= EAGER_SCORES:
+        peers["eager"] = lambda: each(eager)
+    return {name: wrap(peer) for name, peer in peers.items()}
+
+
+@pytest.mark.parametrize("lengths", cases(SEGMENTS, quick=["336x336", "64x112x112"]))
+def bench_forward(race, device, dtype, lengths):
+    (q, k, v), cu_seqlens = sample(lengths, VISION_HEADS, VISION_HEADS, device, dtype)
+    flops = sum(4 * n * n for n in lengths) * VISION_HEADS * HEAD_DIM
+    race(peers_of(q, k, v, cu_seqlens, lengths, False, lambda f: f), flops=flops, ceiling=ceiling(dtype))
+
+
+@pytest.mark.parametrize("lengths", cases(SEGMENTS, quick=["336x336", "64x112x112"]))
+def bench_forward_backward(race, device, dtype, lengths):
+    parts, cu_seqlens = sample(lengths, VISION_HEADS, VISION_HEADS, device, dtype)
+    q, k, v = (x.detach().requires_grad_() for x in parts)
+    dout = torch.randn(q.shape, device=device).to(dtype)
+    flops = 3.5 * sum(4 * n * n for n in lengths) * VISION_HEADS * HEAD_DIM
+    peers = peers_of(q, k, v, cu_seqlens, lengths, False, lambda f: lambda: torch.autograd.grad(f(), (q, k, v), dout))
+    race(peers, flops=flops, ceiling=ceiling(dtype), grad=True)
+
+
+@pytest.mark.parametrize("tokens", cases(PROMPTS))
+def bench_prefill(race, device, dtype, tokens):
+    (q, k, v), cu_seqlens = sample([tokens], TEXT_HEADS, TEXT_KV_HEADS, device, dtype)
+    flops = 2 * tokens * tokens * TEXT_HEADS * HEAD_DIM
+    race(peers_of(q, k, v, cu_seqlens, [tokens], True, lambda f: f), flops=flops, ceiling=ceiling(dtype))
