@@ -88,8 +88,16 @@ def flash_attn_func(
 
     Returns:
         ``out [B, Sq, H, D]``, or ``(out, lse [B, H, Sq] float32, None)`` with ``return_attn_probs``.
+
+    Raises:
+        RuntimeError: as in :func:`flash_attn_varlen_func`.
     """
     batch, rows, keys = q.shape[0], q.shape[1], k.shape[1]
+    for name, x in (("k", k), ("v", v)):  # the op sees packed tokens: only here is it known whose they are
+        if x.shape[:2] != (batch, keys):
+            raise RuntimeError(
+                f"flash_attn_func: {name} must be [B, Sk, K, D] = [{batch}, {keys}, *, *], got {list(x.shape)}"
+            )
     count = torch.arange(batch + 1, dtype=torch.int32, device=q.device)
     out, lse = torch.ops.glm4v_ext.flash_attn_varlen(
         q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), count * rows, count * keys, rows, keys, dropout_p,

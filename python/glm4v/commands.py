@@ -51,7 +51,9 @@ Budget = Annotated[
     int | None, typer.Option(min=0, metavar="N", help="End the thinking after N tokens; 0 turns it off.")
 ]
 DtypeOption = Annotated[Dtype | None, typer.Option("--dtype", help="Type of the weights. Default: the checkpoint's.")]
-MaxPixels = Annotated[int | None, typer.Option(help="Pixels of a picture, over all frames. Default: the checkpoint's.")]
+MaxPixels = Annotated[
+    int | None, typer.Option(min=1, help="Pixels of a picture, over all frames. Default: the checkpoint's.")
+]
 MaxAspect = Annotated[float, typer.Option(help="The longest side ratio of a picture.")]
 Network = Annotated[bool, typer.Option("--allow-network", help="Fetch http(s) URLs.")]
 

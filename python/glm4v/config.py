@@ -244,6 +244,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+KINDS: dict[type, tuple[Any, str]] = {
+    bool: (bool, "true or false"),
+    int: (int, "a whole number"),
+    float: (int | float, "a number"),
+}  # by the type of a field's default: what may stand in the file
 C = TypeVar("C", VisionConfig, TextConfig, Config)
 
 
@@ -253,7 +258,13 @@ def _expect(ok: bool, where: str, name: str, expectation: str, actual: object) -
 
 
 def _divides(where: str, name: str, value: int, divisor_name: str, divisor: int) -> None:
-    _expect(value > 0 and value % divisor == 0, where, name, f"a multiple of {divisor_name} = {divisor}", value)
+    _expect(
+        value > 0 and divisor > 0 and value % divisor == 0,
+        where,
+        name,
+        f"a multiple of {divisor_name} = {divisor}",
+        value,
+    )
 
 
 def _pop_rope(data: dict[str, Any], where: str, types: tuple[str, ...]) -> dict[str, Any]:
@@ -276,6 +287,12 @@ def _build(cls: type[C], data: dict[str, Any], where: str, **known: Any) -> C:
             found = data.pop(key)
             _expect(found == value, where, key, str(value), found)
     own = {key: data.pop(key) for key in list(data) if key in names and key not in known}
+    for f in fields(cls):
+        if f.name in own or f.name in known:
+            value = own.get(f.name, known.get(f.name))
+            kinds, expectation = KINDS.get(type(f.default), (object, ""))
+            whole = isinstance(value, bool) == isinstance(f.default, bool)  # a bool is an int to Python
+            _expect(isinstance(value, kinds) and whole, where, f.name, expectation, repr(value))
     data.pop("architectures", None)
     data.pop("transformers_version", None)
     return cls(**own, **known, extra=data)

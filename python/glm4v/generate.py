@@ -254,8 +254,10 @@ def _ends(ids: list[int], tag: list[int]) -> bool:
 
 
 def _stop_ids(generation_config: Mapping[str, Any]) -> frozenset[int]:
-    ids = generation_config.get("eos_token_id") or ()
-    return frozenset([ids] if isinstance(ids, int) else ids)
+    found = generation_config.get("eos_token_id")
+    ids = found if isinstance(found, list | tuple) else [] if found is None else [found]
+    _expect(all(isinstance(one, int) for one in ids), "eos_token_id", "a token id or a list of them", found)
+    return frozenset(ids)
 
 
 def _expect(ok: bool, name: str, expectation: str, actual: object) -> None:

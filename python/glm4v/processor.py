@@ -7,7 +7,7 @@ decoded. Dims: T tokens, N sequences, P patches, I images, V videos.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -19,7 +19,7 @@ from torch import Tensor
 from glm4v_ext import patchify
 
 from .batch import Batch
-from .config import Config, checkpoint_folder
+from .config import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, Config, checkpoint_folder
 from .errors import InputError
 from .image import Picture, smart_resize
 from .positions import rope_positions
@@ -30,7 +30,16 @@ from .video import Video
 Messages: TypeAlias = Sequence[Mapping[str, Any]]
 
 # What is built in: a checkpoint that asks for anything else is refused rather than read wrongly.
-FIXED = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3, "rescale_factor": 1 / 255}
+FIXED = {
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "resample": 3,
+    "rescale_factor": 1 / 255,
+    "patch_size": PATCH_SIZE,
+    "temporal_patch_size": TEMPORAL_PATCH_SIZE,
+    "merge_size": MERGE_SIZE,
+}
 
 BORDERS = {
     "image_start_token_id": "<|begin_of_image|>",
@@ -50,20 +59,40 @@ class PixelSettings:
     max_pixels: int
     mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
-    patch_size: int = 14
-    temporal_patch_size: int = 2
-    merge_size: int = 2
     fps: float = 2
     max_duration: float = 300
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], longest_edge: int) -> PixelSettings:
-        size = {"shortest_edge": 112 * 112, "longest_edge": longest_edge, **(data.get("size") or {})}
-        names = {"image_mean": "mean", "image_std": "std"}
-        names |= {key: key for key in ("patch_size", "temporal_patch_size", "merge_size", "fps", "max_duration")}
-        stated = {name: data[key] for key, name in names.items() if data.get(key) is not None}
-        stated |= {name: tuple(stated[name]) for name in ("mean", "std") if name in stated}
-        return cls(size["shortest_edge"], size["longest_edge"], **stated)
+    def from_dict(cls, data: Mapping[str, Any], longest_edge: int, where: str) -> PixelSettings:
+        """Settings of a preprocessor's file; ``where`` says in an error whose they are."""
+
+        def stated(key: str, default: Any, expectation: str, fits: Callable[[Any], bool]) -> Any:
+            value = default if data.get(key) is None else data[key]
+            if not fits(value):
+                raise InputError(f"processor: {where}: {key} must be {expectation}, got {value!r}")
+            return value
+
+        def positive(value: Any) -> bool:
+            return isinstance(value, int | float) and value > 0
+
+        def three(value: Any) -> bool:
+            return (
+                isinstance(value, list | tuple) and len(value) == 3 and all(isinstance(x, int | float) for x in value)
+            )
+
+        def edges(value: Any) -> bool:
+            return isinstance(value, dict) and all(positive(value.get(key, 1)) for key in size)
+
+        size = {"shortest_edge": 112 * 112, "longest_edge": longest_edge}
+        size |= stated("size", {}, f"positive numbers named {' and '.join(size)}", edges)
+        return cls(
+            min_pixels=size["shortest_edge"],
+            max_pixels=size["longest_edge"],
+            mean=tuple(stated("image_mean", cls.mean, "3 numbers", three)),
+            std=tuple(stated("image_std", cls.std, "3 positive numbers", lambda x: three(x) and min(x) > 0)),
+            fps=stated("fps", cls.fps, "a positive number", positive),
+            max_duration=stated("max_duration", cls.max_duration, "a positive number", positive),
+        )
 
 
 @dataclass(frozen=True)
@@ -96,6 +125,8 @@ class Processor:
                 raise InputError(f"processor: {path}: {name} must be the id of {token}, got {found}")
         self.template = load_chat_template(path)
         self.image, self.video = _pixel_settings(path)
+        if max_pixels is not None and max_pixels < 1:
+            raise InputError(f"processor: max_pixels must be 1 or more, got {max_pixels}")
         self.max_pixels, self.max_aspect_ratio = max_pixels, max_aspect_ratio
         self.allow_network, self.dtype = allow_network, dtype
 
@@ -138,7 +169,7 @@ class Processor:
             self.config.image_token_id,
             self.config.video_start_token_id,
             self.config.video_end_token_id,
-            self.image.merge_size,
+            MERGE_SIZE,
         )
         return Batch(
             input_ids,
@@ -198,8 +229,8 @@ class Processor:
                 picture.width,
                 settings.min_pixels,
                 self.max_pixels or settings.max_pixels,
-                settings.patch_size * settings.merge_size,
-                settings.temporal_patch_size,
+                PATCH_SIZE * MERGE_SIZE,
+                TEMPORAL_PATCH_SIZE,
                 self.max_aspect_ratio,
             )
         except InputError as error:
@@ -208,13 +239,12 @@ class Processor:
 
     def _expand(self, picture: Picture | Video, height: int, width: int) -> list[int | str]:
         """What stands for a picture in the prompt: its tokens; for a video, each unit's tokens and its time."""
-        settings = self.video if isinstance(picture, Video) else self.image
-        side = settings.patch_size * settings.merge_size
+        side = PATCH_SIZE * MERGE_SIZE
         tokens: list[int | str] = [self.config.image_token_id] * (height // side * (width // side))
         if not isinstance(picture, Video):
             return tokens
         pieces: list[int | str] = []
-        for seconds in picture.timestamps[:: settings.temporal_patch_size]:
+        for seconds in picture.timestamps[::TEMPORAL_PATCH_SIZE]:
             pieces += [self.config.image_start_token_id, *tokens, self.config.image_end_token_id, str(int(seconds))]
         return pieces
 
@@ -230,9 +260,9 @@ class Processor:
                     torch.from_numpy(picture.frames(height, width)),
                     settings.mean,
                     settings.std,
-                    settings.temporal_patch_size,
-                    settings.patch_size,
-                    settings.merge_size,
+                    TEMPORAL_PATCH_SIZE,
+                    PATCH_SIZE,
+                    MERGE_SIZE,
                     self.dtype,
                 )
                 patches.append(one)
@@ -261,4 +291,7 @@ def _pixel_settings(folder: Path) -> tuple[PixelSettings, PixelSettings]:
         for key, value in FIXED.items():
             if settings.get(key) not in (None, value):
                 raise InputError(f"processor: {folder}: {key} of {name} must be {value}, got {settings[key]}")
-    return PixelSettings.from_dict(image, 9_633_792), PixelSettings.from_dict(video, 47_040_000)
+    return (
+        PixelSettings.from_dict(image, 9_633_792, f"{folder}, images"),
+        PixelSettings.from_dict(video, 47_040_000, f"{folder}, videos"),
+    )

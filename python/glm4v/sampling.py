@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,8 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
+        for f in fields(self):
+            _expect(isinstance(getattr(self, f.name), Real), f.name, "a number", getattr(self, f.name))
         _expect(0 <= self.temperature < math.inf, "temperature", "0 or more", self.temperature)
         _expect(0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self.top_p)
         _expect(self.top_k >= 0, "top_k", "0 or more", self.top_k)

@@ -75,6 +75,17 @@ def test_tied_embeddings_in_either_place():
         ({"vision_config": {"patch_size": 16}}, "patch_size of vision_config must be 14, got 16"),
         ({"vision_config": {"out_hidden_size": 5}}, "out_hidden_size of vision_config must be text_config.hidden_size"),
         ({"vision_config": {"num_heads": 7}}, "hidden_size of vision_config must be a multiple of num_heads = 7"),
+        ({"vision_config": {"num_heads": 0}}, "hidden_size of vision_config must be a multiple of num_heads = 0, got"),
+        (
+            {"text_config": {"num_hidden_layers": 1.5}},
+            "num_hidden_layers of text_config must be a whole number, got 1.5",
+        ),
+        ({"text_config": {"num_hidden_layers": True}}, "num_hidden_layers of text_config must be a whole number, got"),
+        ({"text_config": {"rms_norm_eps": "a"}}, "rms_norm_eps of text_config must be a number, got 'a'"),
+        (
+            {"text_config": {"rope_parameters": {**ROPE, "rope_theta": "a"}}},
+            "rope_theta of text_config must be a number",
+        ),
         ({"text_config": {"hidden_act": "gelu"}}, "hidden_act of text_config must be silu, got gelu"),
         ({"text_config": {"attention_dropout": 0.1}}, "attention_dropout of text_config must be 0.0, got 0.1"),
         (

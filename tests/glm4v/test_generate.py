@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from glm4v import Generation
 from glm4v.detokenize import TextStream
+from glm4v.errors import InputError
 from glm4v.generate import generate, stream
 from glm4v.sampling import Sampling, cut, draw, penalized, streams
 from tests.glm4v.mock_model import MockModel, byte_tokenizer
@@ -315,6 +316,7 @@ def test_forced_tokens_draw_nothing_and_count():
         ({"max_new_tokens": 0}, "max_new_tokens must be 1 or more, got 0"),
         ({"temperature": -1}, "temperature must be 0 or more, got -1"),
         ({"temperature": math.nan}, "temperature must be 0 or more, got nan"),
+        ({"temperature": "hot"}, "temperature must be a number, got hot"),
         ({"top_p": 0}, "top_p must be above 0 and at most 1, got 0"),
         ({"top_k": -1}, "top_k must be 0 or more, got -1"),
         ({"min_p": 2}, "min_p must be between 0 and 1, got 2"),
@@ -336,3 +338,15 @@ def test_a_prompt_must_fit():
     empty = {name: torch.zeros(n, dtype=torch.int32) for name, n in (("input_ids", 0), ("cu_seqlens", 1))}
     with pytest.raises(ValueError, match="generate: prompt must be one request or more, got 0"):
         stream(MockModel(), {**empty, "position_ids": torch.zeros(3, 0)})
+
+
+def test_stop_ids_of_the_checkpoint():
+    model = MockModel({"Q": "ab!c"})
+    model.generation_config = {"eos_token_id": model.id("!")}
+    assert model.id("!") == 0  # an id like any other
+    (g,) = generate(model, ["Q"])
+    assert (g.text, g.finish_reason) == ("ab", "stop")
+    for wrong in ("a", [None], {}):
+        model.generation_config = {"eos_token_id": wrong}
+        with pytest.raises(InputError, match="eos_token_id must be a token id or a list of them, got"):
+            generate(model, ["Q"])

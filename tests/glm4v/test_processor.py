@@ -223,6 +223,21 @@ def test_folders_that_are_no_checkpoint(tiny_checkpoint, tmp_path):
     unscaled = changed(tiny_checkpoint, tmp_path / "d", video_preprocessor_config={"do_rescale": False})
     with pytest.raises(InputError, match=r"^processor: .*: do_rescale of videos must be True, got False$"):
         Processor.from_pretrained(unscaled)
+    for i, (key, value, expectation) in enumerate(
+        (
+            ("patch_size", 16, "14, got 16"),
+            ("size", {"longest_edge": 0}, "positive numbers named shortest_edge and longest_edge, got"),
+            ("size", 5, "positive numbers named shortest_edge and longest_edge, got 5"),
+            ("image_mean", [1], r"3 numbers, got \[1\]"),
+            ("image_std", [1, 0, 1], r"3 positive numbers, got \[1, 0, 1\]"),
+            ("fps", 0, "a positive number, got 0"),
+        )
+    ):
+        wrong = changed(tiny_checkpoint, tmp_path / f"settings{i}", video_preprocessor_config={key: value})
+        with pytest.raises(InputError, match=rf"^processor: .*: {key}( of videos)? must be {expectation}[^\n]*$"):
+            Processor.from_pretrained(wrong)
+    with pytest.raises(InputError, match=r"^processor: max_pixels must be 1 or more, got 0$"):
+        Processor.from_pretrained(tiny_checkpoint, max_pixels=0)
     (bare / "tokenizer.json").write_text((tiny_checkpoint / "tokenizer.json").read_text())
     (bare / "preprocessor_config.json").write_text("{")
     with pytest.raises(InputError, match=r"^processor: .*preprocessor_config.json: is not JSON: [^\n]*$"):

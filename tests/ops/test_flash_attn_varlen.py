@@ -277,6 +277,15 @@ def test_pages_have_no_gradient():
         out.sum().backward()
 
 
+def test_sequences_of_one_length_must_fit_together():
+    # The packed tokens alone would be attended to, but not those that the caller meant.
+    q, k = torch.zeros(2, 4, 2, 8), torch.zeros(2, 6, 2, 8)
+    for name, wrong in (("k", torch.zeros(4, 3, 2, 8)), ("k", torch.zeros(3, 6, 2, 8)), ("v", torch.zeros(3, 4, 2, 8))):
+        keys = {"k": k, "v": k, name: wrong}
+        with pytest.raises(RuntimeError, match=rf"^flash_attn_func: {'v' if name == 'v' else '[kv]'} must be \[B, Sk"):
+            flash_attn_func(q, **keys)
+
+
 # bf16 at the amx level has loops of its own: 32 rows by 128 keys, keys packed 1024 at a time. Elsewhere these are more
 # odd sizes.
 @pytest.mark.parametrize("dim", [17, 80, 96, 128, 256])
