@@ -8,6 +8,7 @@ Dims: P patches, S context length, C width.
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
 
@@ -127,14 +128,15 @@ model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=
 PEAK = "\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
 
 
-def bench_peak_memory(dtype, tmp_path, record_property, request):
+def bench_peak_memory(dtype, tmp_path, record_property):
     """Peak resident bytes of both; no timing."""
     folder = make_checkpoint(tmp_path, "wide", dtype=dtype, layers=(2, 2))
     gc.collect()
     peaks = {}
     for name, program in (("glm4v_ext", OURS), ("transformers", THEIRS)):
         command = [sys.executable, "-c", program + PEAK, str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=request.config.rootpath)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr
         peaks[name] = int(done.stdout.split()[-1])
         record_property(f"{name}_peak_bytes", peaks[name])

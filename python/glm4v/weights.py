@@ -189,13 +189,22 @@ def _read(pieces: list[Entry]) -> Tensor:
     """The tensors as one, stacked by rows; without a copy where they stand so in the file."""
     first, last = pieces[0], pieces[-1]
     if not all(a.data is b.data and a.stop == b.start and a.dtype == b.dtype for a, b in pairwise(pieces)):
-        return torch.cat([_read([piece]) for piece in pieces])
+        return torch.cat([_read_unmapped(piece) for piece in pieces])
     data = first.data[first.start : last.stop]
     data[::PAGE].sum()  # brings the pages in now, in order, rather than at the first use
     if first.start % first.dtype.itemsize:
         data = data.clone()
     rows = [sum(piece.shape[0] for piece in pieces)] if len(pieces) > 1 else list(first.shape[:1])
     return data.view(first.dtype).view([*rows, *first.shape[1:]])
+
+
+def _read_unmapped(piece: Entry) -> Tensor:
+    """A copy, read past the mapping: pages that are only copied from would count as this process's memory too."""
+    data = torch.empty(piece.stop - piece.start, dtype=torch.uint8)
+    with piece.file.open("rb") as stream:
+        stream.seek(piece.start)
+        stream.readinto(data.numpy().data)
+    return data.view(piece.dtype).view(piece.shape)
 
 
 def _encode(shard: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
