@@ -17,9 +17,20 @@ using torch::stable::detail::from, torch::stable::detail::to;
 // Up to here the product is bound by reading the weight, which both libraries do at half of the memory's pace.
 int64_t most_few_rows(DType dtype) { return dtype == DType::f32 ? 16 : 4; }
 
+// glibc maps tensors beyond this anew at every call.
+constexpr int64_t fresh_bytes = 32 << 20;
+
 Tensor torch_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
-  std::array<StableIValue, 3> stack{from(x), from(weight), from(bias)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
+  std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
+  sizes.back() = weight.size(0);
+  const int64_t values = x.size(x.dim() - 1) == 0 ? 0 : x.numel() / x.size(x.dim() - 1) * sizes.back();
+  if (values * x.element_size() <= fresh_bytes) {
+    std::array<StableIValue, 3> stack{from(x), from(weight), from(bias)};
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
+    return to<Tensor>(stack[0]);
+  }
+  std::array<StableIValue, 4> stack{from(x), from(weight), from(bias), from(empty(x, sizes))};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "out", stack.data(), TORCH_ABI_VERSION));
   return to<Tensor>(stack[0]);
 }
 

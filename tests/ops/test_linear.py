@@ -45,6 +45,12 @@ def test_few_rows(m, dtype, level):
             assert_as_accurate(linear, reference.linear, sample((m, k, n, m % 2 == 0), dtype))
 
 
+def test_a_large_output():
+    # beyond 32 MiB the op brings its own memory
+    x, weight, bias = torch.randn(3, 700, 16), torch.randn(5000, 16), torch.randn(5000)
+    torch.testing.assert_close(linear(x, weight, bias), reference.linear(x, weight, bias))
+
+
 def test_few_rows_of_a_view():
     x, weight = torch.randn(5, 300)[:, ::3], torch.randn(40, 250)[::2, 50:150]
     assert_as_accurate(linear, reference.linear, [x, weight])
