@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import build as _schemas  # noqa: F401
-
 
 def interpolate_pos_embed(x: Tensor, table: Tensor, grid_thw: Tensor) -> Tensor:
     """``x + bicubic(table)`` at the centre of each patch of each image.

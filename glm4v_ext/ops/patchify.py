@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import build as _schemas  # noqa: F401
-
 
 def patchify(
     frames: Tensor,

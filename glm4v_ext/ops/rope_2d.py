@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import build as _schemas  # noqa: F401
 from .in_place import refuse_grad
 
 # Looked up once: a decoding step calls the op per layer, and each attribute costs time.

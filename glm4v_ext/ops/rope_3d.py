@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import build as _schemas  # noqa: F401
 from .in_place import refuse_grad
 
 # Looked up once: a decoding step calls the op per layer, and each attribute costs time.
