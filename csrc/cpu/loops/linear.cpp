@@ -10,12 +10,16 @@ namespace {
 
 // Sums over `chunk` products are added up in turn: one long chain of additions would lose digits.
 constexpr int64_t line_bytes = 64, ahead = 2048, chunk = 512;
-struct Yes {
-  static constexpr bool value = true;
-};
-struct No {
-  static constexpr bool value = false;
-};
+// Out of line: inlined into every block, these two would be nine tenths of the object.
+template <class T>
+__attribute__((noinline)) vf load_rest(const T* p, FirstLanes lanes) {
+  return load(p, lanes);
+}
+template <class T>
+vf load_rest(const T* p, AllLanes) {
+  return load(p);
+}
+__attribute__((noinline)) float total(vf v) { return sum(v); }
 
 // out[m][n] for MB rows of x and NB rows of the weight. The two products of a block are unrolled whole: an accumulator
 // array that any loop indexes would stay in memory.
@@ -31,10 +35,10 @@ GLM4V_INLINE void block(const FewRows& a, int64_t m, int64_t n) {
     const auto step = [&](int64_t k, auto lanes) __attribute__((always_inline)) {
       vf xs[MB];
 #pragma GCC unroll 4
-      for (int i = 0; i < MB; ++i) xs[i] = load(x + i * a.k + k, lanes);
+      for (int i = 0; i < MB; ++i) xs[i] = load_rest(x + i * a.k + k, lanes);
 #pragma GCC unroll 8
       for (int r = 0; r < NB; ++r) {
-        const vf ws = load(w + r * a.row_stride + k, lanes);
+        const vf ws = load_rest(w + r * a.row_stride + k, lanes);
 #pragma GCC unroll 4
         for (int i = 0; i < MB; ++i) sums[i][r] += ws * xs[i];
       }
@@ -46,7 +50,7 @@ GLM4V_INLINE void block(const FewRows& a, int64_t m, int64_t n) {
 #pragma GCC unroll 8
         for (int r = 0; r < NB; ++r) __builtin_prefetch(next + r * a.row_stride);
       }
-#pragma GCC unroll 8
+#pragma GCC unroll 1  // whole steps follow one another: unrolled they only grow
       for (int64_t part = 0; part < line; part += W) step(k + part, AllLanes{});
     }
     for (; k + W <= last; k += W) step(k, AllLanes{});
@@ -62,28 +66,27 @@ GLM4V_INLINE void block(const FewRows& a, int64_t m, int64_t n) {
   for (int i = 0; i < MB; ++i) {
     T* out = static_cast<T*>(a.out) + (m + i) * a.n + n;
 #pragma GCC unroll 8
-    for (int r = 0; r < NB; ++r) out[r] = from_float<T>(sum(totals[i][r]) + (bias ? to_float(bias[n + r]) : 0.0f));
+    for (int r = 0; r < NB; ++r) out[r] = from_float<T>(total(totals[i][r]) + (bias ? to_float(bias[n + r]) : 0.0f));
   }
 }
 
-// NB weight rows against all of x: the first block of x brings them into the cache.
+// NB weight rows against `count` of the rows of x.
+template <class T, int NB, bool prefetch>
+void rows(const FewRows& a, int64_t m, int64_t count, int64_t n) {
+  if (count == 1) return block<T, NB, 1, prefetch>(a, m, n);
+  if (count == 2) return block<T, NB, 2, prefetch>(a, m, n);
+  if constexpr (NB <= 4) {
+    if (count == 3) return block<T, NB, 3, prefetch>(a, m, n);
+    block<T, NB, 4, prefetch>(a, m, n);
+  }
+}
+
+// NB weight rows against all of x: its first rows bring them into the cache.
 template <class T, int NB>
 void column(const FewRows& a, int64_t n) {
-  const auto rows = [&](int64_t m, int64_t left, auto prefetch) __attribute__((always_inline)) {
-    constexpr bool p = decltype(prefetch)::value;
-    switch (left) {
-      case 1:
-        return block<T, NB, 1, p>(a, m, n);
-      case 2:
-        return block<T, NB, 2, p>(a, m, n);
-      case 3:
-        return block<T, NB, 3, p>(a, m, n);
-      default:
-        return block<T, NB, 4, p>(a, m, n);
-    }
-  };
-  rows(0, a.m, Yes{});
-  for (int64_t m = 4; m < a.m; m += 4) rows(m, a.m - m, No{});
+  rows<T, NB, true>(a, 0, a.m < 4 ? a.m : 4, n);
+  if constexpr (NB <= 4)
+    for (int64_t m = 4; m < a.m; m += 4) rows<T, NB, false>(a, m, a.m - m < 4 ? a.m - m : 4, n);
 }
 
 template <class T>

@@ -108,12 +108,13 @@ GLM4V_INLINE void store(f16* p, vf v) { _mm256_storeu_si256((__m256i*)p, _mm512_
 GLM4V_INLINE vf load(const f16* p) { return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
 GLM4V_INLINE void store(f16* p, vf v) { _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, 0)); }
 #else
-GLM4V_INLINE vf load(const f16* p) {
+// Conversions in software, long enough to stay out of line.
+static inline __attribute__((noinline)) vf load(const f16* p) {
   vf v;
   for (int i = 0; i < W; ++i) v[i] = to_float(p[i]);
   return v;
 }
-GLM4V_INLINE void store(f16* p, vf v) {
+static inline __attribute__((noinline)) void store(f16* p, vf v) {
   for (int i = 0; i < W; ++i) p[i] = from_float<f16>(v[i]);
 }
 #endif
