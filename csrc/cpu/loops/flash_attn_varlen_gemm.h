@@ -1,10 +1,58 @@
 // The one micro-kernel of attention, C[r][n] (+)= sum over s of A(r, s) * B[s][n]: R broadcasts of A times NV vectors
 // of B per step, R * NV accumulators in registers. Every product of forward and backward is of this shape, with A and B
-// in the layout that they have anyway.
+// in the layout that they have anyway. C is fp32; A and B are floats, or pairs of bf16 whose dot product is one step.
 #pragma once
 #include "cpu/loops/vec.h"
 
 namespace glm4v::GLM4V_ISA {
+
+// Two bf16, neighbours along the dimension that a product sums over. Not aligned to its size: rows of bf16 are read as
+// rows of pairs wherever they begin.
+struct Pair {
+  bf16 even, odd;
+};
+
+// Where bf16 is multiplied in pairs: where an instruction does it, and at the generic level, so that every machine can
+// test the path.
+#if defined(__AVX512BF16__) || defined(GLM4V_ISA_generic)
+#define GLM4V_BF16_PAIRS
+#endif
+
+GLM4V_INLINE vu load(const Pair* p) {
+  vu v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+GLM4V_INLINE void store(Pair* p, vu v) { memcpy(p, &v, sizeof v); }
+GLM4V_INLINE vf load_splat(const float* p) { return splat(*p); }
+GLM4V_INLINE vu load_splat(const Pair* p) {
+  uint32_t word;
+  memcpy(&word, p, sizeof word);
+  return word - vu{};
+}
+
+// sum + x * y, lane by lane.
+GLM4V_INLINE vf add_product(vf sum, vf x, vf y) { return sum + x * y; }
+GLM4V_INLINE vf add_product(vf sum, vu x, vu y) {
+#if defined(__AVX512BF16__)
+  return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y);  // flushes denormals
+#else
+  const vu odd = 0xffff0000u - vu{};
+  return sum + bitcast<vf>(x << 16) * bitcast<vf>(y << 16) + bitcast<vf>(x & odd) * bitcast<vf>(y & odd);
+#endif
+}
+
+// Pairs of two vectors' lanes, rounded to nearest even.
+GLM4V_INLINE vu pairs_of(vf even, vf odd) {
+#if defined(__AVX512BF16__)
+  const __m512i zip = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
+                                       5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  return (vu)_mm512_permutexvar_epi16(zip, (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even));
+#else
+  return bf16_bits(even) | bf16_bits(odd) << 16;
+#endif
+}
+
 namespace {
 
 template <int value_>
@@ -12,7 +60,8 @@ struct Int {
   static constexpr int value = value_;
 };
 
-// Accumulators start from zero, from C, or from C times a factor per column.
+// What the product is added to: zero, C, or C times a factor per column. It is summed from zero first: C may be the sum
+// of much more, and the fewer terms one chain of additions has, the less it rounds.
 enum class Start { zero, add, scale };
 
 #if defined(__AVX512F__)
@@ -22,7 +71,8 @@ constexpr int tile_rows(int nv) { return nv == 4 ? 6 : 8; }  // of 32 registers
 constexpr int MAX_NV = 3;
 constexpr int tile_rows(int nv) { return nv == 3 ? 4 : nv == 2 ? 5 : 8; }  // of 16 registers
 #endif
-constexpr int QUERY_NV = 3;  // vectors of a full query tile
+constexpr int QUERY_NV = 3;     // vectors of a full query tile
+constexpr int64_t CHAIN = 128;  // most terms that are summed before they are added to the rest: longer sums round more
 
 // Rows that later work will touch, fetched into the second-level cache from inside the products, a line every few
 // steps: the rows of a head lie far apart, so the hardware doesn't follow them, and a burst of prefetches stalls.
@@ -49,19 +99,16 @@ class Prefetch {
   int64_t bytes_, count_ = 0, next_ = 0, steps_per_row_ = 128, bytes_per_step_ = 0;
 };
 
-// A(r, s) is a[r * lda + s] where A is row-major, else a[s * lda + r].
-template <int R, int NV, Start start, bool row_major>
-GLM4V_INLINE void multiply_tile(int64_t steps, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
-                                int64_t ldc, const float* factor, Prefetch& ahead) {
+// A(r, s) is a[r * lda + s] where A is row-major, else a[s * lda + r]. E is the element of A and B, float or Pair;
+// steps, lda and ldb count elements.
+template <int R, int NV, Start start, bool row_major, class E>
+GLM4V_INLINE void multiply_tile(int64_t steps, const E* a, int64_t lda, const E* b, int64_t ldb, float* c, int64_t ldc,
+                                const float* factor, Prefetch& ahead) {
   vf sum[R][NV];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) {
-      if constexpr (start == Start::zero) sum[r][v] = vf{};
-      if constexpr (start == Start::add) sum[r][v] = load(c + r * ldc + v * W);
-      if constexpr (start == Start::scale) sum[r][v] = load(c + r * ldc + v * W) * load(factor + v * W);
-    }
+    for (int v = 0; v < NV; ++v) sum[r][v] = vf{};
   for (int64_t s = 0; s < steps;) {
     const int64_t end = s + ahead.steps_per_row() < steps ? s + ahead.steps_per_row() : steps;
     const char* row = ahead.take(b);
@@ -69,14 +116,14 @@ GLM4V_INLINE void multiply_tile(int64_t steps, const float* a, int64_t lda, cons
     for (; s < end; ++s) {
       __builtin_prefetch(row, 0, 2);
       row += ahead.bytes_per_step();
-      vf x[NV];
+      decltype(load(b)) x[NV];
 #pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) x[v] = load(b + v * W);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        const vf y = splat(a[row_major ? r * lda : r]);
+        const auto y = load_splat(a + (row_major ? r * lda : r));
 #pragma GCC unroll 8
-        for (int v = 0; v < NV; ++v) sum[r][v] += y * x[v];
+        for (int v = 0; v < NV; ++v) sum[r][v] = add_product(sum[r][v], y, x[v]);
       }
       a += row_major ? 1 : lda, b += ldb;
     }
@@ -84,12 +131,17 @@ GLM4V_INLINE void multiply_tile(int64_t steps, const float* a, int64_t lda, cons
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) store(c + r * ldc + v * W, sum[r][v]);
+    for (int v = 0; v < NV; ++v) {
+      float* const to = c + r * ldc + v * W;
+      if constexpr (start == Start::add) sum[r][v] += load(to);
+      if constexpr (start == Start::scale) sum[r][v] += load(to) * load(factor + v * W);
+      store(to, sum[r][v]);
+    }
 }
 
-template <int NV, Start start, bool row_major>
-__attribute__((noinline)) void multiply_columns(int64_t rows, int64_t steps, const float* a, int64_t lda,
-                                                const float* b, int64_t ldb, float* c, int64_t ldc, const float* factor,
+template <int NV, Start start, bool row_major, class E>
+__attribute__((noinline)) void multiply_columns(int64_t rows, int64_t steps, const E* a, int64_t lda, const E* b,
+                                                int64_t ldb, float* c, int64_t ldc, const float* factor,
                                                 Prefetch& ahead) {
   constexpr int R = tile_rows(NV);
   const int64_t a_row = row_major ? lda : 1;
@@ -106,15 +158,15 @@ __attribute__((noinline)) void multiply_columns(int64_t rows, int64_t steps, con
   if (rows - r >= 1) tile(Int<1>{});
 }
 
-// Over all `vectors` columns of B, in chunks of nearly equal width.
-template <Start start, bool row_major>
-void multiply(int64_t rows, int64_t vectors, int64_t steps, const float* a, int64_t lda, const float* b, int64_t ldb,
-              float* c, int64_t ldc, Prefetch& ahead, const float* factor = nullptr) {
-  const int64_t chunks = (vectors + MAX_NV - 1) / MAX_NV;
+// Over all `vectors` columns of B, in chunks of nearly equal width, and over chains of steps.
+template <Start start, bool row_major, class E>
+void multiply(int64_t rows, int64_t vectors, int64_t steps, const E* a, int64_t lda, const E* b, int64_t ldb, float* c,
+              int64_t ldc, Prefetch& ahead, const float* factor = nullptr) {
+  const int64_t chunks = (vectors + MAX_NV - 1) / MAX_NV, chain = steps < CHAIN ? steps : CHAIN;
   for (int64_t i = 0; i < chunks; ++i) {
     const int64_t begin = vectors * i / chunks, nv = vectors * (i + 1) / chunks - begin, n = begin * W;
     const auto run = [&](auto count) {
-      multiply_columns<count.value, start, row_major>(rows, steps, a, lda, b + n, ldb, c + n, ldc,
+      multiply_columns<count.value, start, row_major>(rows, chain, a, lda, b + n, ldb, c + n, ldc,
                                                       factor == nullptr ? factor : factor + n, ahead);
     };
     if (nv == 1) run(Int<1>{});
@@ -123,6 +175,9 @@ void multiply(int64_t rows, int64_t vectors, int64_t steps, const float* a, int6
     if constexpr (MAX_NV == 4)
       if (nv == 4) run(Int<4>{});
   }
+  if (chain < steps)
+    multiply<Start::add, row_major>(rows, vectors, steps - chain, a + chain * (row_major ? 1 : lda), lda,
+                                    b + chain * ldb, ldb, c, ldc, ahead);
 }
 
 #if defined(__AVX512F__)

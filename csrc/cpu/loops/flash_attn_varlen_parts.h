@@ -1,5 +1,7 @@
 // What forward and backward of attention share: the mask as ranges, query tiles, rows in and out of fp32.
 #pragma once
+#include <type_traits>
+
 #include "cpu/loops/flash_attn_varlen.h"
 #include "cpu/loops/flash_attn_varlen_gemm.h"
 
@@ -89,17 +91,63 @@ void prefetch_rows(Prefetch& ahead, const HeadRows& x, int64_t token, int64_t he
   ahead.add(row_of<T>(x, token, head), x.row * static_cast<int64_t>(sizeof(T)), count);
 }
 
-// W rows, one per lane, as [padded dim][ld]. row(i) gives row i, null for zeros.
-template <class T, class F>
-GLM4V_INLINE void pack_lanes(int64_t dim, float* to, int64_t ld, F&& row) {
+// What the products of a T are made of.
+template <class T>
+struct ElementOf {
+  using type = float;
+};
+#if defined(GLM4V_BF16_PAIRS)
+template <>
+struct ElementOf<bf16> {
+  using type = Pair;
+};
+#endif
+template <class T>
+using Element = typename ElementOf<T>::type;
+
+// W elements along a row, or those of its last n values and zeros, as the bits of floats.
+template <class T>
+GLM4V_INLINE vf elements(const T* row, float) {
+  return load(row);
+}
+template <class T>
+GLM4V_INLINE vf elements(const T* row, int64_t n, float) {
+  return load_n(row, n);
+}
+GLM4V_INLINE vf elements(const bf16* row, Pair) { return bitcast<vf>(load(reinterpret_cast<const Pair*>(row))); }
+GLM4V_INLINE vf elements(const bf16* row, int64_t n, Pair) {
+  bf16 buffer[2 * W] = {};
+  memcpy(buffer, row, n * sizeof(bf16));
+  return elements(buffer, Pair{});
+}
+
+// W rows, one per lane, as elements [dim, in whole vectors of them][ld]. row(i) gives row i, null for zeros.
+template <class T, class E, class F>
+GLM4V_INLINE void pack_lanes(int64_t dim, E* to, int64_t ld, F&& row) {
+  constexpr int64_t step = std::is_same_v<E, Pair> ? 2 * W : W;
   const T* rows[W];
   for (int i = 0; i < W; ++i) rows[i] = row(i);
-  for (int64_t d = 0; d < dim; d += W) {
+  for (int64_t d = 0; d < dim; d += step, to += W * ld) {
     vf x[W];
     for (int i = 0; i < W; ++i)
-      x[i] = rows[i] == nullptr ? vf{} : d + W <= dim ? load(rows[i] + d) : load_n(rows[i] + d, dim - d);
+      x[i] = rows[i] == nullptr ? vf{}
+             : d + step <= dim  ? elements(rows[i] + d, E{})
+                                : elements(rows[i] + d, dim - d, E{});
     transpose(x);
-    for (int i = 0; i < W; ++i) store(to + (d + i) * ld, x[i]);
+    for (int i = 0; i < W; ++i) memcpy(to + i * ld, &x[i], sizeof x[i]);
+  }
+}
+
+// Rows of bf16 two by two, as [pair of rows][padded dim]; an odd last row is paired with zeros.
+inline void pair_rows(const HeadRows& x, int64_t token, int64_t head, int64_t count, int64_t dim, Pair* to) {
+  const int64_t padded = round_up(dim, W);
+  for (int64_t i = 0; i < count; i += 2, to += padded) {
+    const bf16* const even = row_of<bf16>(x, token + i, head);
+    const bf16* const odd = i + 1 < count ? even + x.row : nullptr;
+    over(dim, [&](int64_t d, auto lanes) {
+      const vf high = odd == nullptr ? vf{} : load(odd + d, lanes);
+      store(to + d, bitcast<vu>(load(even + d, lanes)) >> 16 | bitcast<vu>(high));
+    });
   }
 }
 
