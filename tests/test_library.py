@@ -87,3 +87,30 @@ def test_second_registration_is_absent():
 def test_library_loads_once_per_process():
     torch.ops.load_library(str(LIBRARY))  # the same file again is a no-op, not a second definition
     assert glm4v_ext.build_info()["ops"]
+
+
+CU, GRID = torch.tensor([0, 4]), torch.tensor([[1, 2, 2]])
+SECOND_GRADIENTS = {
+    "rms_norm": (glm4v_ext.rms_norm, [(3, 8), (8,)]),
+    "add_rms_norm": (glm4v_ext.add_rms_norm, [(3, 8), (3, 8), (8,)]),
+    "swiglu": (glm4v_ext.swiglu, [(3, 8)]),
+    "interpolate_pos_embed": (lambda x, table: glm4v_ext.interpolate_pos_embed(x, table, GRID), [(4, 8), (9, 8)]),
+    "flash_attn_varlen": (lambda *qkv: glm4v_ext.flash_attn_varlen_func(*qkv, CU, CU, 4, 4), [(4, 2, 8)] * 3),
+}  # by op; rms_norm_add shares rms_norm's backward, and the others' backward is made of ops that have gradients
+
+
+@pytest.mark.parametrize("op", SECOND_GRADIENTS)
+def test_second_gradients_are_refused(op):
+    # Without a word of ours torch would warn and return zeros.
+    function, shapes = SECOND_GRADIENTS[op]
+    leaves = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    out = function(*leaves)
+    loss = (out[0] if isinstance(out, tuple) else out).pow(2).sum()
+    gradients = torch.autograd.grad(loss, leaves, create_graph=True)  # which may be all that is wanted
+    with pytest.raises(RuntimeError, match=f"^{op}: gradients must be asked for once"):
+        gradients[-1].sum().backward()
+
+
+def test_every_backward_op_refuses_or_has_gradients():
+    backward = {op.removesuffix("_backward") for op in glm4v_ext.build_info()["ops"] if op.endswith("_backward")}
+    assert backward == set(SECOND_GRADIENTS)

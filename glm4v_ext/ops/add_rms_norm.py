@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .refuse import refuse_second_grad
+
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
     """``total = x + residual``, then ``rms_norm(total, weight, eps)``: the step between two blocks of the vision tower.
@@ -45,3 +47,4 @@ def _backward(ctx, dout: Tensor, dsum: Tensor):
 
 
 torch.library.register_autograd("glm4v_ext::add_rms_norm", _backward, setup_context=_setup)
+refuse_second_grad("add_rms_norm")

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .refuse import refuse_second_grad
+
 
 def flash_attn_varlen_func(
     q: Tensor,
@@ -92,12 +94,14 @@ def flash_attn_func(
     Raises:
         RuntimeError: as in :func:`flash_attn_varlen_func`.
     """
+    # The op sees packed tokens: only here is it known whose they are.
+    if q.dim() != 4:
+        raise RuntimeError(f"flash_attn_func: q must be [B, Sq, H, D], got {list(q.shape)}")
+    for name, x in (("k", k), ("v", v)):
+        expected = [q.shape[0], *k.shape[1:3], q.shape[3]]
+        if list(x.shape) != expected:
+            raise RuntimeError(f"flash_attn_func: {name} must be [B, Sk, K, D] = {expected}, got {list(x.shape)}")
     batch, rows, keys = q.shape[0], q.shape[1], k.shape[1]
-    for name, x in (("k", k), ("v", v)):  # the op sees packed tokens: only here is it known whose they are
-        if x.shape[:2] != (batch, keys):
-            raise RuntimeError(
-                f"flash_attn_func: {name} must be [B, Sk, K, D] = [{batch}, {keys}, *, *], got {list(x.shape)}"
-            )
     count = torch.arange(batch + 1, dtype=torch.int32, device=q.device)
     out, lse = torch.ops.glm4v_ext.flash_attn_varlen(
         q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), count * rows, count * keys, rows, keys, dropout_p,
@@ -132,3 +136,4 @@ def _backward(ctx, dout: Tensor, _dlse: Tensor):
 
 
 torch.library.register_autograd("glm4v_ext::flash_attn_varlen", _backward, setup_context=_setup)
+refuse_second_grad("flash_attn_varlen")

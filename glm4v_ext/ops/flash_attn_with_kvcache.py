@@ -6,6 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .refuse import refuse_grad
+
 
 def flash_attn_with_kvcache(
     q: Tensor,
@@ -88,3 +90,11 @@ def flash_attn_with_kvcache(
 @torch.library.register_fake("glm4v_ext::flash_attn_with_kvcache")
 def _fake(q: Tensor, *args: object) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32)
+
+
+refuse_grad(
+    "flash_attn_with_kvcache",
+    inputs="q k_cache v_cache k v",
+    changed="k_cache v_cache",
+    instead="flash_attn_varlen_func",
+)

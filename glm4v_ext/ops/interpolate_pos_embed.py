@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .refuse import refuse_second_grad
+
 
 def interpolate_pos_embed(x: Tensor, table: Tensor, grid_thw: Tensor) -> Tensor:
     """``x + bicubic(table)`` at the centre of each patch of each image.
@@ -53,3 +55,4 @@ def _backward(ctx, dout: Tensor):
 
 
 torch.library.register_autograd("glm4v_ext::interpolate_pos_embed", _backward, setup_context=_setup)
+refuse_second_grad("interpolate_pos_embed")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .refuse import refuse_second_grad
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
     """``weight * (x * rsqrt(mean(x^2) + eps))``, the mean over the last dimension.
@@ -48,3 +50,4 @@ def _backward(ctx, dout: Tensor):
 
 
 torch.library.register_autograd("glm4v_ext::rms_norm", _backward, setup_context=_setup)
+refuse_second_grad("rms_norm")

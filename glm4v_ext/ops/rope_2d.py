@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .in_place import refuse_grad
+from .refuse import refuse_grad
 
 # Looked up once: a decoding step calls the op per layer, and each attribute costs time.
 _rope_2d = torch.ops.glm4v_ext.rope_2d.default
@@ -72,4 +72,4 @@ def _backward(ctx, dq: Tensor, dk: Tensor):
 
 
 torch.library.register_autograd("glm4v_ext::rope_2d", _backward, setup_context=_setup)
-refuse_grad("rope_2d_")
+refuse_grad("rope_2d_", inputs="q k", changed="q k", instead="rope_2d")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .in_place import refuse_grad
+from .refuse import refuse_grad
 
 # Looked up once: a decoding step calls the op per layer, and each attribute costs time.
 _rope_3d = torch.ops.glm4v_ext.rope_3d.default
@@ -50,7 +50,7 @@ def rope_3d(
 
     Source: Qwen2-VL's M-RoPE (arXiv 2409.12191) with GLM's pairs, as in transformers' ``modeling_glm4v``.
     """
-    return _rope_3d(q, k, position_ids, *sections, theta, rotary_dim, interleaved)
+    return _rope_3d(q, k, position_ids, *_three("rope_3d", sections), theta, rotary_dim, interleaved)
 
 
 def rope_3d_(
@@ -73,7 +73,13 @@ def rope_3d_(
         rotary_dim: how many dims turn.
         interleaved: pairs of adjacent dims or of two halves.
     """
-    _rope_3d_(q, k, position_ids, *sections, theta, rotary_dim, interleaved)
+    _rope_3d_(q, k, position_ids, *_three("rope_3d_", sections), theta, rotary_dim, interleaved)
+
+
+def _three(op: str, sections: Sequence[int]) -> Sequence[int]:
+    if len(sections) != 3:  # the op sees three numbers: only here is it known how many there were
+        raise RuntimeError(f"{op}: sections must be 3 counts of pairs, got {list(sections)}")
+    return sections
 
 
 @torch.library.register_fake("glm4v_ext::rope_3d")
@@ -98,4 +104,4 @@ def _backward(ctx, dq: Tensor, dk: Tensor):
 
 
 torch.library.register_autograd("glm4v_ext::rope_3d", _backward, setup_context=_setup)
-refuse_grad("rope_3d_")
+refuse_grad("rope_3d_", inputs="q k", changed="q k", instead="rope_3d")

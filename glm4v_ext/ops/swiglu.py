@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .refuse import refuse_second_grad
+
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """``silu(gate) * up`` where ``gate, up = gate_up.chunk(2, -1)``.
@@ -42,3 +44,4 @@ def _backward(ctx, dout: Tensor):
 
 
 torch.library.register_autograd("glm4v_ext::swiglu", _backward, setup_context=_setup)
+refuse_second_grad("swiglu")
