@@ -8,7 +8,9 @@ kept. Defaults are the released 9B's.
 from __future__ import annotations
 
 import json
+import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +26,7 @@ FIXED: dict[str, Any] = {
     "temporal_patch_size": TEMPORAL_PATCH_SIZE,
     "spatial_merge_size": MERGE_SIZE,
 }  # what the kernels are written for; another value is an error
+DTYPES = ("float64", "float32", "bfloat16", "float16")  # that weights are read in
 
 
 def checkpoint_folder(name: str | os.PathLike[str]) -> Path:
@@ -63,6 +66,7 @@ class VisionConfig:
             self.head_dim % 4 == 0, "vision_config", "hidden_size / num_heads", "a multiple of 4", self.head_dim
         )  # a row angle and a column angle per pair of values
         _divides("vision_config", "image_size", self.image_size, "patch_size", PATCH_SIZE)
+        _expect(self.rope_theta > 0, "vision_config", "rope_theta", "above 0", self.rope_theta)
 
     @property
     def head_dim(self) -> int:
@@ -109,6 +113,7 @@ class TextConfig:
         _divides(
             where, "num_attention_heads", self.num_attention_heads, "num_key_value_heads", self.num_key_value_heads
         )
+        _expect(self.rope_theta > 0, where, "rope_theta", "above 0", self.rope_theta)
         _expect(self.rotary_dim % 2 == 0, where, "head dim times partial_rotary_factor", "even", self.rotary_dim)
         sections = self.mrope_section
         ok = len(sections) == 3 and sum(sections) == self.rotary_dim // 2
@@ -126,13 +131,15 @@ class TextConfig:
     def from_dict(cls, data: dict[str, Any]) -> TextConfig:
         data = dict(data)
         rope = _pop_rope(data, "text_config", ("default",))
+        sections = rope.get("mrope_section", [8, 12, 12])
+        _expect(isinstance(sections, list | tuple), "text_config", "mrope_section", "a list", sections)
         return _build(
             cls,
             data,
             "text_config",
             rope_theta=rope["rope_theta"],
             partial_rotary_factor=rope.get("partial_rotary_factor", 1.0),
-            mrope_section=tuple(rope.get("mrope_section", (8, 12, 12))),
+            mrope_section=tuple(sections),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -167,6 +174,7 @@ class Config:
         width = self.text_config.hidden_size
         found = self.vision_config.out_hidden_size
         _expect(found == width, "vision_config", "out_hidden_size", f"text_config.hidden_size = {width}", found)
+        _expect(self.dtype in (None, *DTYPES), "config", "dtype", f"one of {', '.join(DTYPES)}", repr(self.dtype))
 
     @property
     def vision_token_ids(self) -> tuple[int, ...]:
@@ -188,7 +196,7 @@ class Config:
         for key in ("vision_config", "text_config"):  # a flat file would be read as the defaults
             _expect(isinstance(data.get(key), dict), "config", key, "an object", data.get(key))
         vision, text = dict(data.pop("vision_config")), dict(data.pop("text_config"))
-        tied = data.pop("tie_word_embeddings", False) or text.pop("tie_word_embeddings", False)
+        tied = data.pop("tie_word_embeddings", None) or text.pop("tie_word_embeddings", None) or False
         old_dtype = data.pop("torch_dtype", None)
         data.setdefault("dtype", old_dtype)
         return _build(
@@ -197,7 +205,7 @@ class Config:
             "config",
             vision_config=VisionConfig.from_dict(vision),
             text_config=TextConfig.from_dict(text),
-            tie_word_embeddings=bool(tied),
+            tie_word_embeddings=tied,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -244,11 +252,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-KINDS: dict[type, tuple[Any, str]] = {
-    bool: (bool, "true or false"),
-    int: (int, "a whole number"),
-    float: (int | float, "a number"),
-}  # by the type of a field's default: what may stand in the file
+# What may stand in a file for a field whose default is a flag, a count or a number.
+KINDS: dict[type, tuple[Callable[[Any], bool], str]] = {
+    bool: (lambda value: isinstance(value, bool), "true or false"),
+    int: (lambda value: type(value) is int and value >= 0, "a whole number, 0 or more"),
+    float: (lambda value: type(value) in (int, float) and 0 <= value < math.inf, "a finite number, 0 or more"),
+}
 C = TypeVar("C", VisionConfig, TextConfig, Config)
 
 
@@ -270,7 +279,9 @@ def _divides(where: str, name: str, value: int, divisor_name: str, divisor: int)
 def _pop_rope(data: dict[str, Any], where: str, types: tuple[str, ...]) -> dict[str, Any]:
     """Takes the rotary settings out of ``data``, however they are spelled. As in transformers, the nested ones win."""
     old = data.pop("rope_scaling", None)
-    rope = dict(data.pop("rope_parameters", None) or old or {})
+    rope = data.pop("rope_parameters", None) or old or {}
+    _expect(isinstance(rope, dict), where, "rope_parameters", "an object", repr(rope))
+    rope = dict(rope)
     rope.setdefault("rope_theta", data.pop("rope_theta", 1e4))
     if (factor := data.pop("partial_rotary_factor", None)) is not None:
         rope.setdefault("partial_rotary_factor", factor)
@@ -290,9 +301,8 @@ def _build(cls: type[C], data: dict[str, Any], where: str, **known: Any) -> C:
     for f in fields(cls):
         if f.name in own or f.name in known:
             value = own.get(f.name, known.get(f.name))
-            kinds, expectation = KINDS.get(type(f.default), (object, ""))
-            whole = isinstance(value, bool) == isinstance(f.default, bool)  # a bool is an int to Python
-            _expect(isinstance(value, kinds) and whole, where, f.name, expectation, repr(value))
+            fits, expectation = KINDS.get(type(f.default), (lambda _: True, ""))
+            _expect(fits(value), where, f.name, expectation, repr(value))
     data.pop("architectures", None)
     data.pop("transformers_version", None)
     return cls(**own, **known, extra=data)

@@ -212,9 +212,9 @@ class _Request:
 
     def accept(self, token: int, logprob: float, forced: bool) -> str:
         """Takes the next token in and returns the text that it settles."""
-        if math.isnan(logprob):
+        if not (forced or math.isfinite(logprob)):
             at = f"request {self.index}, token {len(self.token_ids)}"
-            raise RuntimeError(f"generate: logits must be numbers, got NaN ({at}); are the weights whole?")
+            raise RuntimeError(f"generate: logits must be finite, got NaN or infinity ({at}); are the weights whole?")
         if forced:
             self.forced.append(len(self.token_ids))
         self.token_ids.append(token)
@@ -256,7 +256,12 @@ def _ends(ids: list[int], tag: list[int]) -> bool:
 def _stop_ids(generation_config: Mapping[str, Any]) -> frozenset[int]:
     found = generation_config.get("eos_token_id")
     ids = found if isinstance(found, list | tuple) else [] if found is None else [found]
-    _expect(all(isinstance(one, int) for one in ids), "eos_token_id", "a token id or a list of them", found)
+    _expect(
+        all(isinstance(one, int) for one in ids),
+        "the checkpoint's eos_token_id",
+        "a token id or a list of them",
+        repr(found),
+    )
     return frozenset(ids)
 
 

@@ -6,6 +6,7 @@ decoded. Dims: T tokens, N sequences, P patches, I images, V videos.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ class PixelSettings:
             return value
 
         def positive(value: Any) -> bool:
-            return isinstance(value, int | float) and value > 0
+            return isinstance(value, int | float) and 0 < value < math.inf
 
         def three(value: Any) -> bool:
             return (

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            _expect(isinstance(getattr(self, f.name), Real), f.name, "a number", getattr(self, f.name))
+            kind, expectation = (Integral, "a whole number") if f.name == "top_k" else (Real, "a number")
+            value = getattr(self, f.name)
+            _expect(isinstance(value, kind) and not isinstance(value, bool), f.name, expectation, value)
         _expect(0 <= self.temperature < math.inf, "temperature", "0 or more", self.temperature)
         _expect(0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self.top_p)
         _expect(self.top_k >= 0, "top_k", "0 or more", self.top_k)
@@ -59,7 +61,12 @@ class Sampling:
             known["temperature"] = 0.0
         elif "temperature" not in known:
             known["temperature"] = 1.0
-        return cls(**{**known, **{name: value for name, value in given.items() if value is not None}})
+        wanted: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        cls(**wanted)  # what is wrong with these is the caller's fault, what is wrong beside them the file's
+        try:
+            return cls(**{**known, **wanted})
+        except InputError as error:
+            raise InputError(f"{error} (the checkpoint's generation_config.json)") from None
 
 
 def streams(seed: int | Sequence[Seed] | None, requests: int) -> list[np.random.Generator]:
@@ -143,7 +150,7 @@ def cut(scores: Tensor, sampling: Sampling) -> Tensor:
     if 0 < sampling.top_k < scores.shape[1]:
         floor = scores.topk(sampling.top_k).values[:, -1:]
     if sampling.top_p < 1:
-        candidates = int((scores >= floor).sum(-1).max())
+        candidates = int((~(scores < floor)).sum(-1).max())  # NaN counts: broken logits pass through, to be noticed
         best = scores.topk(candidates).values  # [B, candidates], falling
         best = best.masked_fill(best < floor, -math.inf)
         probability = best.softmax(-1)

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 
 import pytest
 from transformers import Glm4vConfig
@@ -70,6 +71,9 @@ def test_tied_embeddings_in_either_place():
 @pytest.mark.parametrize(
     ("change", "text"),
     [
+        ({"dtype": "int4"}, "dtype of config must be one of float64, float32, bfloat16, float16, got 'int4'"),
+        ({"dtype": 16}, "dtype of config must be one of float64, .*, got 16"),
+        ({"tie_word_embeddings": "x"}, "tie_word_embeddings of config must be true or false, got 'x'"),
         ({"model_type": "glm4v_moe"}, "model_type of config must be glm4v, got glm4v_moe"),
         ({"text_config": None}, "text_config of config must be an object, got None"),
         ({"vision_config": {"patch_size": 16}}, "patch_size of vision_config must be 14, got 16"),
@@ -78,13 +82,21 @@ def test_tied_embeddings_in_either_place():
         ({"vision_config": {"num_heads": 0}}, "hidden_size of vision_config must be a multiple of num_heads = 0, got"),
         (
             {"text_config": {"num_hidden_layers": 1.5}},
-            "num_hidden_layers of text_config must be a whole number, got 1.5",
+            "num_hidden_layers of text_config must be a whole number, 0 or more, got 1.5",
         ),
-        ({"text_config": {"num_hidden_layers": True}}, "num_hidden_layers of text_config must be a whole number, got"),
-        ({"text_config": {"rms_norm_eps": "a"}}, "rms_norm_eps of text_config must be a number, got 'a'"),
+        ({"text_config": {"num_hidden_layers": True}}, "num_hidden_layers of text_config must be a whole number, 0"),
+        ({"text_config": {"vocab_size": -1}}, "vocab_size of text_config must be a whole number, 0 or more, got -1"),
+        ({"text_config": {"rms_norm_eps": "a"}}, "rms_norm_eps of text_config must be a finite number, 0 or more, got"),
+        ({"text_config": {"rms_norm_eps": math.nan}}, "rms_norm_eps of text_config must be a finite number, 0 or more"),
+        ({"vision_config": {"rope_parameters": [1]}}, "rope_parameters of vision_config must be an object, got .1."),
+        ({"vision_config": {"rope_parameters": {"rope_theta": 0}}}, "rope_theta of vision_config must be above 0, got"),
+        (
+            {"text_config": {"rope_parameters": {**ROPE, "mrope_section": 3}}},
+            "mrope_section of text_config must be a list, got 3",
+        ),
         (
             {"text_config": {"rope_parameters": {**ROPE, "rope_theta": "a"}}},
-            "rope_theta of text_config must be a number",
+            "rope_theta of text_config must be a finite number",
         ),
         ({"text_config": {"hidden_act": "gelu"}}, "hidden_act of text_config must be silu, got gelu"),
         ({"text_config": {"attention_dropout": 0.1}}, "attention_dropout of text_config must be 0.0, got 0.1"),

@@ -169,6 +169,12 @@ def test_defaults_come_from_the_checkpoint():
     assert Sampling.from_defaults({"do_sample": False, "temperature": 0.8}) == Sampling()
     assert Sampling.from_defaults({"do_sample": True}) == Sampling(1.0)
     assert Sampling.from_defaults({}, temperature=0.7) == Sampling(0.7)
+    with pytest.raises(
+        InputError, match=r"top_p must be above 0 .*, got 3 \(the checkpoint's generation_config.json\)"
+    ):
+        Sampling.from_defaults({"top_p": 3}, temperature=0.7)
+    with pytest.raises(InputError, match=r"top_k must be 0 or more, got -1$"):
+        Sampling.from_defaults({"top_p": 3}, top_k=-1)
 
 
 def test_vision_ids_are_banned_also_in_greedy():
@@ -195,10 +201,19 @@ def test_logprobs_are_the_models_own():
 
 def test_broken_logits_are_an_error():
     model = MockModel()
-    model.row_logits = lambda row: torch.full((model.vocab,), math.nan)
-    for temperature in (0, 1):
-        with pytest.raises(RuntimeError, match=r"logits must be numbers, got NaN \(request 0, token 0\)"):
-            generate(model, ["x"], temperature=temperature)
+    broken = [torch.full((model.vocab,), math.nan), torch.zeros(model.vocab), torch.zeros(model.vocab)]
+    broken[1][7], broken[2][7] = math.nan, math.inf
+    for logits in broken:
+        model.row_logits = lambda row, logits=logits: logits
+        for options in (
+            {"temperature": 0},
+            {"temperature": 1},
+            {"temperature": 1, "top_p": 0.9, "top_k": 5, "min_p": 0.1},
+        ):
+            with pytest.raises(
+                RuntimeError, match=r"logits must be finite, got NaN or infinity \(request 0, token 0\)"
+            ):
+                generate(model, ["x"], **options)
 
 
 # Stops
@@ -319,6 +334,7 @@ def test_forced_tokens_draw_nothing_and_count():
         ({"temperature": "hot"}, "temperature must be a number, got hot"),
         ({"top_p": 0}, "top_p must be above 0 and at most 1, got 0"),
         ({"top_k": -1}, "top_k must be 0 or more, got -1"),
+        ({"top_k": 1.5}, "top_k must be a whole number, got 1.5"),
         ({"min_p": 2}, "min_p must be between 0 and 1, got 2"),
         ({"repetition_penalty": 0}, "repetition_penalty must be above 0, got 0"),
         ({"thinking_budget": -1}, "thinking_budget must be 0 or more, got -1"),
