@@ -132,12 +132,10 @@ class Glm4v(nn.Module):
         image_grid_thw: Tensor | None = None,  # [I, 3]
         pixel_values_videos: Tensor | None = None,
         video_grid_thw: Tensor | None = None,
-        still: bool = False,
     ) -> Tensor:
         """Token embeddings ``[T, C]`` with the pictures' features in place of ``<|image|>`` tokens, in prompt order.
 
-        A video's tokens are those between begin_of_video and end_of_video, an image's are all others. ``still=True``
-        says that ``pixel_values`` holds images as the processor makes them, with both frames of a patch equal.
+        A video's tokens are those between begin_of_video and end_of_video, an image's are all others.
 
         Raises:
             ValueError: tokens, grids and patches do not count the same; nothing has been computed then.
@@ -149,7 +147,7 @@ class Glm4v(nn.Module):
         )
         x = self.language_model.embed_tokens(input_ids)
         if pixel_values is not None:
-            x.index_copy_(0, of_images, self.visual(pixel_values, image_grid_thw, still))
+            x.index_copy_(0, of_images, self.visual(pixel_values, image_grid_thw))
         if pixel_values_videos is not None:
             x.index_copy_(0, of_videos, self.visual(pixel_values_videos, video_grid_thw))
         return x

@@ -33,9 +33,10 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.proj = Kernel(config.hidden_size, CHANNELS, TEMPORAL_PATCH_SIZE, PATCH_SIZE, PATCH_SIZE)
 
-    def forward(self, patches: Tensor, still: bool) -> Tensor:  # [P, 1176] -> [P, C]
+    def forward(self, patches: Tensor) -> Tensor:  # [P, 1176] -> [P, C]
+        # Not still=True for images: it saves 0.1 % of the tower, and callers' own pixel_values may hold two frames.
         weight = self.proj.weight
-        return patch_embed(patches.to(weight.dtype), weight, self.proj.bias, still)
+        return patch_embed(patches.to(weight.dtype), weight, self.proj.bias)
 
 
 class Embeddings(nn.Module):
@@ -115,18 +116,15 @@ class VisionTower(nn.Module):
         self.downsample = Kernel(config.out_hidden_size, c, MERGE_SIZE, MERGE_SIZE)
         self.post_layernorm = RMSNorm(c, config.rms_norm_eps)
 
-    def forward(self, patches: Tensor, grid_thw: Tensor, still: bool = False) -> Tensor:
-        """``[P, 1176]`` and ``[I, 3]`` to ``[P / 4, C_out]``.
-
-        ``still=True`` says that both frames of every patch are equal, as they are for images; the second is not read.
-        """
+    def forward(self, patches: Tensor, grid_thw: Tensor) -> Tensor:
+        """``[P, 1176]`` and ``[I, 3]`` to ``[P / 4, C_out]``."""
         units = [(h, w) for t, h, w in grid_thw.tolist() for _ in range(t)]
         position_ids = patch_positions(units).to(patches.device)
         lengths = torch.tensor([0, *(h * w for h, w in units)])
         cu_seqlens = lengths.cumsum(0, dtype=torch.int32).to(patches.device)
         max_seqlen = int(lengths.max())
 
-        x = self.embeddings(self.post_conv_layernorm(self.patch_embed(patches, still)), grid_thw)
+        x = self.embeddings(self.post_conv_layernorm(self.patch_embed(patches)), grid_thw)
         blocks = cast("list[Block]", self.blocks)
         normed = blocks[0].norm1(x)
         for block, after in zip(blocks, [*(b.norm1 for b in blocks[1:]), self.post_layernorm], strict=True):

@@ -76,12 +76,6 @@ def test_video_rows_may_be_flat(model, hf):
 
 
 @torch.no_grad()
-def test_still_images_give_the_same_with_half_the_weight(model, hf):
-    batch = pack([BUILD["images"](hf.config)], hf)
-    assert_relative(model(**batch, still=True), model(**batch), 1e-5)
-
-
-@torch.no_grad()
 def test_logits_to_keep(model, hf):
     prompts = [BUILD[kind](hf.config) for kind in ("text", "image")]
     batch = pack(prompts, hf)
