@@ -55,16 +55,28 @@ def assert_close_to_exact(
     assert error <= bound, f"{name}: error {error:.3e} beyond one ulp, expected at most {bound:.3e}"
 
 
-def outputs_and_grads(function: Callable[..., Any], inputs: Sequence[Any], seed: int = 0) -> list[Tensor]:
-    """Outputs of ``function(*inputs)``, then the gradients of its floating inputs for a fixed random cotangent."""
-    leaves = [
+def leaves_of(inputs: Sequence[Any]) -> list[Any]:
+    """Copies of ``inputs`` of which the floating tensors require grad."""
+    return [
         x.detach().clone().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs
     ]
+
+
+def outputs_and_grads(
+    function: Callable[..., Any], inputs: Sequence[Any], seed: int = 0, expanded: bool = False
+) -> list[Tensor]:
+    """Outputs of ``function(*inputs)``, then the gradients of its floating inputs for a fixed random cotangent.
+
+    ``expanded``: the cotangent is a single one, expanded by strides of 0, as ``sum().backward()`` hands it down.
+    """
+    leaves = leaves_of(inputs)
     outputs = function(*leaves)
     outputs = [o for o in (outputs if isinstance(outputs, tuple) else (outputs,)) if isinstance(o, Tensor)]
     generator = torch.Generator().manual_seed(seed)
     smooth = [o for o in outputs if o.requires_grad]
     cotangents = [torch.randn(o.shape, generator=generator).to(o.device, o.dtype) for o in smooth]
+    if expanded:
+        cotangents = [o.new_ones(()).expand_as(o) for o in smooth]
     wanted = [x for x in leaves if isinstance(x, Tensor) and x.requires_grad]
     grads = torch.autograd.grad(smooth, wanted, cotangents, allow_unused=True) if smooth else ()
     return [o.detach() for o in outputs] + [
@@ -87,3 +99,32 @@ def assert_as_accurate(
     for i, (a, p, e) in enumerate(zip(actual, plain, exact, strict=True)):
         factor = 2.0 if i < len(exact) - gradients else gradient_factor
         assert_close_to_exact(a, p, e, f"result {i}", factor)
+
+
+def assert_repeatable(function: Callable[..., Any], inputs: Sequence[Any]) -> None:
+    """Two runs, the second one on one thread, give the same bits, gradients included."""
+    threads = torch.get_num_threads()
+    first = outputs_and_grads(function, inputs)
+    torch.set_num_threads(1)
+    try:
+        second = outputs_and_grads(function, inputs)
+    finally:
+        torch.set_num_threads(threads)
+    for i, (a, b) in enumerate(zip(first, second, strict=True)):
+        assert torch.equal(a, b), f"result {i} differs between two runs"
+
+
+def assert_takes_expanded_gradients(
+    op: Callable[..., Any], definition: Callable[..., Any], inputs: Sequence[Any]
+) -> None:
+    """Gradients that arrive with strides of 0 are read as what they are."""
+    ours, theirs = (outputs_and_grads(function, inputs, expanded=True) for function in (op, definition))
+    torch.testing.assert_close(ours, theirs)
+
+
+def assert_traceable(op: Any, function: Callable[..., Any], inputs: Sequence[Any]) -> None:
+    """``op``, registered for ``function`` with the same arguments, passes `opcheck` and compiles as one graph."""
+    leaves = leaves_of(inputs)
+    torch.library.opcheck(op, tuple(leaves))
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*leaves), function(*leaves))

@@ -154,6 +154,7 @@ def test_an_op_has_every_room(op):
         f"csrc/cpu/{op}.cpp",
         f"glm4v_ext/ops/{op}.py",
         f"tests/ops/test_{op}.py",
+        f"bench/bench_{op}.py",
     ):
         assert (ROOT / room).exists(), room
     assert op in SCHEMAS

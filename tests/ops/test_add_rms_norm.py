@@ -2,7 +2,16 @@ import pytest
 import torch
 
 from glm4v_ext import add_rms_norm, reference
-from glm4v_ext.testing import DTYPES, assert_as_accurate, devices, forced_isa, isa_levels, outputs_and_grads
+from glm4v_ext.testing import (
+    DTYPES,
+    assert_as_accurate,
+    assert_repeatable,
+    assert_takes_expanded_gradients,
+    assert_traceable,
+    devices,
+    forced_isa,
+    isa_levels,
+)
 
 SHAPES = [(1, 6), (40, 1), (3, 7), (5, 1536), (2, 3, 80), (33, 129), (0, 16)]
 
@@ -29,30 +38,17 @@ def test_isa_levels(level, dtype):
 
 @pytest.mark.parametrize("device", devices())
 def test_bitwise_repeatable(device):
-    inputs = sample((301, 515), torch.bfloat16, device)
-    first, second = outputs_and_grads(add_rms_norm, inputs), outputs_and_grads(add_rms_norm, inputs)
-    for a, b in zip(first, second, strict=True):
-        assert torch.equal(a, b)
+    assert_repeatable(add_rms_norm, sample((301, 515), torch.bfloat16, device))
 
 
 @pytest.mark.parametrize("device", devices())
 def test_opcheck_and_compile(device):
-    inputs = [x.requires_grad_() if isinstance(x, torch.Tensor) else x for x in sample((4, 24), torch.float32, device)]
-    torch.library.opcheck(torch.ops.glm4v_ext.add_rms_norm, tuple(inputs))
-    compiled = torch.compile(add_rms_norm, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*inputs), add_rms_norm(*inputs))
+    assert_traceable(torch.ops.glm4v_ext.add_rms_norm, add_rms_norm, sample((4, 24), torch.float32, device))
 
 
 @pytest.mark.parametrize("device", devices())
 def test_expanded_gradients(device):
-    grads = []
-    for function in (add_rms_norm, reference.add_rms_norm):
-        inputs = sample((4, 24), torch.float32, device)
-        leaves = [x.requires_grad_() for x in inputs if isinstance(x, torch.Tensor)]
-        norm, total = function(*inputs)
-        (norm.sum() + total.sum()).backward()  # the gradient arrives with stride 0
-        grads.append([x.grad for x in leaves])
-    torch.testing.assert_close(*grads)
+    assert_takes_expanded_gradients(add_rms_norm, reference.add_rms_norm, sample((4, 24), torch.float32, device))
 
 
 def test_views():

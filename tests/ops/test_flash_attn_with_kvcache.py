@@ -187,6 +187,21 @@ def test_opcheck_and_compile(device):
     assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
 
 
+def test_refuses_gradients():
+    q, k_cache, v_cache, k, v = sample(2, 1, 4, 2, 32, 64, new=1)
+    for name, tensor in {"q": q, "k_cache": k_cache, "v": v}.items():
+        tensor.requires_grad_()
+        with pytest.raises(RuntimeError, match=rf"{name} must not require grad, .*; use flash_attn_varlen_func"):
+            flash_attn_with_kvcache(q, k_cache, v_cache, k, v, cache_seqlens=3)
+        with torch.no_grad():
+            flash_attn_with_kvcache(q, k_cache, v_cache, k, v, cache_seqlens=3)
+        tensor.requires_grad_(False)
+    y = torch.ones_like(k_cache, requires_grad=True) * k_cache
+    flash_attn_with_kvcache(q, k_cache, v_cache, k, v, cache_seqlens=3)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
 def test_errors_name_the_argument_and_write_nothing():
     q, k_cache, v_cache, k, v = sample(2, 1, 4, 2, 32, 64, new=1)
     before = k_cache.clone()

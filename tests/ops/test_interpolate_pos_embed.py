@@ -4,7 +4,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glm4v_ext import interpolate_pos_embed, reference
-from glm4v_ext.testing import DTYPES, assert_as_accurate, devices, forced_isa, isa_levels, outputs_and_grads
+from glm4v_ext.testing import (
+    DTYPES,
+    assert_as_accurate,
+    assert_repeatable,
+    assert_takes_expanded_gradients,
+    assert_traceable,
+    devices,
+    forced_isa,
+    isa_levels,
+)
 
 # grids, side of the table, width
 CASES = [
@@ -87,24 +96,12 @@ def test_views_and_expanded_gradients(device):
     x = torch.randn(40, 28, device=device).t()[:, ::2]
     table = torch.randn(9, 40, device=device)[:, ::2]
     assert_as_accurate(interpolate_pos_embed, reference.interpolate_pos_embed, [x, table, grid_thw])
-    gradients = []
-    for function in (interpolate_pos_embed, reference.interpolate_pos_embed):
-        leaves = x.detach().clone().requires_grad_(), table.detach().clone().requires_grad_()
-        function(*leaves, grid_thw).sum().backward()  # the gradient arrives with stride 0
-        gradients.append([leaf.grad for leaf in leaves])
-    torch.testing.assert_close(*gradients)
+    assert_takes_expanded_gradients(interpolate_pos_embed, reference.interpolate_pos_embed, [x, table, grid_thw])
 
 
 @pytest.mark.parametrize("device", devices())
 def test_bitwise_repeatable(device):
-    inputs = sample([(1, 20, 26), (2, 8, 6)], 24, 300, torch.bfloat16, device)
-    threads = torch.get_num_threads()
-    first = outputs_and_grads(interpolate_pos_embed, inputs)
-    torch.set_num_threads(1)
-    second = outputs_and_grads(interpolate_pos_embed, inputs)
-    torch.set_num_threads(threads)
-    for a, b in zip(first, second, strict=True):
-        assert torch.equal(a, b)
+    assert_repeatable(interpolate_pos_embed, sample([(1, 20, 26), (2, 8, 6)], 24, 300, torch.bfloat16, device))
 
 
 @pytest.mark.parametrize("device", devices())
@@ -119,11 +116,8 @@ def test_a_grid_alone_and_among_others(device):
 
 @pytest.mark.parametrize("device", devices())
 def test_opcheck_and_compile(device):
-    x, table, grid_thw = sample([(1, 4, 2), (2, 2, 2)], 3, 20, torch.float32, device)
-    inputs = (x.requires_grad_(), table.requires_grad_(), grid_thw)
-    torch.library.opcheck(torch.ops.glm4v_ext.interpolate_pos_embed, inputs)
-    compiled = torch.compile(interpolate_pos_embed, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*inputs), interpolate_pos_embed(*inputs))
+    inputs = sample([(1, 4, 2), (2, 2, 2)], 3, 20, torch.float32, device)
+    assert_traceable(torch.ops.glm4v_ext.interpolate_pos_embed, interpolate_pos_embed, inputs)
 
 
 def test_nan_reaches_only_its_neighbourhood():

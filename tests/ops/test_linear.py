@@ -2,7 +2,16 @@ import pytest
 import torch
 
 from glm4v_ext import _C, build_info, linear, reference
-from glm4v_ext.testing import DTYPES, assert_as_accurate, devices, forced_isa, isa_levels, outputs_and_grads
+from glm4v_ext.testing import (
+    DTYPES,
+    assert_as_accurate,
+    assert_repeatable,
+    assert_takes_expanded_gradients,
+    assert_traceable,
+    devices,
+    forced_isa,
+    isa_levels,
+)
 
 # M, K, N and whether there is a bias
 SHAPES = [
@@ -65,33 +74,17 @@ def test_a_row_alone_is_the_row_of_a_batch():
 
 @pytest.mark.parametrize("device", devices())
 def test_bitwise_repeatable(device):
-    inputs = sample((64, 515, 80, True), torch.bfloat16, device)
-    first, second = outputs_and_grads(linear, inputs), outputs_and_grads(linear, inputs)
-    for a, b in zip(first, second, strict=True):
-        assert torch.equal(a, b)
+    assert_repeatable(linear, sample((64, 515, 80, True), torch.bfloat16, device))
 
 
 @pytest.mark.parametrize("device", devices())
 def test_opcheck_and_compile(device):
-    inputs = [
-        x.requires_grad_() if isinstance(x, torch.Tensor) else x
-        for x in sample((4, 24, 8, True), torch.float32, device)
-    ]
-    torch.library.opcheck(torch.ops.glm4v_ext.linear, tuple(inputs))
-    compiled = torch.compile(linear, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*inputs), linear(*inputs))
+    assert_traceable(torch.ops.glm4v_ext.linear, linear, sample((4, 24, 8, True), torch.float32, device))
 
 
 @pytest.mark.parametrize("device", devices())
 def test_expanded_gradients(device):
-    grads = []
-    for function in (linear, reference.linear):
-        inputs = sample((4, 24, 8, True), torch.float32, device)
-        leaves = [x.requires_grad_() for x in inputs if isinstance(x, torch.Tensor)]
-        out = function(*inputs)
-        out.sum().backward()  # the gradient arrives with stride 0
-        grads.append([x.grad for x in leaves])
-    torch.testing.assert_close(*grads)
+    assert_takes_expanded_gradients(linear, reference.linear, sample((4, 24, 8, True), torch.float32, device))
 
 
 def test_leading_dims_and_views():

@@ -2,7 +2,16 @@ import pytest
 import torch
 
 from glm4v_ext import merge_patches, reference
-from glm4v_ext.testing import DTYPES, assert_as_accurate, devices, forced_isa, isa_levels, outputs_and_grads
+from glm4v_ext.testing import (
+    DTYPES,
+    assert_as_accurate,
+    assert_repeatable,
+    assert_takes_expanded_gradients,
+    assert_traceable,
+    devices,
+    forced_isa,
+    isa_levels,
+)
 
 # P, C, O
 SHAPES = [(4, 24, 9), (8, 1, 1), (12, 80, 33), (0, 16, 4)]
@@ -31,32 +40,17 @@ def test_isa_levels(level, dtype):
 
 @pytest.mark.parametrize("device", devices())
 def test_bitwise_repeatable(device):
-    inputs = sample((64, 50, 80), torch.bfloat16, device)
-    first, second = outputs_and_grads(merge_patches, inputs), outputs_and_grads(merge_patches, inputs)
-    for a, b in zip(first, second, strict=True):
-        assert torch.equal(a, b)
+    assert_repeatable(merge_patches, sample((64, 50, 80), torch.bfloat16, device))
 
 
 @pytest.mark.parametrize("device", devices())
 def test_opcheck_and_compile(device):
-    inputs = [
-        x.requires_grad_() if isinstance(x, torch.Tensor) else x for x in sample((8, 24, 5), torch.float32, device)
-    ]
-    torch.library.opcheck(torch.ops.glm4v_ext.merge_patches, tuple(inputs))
-    compiled = torch.compile(merge_patches, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*inputs), merge_patches(*inputs))
+    assert_traceable(torch.ops.glm4v_ext.merge_patches, merge_patches, sample((8, 24, 5), torch.float32, device))
 
 
 @pytest.mark.parametrize("device", devices())
 def test_expanded_gradients(device):
-    grads = []
-    for function in (merge_patches, reference.merge_patches):
-        inputs = sample((8, 24, 5), torch.float32, device)
-        leaves = [x.requires_grad_() for x in inputs if isinstance(x, torch.Tensor)]
-        out = function(*inputs)
-        out.sum().backward()  # the gradient arrives with stride 0
-        grads.append([x.grad for x in leaves])
-    torch.testing.assert_close(*grads)
+    assert_takes_expanded_gradients(merge_patches, reference.merge_patches, sample((8, 24, 5), torch.float32, device))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -2,7 +2,16 @@ import pytest
 import torch
 
 from glm4v_ext import patch_embed, reference
-from glm4v_ext.testing import DTYPES, assert_as_accurate, devices, forced_isa, isa_levels, outputs_and_grads
+from glm4v_ext.testing import (
+    DTYPES,
+    assert_as_accurate,
+    assert_repeatable,
+    assert_takes_expanded_gradients,
+    assert_traceable,
+    devices,
+    forced_isa,
+    isa_levels,
+)
 
 # P, C, channels, frames, height, width and whether the patches are still
 SHAPES = [
@@ -43,33 +52,21 @@ def test_isa_levels(level, dtype):
 
 @pytest.mark.parametrize("device", devices())
 def test_bitwise_repeatable(device):
-    inputs = sample((33, 50, 3, 2, 14, 14, True), torch.bfloat16, device)
-    first, second = outputs_and_grads(patch_embed, inputs), outputs_and_grads(patch_embed, inputs)
-    for a, b in zip(first, second, strict=True):
-        assert torch.equal(a, b)
+    assert_repeatable(patch_embed, sample((33, 50, 3, 2, 14, 14, True), torch.bfloat16, device))
 
 
 @pytest.mark.parametrize("device", devices())
 def test_opcheck_and_compile(device):
-    inputs = [
-        x.requires_grad_() if isinstance(x, torch.Tensor) else x
-        for x in sample((4, 6, 3, 2, 2, 2, True), torch.float32, device)
-    ]
-    torch.library.opcheck(torch.ops.glm4v_ext.patch_embed, tuple(inputs))
-    compiled = torch.compile(patch_embed, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*inputs), patch_embed(*inputs))
+    assert_traceable(
+        torch.ops.glm4v_ext.patch_embed, patch_embed, sample((4, 6, 3, 2, 2, 2, True), torch.float32, device)
+    )
 
 
 @pytest.mark.parametrize("device", devices())
 def test_expanded_gradients(device):
-    grads = []
-    for function in (patch_embed, reference.patch_embed):
-        inputs = sample((4, 6, 3, 2, 2, 2, True), torch.float32, device)
-        leaves = [x.requires_grad_() for x in inputs if isinstance(x, torch.Tensor)]
-        out = function(*inputs)
-        out.sum().backward()  # the gradient arrives with stride 0
-        grads.append([x.grad for x in leaves])
-    torch.testing.assert_close(*grads)
+    assert_takes_expanded_gradients(
+        patch_embed, reference.patch_embed, sample((4, 6, 3, 2, 2, 2, True), torch.float32, device)
+    )
 
 
 def test_still_is_the_whole_convolution():

@@ -2,7 +2,16 @@ import pytest
 import torch
 
 from glm4v_ext import reference, rms_norm_add
-from glm4v_ext.testing import DTYPES, assert_as_accurate, devices, forced_isa, isa_levels, outputs_and_grads
+from glm4v_ext.testing import (
+    DTYPES,
+    assert_as_accurate,
+    assert_repeatable,
+    assert_takes_expanded_gradients,
+    assert_traceable,
+    devices,
+    forced_isa,
+    isa_levels,
+)
 
 SHAPES = [(1, 6), (40, 1), (3, 7), (5, 1536), (2, 3, 80), (33, 129), (0, 16)]
 
@@ -29,30 +38,17 @@ def test_isa_levels(level, dtype):
 
 @pytest.mark.parametrize("device", devices())
 def test_bitwise_repeatable(device):
-    inputs = sample((301, 515), torch.bfloat16, device)
-    first, second = outputs_and_grads(rms_norm_add, inputs), outputs_and_grads(rms_norm_add, inputs)
-    for a, b in zip(first, second, strict=True):
-        assert torch.equal(a, b)
+    assert_repeatable(rms_norm_add, sample((301, 515), torch.bfloat16, device))
 
 
 @pytest.mark.parametrize("device", devices())
 def test_opcheck_and_compile(device):
-    inputs = [x.requires_grad_() if isinstance(x, torch.Tensor) else x for x in sample((4, 24), torch.float32, device)]
-    torch.library.opcheck(torch.ops.glm4v_ext.rms_norm_add, tuple(inputs))
-    compiled = torch.compile(rms_norm_add, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*inputs), rms_norm_add(*inputs))
+    assert_traceable(torch.ops.glm4v_ext.rms_norm_add, rms_norm_add, sample((4, 24), torch.float32, device))
 
 
 @pytest.mark.parametrize("device", devices())
 def test_expanded_gradients(device):
-    grads = []
-    for function in (rms_norm_add, reference.rms_norm_add):
-        inputs = sample((4, 24), torch.float32, device)
-        leaves = [x.requires_grad_() for x in inputs if isinstance(x, torch.Tensor)]
-        out = function(*inputs)
-        out.sum().backward()  # the gradient arrives with stride 0
-        grads.append([x.grad for x in leaves])
-    torch.testing.assert_close(*grads)
+    assert_takes_expanded_gradients(rms_norm_add, reference.rms_norm_add, sample((4, 24), torch.float32, device))
 
 
 def test_views():

@@ -4,7 +4,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glm4v_ext import reference, rope_2d, rope_2d_
-from glm4v_ext.testing import DTYPES, assert_as_accurate, devices, forced_isa, isa_levels, outputs_and_grads
+from glm4v_ext.testing import (
+    DTYPES,
+    assert_as_accurate,
+    assert_repeatable,
+    assert_takes_expanded_gradients,
+    assert_traceable,
+    devices,
+    forced_isa,
+    isa_levels,
+)
 
 SHAPES = [(1, 3, 3, 128), (7, 2, 1, 80), (33, 1, 2, 4), (5, 3, 3, 64), (17, 2, 2, 256), (9, 1, 1, 36), (0, 2, 2, 8)]
 
@@ -75,25 +84,12 @@ def test_views_and_expanded_gradients(device):
     k = torch.randn(6, 1, 80, device=device)[..., ::2]
     positions = torch.randint(0, 50, (2, 6), device=device).t()
     assert_as_accurate(rope_2d, reference.rope_2d, [q, k, positions, 1e4])
-    a, b, positions, theta = sample((7, 2, 2, 16), torch.float32, device)
-    grads = []
-    for function in (rope_2d, reference.rope_2d):
-        x = a.clone().requires_grad_()
-        function(x, b, positions, theta)[0].sum().backward()  # the gradient arrives with stride 0
-        grads.append(x.grad)
-    torch.testing.assert_close(*grads)
+    assert_takes_expanded_gradients(rope_2d, reference.rope_2d, sample((7, 2, 2, 16), torch.float32, device))
 
 
 @pytest.mark.parametrize("device", devices())
 def test_bitwise_repeatable(device):
-    inputs = sample((301, 12, 12, 128), torch.bfloat16, device)
-    threads = torch.get_num_threads()
-    first = outputs_and_grads(rope_2d, inputs)
-    torch.set_num_threads(1)
-    second = outputs_and_grads(rope_2d, inputs)
-    torch.set_num_threads(threads)
-    for a, b in zip(first, second, strict=True):
-        assert torch.equal(a, b)
+    assert_repeatable(rope_2d, sample((301, 12, 12, 128), torch.bfloat16, device))
 
 
 @pytest.mark.parametrize("device", devices())
@@ -105,9 +101,7 @@ def test_opcheck_and_compile(device):
     compiled(*ours)
     rope_2d_(*theirs, positions, theta)
     torch.testing.assert_close(ours, theirs)
-    torch.library.opcheck(torch.ops.glm4v_ext.rope_2d, (q.requires_grad_(), k.requires_grad_(), positions, theta))
-    compiled = torch.compile(rope_2d, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(q, k, positions, theta), rope_2d(q, k, positions, theta))
+    assert_traceable(torch.ops.glm4v_ext.rope_2d, rope_2d, [q, k, positions, theta])
 
 
 def test_in_place_refuses_gradients():

@@ -4,7 +4,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glm4v_ext import reference, rope_3d, rope_3d_
-from glm4v_ext.testing import DTYPES, assert_as_accurate, devices, forced_isa, isa_levels, outputs_and_grads
+from glm4v_ext.testing import (
+    DTYPES,
+    assert_as_accurate,
+    assert_repeatable,
+    assert_takes_expanded_gradients,
+    assert_traceable,
+    devices,
+    forced_isa,
+    isa_levels,
+)
 
 # tokens, query heads, kv heads, head dim, then sections; the turned dims are twice their sum
 SHAPES = [
@@ -85,24 +94,12 @@ def test_views_and_expanded_gradients(device):
     assert_as_accurate(rope_3d, reference.rope_3d, [q, k, positions, *settings])
     text = torch.arange(6, device=device).expand(3, 6)
     assert_as_accurate(rope_3d, reference.rope_3d, [q, k, text, *settings])
-    grads = []
-    for function in (rope_3d, reference.rope_3d):
-        x = q.detach().clone().requires_grad_()
-        function(x, k, positions, *settings)[0].sum().backward()  # the gradient arrives with stride 0
-        grads.append(x.grad)
-    torch.testing.assert_close(*grads)
+    assert_takes_expanded_gradients(rope_3d, reference.rope_3d, [q, k, positions, *settings])
 
 
 @pytest.mark.parametrize("device", devices())
 def test_bitwise_repeatable(device):
-    inputs = sample((301, 16, 2, 128, (8, 12, 12)), torch.bfloat16, device)
-    threads = torch.get_num_threads()
-    first = outputs_and_grads(rope_3d, inputs)
-    torch.set_num_threads(1)
-    second = outputs_and_grads(rope_3d, inputs)
-    torch.set_num_threads(threads)
-    for a, b in zip(first, second, strict=True):
-        assert torch.equal(a, b)
+    assert_repeatable(rope_3d, sample((301, 16, 2, 128, (8, 12, 12)), torch.bfloat16, device))
 
 
 @pytest.mark.parametrize("device", devices())
@@ -114,11 +111,10 @@ def test_opcheck_and_compile(device):
     compiled(*ours, positions, sections, *rest)
     rope_3d_(*theirs, positions, sections, *rest)
     torch.testing.assert_close(ours, theirs)
-    heads = q.requires_grad_(), k.requires_grad_()
-    torch.library.opcheck(torch.ops.glm4v_ext.rope_3d, (*heads, positions, *sections, *rest))
-    compiled = torch.compile(rope_3d, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(
-        compiled(*heads, positions, sections, *rest), rope_3d(*heads, positions, sections, *rest)
+    assert_traceable(
+        torch.ops.glm4v_ext.rope_3d,
+        lambda q, k, positions, time, row, column, *rest: rope_3d(q, k, positions, (time, row, column), *rest),
+        [q, k, positions, *sections, *rest],
     )
 
 
@@ -154,6 +150,15 @@ HEADS, POSITIONS = torch.zeros(3, 2, 8), torch.zeros(3, 3, dtype=torch.int64)
 def test_errors_name_the_argument(k, positions, sections, rotary_dim, text):
     with pytest.raises(RuntimeError, match="rope_3d: " + text):
         rope_3d(HEADS, k, positions, sections, 1e4, rotary_dim)
+
+
+@pytest.mark.parametrize("rope", [rope_3d, rope_3d_])
+@pytest.mark.parametrize("sections", [(16, 16), (8, 12, 12, 0)])
+def test_sections_are_three(rope, sections):
+    with pytest.raises(
+        RuntimeError, match=rf"^{rope.__name__}: sections must be 3 counts of pairs, got \[{sections[0]}"
+    ):
+        rope(HEADS, HEADS, POSITIONS, sections)
 
 
 def test_in_place_refuses_scattered_memory():

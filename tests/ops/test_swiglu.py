@@ -2,7 +2,16 @@ import pytest
 import torch
 
 from glm4v_ext import reference, swiglu
-from glm4v_ext.testing import DTYPES, assert_as_accurate, devices, forced_isa, isa_levels, outputs_and_grads
+from glm4v_ext.testing import (
+    DTYPES,
+    assert_as_accurate,
+    assert_repeatable,
+    assert_takes_expanded_gradients,
+    assert_traceable,
+    devices,
+    forced_isa,
+    isa_levels,
+)
 
 SHAPES = [(1, 6), (40, 2), (3, 14), (5, 2 * 1365), (2, 3, 80), (33, 258), (0, 16), (30,)]
 
@@ -28,30 +37,17 @@ def test_isa_levels(level, dtype):
 
 @pytest.mark.parametrize("device", devices())
 def test_bitwise_repeatable(device):
-    inputs = sample((301, 514), torch.bfloat16, device)
-    first, second = outputs_and_grads(swiglu, inputs), outputs_and_grads(swiglu, inputs)
-    for a, b in zip(first, second, strict=True):
-        assert torch.equal(a, b)
+    assert_repeatable(swiglu, sample((301, 514), torch.bfloat16, device))
 
 
 @pytest.mark.parametrize("device", devices())
 def test_opcheck_and_compile(device):
-    inputs = [x.requires_grad_() if isinstance(x, torch.Tensor) else x for x in sample((4, 24), torch.float32, device)]
-    torch.library.opcheck(torch.ops.glm4v_ext.swiglu, tuple(inputs))
-    compiled = torch.compile(swiglu, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*inputs), swiglu(*inputs))
+    assert_traceable(torch.ops.glm4v_ext.swiglu, swiglu, sample((4, 24), torch.float32, device))
 
 
 @pytest.mark.parametrize("device", devices())
 def test_expanded_gradients(device):
-    grads = []
-    for function in (swiglu, reference.swiglu):
-        inputs = sample((4, 24), torch.float32, device)
-        leaves = [x.requires_grad_() for x in inputs if isinstance(x, torch.Tensor)]
-        out = function(*inputs)
-        out.sum().backward()  # the gradient arrives with stride 0
-        grads.append([x.grad for x in leaves])
-    torch.testing.assert_close(*grads)
+    assert_takes_expanded_gradients(swiglu, reference.swiglu, sample((4, 24), torch.float32, device))
 
 
 def test_views():
