@@ -16,7 +16,9 @@ PYBIND11_MODULE(_C, m) {
     facts["cpu_archs"] = GLM4V_ISA_LEVELS;
     facts["cuda"] = false;
     facts["isa"] = glm4v::active_isa_name();
-    facts["fp32_products"] = glm4v::product_library_name();
+    py::dict products;
+    for (const char* dtype : {"fp32", "bf16", "fp16"}) products[dtype] = glm4v::product_name(dtype);
+    facts["products"] = products;
     return facts;
   });
   m.def("best_isa", &glm4v::best_isa_name, "Best instruction-set level of this machine.");
@@ -24,6 +26,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("measure_peak", &glm4v::measure_peak, py::arg("kind"), py::arg("threads"),
         py::call_guard<py::gil_scoped_release>(),
         "GFLOP/s of fp32, bf16_dot or amx at the active level, for benchmarks; 0 where the level lacks it.");
-  m.def("force_product_library", &glm4v::force_product_library, py::arg("name"),
-        "Library of fp32 matrix products, MKL or oneDNN, for tests; ValueError for another name.");
+  m.def("force_product", &glm4v::force_product, py::arg("dtype"), py::arg("name"),
+        "Matrix products of fp32, bf16 or fp16 by F.linear, oneDNN (fp32) or glm4v_ext; ValueError for other names.");
 }

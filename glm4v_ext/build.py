@@ -23,7 +23,7 @@ _load()
 from . import _C  # noqa: E402  (links against the library that was just loaded)
 
 if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # a torch built without oneDNN
-    _C.force_product_library("MKL")
+    _C.force_product("fp32", "F.linear")
 
 
 def build_info() -> dict[str, object]:
@@ -31,8 +31,8 @@ def build_info() -> dict[str, object]:
 
     Returns:
         dict with ``version``, ``compiler``, ``cpu_archs`` (levels compiled in), ``cuda`` (whether CUDA kernels were
-        compiled in), ``isa`` (the CPU level in use), ``fp32_products`` (the library behind ``linear``, MKL being
-        what ``F.linear`` takes) and ``ops``: op name -> {device: backend that serves it}.
+        compiled in), ``isa`` (the CPU level in use), ``products`` (dtype -> what serves
+        ``linear``: F.linear, oneDNN or glm4v_ext) and ``ops``: op name -> {device: backend that serves it}.
     """
     facts: dict[str, object] = dict(_C.build_facts())
     facts["cpu_archs"] = str(facts["cpu_archs"]).split()

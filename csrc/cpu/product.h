@@ -1,16 +1,19 @@
-// Which of torch's two libraries for matrix products serves fp32 on this machine.
+// Which implementation serves matrix products of a dtype on this machine.
 #pragma once
 #include <string>
 
+#include "common/dtype.h"
 #include "cpu/isa.h"
 
 namespace glm4v {
 
-enum class Product : int { mkl, onednn };  // mkl: what F.linear takes
+// torch: what F.linear takes, in fp32 MKL. onednn: oneDNN's fp32 product. own: cpu/loops/linear_packed.cpp.
+enum class Product : int { torch, onednn, own };
 
-GLM4V_API Product product_library();
-GLM4V_API std::string product_library_name();
-// For tests, and for a torch without oneDNN; throws std::invalid_argument for an unknown name.
-GLM4V_API void force_product_library(const std::string& name);
+GLM4V_API Product product_of(DType dtype);
+// Name of the implementation for "fp32", "bf16" or "fp16".
+GLM4V_API std::string product_name(const std::string& dtype);
+// For tests, and for a torch without oneDNN; throws std::invalid_argument for unknown names.
+GLM4V_API void force_product(const std::string& dtype, const std::string& name);
 
 }  // namespace glm4v

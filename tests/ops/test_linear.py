@@ -1,3 +1,5 @@
+import contextlib
+
 import pytest
 import torch
 
@@ -93,23 +95,58 @@ def test_leading_dims_and_views():
     assert_as_accurate(linear, reference.linear, [torch.randn(24), weight])
 
 
-@pytest.fixture(params=["MKL", "oneDNN"])
-def library(request):
-    previous = build_info()["fp32_products"]
-    _C.force_product_library(request.param)
-    yield request.param
-    _C.force_product_library(previous)
+@contextlib.contextmanager
+def forced_product(name, dtype):
+    word = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    previous = build_info()["products"][word]
+    _C.force_product(word, name)
+    try:
+        yield
+    finally:
+        _C.force_product(word, previous)
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_libraries_of_fp32(library, bias):
-    assert build_info()["fp32_products"] == library
-    assert_as_accurate(linear, reference.linear, sample((65, 77, 50, bias), torch.float32))
-    x, weight = torch.randn(40, 33, 3).permute(1, 2, 0), torch.randn(40, 50).t()[::2]  # [33, 3, 40], [25, 40]
-    assert_as_accurate(linear, reference.linear, [x, weight])
-    x, weight = torch.randn(64, 40, requires_grad=True), torch.randn(8, 40, requires_grad=True)
-    linear(x, weight).sum().backward()
-    torch.testing.assert_close((x.grad, weight.grad), (weight.sum(0).expand(64, 40), x.sum(0).expand(8, 40)))
+@pytest.mark.parametrize("name", ["F.linear", "oneDNN", "glm4v_ext"])
+def test_products_of_fp32(name, bias):
+    with forced_product(name, torch.float32):
+        assert build_info()["products"]["fp32"] == name
+        assert_as_accurate(linear, reference.linear, sample((65, 77, 50, bias), torch.float32))
+        x, weight = torch.randn(40, 33, 3).permute(1, 2, 0), torch.randn(40, 50).t()[::2]  # [33, 3, 40], [25, 40]
+        assert_as_accurate(linear, reference.linear, [x, weight])
+        for row in (torch.randn(75)[::3], torch.randn(1).expand(25)):  # oneDNN itself reads a bias as if it were dense
+            assert_as_accurate(linear, reference.linear, [x, weight, row])
+        x, weight = torch.randn(64, 40, requires_grad=True), torch.randn(8, 40, requires_grad=True)
+        linear(x, weight).sum().backward()
+        torch.testing.assert_close((x.grad, weight.grad), (weight.sum(0).expand(64, 40), x.sum(0).expand(8, 40)))
+
+
+# One to three vectors of rows, parts of the output, blocks of inputs, strips of the weight: whole and not.
+@pytest.mark.parametrize("level", isa_levels())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(25, 33, 21, True), (64, 515, 80, False), (577, 70, 40, True), (50, 256, 700, True)])
+def test_own_product(shape, dtype, level):
+    with forced_isa(level), forced_product("glm4v_ext", dtype):
+        assert_as_accurate(linear, reference.linear, sample(shape, dtype))
+
+
+def test_own_product_does_not_depend_on_threads():
+    x, weight = torch.randn(600, 300).bfloat16(), torch.randn(700, 300).bfloat16()
+    threads = torch.get_num_threads()
+    with forced_product("glm4v_ext", torch.bfloat16):
+        together = linear(x, weight)
+        torch.set_num_threads(1)
+        try:
+            assert torch.equal(together, linear(x, weight))
+        finally:
+            torch.set_num_threads(threads)
+
+
+def test_force_product_refuses_unknown_names():
+    with pytest.raises(ValueError, match="force_product: dtype must be fp32, bf16 or fp16, got fp8"):
+        _C.force_product("fp8", "F.linear")
+    with pytest.raises(ValueError, match=r"force_product: name must be F\.linear, glm4v_ext or for fp32 oneDNN, got"):
+        _C.force_product("bf16", "oneDNN")
 
 
 def test_no_gradient_where_none_is_needed():
@@ -128,6 +165,7 @@ def test_nan_reaches_only_its_row():
 @pytest.mark.parametrize(
     ("change", "text"),
     [
+        ({0: None}, "linear: x must be a tensor, got None"),
         ({0: torch.zeros(4, 24, dtype=torch.int32)}, "linear: x must be float32, bfloat16 or float16, got int32"),
         ({1: torch.zeros(8, 23)}, r"linear: weight must be \[N, K\] = \[\*, 24\], got \[8, 23\]"),
         ({1: torch.zeros(8, 24).half()}, "linear: weight must be float32 like x, got float16"),

@@ -91,10 +91,16 @@ void column(const FewRows& a, int64_t n) {
 
 template <class T>
 void columns(const FewRows& a, int64_t begin, int64_t end) {
+  // Eight sums hide the latency of a multiply-add; 16 registers hold twelve of them besides the operands.
+  constexpr int one = 8, two = W == 16 ? 8 : 6, three = 4, four = W == 16 ? 4 : 3;
   int64_t n = begin;
-  if (a.m <= 2)  // eight sums hide the latency of a multiply-add; more rows of x bring their own
-    for (; n + 8 <= end; n += 8) column<T, 8>(a, n);
-  for (; n + 4 <= end; n += 4) column<T, 4>(a, n);
+  if (a.m == 1)
+    for (; n + one <= end; n += one) column<T, one>(a, n);
+  if (a.m == 2)
+    for (; n + two <= end; n += two) column<T, two>(a, n);
+  if (a.m == 3)
+    for (; n + three <= end; n += three) column<T, three>(a, n);
+  for (; n + four <= end; n += four) column<T, four>(a, n);
   for (; n < end; ++n) column<T, 1>(a, n);
 }
 
