@@ -14,12 +14,12 @@ STABLE_TORCH_LIBRARY(glm4v_ext, m) {
   m.def("patch_embed(Tensor patches, Tensor weight, Tensor bias, bool still) -> Tensor");
   m.def("merge_patches(Tensor x, Tensor weight, Tensor bias) -> Tensor");
   m.def(
-      "flash_attn_varlen(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, int max_seqlen_q, "
-      "int max_seqlen_k, float dropout_p, float? softmax_scale, bool causal, int window_left, int window_right, "
-      "float softcap, Tensor? alibi_slopes, Tensor? block_table) -> (Tensor out, Tensor lse)");
+      "flash_attn_varlen(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, SymInt max_seqlen_q, "
+      "SymInt max_seqlen_k, float dropout_p, float? softmax_scale, bool causal, int window_left, int window_right, "
+      "float softcap, Tensor? alibi_slopes, Tensor? block_table) -> (Tensor out, Tensor lse, Tensor statistics)");
   m.def(
-      "flash_attn_varlen_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
-      "Tensor cu_seqlens_q, Tensor cu_seqlens_k, int max_seqlen_q, int max_seqlen_k, float? softmax_scale, bool "
+      "flash_attn_varlen_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor statistics, "
+      "Tensor cu_seqlens_q, Tensor cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k, float? softmax_scale, bool "
       "causal, int window_left, int window_right, float softcap, Tensor? block_table) -> (Tensor dq, Tensor dk, Tensor "
       "dv)");
   m.def(

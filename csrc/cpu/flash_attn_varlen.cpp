@@ -88,13 +88,13 @@ void zero_padding(Tensor& x, int64_t first) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> flash_attn_varlen(const Tensor& q, const Tensor& k, const Tensor& v,
-                                             const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
-                                             int64_t max_seqlen_q, int64_t max_seqlen_k, double dropout_p,
-                                             std::optional<double> softmax_scale, bool causal, int64_t window_left,
-                                             int64_t window_right, double softcap,
-                                             const std::optional<Tensor>& alibi_slopes,
-                                             const std::optional<Tensor>& block_table) {
+std::tuple<Tensor, Tensor, Tensor> flash_attn_varlen(const Tensor& q, const Tensor& k, const Tensor& v,
+                                                     const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
+                                                     int64_t max_seqlen_q, int64_t max_seqlen_k, double dropout_p,
+                                                     std::optional<double> softmax_scale, bool causal,
+                                                     int64_t window_left, int64_t window_right, double softcap,
+                                                     const std::optional<Tensor>& alibi_slopes,
+                                                     const std::optional<Tensor>& block_table) {
   const char* op = "flash_attn_varlen";
   const FlashAttnShape shape =
       check_flash_attn_varlen(op, q, k, v, cu_seqlens_q, cu_seqlens_k, dropout_p, alibi_slopes, block_table);
@@ -110,12 +110,18 @@ std::tuple<Tensor, Tensor> flash_attn_varlen(const Tensor& q, const Tensor& k, c
   const Tensor vd = paged ? gather_pages(op, v, pages, cu_k) : dense_rows(v);
   Tensor out = empty_contiguous(q);
   Tensor lse = torch::stable::new_empty(q, {shape.heads, shape.tokens_q}, ScalarType::Float);
+  Tensor statistics = torch::stable::new_empty(q, {2, shape.heads, shape.tokens_q}, ScalarType::Float);
+  float* const maximum = static_cast<float*>(statistics.mutable_data_ptr());
   FlashAttnForward args{loop_args(shape, options, qd, kd, vd, cu_q, cu_k), out.mutable_data_ptr(),
-                        static_cast<float*>(lse.mutable_data_ptr())};
+                        static_cast<float*>(lse.mutable_data_ptr()), maximum, maximum + lse.numel()};
   zero_padding(out, cu_q.back());
-  for (int64_t h = 0; h < shape.heads; ++h)
-    std::fill(args.lse + h * shape.tokens_q + cu_q.back(), args.lse + (h + 1) * shape.tokens_q,
-              -std::numeric_limits<float>::infinity());
+  const auto fill_padding = [&](float* x, float value) {
+    for (int64_t h = 0; h < shape.heads; ++h)
+      std::fill(x + h * shape.tokens_q + cu_q.back(), x + (h + 1) * shape.tokens_q, value);
+  };
+  fill_padding(args.lse, -std::numeric_limits<float>::infinity());
+  fill_padding(args.maximum, -std::numeric_limits<float>::infinity());
+  fill_padding(args.sum, 0.0f);
 
   const FlashAttnPlan plan = GLM4V_PICK_BF16(flash_attn_varlen_plan)(args);
   const auto blocks = [&](int64_t n) { return (cu_q[n + 1] - cu_q[n] + plan.rows - 1) / plan.rows; };
@@ -134,26 +140,24 @@ std::tuple<Tensor, Tensor> flash_attn_varlen(const Tensor& q, const Tensor& k, c
     const FlashAttnTask task = task_at(index), next = more ? task_at(next_index) : FlashAttnTask{};
     loops(args, task, more ? &next : nullptr, scratch);
   });
-  return {out, lse};
+  return {out, lse, statistics};
 }
 
-std::tuple<Tensor, Tensor, Tensor> flash_attn_varlen_backward(const Tensor& dout, const Tensor& q, const Tensor& k,
-                                                              const Tensor& v, const Tensor& out, const Tensor& lse,
-                                                              const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
-                                                              int64_t max_seqlen_q, int64_t max_seqlen_k,
-                                                              std::optional<double> softmax_scale, bool causal,
-                                                              int64_t window_left, int64_t window_right, double softcap,
-                                                              const std::optional<Tensor>& block_table) {
+std::tuple<Tensor, Tensor, Tensor> flash_attn_varlen_backward(
+    const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& statistics,
+    const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k, int64_t max_seqlen_q, int64_t max_seqlen_k,
+    std::optional<double> softmax_scale, bool causal, int64_t window_left, int64_t window_right, double softcap,
+    const std::optional<Tensor>& block_table) {
   const char* op = "flash_attn_varlen_backward";
   const FlashAttnShape shape =
       check_flash_attn_varlen(op, q, k, v, cu_seqlens_q, cu_seqlens_k, 0.0, std::nullopt, block_table);
-  check_flash_attn_gradients(op, shape, q, dout, out, lse);
+  check_flash_attn_gradients(op, shape, q, dout, out, statistics);
   const FlashAttnOptions options =
       check_flash_attn_options(op, shape, softmax_scale, causal, window_left, window_right, softcap);
   const auto cu_q = host_cu_seqlens(op, "cu_seqlens_q", cu_seqlens_q, "max_seqlen_q", max_seqlen_q, shape.tokens_q);
   const auto cu_k = host_cu_seqlens(op, "cu_seqlens_k", cu_seqlens_k, "max_seqlen_k", max_seqlen_k, shape.tokens_k);
   const Tensor qd = dense_rows(q), kd = dense_rows(k), vd = dense_rows(v), gd = dense_rows(dout);
-  const Tensor od = contiguous(out), ld = contiguous(lse);
+  const Tensor od = contiguous(out), sd = contiguous(statistics);
   Tensor dq = empty_contiguous(q), dk = empty_contiguous(k), dv = empty_contiguous(v);
   zero_padding(dq, cu_q.back());
   zero_padding(dk, cu_k.back());
@@ -161,7 +165,9 @@ std::tuple<Tensor, Tensor, Tensor> flash_attn_varlen_backward(const Tensor& dout
 
   FlashAttnBackward args{};
   static_cast<FlashAttnArgs&>(args) = loop_args(shape, options, qd, kd, vd, cu_q, cu_k);
-  args.dout = head_rows(gd), args.out = od.const_data_ptr(), args.lse = static_cast<const float*>(ld.const_data_ptr());
+  args.dout = head_rows(gd), args.out = od.const_data_ptr(),
+  args.maximum = static_cast<const float*>(sd.const_data_ptr());
+  args.sum = args.maximum + sd.numel() / 2;
   args.dq = dq.mutable_data_ptr(), args.dk = dk.mutable_data_ptr(), args.dv = dv.mutable_data_ptr();
   const FlashAttnBackwardPlan plan = GLM4V_PICK_BF16(flash_attn_varlen_backward_plan)(args);
   const int64_t group = shape.heads / shape.kv_heads, parts = (group + plan.heads - 1) / plan.heads;

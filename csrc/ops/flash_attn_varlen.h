@@ -84,16 +84,17 @@ inline FlashAttnOptions check_flash_attn_options(const char* op, const FlashAttn
 }
 
 inline void check_flash_attn_gradients(const char* op, const FlashAttnShape& shape, const Tensor& q,
-                                       const Tensor& dout,   // [Tq, H, D]
-                                       const Tensor& out,    // [Tq, H, D]
-                                       const Tensor& lse) {  // [H, Tq]
+                                       const Tensor& dout,          // [Tq, H, D]
+                                       const Tensor& out,           // [Tq, H, D]
+                                       const Tensor& statistics) {  // [2, H, Tq]
   check(shape.page_size == 0, op, ": block_table must be None where gradients are wanted, got a tensor");
   check_shape(op, "dout", dout, {shape.tokens_q, shape.heads, shape.dim}, "[Tq, H, D]");
   check_shape(op, "out", out, {shape.tokens_q, shape.heads, shape.dim}, "[Tq, H, D]");
-  check_shape(op, "lse", lse, {shape.heads, shape.tokens_q}, "[H, Tq]");
+  check_shape(op, "statistics", statistics, {2, shape.heads, shape.tokens_q}, "[2, H, Tq]");
   check_same_dtype(op, "dout", dout, "q", q);
   check_same_dtype(op, "out", out, "q", q);
-  check(lse.scalar_type() == ScalarType::Float, op, ": lse must be float32, got ", dtype_text(lse.scalar_type()));
+  check(statistics.scalar_type() == ScalarType::Float, op, ": statistics must be float32, got ",
+        dtype_text(statistics.scalar_type()));
 }
 
 }  // namespace glm4v

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .autocast import autocast, lower
 from .refuse import refuse_second_grad
 
 
@@ -61,7 +62,7 @@ def flash_attn_varlen_func(
 
     Source: names, order and semantics of flash-attention 2 (Dao 2023, arXiv 2307.08691).
     """
-    out, lse = torch.ops.glm4v_ext.flash_attn_varlen(
+    out, lse, _ = torch.ops.glm4v_ext.flash_attn_varlen(
         q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p, softmax_scale, causal,
         window_size[0], window_size[1], softcap, alibi_slopes, block_table,
     )  # fmt: skip
@@ -103,7 +104,7 @@ def flash_attn_func(
             raise RuntimeError(f"flash_attn_func: {name} must be [B, Sk, K, D] = {expected}, got {list(x.shape)}")
     batch, rows, keys = q.shape[0], q.shape[1], k.shape[1]
     count = torch.arange(batch + 1, dtype=torch.int32, device=q.device)
-    out, lse = torch.ops.glm4v_ext.flash_attn_varlen(
+    out, lse, _ = torch.ops.glm4v_ext.flash_attn_varlen(
         q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), count * rows, count * keys, rows, keys, dropout_p,
         softmax_scale, causal, window_size[0], window_size[1], softcap, alibi_slopes, None,
     )  # fmt: skip
@@ -112,8 +113,9 @@ def flash_attn_func(
 
 
 @torch.library.register_fake("glm4v_ext::flash_attn_varlen")
-def _fake(q, k, v, cu_seqlens_q, *options) -> tuple[Tensor, Tensor]:
-    return q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
+def _fake(q, k, v, cu_seqlens_q, *options) -> tuple[Tensor, Tensor, Tensor]:
+    lse = q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
+    return q.new_empty(q.shape), lse, lse.new_empty((2, *lse.shape))
 
 
 @torch.library.register_fake("glm4v_ext::flash_attn_varlen_backward")
@@ -123,17 +125,18 @@ def _fake_backward(dout, q, k, v, *options) -> tuple[Tensor, Tensor, Tensor]:
 
 def _setup(ctx, inputs, output) -> None:
     q, k, v, cu_q, cu_k, max_q, max_k, _dropout_p, scale, causal, left, right, softcap, _alibi, block_table = inputs
-    out, lse = output
-    ctx.mark_non_differentiable(lse)
-    ctx.save_for_backward(q, k, v, out, lse, cu_q, cu_k, block_table)
+    out, lse, statistics = output  # [2, H, Tq]: maximum and sum of each softmax
+    ctx.mark_non_differentiable(lse, statistics)
+    ctx.save_for_backward(q, k, v, out, statistics, cu_q, cu_k, block_table)
     ctx.options = (max_q, max_k, scale, causal, left, right, softcap)
 
 
-def _backward(ctx, dout: Tensor, _dlse: Tensor):
+def _backward(ctx, dout: Tensor, *_ignored: Tensor):
     *tensors, block_table = ctx.saved_tensors
     dq, dk, dv = torch.ops.glm4v_ext.flash_attn_varlen_backward(dout, *tensors, *ctx.options, block_table)
     return dq, dk, dv, *(None,) * 12
 
 
 torch.library.register_autograd("glm4v_ext::flash_attn_varlen", _backward, setup_context=_setup)
+autocast("flash_attn_varlen", lower)
 refuse_second_grad("flash_attn_varlen")

@@ -18,7 +18,8 @@ namespace glm4v::GLM4V_ISA {
 FlashAttnPlan flash_attn_varlen_plan(const FlashAttnForward& args) {
   GLM4V_TILES(flash_attn_tiles_plan(args));
   const int64_t group = args.heads / args.kv_heads, rows = max(1, LANES / group);
-  return {rows, ForwardScratch::bytes(round_up(rows * group, W), round_up(args.dim, W))};
+  const int64_t keys = args.dtype == DType::bf16 ? KEY_BLOCK<bf16> : KEY_BLOCK<float>;
+  return {rows, ForwardScratch::bytes(keys, round_up(rows * group, W), args.dim)};
 }
 
 void flash_attn_varlen_task(const FlashAttnForward& args, const FlashAttnTask& task, const FlashAttnTask* next,

@@ -33,6 +33,9 @@ struct FlashAttnArgs {
 struct FlashAttnForward : FlashAttnArgs {
   void* out;   // [Tq, H, D] contiguous
   float* lse;  // [H, Tq], natural logarithm; -inf where a row sees no key (its out is zero)
+  // [H, Tq] for backward: largest score of a row, raw (q . k) or capped, and the sum of exp(score - maximum) over its
+  // keys; -inf and 0 where it sees none. From these backward repeats P to the bit, which one fp32 lse does not give.
+  float *maximum, *sum;
 };
 
 // Rows [begin, end) of one segment (relative to it), for the G query heads of one kv head.
@@ -48,10 +51,10 @@ struct FlashAttnPlan {
 };
 
 struct FlashAttnBackward : FlashAttnArgs {
-  HeadRows dout;       // [Tq, H, D]
-  const void* out;     // [Tq, H, D] contiguous
-  const float* lse;    // [H, Tq]
-  void *dq, *dk, *dv;  // contiguous, shaped like q, k, v; every row of a segment is written
+  HeadRows dout;               // [Tq, H, D]
+  const void* out;             // [Tq, H, D] contiguous
+  const float *maximum, *sum;  // [H, Tq] of the forward
+  void *dq, *dk, *dv;          // contiguous, shaped like q, k, v; every row of a segment is written
   float *dk_parts,
       *dv_parts;  // [parts, Tk, K, D] when a kv head is shared by several tasks, else null: then dk, dv are written
 };

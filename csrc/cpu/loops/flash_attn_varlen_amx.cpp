@@ -281,7 +281,9 @@ void finish(const FlashAttnForward& args, const FlashAttnTask& task, int64_t tok
     const int64_t r = f % kRows, t = token + task.begin + f % n, h = task.kv_head * G + f / n;
     const float sum = _mm512_reduce_add_ps(_mm512_load_ps(group.sum[r]));
     const __m512 inverse = _mm512_set1_ps(sum > 0 || sum != sum ? 1 / sum : 0);
-    args.lse[h * args.tokens_q + t] = sum > 0 || sum != sum ? group.max[r] * factor + __builtin_logf(sum) : -kInf;
+    const int64_t at = h * args.tokens_q + t;
+    args.maximum[at] = group.max[r], args.sum[at] = sum;
+    args.lse[at] = sum > 0 || sum != sum ? group.max[r] * factor + __builtin_logf(sum) : -kInf;
     const float* o = x.o + f * o_row;
     bf16* out = static_cast<bf16*>(args.out) + (t * args.heads + h) * args.dim;
     for (int64_t d = 0; d < args.dim; d += 32) {

@@ -125,8 +125,9 @@ struct Task {
       x.lse[r] = kInf;
       x.delta[r] = 0;
       if (r >= R) continue;
-      const float lse = args.lse[head * args.tokens_q + token + r];
-      if (lse != -kInf) x.lse[r] = lse * kLog2e;
+      const int64_t at = head * args.tokens_q + token + r;
+      const float lse = args.maximum[at] * (args.softcap > 0 ? 1 : args.scale) + __builtin_logf(args.sum[at]);
+      if (args.sum[at] != 0) x.lse[r] = lse * kLog2e;
       __m512 sum = _mm512_setzero_ps();
       for (int64_t d = 0; d < D; d += 32) {
         const __m512i a = load_pairs(dout.data + r * dout.row + d, first_lanes(D - d));

@@ -1,28 +1,32 @@
 // Backward of one task: the query heads of a kv head (or some of them) in one segment. One pass, five products per pair
 // of query tile and key block, key blocks outermost: dk and dv of a block are complete when its loop ends, dq gathers
 // in fp32 scratch over the blocks. Everything is added in one fixed order.
-//   P = exp(s - lse), dP = dout v^T, dS = P (dP - delta), delta = dout . out:   dv = P^T dout, dk = dS^T q, dq = dS k
+//   P = exp(s - maximum) / sum, dP = dout v^T, dS = P (dP - delta), delta = dout . out:
+//   dv = P^T dout, dk = dS^T q, dq = dS k
+// Where a row's keys all lie in one block, delta is the sum of P dP instead: it shares the rounding of dP, which
+// cancels in dP - delta where P is nearly 1. Rows of many keys don't need that.
 #pragma once
-#include "cpu/loops/exp.h"
 #include "cpu/loops/flash_attn_varlen_parts.h"
 
 namespace glm4v::GLM4V_ISA {
 namespace {
 
 constexpr int64_t BACKWARD_KEYS = 256;
+constexpr int64_t DELTA_CHAIN = 16;  // most terms of delta that are summed before they are added to the rest
 
 struct BackwardScratch {
-  float *dq, *delta;            // [heads][rows][padded D], [heads][rows]
-  float *k, *v, *dk, *dv;       // [BACKWARD_KEYS][padded D]
-  float *q, *dout;              // [TILE][padded D], where they need a copy
-  float *q_lanes, *dout_lanes;  // [padded D][TILE]
-  float *scores, *dscores;      // [BACKWARD_KEYS][TILE]
-  float *lse, *tile_delta;      // [TILE]
-  int32_t *begin, *end;         // [TILE] keys that a lane sees
+  float *dq, *delta;                      // [heads][rows][padded D], [heads][rows]
+  float *k, *v, *dk, *dv;                 // [BACKWARD_KEYS][padded D]
+  float *q, *dout;                        // [TILE][padded D], where they need a copy
+  float *q_lanes, *dout_lanes;            // [padded D][TILE]
+  float *scores, *dscores;                // [BACKWARD_KEYS][TILE]
+  float *maximum, *inverse, *tile_delta;  // [TILE]; inverse of the sum
+  float* slopes;                          // [BACKWARD_KEYS][TILE] of the softcap
+  int32_t *begin, *end;                   // [TILE] keys that a lane sees
 
   static size_t bytes(int64_t heads, int64_t rows, int64_t padded) {
     return sizeof(float) * (heads * rows * padded + round_up(heads * rows, W) + 4 * BACKWARD_KEYS * padded +
-                            4 * TILE * padded + 2 * BACKWARD_KEYS * TILE + 4 * TILE);
+                            4 * TILE * padded + 3 * BACKWARD_KEYS * TILE + 5 * TILE);
   }
   BackwardScratch(void* memory, int64_t heads, int64_t rows, int64_t padded) {
     float* next = static_cast<float*>(memory);
@@ -37,7 +41,8 @@ struct BackwardScratch {
     q = take(TILE * padded), dout = take(TILE * padded);
     q_lanes = take(TILE * padded), dout_lanes = take(TILE * padded);
     scores = take(BACKWARD_KEYS * TILE), dscores = take(BACKWARD_KEYS * TILE);
-    lse = take(TILE), tile_delta = take(TILE);
+    slopes = take(BACKWARD_KEYS * TILE);
+    maximum = take(TILE), inverse = take(TILE), tile_delta = take(TILE);
     begin = reinterpret_cast<int32_t*>(take(TILE)), end = reinterpret_cast<int32_t*>(take(TILE));
   }
 };
@@ -61,7 +66,7 @@ struct BackwardTask {
 
   void run() {
     memset(s.dq, 0, sizeof(float) * heads * segment.rows * padded);
-    for (int64_t h = 0; h < heads; ++h)
+    for (int64_t h = 0; segment.keys > BACKWARD_KEYS && h < heads; ++h)
       for (int64_t i = 0; i < segment.rows; ++i) s.delta[h * segment.rows + i] = delta(segment.q_begin + i, h);
     for (int64_t k0 = 0; k0 < segment.keys; k0 += BACKWARD_KEYS) {
       const Range block{k0, min(segment.keys, k0 + BACKWARD_KEYS)};
@@ -95,18 +100,19 @@ struct BackwardTask {
 
   // Rows of head h against one key block.
   void attend(int64_t h, Range rows, Range block, Rows k, Rows v) {
-    const Range keys{max(block.begin, segment.keys_of(rows.begin).begin),
-                     min(block.end, segment.keys_of(rows.end - 1).end)};
+    const Range seen{segment.keys_of(rows.begin).begin, segment.keys_of(rows.end - 1).end};
+    const Range keys{max(block.begin, seen.begin), min(block.end, seen.end)};
     if (keys.size() == 0) return;
+    const bool whole = keys.begin == seen.begin && keys.end == seen.end;
     const int64_t count = rows.size(), vectors = (count + W - 1) / W, ld = vectors * W, head = task.head_begin + h;
     const int64_t token = segment.q_begin + rows.begin, skip = keys.begin - block.begin;
     const float *kb = k.data + skip * k.stride, *vb = v.data + skip * v.stride;
-    const bool partial = prepare(h, rows, keys, ld);
+    const bool partial = prepare(h, rows, keys, ld, whole);
     pack<T>(a.q, token, head, count, vectors, s.q_lanes);
     pack<T>(a.dout, token, head, count, vectors, s.dout_lanes);
     multiply<Start::zero, true>(keys.size(), vectors, padded, kb, k.stride, s.q_lanes, ld, s.scores, ld, ahead);
     multiply<Start::zero, true>(keys.size(), vectors, padded, vb, v.stride, s.dout_lanes, ld, s.dscores, ld, ahead);
-    differentiate(keys, vectors, partial);
+    differentiate(keys, vectors, partial, whole);
     const Rows q = copy_rows<T>(a.q, token, head, count, a.dim, s.q);
     const Rows dout = copy_rows<T>(a.dout, token, head, count, a.dim, s.dout);
     const int64_t columns = padded / W;
@@ -126,16 +132,17 @@ struct BackwardTask {
       });
   }
 
-  // Per-lane lse, delta and mask; true when some lane doesn't see some key.
-  bool prepare(int64_t h, Range rows, Range keys, int64_t lanes) const {
+  // Per-lane statistics, delta and mask; true when some lane doesn't see some key.
+  bool prepare(int64_t h, Range rows, Range keys, int64_t lanes, bool whole) const {
     bool partial = false;
     for (int64_t l = 0; l < lanes; ++l) {
       const int64_t i = rows.begin + l;
       const bool real = i < rows.end;
-      const float lse = real ? a.lse[(task.head_begin + h) * a.tokens_q + segment.q_begin + i] : -__builtin_inff();
-      // A row that sees nothing has lse -inf; +inf makes its P zero.
-      s.lse[l] = lse == -__builtin_inff() ? __builtin_inff() : lse;
-      s.tile_delta[l] = real ? s.delta[h * segment.rows + i] : 0.0f;
+      const int64_t at = (task.head_begin + h) * a.tokens_q + segment.q_begin + i;
+      const bool blind = !real || a.sum[at] == 0;  // sees nothing: a maximum of +inf makes its P zero
+      s.maximum[l] = blind ? __builtin_inff() : a.maximum[at];
+      s.inverse[l] = blind ? 0.0f : 1.0f / a.sum[at];
+      s.tile_delta[l] = real && !whole ? s.delta[h * segment.rows + i] : 0.0f;
       const Range seen = real ? segment.keys_of(i) : keys;
       s.begin[l] = static_cast<int32_t>(seen.begin), s.end[l] = static_cast<int32_t>(seen.end);
       partial |= seen.begin > keys.begin || seen.end < keys.end;
@@ -144,26 +151,39 @@ struct BackwardTask {
   }
 
   // scores: q.k -> P; dscores: dP -> dS, without the factor scale.
-  void differentiate(Range keys, int64_t vectors, bool partial) const {
+  void differentiate(Range keys, int64_t vectors, bool partial, bool whole) const {
     const int64_t ld = vectors * W;
     const bool capped = a.softcap > 0;
-    const vf unit = splat(capped ? a.softcap : a.scale), in = splat(capped ? a.scale / a.softcap : 0);
+    const vf unit = splat(unit_of(a)), in = splat(capped ? a.scale / a.softcap : 0), out = splat(a.softcap);
     for (int64_t v = 0; v < vectors; ++v) {
-      const vf lse = load(s.lse + v * W), delta = load(s.tile_delta + v * W);
+      const vf maximum = load(s.maximum + v * W), inverse = load(s.inverse + v * W);
       const vi low = load_i(s.begin + v * W), high = load_i(s.end + v * W);
-      for (int64_t j = 0; j < keys.size(); ++j) {
-        float *p = s.scores + j * ld + v * W, *dp = s.dscores + j * ld + v * W;
-        vf score = load(p), slope = splat(1.0f);
-        if (capped) score = tanh(score * in), slope -= score * score;
-        // The difference first: rounding lse * LOG2E would cost as much as everything else.
-        vf weight = exp2((score * unit - lse) * splat(LOG2E));
-        if (partial) {
-          const vi key = static_cast<int32_t>(keys.begin + j) - vi{};
-          weight = (key >= low) & (key < high) ? weight : vf{};
+      vf own{};
+      for (int64_t begin = 0; begin < keys.size(); begin += DELTA_CHAIN) {
+        vf part{};
+        for (int64_t j = begin; j < min(keys.size(), begin + DELTA_CHAIN); ++j) {
+          float* const p = s.scores + j * ld + v * W;
+          vf score = load(p);
+          if (capped) {
+            const vf t = tanh(score * in);
+            score = t * out;
+            store(s.slopes + j * ld + v * W, splat(1.0f) - t * t);
+          }
+          vf weight = exp2((score - maximum) * unit) * inverse;
+          if (partial) {
+            const vi key = static_cast<int32_t>(keys.begin + j) - vi{};
+            weight = (key >= low) & (key < high) ? weight : vf{};
+          }
+          store(p, weight);
+          part += weight * load(s.dscores + j * ld + v * W);
         }
-        store(p, weight);
-        vf dscore = weight * (load(dp) - delta);
-        if (capped) dscore *= slope;
+        own += part;
+      }
+      const vf delta = whole ? own : load(s.tile_delta + v * W);
+      for (int64_t j = 0; j < keys.size(); ++j) {
+        float* const dp = s.dscores + j * ld + v * W;
+        vf dscore = load(s.scores + j * ld + v * W) * (load(dp) - delta);
+        if (capped) dscore *= load(s.slopes + j * ld + v * W);
         store(dp, dscore);
       }
     }

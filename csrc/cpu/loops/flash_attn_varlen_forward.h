@@ -2,28 +2,31 @@
 // they see. Scores are computed transposed, [key][query], so that maximum and sum over the keys are vertical. Key
 // blocks are the outer loop and query tiles the inner one: a block of k and v is read, and converted, once per task.
 #pragma once
-#include "cpu/loops/exp.h"
 #include "cpu/loops/flash_attn_varlen_parts.h"
 
 namespace glm4v::GLM4V_ISA {
 namespace {
 
-constexpr int64_t LANES = 8 * TILE, KEY_BLOCK = 128;
+constexpr int64_t LANES = 8 * TILE;
+template <class T>
+constexpr int64_t KEY_BLOCK = std::is_same_v<Element<T>, Pair> ? 192 : 128;
 
 struct ForwardScratch {
-  float *q, *out;        // [tiles][padded D][lanes of the tile]
-  float *maximum, *sum;  // [lanes], maximum in units of the raw score
+  float *q, *out;        // [tiles][padded D][lanes of the tile], q as elements of the products
+  float *maximum, *sum;  // [lanes], maximum of the raw or capped scores
   float* factor;         // [TILE]
   int32_t *begin, *end;  // [lanes] keys that a lane sees
-  float* scores;         // [KEY_BLOCK][TILE]
-  float *k, *v;          // [KEY_BLOCK][padded D], where they need a copy
-  const char** ahead;    // [2 * (KEY_BLOCK + lanes)] rows to prefetch
+  float* scores;         // [keys][TILE], then the weights as elements
+  float *k, *v;          // [keys][stride], k where it needs a copy
+  const char** ahead;    // [2 * (keys + lanes)] rows to prefetch
 
-  static size_t bytes(int64_t lanes, int64_t padded) {
-    return sizeof(float) * (2 * lanes * padded + 4 * lanes + TILE + KEY_BLOCK * TILE + 2 * KEY_BLOCK * padded) +
-           sizeof(void*) * 2 * (KEY_BLOCK + lanes);
+  static size_t bytes(int64_t keys, int64_t lanes, int64_t dim) {
+    return sizeof(float) *
+               (2 * lanes * round_up(dim, W) + 4 * lanes + TILE + keys * TILE + 2 * keys * copy_stride(dim)) +
+           sizeof(void*) * 2 * (keys + lanes);
   }
-  ForwardScratch(void* memory, int64_t lanes, int64_t padded) {
+  ForwardScratch(void* memory, int64_t keys, int64_t lanes, int64_t dim) {
+    const int64_t padded = round_up(dim, W);
     float* next = static_cast<float*>(memory);
     const auto take = [&](int64_t count) {
       float* const taken = next;
@@ -33,15 +36,15 @@ struct ForwardScratch {
     q = take(lanes * padded), out = take(lanes * padded);
     maximum = take(lanes), sum = take(lanes), factor = take(TILE);
     begin = reinterpret_cast<int32_t*>(take(lanes)), end = reinterpret_cast<int32_t*>(take(lanes));
-    scores = take(KEY_BLOCK * TILE);
-    k = take(KEY_BLOCK * padded), v = take(KEY_BLOCK * padded);
+    scores = take(keys * TILE);
+    k = take(keys * copy_stride(dim)), v = take(keys * copy_stride(dim));
     ahead = reinterpret_cast<const char**>(next);
   }
 };
 
-// s = softcap * tanh(scale * q.k / softcap), in units that make exp2 the exponential.
+// s = softcap * tanh(scale * q.k / softcap).
 inline void cap_scores(float* scores, int64_t count, float scale, float softcap) {
-  const vf in = splat(scale / softcap), out = splat(softcap * LOG2E);
+  const vf in = splat(scale / softcap), out = splat(softcap);
   for (int64_t i = 0; i < count; i += W) store(scores + i, tanh(load(scores + i) * in) * out);
 }
 
@@ -59,41 +62,51 @@ inline void mask_scores(float* scores, int64_t first, int64_t keys, int64_t vect
   }
 }
 
-// Scores -> exp2(unit * (score - maximum)), with the running maximum and sum of each lane; factor rescales what the
-// lane gathered under its old maximum.
-inline void softmax_block(float* scores, int64_t keys, int64_t vectors, float unit, float* maximum, float* sum,
-                          float* factor) {
+// Scores -> weights exp2(unit * (score - maximum)), with the running maximum and sum of each lane; factor rescales what
+// the lane gathered under its old maximum. Weights that are multiplied in pairs take the place of every second score.
+template <class T>
+void softmax_block(float* scores, int64_t keys, int64_t vectors, float unit, float* maximum, float* sum,
+                   float* factor) {
+  constexpr int degree = sizeof(T) == sizeof(float) ? 6 : 4;
   const int64_t ld = vectors * W;
   for (int64_t v = 0; v < vectors; ++v) {
     float* s = scores + v * W;
     const vf old = load(maximum + v * W), scale = splat(unit);
     vf m0 = old, m1 = old;
     int64_t j = 0;
-    for (; j + 2 <= keys; j += 2) {
-      const vf a = load(s + j * ld), b = load(s + (j + 1) * ld);
-      m0 = a > m0 ? a : m0, m1 = b > m1 ? b : m1;
-    }
-    if (j < keys) m0 = load(s + j * ld) > m0 ? load(s + j * ld) : m0;
-    const vf top = m0 > m1 ? m0 : m1;
+    for (; j + 2 <= keys; j += 2) m0 = most(load(s + j * ld), m0), m1 = most(load(s + (j + 1) * ld), m1);
+    if (j < keys) m0 = most(load(s + j * ld), m0);
+    const vf top = most(m0, m1);
     const vf shift = top == splat(-__builtin_inff()) ? vf{} : top;  // nothing seen yet: -inf - shift stays -inf
-    const vf rescale = exp2((old - shift) * scale);
+    const vf rescale = exp2<degree>((old - shift) * scale);
     store(maximum + v * W, top), store(factor + v * W, rescale);
-    vf total = load(sum + v * W) * rescale, t1{};
+    vf total{}, t1{};  // from zero: what is small beside the sum so far must not be rounded away term by term
+    const auto weight = [&](int64_t key) { return exp2<degree>((load(s + key * ld) - shift) * scale); };
     for (j = 0; j + 2 <= keys; j += 2) {
-      const vf a = exp2((load(s + j * ld) - shift) * scale), b = exp2((load(s + (j + 1) * ld) - shift) * scale);
-      store(s + j * ld, a), store(s + (j + 1) * ld, b);
-      total += a, t1 += b;
+      const vf w0 = weight(j), w1 = weight(j + 1);
+      if constexpr (std::is_same_v<Element<T>, Pair>)
+        store(reinterpret_cast<Pair*>(s + j / 2 * ld), pairs_of(w0, w1));
+      else
+        store(s + j * ld, w0), store(s + (j + 1) * ld, w1);
+      total += w0, t1 += w1;
     }
     if (j < keys) {
-      const vf a = exp2((load(s + j * ld) - shift) * scale);
-      store(s + j * ld, a), total += a;
+      const vf w0 = weight(j);
+      if constexpr (std::is_same_v<Element<T>, Pair>)
+        store(reinterpret_cast<Pair*>(s + j / 2 * ld), pairs_of(w0, vf{}));
+      else
+        store(s + j * ld, w0);
+      total += w0;
     }
-    store(sum + v * W, total + t1);
+    store(sum + v * W, load(sum + v * W) * rescale + (total + t1));
   }
 }
 
 template <class T>
 struct ForwardTask {
+  using E = Element<T>;
+  static constexpr bool pairs = std::is_same_v<E, Pair>;
+  static constexpr int64_t keys_per_block = KEY_BLOCK<T>;
   const FlashAttnForward& a;
   const FlashAttnTask& task;
   const FlashAttnTask* const next;
@@ -112,7 +125,7 @@ struct ForwardTask {
         lanes((t.end - t.begin) * group),
         vectors((lanes + W - 1) / W),
         tiles((vectors + QUERY_NV - 1) / QUERY_NV),
-        s(memory, vectors * W, padded),
+        s(memory, keys_per_block, vectors * W, a.dim),
         ahead(s.ahead, a.dim * static_cast<int64_t>(sizeof(T))) {}
 
   int64_t row(int64_t lane) const { return task.begin + lane / group; }
@@ -123,20 +136,46 @@ struct ForwardTask {
   void run() {
     pack_queries();
     const Range seen = keys_of(segment, task);
-    for (int64_t k0 = seen.begin; k0 < seen.end; k0 += KEY_BLOCK) {
-      const Range block{k0, min(seen.end, k0 + KEY_BLOCK)};
+    for (int64_t k0 = seen.begin; k0 < seen.end; k0 += keys_per_block) {
+      const Range block{k0, min(seen.end, k0 + keys_per_block)};
       ahead.clear();
       if (block.end < seen.end)
-        prefetch_keys(segment, task.kv_head, {block.end, min(seen.end, block.end + KEY_BLOCK)});
+        prefetch_keys(segment, task.kv_head, {block.end, min(seen.end, block.end + keys_per_block)});
       else
         prefetch_rest();
-      // Steps of the two products over all tiles; 8 is the height of most product tiles.
-      ahead.spread(tiles * (block.size() * padded / 8) * 2);
-      const Rows k = float_rows<T>(a.k, segment.k_begin + k0, task.kv_head, block.size(), a.dim, s.k);
-      const Rows v = copy_rows<T>(a.v, segment.k_begin + k0, task.kv_head, block.size(), a.dim, s.v);
+      // Steps of the two products over all tiles.
+      ahead.spread(tiles * (block.size() * padded / tile_rows(QUERY_NV)) * (pairs ? 1 : 2));
+      const RowsOf<E> k = key_rows(block), v = value_rows(block);
       for (int64_t i = 0; i < tiles; ++i) attend(tile(i), block, k, v);
     }
     for (int64_t i = 0; i < tiles; ++i) write(tile(i));
+  }
+
+  // A(key, d) of the scores. bf16 is read in pairs as it lies wherever that is possible.
+  RowsOf<E> key_rows(Range block) const {
+    const int64_t token = segment.k_begin + block.begin;
+    if constexpr (pairs) {
+      if (a.dim % 2 == 0 && a.k.row % 2 == 0)
+        return {reinterpret_cast<const Pair*>(row_of<T>(a.k, token, task.kv_head)), a.k.row / 2};
+      const int64_t stride = copy_stride(a.dim);
+      Pair* const copy = reinterpret_cast<Pair*>(s.k);
+      for (int64_t j = 0; j < block.size(); ++j) {
+        memset(copy + j * stride + a.dim / 2, 0, sizeof(Pair));
+        memcpy(copy + j * stride, row_of<T>(a.k, token + j, task.kv_head), a.dim * sizeof(T));
+      }
+      return {copy, stride};
+    } else {
+      return copy_rows<T>(a.k, token, task.kv_head, block.size(), a.dim, copy_stride(a.dim), s.k);
+    }
+  }
+  // A(d, key) of the output.
+  RowsOf<E> value_rows(Range block) const {
+    const int64_t token = segment.k_begin + block.begin, stride = copy_stride(a.dim);
+    if constexpr (pairs) {
+      return pair_rows(a.v, token, task.kv_head, block.size(), a.dim, stride, reinterpret_cast<Pair*>(s.v));
+    } else {
+      return copy_rows<T>(a.v, token, task.kv_head, block.size(), a.dim, stride, s.v);
+    }
   }
 
   // Keys that any row of a task sees.
@@ -159,64 +198,80 @@ struct ForwardTask {
     const Range keys = keys_of(of, *next);
     for (int64_t h = 0; h < group; ++h)
       prefetch_rows<T>(ahead, a.q, of.q_begin + next->begin, next->kv_head * group + h, next->end - next->begin);
-    prefetch_keys(of, next->kv_head, {keys.begin, min(keys.end, keys.begin + KEY_BLOCK)});
+    prefetch_keys(of, next->kv_head, {keys.begin, min(keys.end, keys.begin + keys_per_block)});
   }
+
+  E* queries() const { return reinterpret_cast<E*>(s.q); }
 
   void pack_queries() const {
     for (int64_t i = 0; i < tiles; ++i) {
       const Range t = tile(i);
       for (int64_t v = t.begin; v < t.end; ++v)
-        pack_lanes<T>(a.dim, s.q + t.begin * W * padded + (v - t.begin) * W, t.size() * W, [&](int64_t l) -> const T* {
-          const int64_t lane = v * W + l;
-          return lane < lanes ? row_of<T>(a.q, segment.q_begin + row(lane), head(lane)) : nullptr;
-        });
+        pack_lanes<T>(a.dim, queries() + t.begin * W * padded + (v - t.begin) * W, t.size() * W,
+                      [&](int64_t l) -> const T* {
+                        const int64_t lane = v * W + l;
+                        return lane < lanes ? row_of<T>(a.q, segment.q_begin + row(lane), head(lane)) : nullptr;
+                      });
     }
     for (int64_t lane = 0; lane < vectors * W; ++lane) {
       const Range keys = segment.keys_of(row(min(lane, lanes - 1)));
       s.begin[lane] = static_cast<int32_t>(keys.begin), s.end[lane] = static_cast<int32_t>(keys.end);
       s.maximum[lane] = -__builtin_inff(), s.sum[lane] = 0;
     }
-    memset(s.out, 0, sizeof(float) * padded * vectors * W);
   }
 
-  void attend(Range t, Range block, Rows k, Rows v) {
+  void attend(Range t, Range block, RowsOf<E> k, RowsOf<E> v) {
     const int64_t first = t.begin * W, last = min(lanes, t.end * W) - 1, ld = t.size() * W;
-    const Range keys{max(block.begin, s.begin[first]), min(block.end, s.end[last])};
+    Range keys{max(block.begin, s.begin[first]), min(block.end, s.end[last])};
     if (keys.size() == 0) return;
-    const int64_t skip = keys.begin - block.begin;
-    multiply<Start::zero, true>(keys.size(), t.size(), padded, k.data + skip * k.stride, k.stride, s.q + first * padded,
-                                ld, s.scores, ld, ahead);
+    if (pairs) keys.begin -= (keys.begin - block.begin) % 2;  // values are paired from the block's first key on
+    const int64_t skip = keys.begin - block.begin, dim = pairs ? (a.dim + 1) / 2 : a.dim;
+    multiply<Start::zero, true>(keys.size(), t.size(), dim, k.data + skip * k.stride, k.stride,
+                                queries() + first * padded, ld, s.scores, ld, ahead);
     if (a.softcap > 0) cap_scores(s.scores, keys.size() * ld, a.scale, a.softcap);
     if (s.begin[last] > keys.begin || s.end[first] < keys.end)
       mask_scores(s.scores, keys.begin, keys.size(), t.size(), s.begin + first, s.end + first);
-    softmax_block(s.scores, keys.size(), t.size(), unit(), s.maximum + first, s.sum + first, s.factor);
-    multiply<Start::scale, false>(padded, t.size(), keys.size(), v.data + skip * v.stride, v.stride, s.scores, ld,
-                                  s.out + first * padded, ld, ahead, s.factor);
+    softmax_block<T>(s.scores, keys.size(), t.size(), unit_of(a), s.maximum + first, s.sum + first, s.factor);
+    const int64_t steps = pairs ? (keys.size() + 1) / 2 : keys.size();
+    const E *values = v.data + (pairs ? skip / 2 : skip) * v.stride, *weights = reinterpret_cast<E*>(s.scores);
+    float* const out = s.out + first * padded;
+    if (keys.begin <= s.begin[first])  // the tile's first block
+      multiply<Start::zero, false>(padded, t.size(), steps, values, v.stride, weights, ld, out, ld, ahead);
+    else
+      multiply<Start::scale, false>(padded, t.size(), steps, values, v.stride, weights, ld, out, ld, ahead, s.factor);
   }
 
-  // What one unit of a stored score is in powers of two.
-  float unit() const { return a.softcap > 0 ? 1.0f : a.scale * LOG2E; }
-
   void write(Range t) const {
-    const int64_t ld = t.size() * W;
-    for (int64_t v = t.begin; v < t.end; ++v)
+    const int64_t first = t.begin * W, last = min(lanes, t.end * W) - 1, ld = t.size() * W;
+    if (s.end[last] <= s.begin[first]) memset(s.out + first * padded, 0, sizeof(float) * padded * ld);
+    for (int64_t v = t.begin; v < t.end; ++v) {
+      const int64_t count = min(W, lanes - v * W);
+      T* to[W];
+      for (int64_t l = 0; l < count; ++l) to[l] = out_row(v * W + l);
+      const vf sum = load(s.sum + v * W), factor = splat(1.0f) / sum;
       for (int64_t d = 0; d < padded; d += W) {
         vf x[W];
-        for (int64_t i = 0; i < W; ++i) x[i] = load(s.out + t.begin * W * padded + (d + i) * ld + (v - t.begin) * W);
-        transpose(x);
-        for (int64_t l = 0; l < min(W, lanes - v * W); ++l) {
-          const int64_t lane = v * W + l;
-          T* to = static_cast<T*>(a.out) + ((segment.q_begin + row(lane)) * a.heads + head(lane)) * a.dim + d;
-          const vf y = x[l] * splat(s.sum[lane] == 0 ? 0.0f : 1.0f / s.sum[lane]);
-          if (d + W <= a.dim)
-            store(to, y);
-          else
-            store_n(to, y, a.dim - d);
+        for (int64_t i = 0; i < W; ++i) {
+          x[i] = load(s.out + first * padded + (d + i) * ld + (v - t.begin) * W) * factor;
+          x[i] = sum == vf{} ? vf{} : x[i];
         }
+        transpose(x);
+        for (int64_t l = 0; l < count; ++l)
+          if (d + W <= a.dim)
+            store(to[l] + d, x[l]);
+          else
+            store_n(to[l] + d, x[l], a.dim - d);
       }
-    for (int64_t lane = t.begin * W; lane < min(lanes, t.end * W); ++lane)
-      a.lse[head(lane) * a.tokens_q + segment.q_begin + row(lane)] =
-          s.maximum[lane] * (a.softcap > 0 ? LN2 : a.scale) + __builtin_logf(s.sum[lane]);
+    }
+    for (int64_t lane = first; lane <= last; ++lane) {
+      const int64_t at = head(lane) * a.tokens_q + segment.q_begin + row(lane);
+      a.maximum[at] = s.maximum[lane], a.sum[at] = s.sum[lane];
+      a.lse[at] = s.maximum[lane] * (a.softcap > 0 ? 1.0f : a.scale) + __builtin_logf(s.sum[lane]);
+    }
+  }
+
+  T* out_row(int64_t lane) const {
+    return static_cast<T*>(a.out) + ((segment.q_begin + row(lane)) * a.heads + head(lane)) * a.dim;
   }
 };
 

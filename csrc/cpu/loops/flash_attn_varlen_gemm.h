@@ -69,34 +69,41 @@ constexpr int MAX_NV = 4;
 constexpr int tile_rows(int nv) { return nv == 4 ? 6 : 8; }  // of 32 registers
 #else
 constexpr int MAX_NV = 3;
-constexpr int tile_rows(int nv) { return nv == 3 ? 4 : nv == 2 ? 5 : 8; }  // of 16 registers
+constexpr int tile_rows(int nv) { return nv == 3 ? 4 : nv == 2 ? 6 : 8; }  // of 16 registers
 #endif
-constexpr int QUERY_NV = 3;     // vectors of a full query tile
-constexpr int64_t CHAIN = 128;  // most terms that are summed before they are added to the rest: longer sums round more
+constexpr int QUERY_NV = 3;    // vectors of a full query tile
+constexpr int64_t CHAIN = 64;  // most terms that are summed before they are added to the rest: longer sums round more
 
 // Rows that later work will touch, fetched into the second-level cache from inside the products, a line every few
 // steps: the rows of a head lie far apart, so the hardware doesn't follow them, and a burst of prefetches stalls.
 class Prefetch {
  public:
   Prefetch(const char** rows, int64_t bytes) : rows_(rows), bytes_(bytes) {}
-  void clear() { count_ = next_ = 0; }
+  void clear() { count_ = next_ = left_ = 0; }
   void add(const void* first, int64_t stride, int64_t rows) {
     for (int64_t i = 0; i < rows; ++i) rows_[count_++] = static_cast<const char*>(first) + i * stride;
   }
   // Spreads the rows added so far over the next `steps` steps; those that come too late are dropped.
   void spread(int64_t steps) {
-    const int64_t each = count_ == 0 ? steps : steps / count_;
-    steps_per_row_ = each < 8 ? 8 : each > 128 ? 128 : each;
-    bytes_per_step_ = (bytes_ + steps_per_row_ - 1) / steps_per_row_;
+    const int64_t each = steps / (count_ * ((bytes_ + LINE - 1) / LINE) + 1);
+    steps_per_line_ = each < 4 ? 4 : each;
   }
-  int64_t steps_per_row() const { return steps_per_row_; }
-  int64_t bytes_per_step() const { return bytes_per_step_; }
-  // The next row, or where there is none an address that is in the cache anyway.
-  const char* take(const void* instead) { return next_ < count_ ? rows_[next_++] : static_cast<const char*>(instead); }
+  int64_t steps_per_line() const { return steps_per_line_; }
+  // Asks for the next line, if there is one.
+  void take() {
+    if (left_ <= 0) {
+      if (next_ == count_) return;
+      line_ = rows_[next_++], left_ = bytes_;
+    }
+    __builtin_prefetch(line_, 0, 2);
+    line_ += LINE, left_ -= LINE;
+  }
 
  private:
+  static constexpr int64_t LINE = 64;
   const char** rows_;
-  int64_t bytes_, count_ = 0, next_ = 0, steps_per_row_ = 128, bytes_per_step_ = 0;
+  const char* line_ = nullptr;
+  int64_t bytes_, count_ = 0, next_ = 0, left_ = 0, steps_per_line_ = 1 << 30;
 };
 
 // A(r, s) is a[r * lda + s] where A is row-major, else a[s * lda + r]. E is the element of A and B, float or Pair;
@@ -110,12 +117,10 @@ GLM4V_INLINE void multiply_tile(int64_t steps, const E* a, int64_t lda, const E*
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) sum[r][v] = vf{};
   for (int64_t s = 0; s < steps;) {
-    const int64_t end = s + ahead.steps_per_row() < steps ? s + ahead.steps_per_row() : steps;
-    const char* row = ahead.take(b);
+    const int64_t end = s + ahead.steps_per_line() < steps ? s + ahead.steps_per_line() : steps;
+    ahead.take();
 #pragma GCC unroll 1  // unrolling makes the compiler shuffle the accumulators between registers
     for (; s < end; ++s) {
-      __builtin_prefetch(row, 0, 2);
-      row += ahead.bytes_per_step();
       decltype(load(b)) x[NV];
 #pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) x[v] = load(b + v * W);
@@ -180,12 +185,31 @@ void multiply(int64_t rows, int64_t vectors, int64_t steps, const E* a, int64_t 
                                     b + chain * ldb, ldb, c, ldc, ahead);
 }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// W x W in registers. Halves first: only that shuffle crosses the two lanes of a register, which is slow.
+GLM4V_INLINE void transpose(vf (&rows)[W]) {
+  vf half[W], pair[W];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    half[i] = shuffle(rows[i], rows[i + 4], vi{0, 1, 2, 3, 8, 9, 10, 11});
+    half[i + 4] = shuffle(rows[i], rows[i + 4], vi{4, 5, 6, 7, 12, 13, 14, 15});
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < W; i += 2) {
+    pair[i] = shuffle(half[i], half[i + 1], vi{0, 8, 1, 9, 4, 12, 5, 13});
+    pair[i + 1] = shuffle(half[i], half[i + 1], vi{2, 10, 3, 11, 6, 14, 7, 15});
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < W; i += 2) {
+    const int from = i / 4 * 4 + i / 2 % 2;
+    rows[i] = shuffle(pair[from], pair[from + 2], vi{0, 1, 8, 9, 4, 5, 12, 13});
+    rows[i + 1] = shuffle(pair[from], pair[from + 2], vi{2, 3, 10, 11, 6, 7, 14, 15});
+  }
+}
+#else
 #if defined(__AVX512F__)
 #define GLM4V_ZIP_LOW {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}
 #define GLM4V_ZIP_HIGH {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31}
-#elif defined(__AVX2__)
-#define GLM4V_ZIP_LOW {0, 8, 1, 9, 2, 10, 3, 11}
-#define GLM4V_ZIP_HIGH {4, 12, 5, 13, 6, 14, 7, 15}
 #else
 #define GLM4V_ZIP_LOW {0, 4, 1, 5}
 #define GLM4V_ZIP_HIGH {2, 6, 3, 7}
@@ -205,6 +229,7 @@ GLM4V_INLINE void transpose(vf (&rows)[W]) {
     for (int i = 0; i < W; ++i) rows[i] = zipped[i];
   }
 }
+#endif
 
 }  // namespace
 }  // namespace glm4v::GLM4V_ISA

@@ -2,6 +2,7 @@
 #pragma once
 #include <type_traits>
 
+#include "cpu/loops/exp.h"
 #include "cpu/loops/flash_attn_varlen.h"
 #include "cpu/loops/flash_attn_varlen_gemm.h"
 
@@ -18,6 +19,12 @@ struct Range {
   int64_t begin, end;
   int64_t size() const { return end > begin ? end - begin : 0; }
 };
+
+// What one unit of a score, raw or capped, is in powers of two.
+inline float unit_of(const FlashAttnArgs& a) {
+  constexpr double log2e = 1.4426950408889634;  // rounded once: every error of the unit is one of all scores
+  return static_cast<float>(a.softcap > 0 ? log2e : a.scale * log2e);
+}
 
 // One segment: where its tokens begin, and which keys a query row sees.
 struct Segment {
@@ -53,12 +60,17 @@ GLM4V_INLINE vi load_i(const int32_t* p) {
   return v;
 }
 
-// fp32 rows: a dense, zero-padded, converted copy, or the tensor itself. A copy is worth it even of fp32 where a
-// product walks from row to row: heads that lie a power of two apart fall into the same few cache sets.
-struct Rows {
-  const float* data;
+// Rows as elements of the products, one after the other or in place.
+template <class E>
+struct RowsOf {
+  const E* data;
   int64_t stride;
 };
+using Rows = RowsOf<float>;
+
+// Floats from row to row of a copy: an odd number of cache lines, because rows a power of two apart share few of the
+// cache's sets.
+constexpr int64_t copy_stride(int64_t dim) { return ((dim + 15) / 16 | 1) * 16; }
 
 template <class T>
 const T* row_of(const HeadRows& x, int64_t token, int64_t head) {
@@ -72,18 +84,16 @@ void convert_row(const T* from, int64_t dim, float* to) {
   if (d < dim) store(to + d, load_n(from + d, dim - d));
 }
 
+// A zero-padded copy in fp32. It is worth it even of fp32 rows: those of a head lie far apart.
+template <class T>
+Rows copy_rows(const HeadRows& x, int64_t token, int64_t head, int64_t count, int64_t dim, int64_t stride,
+               float* copy) {
+  for (int64_t i = 0; i < count; ++i) convert_row(row_of<T>(x, token + i, head), dim, copy + i * stride);
+  return {copy, stride};
+}
 template <class T>
 Rows copy_rows(const HeadRows& x, int64_t token, int64_t head, int64_t count, int64_t dim, float* copy) {
-  const int64_t padded = round_up(dim, W);
-  for (int64_t i = 0; i < count; ++i) convert_row(row_of<T>(x, token + i, head), dim, copy + i * padded);
-  return {copy, padded};
-}
-
-template <class T>
-Rows float_rows(const HeadRows& x, int64_t token, int64_t head, int64_t count, int64_t dim, float* copy) {
-  if constexpr (sizeof(T) == sizeof(float))
-    if (dim % W == 0) return {row_of<T>(x, token, head), x.row};
-  return copy_rows<T>(x, token, head, count, dim, copy);
+  return copy_rows<T>(x, token, head, count, dim, round_up(dim, W), copy);
 }
 
 template <class T>
@@ -138,17 +148,18 @@ GLM4V_INLINE void pack_lanes(int64_t dim, E* to, int64_t ld, F&& row) {
   }
 }
 
-// Rows of bf16 two by two, as [pair of rows][padded dim]; an odd last row is paired with zeros.
-inline void pair_rows(const HeadRows& x, int64_t token, int64_t head, int64_t count, int64_t dim, Pair* to) {
-  const int64_t padded = round_up(dim, W);
-  for (int64_t i = 0; i < count; i += 2, to += padded) {
+// Rows of bf16 two by two, zero-padded; an odd last row is paired with zeros.
+inline RowsOf<Pair> pair_rows(const HeadRows& x, int64_t token, int64_t head, int64_t count, int64_t dim,
+                              int64_t stride, Pair* copy) {
+  for (int64_t i = 0; i < count; i += 2) {
     const bf16* const even = row_of<bf16>(x, token + i, head);
     const bf16* const odd = i + 1 < count ? even + x.row : nullptr;
     over(dim, [&](int64_t d, auto lanes) {
       const vf high = odd == nullptr ? vf{} : load(odd + d, lanes);
-      store(to + d, bitcast<vu>(load(even + d, lanes)) >> 16 | bitcast<vu>(high));
+      store(copy + i / 2 * stride + d, bitcast<vu>(load(even + d, lanes)) >> 16 | bitcast<vu>(high));
     });
   }
+  return {copy, stride};
 }
 
 template <class T>

@@ -182,6 +182,113 @@ inline __attribute__((always_inline)) vf round_to<bf16>(vf v) {
 #endif
 }
 
+// Two vectors that are loaded, rounded and stored together. Of bf16 one holds the even and one the odd lanes: they come
+// apart and together again by shifts and masks within 32 bits, in a third of the instructions.
+struct vf2 {
+  vf a, b;
+};
+GLM4V_INLINE vf2 operator+(vf2 x, vf2 y) { return {x.a + y.a, x.b + y.b}; }
+GLM4V_INLINE vf2 operator-(vf2 x, vf2 y) { return {x.a - y.a, x.b - y.b}; }
+GLM4V_INLINE vf2 operator*(vf2 x, vf2 y) { return {x.a * y.a, x.b * y.b}; }
+GLM4V_INLINE vf2 operator+(vf2 x, vf y) { return {x.a + y, x.b + y}; }
+GLM4V_INLINE vf2 operator*(vf2 x, vf y) { return {x.a * y, x.b * y}; }
+
+template <class T>
+GLM4V_INLINE vf2 load2(const T* p) {
+  return {load(p), load(p + W)};
+}
+template <class T>
+GLM4V_INLINE void store(T* p, vf2 v) {
+  store(p, v.a);
+  store(p + W, v.b);
+}
+// v rounded to T and back.
+template <class T>
+GLM4V_INLINE vf2 round_to(vf2 v) {
+  return {round_to<T>(v.a), round_to<T>(v.b)};
+}
+#if !defined(__AVX512BF16__)
+typedef uint16_t vhh __attribute__((vector_size(4 * W)));
+// The even lanes of one and the odd lanes of the other.
+GLM4V_INLINE vhh alternate(vhh even, vhh odd) {
+#if defined(__AVX512BW__)
+  return (vhh)_mm512_mask_blend_epi16(0xaaaaaaaa, (__m512i)even, (__m512i)odd);
+#elif defined(__AVX2__)
+  return (vhh)_mm256_blend_epi16((__m256i)even, (__m256i)odd, 0xaa);
+#else
+  return (vhh)(((vu)even & 0xffffu) | ((vu)odd & 0xffff0000u));
+#endif
+}
+// As bf16_bits, of NaNs whose low 16 bits are zero: what arithmetic makes of NaNs in bf16, and by itself.
+GLM4V_INLINE vhh bf16_bits(vf2 v) {
+  const vu a = bitcast<vu>(v.a), b = bitcast<vu>(v.b);
+  const vhh high = alternate((vhh)(a >> 16), (vhh)b), low = alternate((vhh)a, (vhh)(b << 16));
+  // Up beyond half, and at half if that makes an odd number even.
+#if defined(__AVX512BW__)
+  const vhh beyond = (vhh)_mm512_subs_epu16((__m512i)low, (__m512i)(~high & 1));
+  return high + (beyond >> 15);
+#elif defined(__AVX2__)
+  const vhh beyond = (vhh)_mm256_subs_epu16((__m256i)low, (__m256i)(~high & 1));
+  return high + (beyond >> 15);
+#else
+  return high - (vhh)(low > 0x8000 - (high & 1));
+#endif
+}
+GLM4V_INLINE vf2 from_bf16_bits(vhh h) { return {bitcast<vf>((vu)h << 16), bitcast<vf>((vu)h & 0xffff0000u)}; }
+template <>
+inline __attribute__((always_inline)) vf2 load2<bf16>(const bf16* p) {
+  vhh h;
+  memcpy(&h, p, sizeof h);
+  return from_bf16_bits(h);
+}
+template <>
+inline __attribute__((always_inline)) void store<bf16>(bf16* p, vf2 v) {
+  const vhh h = bf16_bits(v);
+  memcpy(p, &h, sizeof h);
+}
+// Of the same NaNs; the 16-bit way would use more shifts, of which a cycle has room for few.
+template <>
+inline __attribute__((always_inline)) vf2 round_to<bf16>(vf2 v) {
+  const vu a = bitcast<vu>(v.a), b = bitcast<vu>(v.b);
+  const vu up_a = a + 0x7fffu + ((a >> 16) & 1u), up_b = b + 0x7fffu + ((b >> 16) & 1u);
+  return {bitcast<vf>(up_a & 0xffff0000u), bitcast<vf>(up_b & 0xffff0000u)};
+}
+#else
+template <>
+inline __attribute__((always_inline)) void store<bf16>(bf16* p, vf2 v) {
+  const __m512bh h = _mm512_cvtne2ps_pbh((__m512)v.b, (__m512)v.a);
+  memcpy(p, &h, sizeof h);
+}
+#endif
+
+// As over(), in pairs: the body gets load2's and store's `lanes`.
+template <class T>
+GLM4V_INLINE vf2 load2(const T* p, AllLanes) {
+  return load2(p);
+}
+template <class T>
+GLM4V_INLINE vf2 load2(const T* p, FirstLanes lanes) {
+  T buffer[2 * W] = {};
+  memcpy(buffer, p, lanes.n * sizeof(T));
+  return load2(buffer);
+}
+template <class T>
+GLM4V_INLINE void store(T* p, vf2 v, AllLanes) {
+  store(p, v);
+}
+template <class T>
+GLM4V_INLINE void store(T* p, vf2 v, FirstLanes lanes) {
+  T buffer[2 * W];
+  store(buffer, v);
+  memcpy(p, buffer, lanes.n * sizeof(T));
+}
+template <class F>
+GLM4V_INLINE void over2(int64_t width, F&& body) {
+  int64_t i = 0;
+  for (; i + 2 * W <= width; i += 2 * W) body(i, AllLanes{});
+  if (i < width) body(i, FirstLanes{width - i});
+}
+
 // 1/x within two ulp, for normal x and 1/x.
 GLM4V_INLINE vf reciprocal(vf x) {
 #if defined(__AVX512F__)
@@ -192,17 +299,25 @@ GLM4V_INLINE vf reciprocal(vf x) {
 #endif
 }
 
-// e^x, within two ulp; 0 below -104, infinity above 88.8, NaN stays NaN.
-GLM4V_INLINE vf exp(vf x) {
+// The larger and the smaller, and of a NaN and a number b: as the instructions, for which the compiler doesn't take ?:.
 #if defined(__AVX512F__)
-  // Of a NaN and a number these two instructions give the second operand; the compiler does not use them for ?:.
-  const vf clamped = (vf)_mm512_min_ps(_mm512_set1_ps(88.8f), _mm512_max_ps(_mm512_set1_ps(-104.0f), (__m512)x));
+GLM4V_INLINE vf most(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+GLM4V_INLINE vf least(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
+#elif defined(__AVX2__)
+GLM4V_INLINE vf most(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
+GLM4V_INLINE vf least(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
 #else
-  const vf clamped = x < splat(-104.0f) ? splat(-104.0f) : (x > splat(88.8f) ? splat(88.8f) : x);
+GLM4V_INLINE vf most(vf a, vf b) { return a > b ? a : b; }
+GLM4V_INLINE vf least(vf a, vf b) { return a < b ? a : b; }
 #endif
-  // x = n ln 2 + r: adding 1.5 * 2^23 leaves n in the low bits; ln 2 in two parts keeps r exact.
-  const vf biased = clamped * 1.44269504f + 12582912.0f;
-  const vf n = biased - 12582912.0f;
+
+// e^x for x <= 0, within two ulp; 0 below -87.6, NaN stays NaN.
+GLM4V_INLINE vf exp_of_negative(vf x) {
+  const vf clamped = most(splat(-88.02f), x);
+  // x = n ln 2 + r: adding 1.5 * 2^23 + 127 leaves n + 127, the bits of 2^n, at the bottom; ln 2 in two parts keeps r
+  // exact.
+  const vf biased = clamped * 1.44269504f + 12583039.0f;
+  const vf n = biased - 12583039.0f;
   const vf r = clamped - n * 0.693359375f + n * 2.12194440e-4f;
   vf p = splat(1.9875691500e-4f);
   p = p * r + 1.3981999507e-3f;
@@ -211,13 +326,7 @@ GLM4V_INLINE vf exp(vf x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
-#if defined(__AVX512F__)
-  return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
-#else
-  // 2^n in two factors, so that neither leaves the exponent's range.
-  const vi exponent = bitcast<vi>(biased) - 0x4b400000, half = exponent >> 1;
-  return p * bitcast<vf>((half + 127) << 23) * bitcast<vf>((exponent - half + 127) << 23);
-#endif
+  return p * bitcast<vf>(bitcast<vi>(biased) << 23);
 }
 
 // Sum over the lanes, pairwise: the order is fixed for a given W.
