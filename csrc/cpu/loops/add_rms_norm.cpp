@@ -13,12 +13,12 @@ void forward(const T* x, const T* residual, const T* weight, T* out, T* total, i
     const T *xr = x + row * width, *rr = residual + row * width;
     T *yr = out + row * width, *tr = total + row * width;
     const vf scale = splat(inverse_rms(width, eps, [&](int64_t i, auto lanes) {
-      const vf t = round_to<T>(load(xr + i, lanes) + load(rr + i, lanes));
+      const vf2 t = round_to<T>(load2(xr + i, lanes) + load2(rr + i, lanes));
       store(tr + i, t, lanes);
       return t;
     }));
-    over(width, [&](int64_t i, auto lanes) {
-      store(yr + i, load(weight + i, lanes) * round_to<T>(load(tr + i, lanes) * scale), lanes);
+    over2(width, [&](int64_t i, auto lanes) {
+      store(yr + i, load2(weight + i, lanes) * round_to<T>(load2(tr + i, lanes) * scale), lanes);
     });
   }
 }

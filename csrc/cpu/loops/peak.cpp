@@ -12,19 +12,27 @@ constexpr int CHAINS = 24;
 constexpr int CHAINS = 12;  // of 16 registers
 #endif
 
+#if defined(__x86_64__)
+#define GLM4V_VECTOR "v"  // any vector register
+#elif defined(__aarch64__)
+#define GLM4V_VECTOR "w"
+#else
+#define GLM4V_VECTOR "m"  // a vf may be wider than a register
+#endif
+
 double fp32_flops(int64_t steps) {
   vf sums[CHAINS] = {};
   vf a = splat(1.0f), b = splat(1e-3f);
   // Opaque, or the compiler would compute the sums itself, and only one of them.
 #pragma GCC unroll 32
-  for (int i = 0; i < CHAINS; ++i) asm volatile("" : "+v"(sums[i]));
+  for (int i = 0; i < CHAINS; ++i) asm volatile("" : "+" GLM4V_VECTOR(sums[i]));
   for (int64_t s = 0; s < steps; ++s) {
-    asm volatile("" : "+v"(a), "+v"(b));
+    asm volatile("" : "+" GLM4V_VECTOR(a), "+" GLM4V_VECTOR(b));
 #pragma GCC unroll 32
     for (int i = 0; i < CHAINS; ++i) sums[i] += a * b;
   }
 #pragma GCC unroll 32
-  for (int i = 0; i < CHAINS; ++i) asm volatile("" : : "v"(sums[i]));
+  for (int i = 0; i < CHAINS; ++i) asm volatile("" : : GLM4V_VECTOR(sums[i]));
   return 2.0 * W * CHAINS * steps;
 }
 

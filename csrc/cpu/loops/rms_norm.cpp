@@ -12,9 +12,9 @@ void forward(const T* x, const T* weight, T* out, int64_t width, float eps, int6
   for (int64_t row = begin; row < end; ++row) {
     const T* xr = x + row * width;
     T* yr = out + row * width;
-    const vf scale = splat(inverse_rms(width, eps, [&](int64_t i, auto lanes) { return load(xr + i, lanes); }));
-    over(width, [&](int64_t i, auto lanes) {
-      store(yr + i, load(weight + i, lanes) * round_to<T>(load(xr + i, lanes) * scale), lanes);
+    const vf scale = splat(inverse_rms(width, eps, [&](int64_t i, auto lanes) { return load2(xr + i, lanes); }));
+    over2(width, [&](int64_t i, auto lanes) {
+      store(yr + i, load2(weight + i, lanes) * round_to<T>(load2(xr + i, lanes) * scale), lanes);
     });
   }
 }
@@ -26,7 +26,7 @@ void backward(const T* dout, const T* x, const T* weight, const T* dskip, T* dx,
   for (int64_t row = begin; row < end; ++row) {
     const T *xr = x + row * width, *gr = dout + row * width;
     T* dr = dx + row * width;
-    const vf scale = splat(inverse_rms(width, eps, [&](int64_t i, auto lanes) { return load(xr + i, lanes); }));
+    const vf scale = splat(inverse_rms(width, eps, [&](int64_t i, auto lanes) { return load2(xr + i, lanes); }));
     vf dot{};
     over(width, [&](int64_t i, auto lanes) {
       const vf g = load(gr + i, lanes), n = load(xr + i, lanes) * scale;
@@ -34,10 +34,10 @@ void backward(const T* dout, const T* x, const T* weight, const T* dskip, T* dx,
       store(dweight + i, load(dweight + i, lanes) + g * round_to<T>(n), lanes);
     });
     const vf mean = splat(sum(dot) / static_cast<float>(width));
-    over(width, [&](int64_t i, auto lanes) {
-      const vf n = load(xr + i, lanes) * scale;
-      vf d = scale * (load(gr + i, lanes) * load(weight + i, lanes) - n * mean);
-      if (dskip) d += load(dskip + row * width + i, lanes);
+    over2(width, [&](int64_t i, auto lanes) {
+      const vf2 n = load2(xr + i, lanes) * scale;
+      vf2 d = (load2(gr + i, lanes) * load2(weight + i, lanes) - n * mean) * scale;
+      if (dskip) d = d + load2(dskip + row * width + i, lanes);
       store(dr + i, d, lanes);
     });
   }

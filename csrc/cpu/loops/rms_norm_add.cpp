@@ -12,10 +12,10 @@ void forward(const T* x, const T* residual, const T* weight, T* out, int64_t wid
   for (int64_t row = begin; row < end; ++row) {
     const T *xr = x + row * width, *rr = residual + row * width;
     T* yr = out + row * width;
-    const vf scale = splat(inverse_rms(width, eps, [&](int64_t i, auto lanes) { return load(xr + i, lanes); }));
-    over(width, [&](int64_t i, auto lanes) {
-      const vf norm = load(weight + i, lanes) * round_to<T>(load(xr + i, lanes) * scale);
-      store(yr + i, load(rr + i, lanes) + round_to<T>(norm), lanes);
+    const vf scale = splat(inverse_rms(width, eps, [&](int64_t i, auto lanes) { return load2(xr + i, lanes); }));
+    over2(width, [&](int64_t i, auto lanes) {
+      const vf2 norm = load2(weight + i, lanes) * round_to<T>(load2(xr + i, lanes) * scale);
+      store(yr + i, load2(rr + i, lanes) + round_to<T>(norm), lanes);
     });
   }
 }
