@@ -94,6 +94,7 @@ inline void check_shape(const char* op, const char* name, const Tensor& t, std::
 }
 
 inline DType check_float(const char* op, const char* name, const Tensor& t) {
+  check(t.defined(), op, ": ", name, " must be a tensor, got None");
   switch (t.scalar_type()) {
     case ScalarType::Float:
       return DType::f32;

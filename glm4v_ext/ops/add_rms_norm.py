@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .autocast import autocast, widen
 from .refuse import refuse_second_grad
 
 
@@ -47,4 +48,5 @@ def _backward(ctx, dout: Tensor, dsum: Tensor):
 
 
 torch.library.register_autograd("glm4v_ext::add_rms_norm", _backward, setup_context=_setup)
+autocast("add_rms_norm", widen)
 refuse_second_grad("add_rms_norm")

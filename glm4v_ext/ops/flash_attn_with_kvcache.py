@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .autocast import autocast
 from .refuse import refuse_grad
 
 
@@ -98,3 +99,4 @@ refuse_grad(
     changed="k_cache v_cache",
     instead="flash_attn_varlen_func",
 )
+autocast("flash_attn_with_kvcache", lambda device, tensors: tensors[1].dtype)  # the cache stays as it is

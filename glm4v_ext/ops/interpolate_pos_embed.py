@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .autocast import autocast, widen
 from .refuse import refuse_second_grad
 
 
@@ -55,4 +56,5 @@ def _backward(ctx, dout: Tensor):
 
 
 torch.library.register_autograd("glm4v_ext::interpolate_pos_embed", _backward, setup_context=_setup)
+autocast("interpolate_pos_embed", widen)
 refuse_second_grad("interpolate_pos_embed")

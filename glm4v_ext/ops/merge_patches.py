@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .autocast import autocast, lower
 from .linear import linear_backward
 
 
@@ -46,3 +47,4 @@ def _backward(ctx, dout: Tensor):
 
 
 torch.library.register_autograd("glm4v_ext::merge_patches", _backward, setup_context=_setup)
+autocast("merge_patches", lower)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .autocast import autocast, lower
 from .linear import linear_backward
 
 
@@ -55,3 +56,4 @@ def _backward(ctx, dout: Tensor):
 
 
 torch.library.register_autograd("glm4v_ext::patch_embed", _backward, setup_context=_setup)
+autocast("patch_embed", lower)

@@ -26,7 +26,7 @@ def refuse_grad(name: str, inputs: str, changed: str, instead: str) -> None:
         for argument, tensor in zip(names, arguments, strict=False):
             if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
                 raise RuntimeError(f"{name}: {argument} must not require grad, got requires_grad=True; use {instead}")
-        torch.autograd.graph.increment_version([arguments[i] for i in written])
+        torch.autograd.graph.increment_version([arguments[i] for i in written if arguments[i] is not None])
         return op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
 
     _library.impl(name, kernel, "Autograd", with_keyset=True)

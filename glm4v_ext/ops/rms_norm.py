@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .autocast import autocast, widen
 from .refuse import refuse_second_grad
 
 
@@ -50,4 +51,5 @@ def _backward(ctx, dout: Tensor):
 
 
 torch.library.register_autograd("glm4v_ext::rms_norm", _backward, setup_context=_setup)
+autocast("rms_norm", widen)
 refuse_second_grad("rms_norm")

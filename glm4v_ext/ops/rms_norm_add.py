@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .autocast import autocast, widen
+
 
 def rms_norm_add(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
     """``residual + rms_norm(x, weight, eps)``: how the decoder's sandwich layers close a branch.
@@ -40,3 +42,4 @@ def _backward(ctx, dout: Tensor):
 
 
 torch.library.register_autograd("glm4v_ext::rms_norm_add", _backward, setup_context=_setup)
+autocast("rms_norm_add", widen)

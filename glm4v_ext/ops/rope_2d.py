@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .autocast import autocast, widen
 from .refuse import refuse_grad
 
 # Looked up once: a decoding step calls the op per layer, and each attribute costs time.
@@ -72,4 +73,5 @@ def _backward(ctx, dq: Tensor, dk: Tensor):
 
 
 torch.library.register_autograd("glm4v_ext::rope_2d", _backward, setup_context=_setup)
+autocast("rope_2d", widen)
 refuse_grad("rope_2d_", inputs="q k", changed="q k", instead="rope_2d")

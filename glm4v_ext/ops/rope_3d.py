@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .autocast import autocast, widen
 from .refuse import refuse_grad
 
 # Looked up once: a decoding step calls the op per layer, and each attribute costs time.
@@ -104,4 +105,5 @@ def _backward(ctx, dq: Tensor, dk: Tensor):
 
 
 torch.library.register_autograd("glm4v_ext::rope_3d", _backward, setup_context=_setup)
+autocast("rope_3d", widen)
 refuse_grad("rope_3d_", inputs="q k", changed="q k", instead="rope_3d")

@@ -62,9 +62,9 @@ class KVCache:
         return rows, torch.arange(tokens, device=rows.device) - cu_seqlens[rows]
 
     def write(self, layer: int, k: Tensor, v: Tensor, rows: Tensor, slots: Tensor) -> None:
-        """Stores packed ``k, v [T, K, D]`` at ``(rows, slots)``, each ``[T]``."""
-        self.k[layer][rows, slots] = k
-        self.v[layer][rows, slots] = v
+        """Stores packed ``k, v [T, K, D]`` at ``(rows, slots)``, each ``[T]``. Autocast's dtype may be another."""
+        self.k[layer][rows, slots] = k.to(self.k[layer].dtype)
+        self.v[layer][rows, slots] = v.to(self.v[layer].dtype)
 
     def select(self, rows: Tensor) -> None:
         """Keeps ``rows`` (indices ``[B']``, repeats allowed), in that order.

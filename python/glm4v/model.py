@@ -147,9 +147,9 @@ class Glm4v(nn.Module):
         )
         x = self.language_model.embed_tokens(input_ids)
         if pixel_values is not None:
-            x.index_copy_(0, of_images, self.visual(pixel_values, image_grid_thw))
+            x.index_copy_(0, of_images, self.visual(pixel_values, image_grid_thw).to(x.dtype))
         if pixel_values_videos is not None:
-            x.index_copy_(0, of_videos, self.visual(pixel_values_videos, video_grid_thw))
+            x.index_copy_(0, of_videos, self.visual(pixel_values_videos, video_grid_thw).to(x.dtype))
         return x
 
     def hidden(

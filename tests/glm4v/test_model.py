@@ -76,6 +76,22 @@ def test_video_rows_may_be_flat(model, hf):
 
 
 @torch.no_grad()
+def test_autocast_is_as_accurate_as_transformers(model, hf):
+    prompt = BUILD["mixed"](hf.config)
+    exact = prompt.logits(hf)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = model(**pack([prompt], hf)), prompt.logits(hf)
+        batch, cache = pack([prompt], hf), model.new_cache(1, len(prompt.ids) + 1)
+        first = model.prefill(batch, cache)
+        next_position = batch["position_ids"].max() + 1
+        second = model.decode(first.argmax(-1), next_position.expand(3, 1), cache)
+    assert ours.dtype == theirs.dtype == first.dtype == second.dtype == torch.bfloat16
+    errors = [(logits.float() - exact).abs().max() for logits in (ours, theirs)]
+    assert errors[0] <= 2 * errors[1] and second.isfinite().all()
+    assert torch.equal(first[0], ours[-1])
+
+
+@torch.no_grad()
 def test_logits_to_keep(model, hf):
     prompts = [BUILD[kind](hf.config) for kind in ("text", "image")]
     batch = pack(prompts, hf)
