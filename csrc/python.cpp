@@ -14,7 +14,9 @@ PYBIND11_MODULE(_C, m) {
     facts["version"] = GLM4V_VERSION;
     facts["compiler"] = GLM4V_COMPILER;
     facts["cpu_archs"] = GLM4V_ISA_LEVELS;
-    facts["cuda"] = false;
+    facts["cuda"] = *GLM4V_NVCC_VERSION != '\0';
+    facts["cuda_archs"] = GLM4V_CUDA_ARCHS;
+    facts["nvcc"] = GLM4V_NVCC_VERSION;
     facts["isa"] = glm4v::active_isa_name();
     py::dict products;
     for (const char* dtype : {"fp32", "bf16", "fp16"}) products[dtype] = glm4v::product_name(dtype);

@@ -35,7 +35,8 @@ def build_info() -> dict[str, object]:
         ``linear``: F.linear, oneDNN or glm4v_ext) and ``ops``: op name -> {device: backend that serves it}.
     """
     facts: dict[str, object] = dict(_C.build_facts())
-    facts["cpu_archs"] = str(facts["cpu_archs"]).split()
+    for archs in ("cpu_archs", "cuda_archs"):
+        facts[archs] = str(facts[archs]).split()
     facts["ops"] = {name: _backends(name) for name in _op_names()}
     return facts
 
@@ -47,6 +48,15 @@ def _op_names() -> list[str]:
     return sorted(name.split(".")[0] for name in names)
 
 
-def _backends(op: str) -> dict[str, str]:
+# Ops whose CUDA backend a record in bench/results/ shows to have passed on a GPU.
+_GPU_VERIFIED: frozenset[str] = frozenset()
+
+
+def _backends(op: str) -> dict[str, str | bool]:
     has = torch._C._dispatch_has_kernel_for_dispatch_key
-    return {device.lower(): "C++" for device in ("CPU", "CUDA") if has(f"glm4v_ext::{op}", device)}
+    backends: dict[str, str | bool] = {
+        device.lower(): "C++" for device in ("CPU", "CUDA") if has(f"glm4v_ext::{op}", device)
+    }
+    if "cuda" in backends:
+        backends["gpu_verified"] = op in _GPU_VERIFIED
+    return backends

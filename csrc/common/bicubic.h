@@ -30,4 +30,26 @@ GLM4V_HD CubicTaps cubic_taps(int64_t position, int64_t target, int64_t source) 
   return taps;
 }
 
+// The positions [begin, end) among `target` that have a tap at `cell` of `source`.
+struct CubicSpan {
+  int64_t begin, end;
+};
+
+// A position's first tap but one is at floor(centre): it reaches `cell` where that is from cell - 2 to cell + 1, and at
+// the border, where taps are held inside, no others do.
+GLM4V_HD CubicSpan cubic_span(int64_t cell, int64_t target, int64_t source) {
+  // centre >= c  <=>  position >= (target * (2 * c + 1) - source) / (2 * source), rounded up
+  const int64_t low = target * (2 * cell - 3) - source, high = target * (2 * cell + 5) - source, unit = 2 * source;
+  const int64_t begin = low <= 0 ? 0 : (low + unit - 1) / unit, end = high <= 0 ? 0 : (high + unit - 1) / unit;
+  return {begin < target ? begin : target, end < target ? end : target};
+}
+
+// What the position gives to the cell, or takes from it.
+GLM4V_HD float cubic_weight(int64_t position, int64_t cell, int64_t target, int64_t source) {
+  const CubicTaps taps = cubic_taps(position, target, source);
+  float weight = 0;
+  for (int k = 0; k < 4; ++k) weight += taps.cell[k] == cell ? taps.weight[k] : 0;
+  return weight;
+}
+
 }  // namespace glm4v

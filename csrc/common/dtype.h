@@ -36,27 +36,44 @@ GLM4V_HD uint32_t float_to_bits(float f) {
 GLM4V_HD float to_float(float x) { return x; }
 GLM4V_HD float to_float(bf16 x) { return bits_to_float(static_cast<uint32_t>(x.bits) << 16); }
 GLM4V_HD float to_float(f16 x) {
+#if defined(__CUDA_ARCH__)
+  float f;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(x.bits));
+  return f;
+#else
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000) << 16, magnitude = x.bits & 0x7fff;
   if (magnitude >= 0x7c00) return bits_to_float(sign | 0x7f800000u | ((magnitude & 0x3ff) << 13));
   // Shifting the fields into place leaves the exponent 112 too small; the product repairs normals and subnormals alike.
   return bits_to_float(sign | float_to_bits(bits_to_float(magnitude << 13) * 0x1p112f));
+#endif
 }
 
 // from_float<T> rounds to nearest, ties to even, and keeps NaN a NaN.
 template <class T>
-T from_float(float x);
+GLM4V_HD T from_float(float x);
 template <>
 GLM4V_HD float from_float<float>(float x) {
   return x;
 }
 template <>
 GLM4V_HD bf16 from_float<bf16>(float x) {
+#if defined(__CUDA_ARCH__)
+  bf16 rounded;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded.bits) : "f"(x));
+  return rounded;
+#else
   const uint32_t u = float_to_bits(x);
   if ((u & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((u >> 16) | 0x40)};
   return {static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1)) >> 16)};
+#endif
 }
 template <>
 GLM4V_HD f16 from_float<f16>(float x) {
+#if defined(__CUDA_ARCH__)
+  f16 rounded;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(rounded.bits) : "f"(x));
+  return rounded;
+#else
   const uint32_t u = float_to_bits(x), sign = (u >> 16) & 0x8000, magnitude = u & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00)};
   if (magnitude >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00)};  // rounds to 65536 or beyond
@@ -65,20 +82,22 @@ GLM4V_HD f16 from_float<f16>(float x) {
     return {static_cast<uint16_t>(sign | (float_to_bits(shifted) - 0x3f000000u))};
   }
   return {static_cast<uint16_t>(sign | ((magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1)) >> 13))};
+#endif
 }
 
 // Calls f with a value of the C++ type that stands for `dtype`: dispatch(dtype, [&](auto zero) { using T =
 // decltype(zero); … }).
 template <class F>
-GLM4V_HD void dispatch(DType dtype, F&& f) {
+inline __attribute__((always_inline)) auto dispatch(DType dtype, F&& f) {
   switch (dtype) {
     case DType::f32:
       return f(float{});
     case DType::bf16:
       return f(bf16{});
     case DType::f16:
-      return f(f16{});
+      break;
   }
+  return f(f16{});
 }
 
 }  // namespace glm4v

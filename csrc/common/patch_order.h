@@ -19,4 +19,14 @@ GLM4V_HD int64_t patch_index(int64_t row, int64_t column, int64_t w, int64_t mer
   return (block * merge + row % merge) * merge + column % merge;
 }
 
+struct PatchPlace {
+  int64_t row, column;
+};
+
+// The (row, column) of the patch that stands at `index` in a frame w patches wide.
+GLM4V_HD PatchPlace patch_place(int64_t index, int64_t w, int64_t merge) {
+  const int64_t block = index / (merge * merge), in_block = index % (merge * merge), blocks = w / merge;
+  return {block / blocks * merge + in_block / merge, block % blocks * merge + in_block % merge};
+}
+
 }  // namespace glm4v

@@ -17,4 +17,10 @@ struct PatchifyShape {
   DType dtype;
 };
 
+// Bytes of the frames; strides count bytes.
+struct Pixels {
+  const uint8_t* data;
+  int64_t frame_stride, row_stride, column_stride, channel_stride;
+};
+
 }  // namespace glm4v

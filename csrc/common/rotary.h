@@ -23,6 +23,20 @@ struct Rotary {
   bool interleaved;  // a pair is two adjacent dims; otherwise one dim of each half
 };
 
+// Coordinates of the tokens, int32 or int64. Strides of these structs count elements.
+struct RopePositions {
+  const void* data;
+  bool is_int64;
+  int64_t axis_stride, token_stride;
+};
+
+// The heads of q or of k, from `in` to `out`; both may be the same memory with the same strides.
+struct RopeHeads {
+  const void* in;
+  void* out;
+  int64_t heads, in_token_stride, in_head_stride, out_token_stride, out_head_stride;
+};
+
 // The ratio of neighbouring frequencies, whose powers they are: a hundred products stay within 1e-14 of the exact ones.
 GLM4V_HD double rotary_ratio(const Rotary& rotary) {
   return pow(rotary.theta, -1.0 / static_cast<double>(rotary.frequencies));

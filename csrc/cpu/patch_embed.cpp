@@ -7,18 +7,17 @@
 namespace glm4v::cpu {
 
 Tensor patch_embed(const Tensor& patches, const Tensor& weight, const Tensor& bias, bool still) {
-  using torch::stable::reshape, torch::stable::select;
-  const auto [count, width, channels, frames, pixels, dtype] = check_patch_embed(patches, weight, bias);
+  using torch::stable::reshape;
+  const PatchEmbedShape shape = check_patch_embed(patches, weight, bias);
+  const auto [count, width, channels, frames, pixels, dtype] = shape;
   if (!still) return linear(patches, reshape(weight, {width, channels * frames * pixels}), bias);
-  // All frames of a patch are equal: the first one, times the sum of the frames' weights.
-  const Tensor first = select(reshape(patches, {count, channels, frames, pixels}), 2, 0);
   const Tensor wc = contiguous(weight);
   Tensor folded = empty(wc, {width, channels * pixels});
   const auto loops = GLM4V_PICK(fold_frames);
   parallel_for(0, width * channels, grain_for(frames * pixels), [&](int64_t begin, int64_t end) {
     loops(dtype, wc.const_data_ptr(), folded.mutable_data_ptr(), frames, pixels, begin, end);
   });
-  return linear(reshape(first, {count, channels * pixels}), folded, bias);
+  return linear(first_frames(shape, patches), folded, bias);
 }
 
 }  // namespace glm4v::cpu

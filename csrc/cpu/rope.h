@@ -6,16 +6,10 @@
 
 namespace glm4v::cpu {
 
-inline RopeHeads rope_heads(const Tensor& in, const Tensor& out) {
-  return {in.const_data_ptr(), out.mutable_data_ptr(), in.size(1),   in.stride(0),
-          in.stride(1),        out.stride(0),          out.stride(1)};
-}
-
 // Turns q and k, whose head dims are adjacent, into q_out and k_out, which may be q and k.
 inline void turn(const RopeShape& shape, const Tensor& q, const Tensor& k, const Tensor& position_ids, int axis_dim,
                  const Tensor& q_out, const Tensor& k_out) {
-  const RopePositions positions{position_ids.const_data_ptr(), shape.int64_positions, position_ids.stride(axis_dim),
-                                position_ids.stride(1 - axis_dim)};
+  const RopePositions positions = rope_positions(shape, position_ids, axis_dim);
   const RopeHeads q_heads = rope_heads(q, q_out), k_heads = rope_heads(k, k_out);
   const auto loops = GLM4V_PICK_BF16(rope_tokens);
   const int64_t width = (shape.q_heads + shape.k_heads) * shape.head_dim;

@@ -23,4 +23,20 @@ inline MergePatchesShape check_merge_patches(const Tensor& x,       // [P, C]
   return {x.size(0) / 4, x.size(1), weight.size(0)};
 }
 
+// The product that merges the patches: x [P/4, 4C], weight [O, 4C], in one order of the 4C.
+struct MergeProduct {
+  Tensor x, weight;
+};
+
+inline MergeProduct merge_product(const MergePatchesShape& shape, const Tensor& x, const Tensor& weight) {
+  using torch::stable::reshape, torch::stable::transpose;
+  const auto [blocks, width, out_width] = shape;
+  // A weight in channels_last holds its rows in the patches' own order; otherwise the patches, which are the smaller
+  // of the two, take the weight's.
+  const Tensor by_patch = transpose(transpose(weight, 1, 2), 2, 3);  // [O, 2, 2, C]
+  if (by_patch.is_contiguous()) return {reshape(x, {blocks, 4 * width}), reshape(by_patch, {out_width, 4 * width})};
+  const Tensor by_channel = transpose(reshape(x, {blocks, 4, width}), 1, 2);  // [P/4, C, 4]
+  return {reshape(by_channel, {blocks, 4 * width}), reshape(weight, {out_width, 4 * width})};
+}
+
 }  // namespace glm4v

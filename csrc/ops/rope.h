@@ -37,4 +37,14 @@ inline void check_rope_in_place(const char* op, const char* name, const Tensor& 
         t.stride(2), "]");
 }
 
+inline RopePositions rope_positions(const RopeShape& shape, const Tensor& position_ids, int axis_dim) {
+  return {position_ids.const_data_ptr(), shape.int64_positions, position_ids.stride(axis_dim),
+          position_ids.stride(1 - axis_dim)};
+}
+
+inline RopeHeads rope_heads(const Tensor& in, const Tensor& out) {
+  return {in.const_data_ptr(), out.mutable_data_ptr(), in.size(1),   in.stride(0),
+          in.stride(1),        out.stride(0),          out.stride(1)};
+}
+
 }  // namespace glm4v

@@ -6,12 +6,6 @@
 
 namespace glm4v {
 
-// Bytes of the frames; strides count bytes.
-struct Pixels {
-  const uint8_t* data;
-  int64_t frame_stride, row_stride, column_stride, channel_stride;
-};
-
 // Rows of merge blocks [begin, end), counted over all time units, written to out [P, 3, temporal, patch, patch].
 GLM4V_LOOPS(void patchify_block_rows(const Pixels& pixels, const PatchifyShape& shape, void* out, int64_t begin,
                                      int64_t end))

@@ -1,0 +1,21 @@
+// How kernels are launched and how they see the shared memory that a launch gives them.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <cstddef>
+
+namespace glm4v::cuda {
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes, cudaStream_t stream,
+                   Arguments... arguments) {
+  kernel<<<grid, threads, shared_bytes, stream>>>(arguments...);
+  return cudaGetLastError();
+}
+
+__device__ __forceinline__ void* dynamic_shared() {
+  extern __shared__ __align__(16) unsigned char bytes[];
+  return bytes;
+}
+
+}  // namespace glm4v::cuda

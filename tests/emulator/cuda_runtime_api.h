@@ -1,0 +1,168 @@
+// What the CUDA sources ask of the CUDA runtime, for a C++ compiler: the kernels then run on the CPU, thread by thread.
+// For tests; it shadows the toolkit's header of the same name. Asynchronous copies and tensor cores are not here.
+//
+// A fiber stands for a CUDA thread and runs until it waits at a barrier. Fibers take turns forwards, then backwards, so
+// that a missing barrier shows; a barrier that some threads do not reach is an error, and so is a launch that a GPU
+// would refuse. Shared memory that a launch asks for starts as NaN.
+#pragma once
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __shared__ static
+#define __forceinline__ inline
+#define __grid_constant__
+#define __launch_bounds__(...)
+#define __align__(n) __attribute__((aligned(n)))
+
+using std::max;
+using std::min;
+
+enum cudaError_t : int { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };
+using cudaStream_t = void*;
+
+struct dim3 {
+  unsigned x, y, z;
+  dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+inline dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emulator {
+
+constexpr size_t stack_bytes = 128 << 10, most_shared_bytes = 48 << 10;
+constexpr unsigned warp = 32;
+
+enum class State { ready, at_warp_barrier, at_block_barrier, done };
+
+struct Fiber {
+  ucontext_t start;
+  jmp_buf place;
+  bool started = false;
+  State state = State::ready;
+  uint64_t offered = 0;  // to a shuffle
+  std::unique_ptr<char[]> stack;
+};
+
+inline std::vector<std::unique_ptr<Fiber>> fibers;
+inline Fiber* current;
+inline jmp_buf scheduler;
+inline std::function<void()> body;
+inline int64_t launches;
+inline std::mutex one_launch;
+alignas(64) inline unsigned char shared[most_shared_bytes];
+
+[[noreturn]] inline void fail(const char* what) {
+  std::fprintf(stderr, "emulator: %s in block (%u, %u), thread %u of %u\n", what, blockIdx.x, blockIdx.y, threadIdx.x,
+               blockDim.x);
+  std::abort();
+}
+
+inline void leave(State state) {
+  current->state = state;
+  if (!_setjmp(current->place)) _longjmp(scheduler, 1);
+}
+
+inline void run_fiber() {
+  for (;;) {
+    body();
+    leave(State::done);
+  }
+}
+
+[[gnu::noinline]] inline void resume(unsigned thread) {
+  current = fibers[thread].get();
+  threadIdx.x = thread;
+  if (_setjmp(scheduler)) return;
+  if (current->started) _longjmp(current->place, 1);
+  current->started = true;
+  setcontext(&current->start);
+}
+
+inline void make_fibers(unsigned threads) {
+  while (fibers.size() < threads) {
+    auto fiber = std::make_unique<Fiber>();
+    fiber->stack.reset(new char[stack_bytes]);
+    getcontext(&fiber->start);
+    fiber->start.uc_stack.ss_sp = fiber->stack.get();
+    fiber->start.uc_stack.ss_size = stack_bytes;
+    makecontext(&fiber->start, run_fiber, 0);
+    fibers.push_back(std::move(fiber));
+  }
+}
+
+// Lets the threads of [begin, end) go on if all of them wait for this.
+inline bool release(unsigned begin, unsigned end, State barrier) {
+  for (unsigned i = begin; i < end; ++i)
+    if (fibers[i]->state != barrier) return false;
+  for (unsigned i = begin; i < end; ++i) fibers[i]->state = State::ready;
+  return true;
+}
+
+inline void run_block() {
+  const unsigned threads = blockDim.x;
+  std::memset(shared, 0xff, sizeof shared);
+  for (unsigned i = 0; i < threads; ++i) fibers[i]->state = State::ready;
+  for (bool forwards = true;; forwards = !forwards) {
+    for (unsigned i = 0; i < threads; ++i) {
+      const unsigned thread = forwards ? i : threads - 1 - i;
+      if (fibers[thread]->state == State::ready) resume(thread);
+    }
+    bool moved = release(0, threads, State::at_block_barrier);
+    for (unsigned i = 0; i < threads; i += warp) moved |= release(i, min(i + warp, threads), State::at_warp_barrier);
+    if (moved) continue;
+    for (unsigned i = 0; i < threads; ++i)
+      if (fibers[i]->state != State::done) fail("a barrier that some threads do not reach");
+    return;
+  }
+}
+
+template <class Value>
+Value exchange(unsigned mask, Value value, unsigned lane) {
+  static_assert(sizeof(Value) <= sizeof(uint64_t));
+  if (mask != 0xffffffffu || blockDim.x % warp) fail("a shuffle without the whole warp");
+  const unsigned first = threadIdx.x / warp * warp;
+  std::memcpy(&current->offered, &value, sizeof value);
+  leave(State::at_warp_barrier);
+  std::memcpy(&value, &fibers[first + lane % warp]->offered, sizeof value);
+  leave(State::at_warp_barrier);
+  return value;
+}
+
+}  // namespace emulator
+
+inline void __syncthreads() { emulator::leave(emulator::State::at_block_barrier); }
+template <class Value>
+Value __shfl_sync(unsigned mask, Value value, int lane) {
+  return emulator::exchange(mask, value, lane);
+}
+template <class Value>
+Value __shfl_xor_sync(unsigned mask, Value value, int distance) {
+  return emulator::exchange(mask, value, threadIdx.x % 32 ^ distance);
+}
+template <class Value>
+Value __shfl_up_sync(unsigned mask, Value value, int distance) {
+  const int lane = threadIdx.x % 32;
+  return emulator::exchange(mask, value, lane < distance ? lane : lane - distance);
+}
+inline unsigned __ballot_sync(unsigned mask, bool vote) {
+  unsigned votes = vote ? 1u << threadIdx.x % 32 : 0;
+  for (int distance = 16; distance > 0; distance /= 2) votes |= __shfl_xor_sync(mask, votes, distance);
+  return votes;
+}
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
+inline float __expf(float x) { return std::exp(x); }
+inline float __fdividef(float a, float b) { return a / b; }

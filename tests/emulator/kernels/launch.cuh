@@ -1,0 +1,25 @@
+// csrc/kernels/launch.cuh for the emulator: a launch runs every block, one after the other.
+#pragma once
+#include <cuda_runtime.h>
+
+namespace glm4v::cuda {
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes, cudaStream_t,
+                   Arguments... arguments) {
+  if (threads < 1 || threads > 1024 || shared_bytes > emulator::most_shared_bytes || grid.x == 0 ||
+      grid.x > 0x7fffffff || grid.y == 0 || grid.y > 65535)
+    return cudaErrorInvalidConfiguration;
+  const std::lock_guard<std::mutex> lock(emulator::one_launch);
+  ++emulator::launches;
+  emulator::make_fibers(threads);
+  emulator::body = [=] { kernel(arguments...); };
+  blockDim = dim3(threads), gridDim = grid;
+  for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y)
+    for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) emulator::run_block();
+  return cudaSuccess;
+}
+
+inline void* dynamic_shared() { return emulator::shared; }
+
+}  // namespace glm4v::cuda
