@@ -35,6 +35,8 @@ KERNELS = {
     "interpolate_pos_embed": ["grid10", "grid11", "errors and hold", "errors and even"],
     "rope_2d": [],
     "rope_3d": [],
+    "flash_attn_varlen": ["dtype0", "float32"],  # bf16 and fp16 only
+    "flash_attn_with_kvcache": ["dtype0", "float32"],
 }
 # Torch's products: their glue is tested; they are the CPU's, whose own paths the other tests of these ops are about.
 PRODUCTS = {"patch_embed": "definition", "merge_patches": "definition", "linear": "definition or errors"}

@@ -9,6 +9,12 @@ namespace glm4v::cuda {
 template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes, cudaStream_t stream,
                    Arguments... arguments) {
+  constexpr size_t granted = 48 << 10;  // of shared memory, unless a kernel asks for more
+  if (shared_bytes > granted) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+    if (error != cudaSuccess) return error;
+  }
   kernel<<<grid, threads, shared_bytes, stream>>>(arguments...);
   return cudaGetLastError();
 }

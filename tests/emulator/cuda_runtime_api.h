@@ -43,7 +43,7 @@ inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator {
 
-constexpr size_t stack_bytes = 128 << 10, most_shared_bytes = 48 << 10;
+constexpr size_t stack_bytes = 128 << 10, most_shared_bytes = 227 << 10;
 constexpr unsigned warp = 32;
 
 enum class State { ready, at_warp_barrier, at_block_barrier, done };
@@ -64,6 +64,7 @@ inline std::function<void()> body;
 inline int64_t launches;
 inline std::mutex one_launch;
 alignas(64) inline unsigned char shared[most_shared_bytes];
+inline size_t shared_bytes;  // of this launch
 
 [[noreturn]] inline void fail(const char* what) {
   std::fprintf(stderr, "emulator: %s in block (%u, %u), thread %u of %u\n", what, blockIdx.x, blockIdx.y, threadIdx.x,
@@ -114,7 +115,7 @@ inline bool release(unsigned begin, unsigned end, State barrier) {
 
 inline void run_block() {
   const unsigned threads = blockDim.x;
-  std::memset(shared, 0xff, sizeof shared);
+  std::memset(shared, 0xff, shared_bytes);
   for (unsigned i = 0; i < threads; ++i) fibers[i]->state = State::ready;
   for (bool forwards = true;; forwards = !forwards) {
     for (unsigned i = 0; i < threads; ++i) {
@@ -162,6 +163,13 @@ inline unsigned __ballot_sync(unsigned mask, bool vote) {
   unsigned votes = vote ? 1u << threadIdx.x % 32 : 0;
   for (int distance = 16; distance > 0; distance /= 2) votes |= __shfl_xor_sync(mask, votes, distance);
   return votes;
+}
+inline void __syncwarp() { emulator::leave(emulator::State::at_warp_barrier); }
+inline void __threadfence() {}
+inline int atomicAdd(int* p, int v) {
+  const int old = *p;
+  *p += v;
+  return old;
 }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline float __expf(float x) { return std::exp(x); }

@@ -8,15 +8,17 @@ template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes, cudaStream_t,
                    Arguments... arguments) {
   if (threads < 1 || threads > 1024 || shared_bytes > emulator::most_shared_bytes || grid.x == 0 ||
-      grid.x > 0x7fffffff || grid.y == 0 || grid.y > 65535)
+      grid.x > 0x7fffffff || grid.y == 0 || grid.y > 65535 || grid.z == 0 || grid.z > 65535)
     return cudaErrorInvalidConfiguration;
   const std::lock_guard<std::mutex> lock(emulator::one_launch);
   ++emulator::launches;
   emulator::make_fibers(threads);
+  emulator::shared_bytes = shared_bytes;
   emulator::body = [=] { kernel(arguments...); };
   blockDim = dim3(threads), gridDim = grid;
-  for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y)
-    for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) emulator::run_block();
+  for (blockIdx.z = 0; blockIdx.z < grid.z; ++blockIdx.z)
+    for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y)
+      for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) emulator::run_block();
   return cudaSuccess;
 }
 

@@ -1,0 +1,75 @@
+#include "kernels/flash_attn_with_kvcache.h"
+
+#include <cmath>
+
+#include "cuda/attention.h"
+#include "cuda/device.h"
+#include "cuda/tensors.h"
+#include "ops/flash_attn_with_kvcache.h"
+
+namespace glm4v::cuda {
+namespace {
+
+CacheRows rows_of(Tensor& cache) {
+  return {cache.mutable_data_ptr(), cache.stride(0), cache.stride(1), cache.stride(2)};
+}
+
+}  // namespace
+
+// The values of the index arguments stay on the device, so unlike on the CPU they are not checked: lengths beyond the
+// capacity are clamped, and pages must exist.
+std::tuple<Tensor, Tensor> flash_attn_with_kvcache(
+    const Tensor& q, Tensor k_cache, Tensor v_cache, const std::optional<Tensor>& k, const std::optional<Tensor>& v,
+    const std::optional<Tensor>& rotary_cos, const std::optional<Tensor>& rotary_sin,
+    const std::optional<Tensor>& cache_seqlens, const std::optional<Tensor>& cache_batch_idx,
+    const std::optional<Tensor>& cache_leftpad, const std::optional<Tensor>& block_table,
+    std::optional<double> softmax_scale, bool causal, int64_t window_left, int64_t window_right, double softcap,
+    const std::optional<Tensor>& alibi_slopes, int64_t num_splits) {
+  const char* op = "flash_attn_with_kvcache";
+  const KvCacheShape s =
+      check_flash_attn_with_kvcache(q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, cache_seqlens, cache_batch_idx,
+                                    cache_leftpad, block_table, softcap, alibi_slopes, num_splits);
+  check_half(op, s.dtype);
+  const OnDevice device(q);
+  const Tensor qc = contiguous(q), out = empty_contiguous(qc);
+  const Tensor lse = empty_f32({s.batch, s.heads, s.queries}, qc);
+  if (out.numel() == 0 && s.new_tokens == 0) return {out, lse};
+  std::vector<Tensor> kept;  // contiguous copies, alive until the launch
+  const auto values = [&](const std::optional<Tensor>& x) -> const void* {
+    return x ? kept.emplace_back(contiguous(*x)).const_data_ptr() : nullptr;
+  };
+  const auto index = [&](const std::optional<Tensor>& x) {
+    return x ? index_of(kept.emplace_back(contiguous(*x))) : Index{};
+  };
+  KvCacheArgs args{};
+  args.q = qc.const_data_ptr();
+  args.k = rows_of(k_cache), args.v = rows_of(v_cache);
+  args.k_new = values(k), args.v_new = values(v);
+  args.seqlens = index(cache_seqlens), args.batch_idx = index(cache_batch_idx), args.leftpad = index(cache_leftpad);
+  args.block_table = index(block_table);
+  args.page_size = s.page_size, args.max_pages = s.max_pages;
+  args.batch = static_cast<int>(s.batch), args.queries = static_cast<int>(s.queries);
+  args.heads = static_cast<int>(s.heads), args.kv_heads = static_cast<int>(s.kv_heads);
+  args.dim = static_cast<int>(s.dim), args.new_tokens = static_cast<int>(s.new_tokens);
+  args.left = narrow_window(window_left), args.right = causal ? 0 : narrow_window(window_right);
+  args.splits = static_cast<int>(std::min<int64_t>(num_splits, KV_MOST_SPLITS));
+  args.scale = static_cast<float>(softmax_scale.value_or(1 / std::sqrt(static_cast<double>(s.dim))));
+  args.softcap = static_cast<float>(softcap);
+  args.aligned = aligned_rows(k_cache) && aligned_rows(v_cache) && aligned_rows(qc) &&
+                 std::all_of(kept.begin(), kept.begin() + (k ? 2 : 0), aligned_rows);
+  args.out = out.mutable_data_ptr(), args.lse = static_cast<float*>(lse.mutable_data_ptr());
+  const int64_t tiles = s.batch * s.kv_heads * std::max<int64_t>(1, kv_tiles(args));
+  const int64_t splits = kv_most_splits(args.page_size * args.max_pages, args.splits);
+  const Tensor partials = empty_f32({splits == 1 ? 0 : tiles * splits * KV_TILE * (s.dim + 2)}, qc);
+  const Tensor finished = torch::stable::new_zeros(qc, {splits == 1 ? 0 : tiles}, ScalarType::Int);
+  args.partials = static_cast<float*>(partials.mutable_data_ptr());
+  args.finished = static_cast<int*>(finished.mutable_data_ptr());
+  check_launch(op, launch_flash_attn_with_kvcache(s.dtype, args, device.stream()));
+  return {out, lse};
+}
+
+}  // namespace glm4v::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(glm4v_ext, CUDA, m) {
+  m.impl("flash_attn_with_kvcache", TORCH_BOX(&glm4v::cuda::flash_attn_with_kvcache));
+}

@@ -1,0 +1,56 @@
+// Launches of flash_attn_varlen and what they take. Dims: Tq, Tk tokens of q and of k, v; N segments; H query heads; K
+// kv heads; D head dim.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include "common/dtype.h"
+
+namespace glm4v::cuda {
+
+// An index tensor of int32 or int64.
+struct Index {
+  const void* data;
+  bool wide;
+  GLM4V_HD int64_t operator[](int64_t i) const {
+    return wide ? static_cast<const int64_t*>(data)[i] : static_cast<const int32_t*>(data)[i];
+  }
+};
+
+// [T, heads, D] in memory: element (t, h, d) is at t * row + h * head + d, strides in elements.
+struct HeadRows {
+  const void* data;
+  int64_t row, head;
+};
+
+struct FlashAttnArgs {
+  HeadRows q, k, v;   // [Tq, H, D], [Tk, K, D], [Tk, K, D]
+  Index cu_q, cu_k;   // [N + 1]
+  Index block_table;  // [N, pages] where page_size > 0: token t of segment n is in page block_table[n, t / page_size]
+  int64_t page_size, pages, page_stride;
+  int64_t tokens_q;  // Tq
+  int heads, kv_heads, segments, dim;
+  int left, right;  // negative: unbounded
+  float scale, softcap;
+  bool aligned;  // every row of q, k, v and of the results begins at a multiple of 16 bytes and D % 8 == 0
+};
+
+struct FlashAttnForward : FlashAttnArgs {
+  void* out;             // [Tq, H, D] contiguous
+  float* lse;            // [H, Tq], natural logarithm; -inf where a row sees no key (its out is zero)
+  float *maximum, *sum;  // [H, Tq] of the softmax: largest score before the scale (with a softcap before that), weights
+};
+
+struct FlashAttnBackward : FlashAttnArgs {
+  HeadRows dout;               // [Tq, H, D]
+  const void* out;             // [Tq, H, D] contiguous
+  const float *maximum, *sum;  // [H, Tq]
+  float* delta;                // [H, Tq], scratch
+  void *dq, *dk, *dv;          // contiguous, shaped like q, k, v
+  int64_t tokens_k;            // Tk
+};
+
+// bf16 and f16 only.
+cudaError_t launch_flash_attn_varlen(DType dtype, const FlashAttnForward& args, cudaStream_t stream);
+cudaError_t launch_flash_attn_varlen_backward(DType dtype, const FlashAttnBackward& args, cudaStream_t stream);
+
+}  // namespace glm4v::cuda

@@ -1,0 +1,108 @@
+// What the attention kernels share: the mask as ranges of keys, tiles of ragged segments, rows into shared memory.
+// Dims: Tq, Tk tokens of q and of k, v; N segments; H query heads; K kv heads; G = H / K query heads per kv head; D
+// head dim. Packed rows: the queries of a segment times the G heads of a kv head, row = token * G + head, so that a
+// tile of rows shares its keys whatever G is.
+#pragma once
+#include "kernels/flash_attn_varlen.h"
+#include "kernels/launch.cuh"
+#include "kernels/tensor_core.cuh"
+#include "kernels/vector.cuh"
+
+namespace glm4v::cuda {
+
+struct Span {
+  int begin, end;
+  GLM4V_HD int size() const { return end > begin ? end - begin : 0; }
+};
+
+struct Segment {
+  int64_t q_begin, k_begin;
+  int index, rows, keys;  // rows: queries
+
+  // Keys that query i sees; both ends grow with i.
+  GLM4V_HD Span keys_of(int i, int left, int right) const {
+    const int64_t diagonal = static_cast<int64_t>(i) + keys - rows;
+    int64_t begin = left < 0 ? 0 : diagonal - left, end = right < 0 ? keys : diagonal + right + 1;
+    begin = begin < 0 ? 0 : begin > keys ? keys : begin;
+    end = end > keys ? keys : end < begin ? begin : end;
+    return {static_cast<int>(begin), static_cast<int>(end)};
+  }
+  // Queries that see any of the keys [begin, end).
+  GLM4V_HD Span rows_of(Span k, int left, int right) const {
+    const int64_t offset = static_cast<int64_t>(rows) - keys;
+    int64_t begin = right < 0 ? 0 : k.begin + offset - right, end = left < 0 ? rows : k.end + offset + left;
+    begin = begin < 0 ? 0 : begin > rows ? rows : begin;
+    end = end > rows ? rows : end < begin ? begin : end;
+    return {static_cast<int>(begin), static_cast<int>(end)};
+  }
+};
+
+GLM4V_HD Segment segment_at(const Index& cu_q, const Index& cu_k, int n) {
+  const int64_t q = cu_q[n], k = cu_k[n];
+  return {q, k, n, static_cast<int>(cu_q[n + 1] - q), static_cast<int>(cu_k[n + 1] - k)};
+}
+
+// Where row t of segment s of k or v begins, kv head included.
+template <class T>
+GLM4V_HD const T* key_row(const FlashAttnArgs& a, const HeadRows& x, const Segment& s, int head, int t) {
+  const T* base = static_cast<const T*>(x.data) + head * x.head;
+  if (a.page_size == 0) return base + (s.k_begin + t) * x.row;
+  const int64_t page = a.block_table[s.index * a.pages + t / a.page_size];
+  return base + page * a.page_stride + t % a.page_size * x.row;
+}
+
+// Tile `tile` of the lengths cu[n + 1] - cu[n], each times `factor` and cut into pieces of `height`: every warp finds
+// the segment and the piece by itself, 32 segments at a time, so no host needs to know the lengths. Past the last
+// piece, segment is -1 and `piece` counts the tiles beyond it.
+struct Tile {
+  int segment, piece, pieces;
+};
+__device__ inline Tile find_tile(int64_t tile, const Index& cu, int segments, int factor, int height) {
+  const int lane = threadIdx.x % 32;
+  int64_t before = 0;
+  for (int first = 0; first < segments; first += 32) {
+    const int n = first + lane;
+    const int64_t length = n < segments ? (cu[n + 1] - cu[n]) * factor : 0;
+    const int pieces = static_cast<int>((length + height - 1) / height);
+    int sum = pieces;
+    for (int distance = 1; distance < 32; distance *= 2) {
+      const int other = __shfl_up_sync(~0u, sum, distance);
+      if (lane >= distance) sum += other;
+    }
+    const unsigned here = __ballot_sync(~0u, tile < before + sum);
+    if (here != 0) {
+      const int owner = __ffs(static_cast<int>(here)) - 1;
+      const int end = __shfl_sync(~0u, sum, owner), count = __shfl_sync(~0u, pieces, owner);
+      return {first + owner, static_cast<int>(tile - before - (end - count)), count};
+    }
+    before += __shfl_sync(~0u, sum, 31);
+  }
+  return {-1, static_cast<int>(tile - before), 0};
+}
+
+// Rows [0, count) into shared memory, D columns at a distance of ROW, zeros beyond `real` rows and beyond `dim`
+// columns. row(i) is where row i begins. The caller commits and waits.
+template <class T, int D, int ROW, class F>
+__device__ __forceinline__ void load_rows(T* to, int count, int real, int dim, bool aligned, F&& row) {
+  constexpr int chunks = D / 8;
+  for (int i = threadIdx.x; i < count * chunks; i += blockDim.x) {
+    const int r = i / chunks, d = i % chunks * 8;
+    T* const at = to + r * ROW + d;
+    const bool inside = r < real && d < dim;
+    if (aligned) {
+      const T* from = row(r < real ? r : 0);
+      copy_async(at, inside ? from + d : from, inside);
+    } else {
+      for (int j = 0; j < 8; ++j) at[j] = inside && d + j < dim ? row(r)[d + j] : T{};
+    }
+  }
+}
+
+// Calls f with the type and the padded head dim that serve a call, as a value and an integral constant.
+template <class F>
+cudaError_t dispatch_half(DType dtype, F&& f) {
+  if (dtype == DType::bf16) return f(bf16{});
+  return f(f16{});
+}
+
+}  // namespace glm4v::cuda
