@@ -1,0 +1,91 @@
+"""Charts and tables: numbers within 2.5 % of the truth, years exactly, words as words, lists entry by entry."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from .choice import judge_option, options_of
+from .judge import Judge
+from .number import Number, close, read_count, read_number
+from .text import hedges, same_words, tidy, truth_value
+from .verdict import Verdict, judged, right, wrong
+
+_SCALES = {"k": 10**3, "thousand": 10**3, "m": 10**6, "mn": 10**6, "million": 10**6, "millions": 10**6,
+           "b": 10**9, "bn": 10**9, "billion": 10**9,
+           "billions": 10**9, "t": 10**12, "trillion": 10**12, "万": 10**4, "亿": 10**8}  # fmt: skip
+_YEARS = range(1000, 2200)
+_LIST = re.compile(r"\[(.*)\]|\((.*)\)", re.DOTALL)
+_SEPARATOR = re.compile(r"\s*[;；、，]\s*|\s*,\s+|,(?!\d{3}(?!\d))")
+
+
+@dataclass(frozen=True)
+class Chart:
+    """``tolerance`` is relative. A number of four digits alone that may be a year is one."""
+
+    tolerance: float = 0.025
+    judge: Judge | None = None
+
+    def __call__(self, answer: str, truth: str, question: str | None) -> Verdict:
+        if tidy(answer) == tidy(truth):
+            return right("the same text")
+        verdict = self._entry(answer, truth, question)
+        if verdict is None:
+            expected, given = entries(truth), entries(answer)
+            if len(expected) > 1:
+                if len(expected) != len(given):
+                    return wrong(f"{len(given)} entries, expected {len(expected)}")
+                pairs = zip(given, expected, strict=True)
+                return judged(all((v := self._entry(a, b, None)) and v.score == 1 for a, b in pairs), "entry by entry")
+        if verdict is None:
+            if hedges(answer) and not hedges(truth):
+                return wrong("the answer hedges")
+            return self.judge.compare(answer, truth, question) if self.judge else wrong("other words")
+        return verdict
+
+    def _entry(self, answer: str, truth: str, question: str | None) -> Verdict | None:
+        """One value; None where words alone don't decide."""
+        if options_of(question) and (option := judge_option(answer, truth, question)) is not None:
+            return option
+        b = read_number(truth)
+        if b is None:
+            if (yes := truth_value(truth)) is not None and truth.strip() not in ("y", "n", "t", "f"):
+                return judged(truth_value(answer) is yes, "yes or no")
+            return right("the same words") if same_words(answer, truth) else None
+        a = read_number(answer)
+        if a is None:
+            count = read_count(answer)
+            return judged(count is not None and b.value == count, "in words")
+        if b.plain_integer and b.value in _YEARS:
+            return judged(a.value == b.value, "as years")
+        return self._numbers(a, b)
+
+    def _numbers(self, a: Number, b: Number) -> Verdict:
+        (x, unit_a), (y, unit_b) = scaled(a), scaled(b)
+        if unit_a and unit_b and not same_words(unit_a, unit_b):
+            return wrong(f"{unit_a} is not {unit_b}")
+        if close(x, y, self.tolerance):
+            return right("as numbers")
+        if a.percent != b.percent:  # 50 for 50 %: the chart's axis says the rest
+            return judged(
+                close(x * 100 if a.percent else x, y * 100 if b.percent else y, self.tolerance), "as per cent"
+            )
+        return wrong("as numbers")
+
+
+def scaled(number: Number) -> tuple[Fraction, str]:
+    """The value with a word of scale applied (``1.2 million``), and the unit without it."""
+    word, _, rest = number.unit.partition(" ")
+    scale = _SCALES.get(word if word in ("M", "B", "K", "T") and not rest else word.casefold())
+    if scale is None and word in ("M", "B", "K", "T"):
+        scale = _SCALES[word.casefold()]
+    return (number.value * scale, rest.strip()) if scale else (number.value, number.unit)
+
+
+def entries(text: str) -> list[str]:
+    """What a list holds, with or without brackets; commas within numbers don't part."""
+    text = text.strip()
+    if found := _LIST.fullmatch(text):
+        text = found[1] if found[1] is not None else found[2]
+    return [part.strip(" '\"") for part in _SEPARATOR.split(text) if part.strip()]

@@ -1,0 +1,97 @@
+"""Options by letter, and short answers in words: vqa, choice, spatial."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from .judge import Judge
+from .number import close, read_count, read_number
+from .text import hedges, same_words, tidy, truth_value
+from .verdict import Verdict, judged, right, wrong
+
+_OPTION = re.compile(r"(?:^|\n|\s)\(?([A-Z])[).:、．]\s*(.+?)(?=(?:\s+\(?[A-Z][).:、．]\s)|\n|$)")
+_LETTERS = re.compile(r"\(?\s*([A-Z])\s*\)?")
+_LETTER_AND_TEXT = re.compile(r"\(?([A-Z])(?:[).:、．]|\s*[-–:]|\s(?=\w))\s*(.*)", re.DOTALL)
+_MARKUP = re.compile(r"\\(?:boxed|text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}|[*$]")
+
+
+def options_of(question: str | None) -> dict[str, str]:
+    """Letter -> text of the options that a question lists, e.g. ``(A) red``, ``B. blue``."""
+    return {} if not question else {m[1]: m[2].strip() for m in _OPTION.finditer(question)}
+
+
+def letters_of(text: str) -> frozenset[str] | None:
+    """The option letters that the whole text is: ``A``, ``(B)``, ``A, C``, ``AC``, ``B and D``."""
+    text = _MARKUP.sub(lambda m: m[1] or "", text).strip(" .。")
+    parts = re.split(r"\s*(?:,|，|、|;|/|&|\band\b|和)\s*|\s+", text)
+    if len(parts) == 1 and re.fullmatch(r"[A-H]{2,6}", text) and list(text) == sorted(set(text)):
+        return frozenset(text)
+    found = [_LETTERS.fullmatch(part) for part in parts]
+    return frozenset(m[1] for m in found if m) if all(found) and found else None
+
+
+def judge_option(answer: str, truth: str, question: str | None) -> Verdict | None:
+    """For a truth that is one or several option letters; None if it isn't, or can't be told from a name."""
+    expected = letters_of(truth)
+    if expected is None or (len(truth.strip()) == 1 and truth.strip() > "J" and not options_of(question)):
+        return None
+    options = options_of(question)
+    if (given := letters_of(answer)) is not None:
+        return judged(given == expected, "by letter")
+    if len(expected) > 1:
+        return wrong("not the letters asked for") if options else None
+    (letter,) = expected
+    text = _MARKUP.sub(lambda m: m[1] or "", answer).strip()
+    if (named := _LETTER_AND_TEXT.fullmatch(text)) and not hedges(text):
+        meant = named[1] == letter and (not options or same_words(named[2], options.get(letter, named[2])))
+        return judged(meant, "by letter and text")
+    if options:
+        return judged(letter in options and same_words(text, options[letter]), "by the option's text")
+    return None
+
+
+@dataclass(frozen=True)
+class Words:
+    """A short answer: an option, a yes or no, a number (to ``tolerance``), or the same words; else a ``judge``."""
+
+    tolerance: float = 1e-6
+    judge: Judge | None = None
+
+    def __call__(self, answer: str, truth: str, question: str | None) -> Verdict:
+        if tidy(answer) == tidy(truth):
+            return right("the same text")
+        if (option := judge_option(answer, truth, question)) is not None:
+            return option
+        if (yes := truth_value(truth)) is not None:
+            return judged(truth_value(answer) is yes, "yes or no")
+        if (options := options_of(question)) and (letters := letters_of(answer)) is not None:
+            return judged(
+                any(same_words(options.get(x, ""), truth) for x in letters) and len(letters) == 1, "by letter"
+            )
+        a, b = read_number(answer), read_number(truth)
+        if b is not None:
+            if a is not None and (same_words(a.unit, b.unit) or not a.unit or not b.unit):
+                return judged(close(a.value, b.value, self.tolerance), "as numbers")
+            return judged((count := read_count(answer)) is not None and count == read_count(truth), "as counts")
+        if same_words(answer, truth):
+            return right("the same words")
+        if (count := read_count(truth)) is not None and read_count(answer) == count:
+            return right("as counts")
+        if hedges(answer) and not hedges(truth):
+            return wrong("the answer hedges")
+        if self.judge is not None:
+            return self.judge.compare(answer, truth, question)
+        return wrong("other words")
+
+
+@dataclass(frozen=True)
+class Count:
+    """A whole number of things: digits or words (English, Chinese), at most with what is counted behind it."""
+
+    def __call__(self, answer: str, truth: str, question: str | None) -> Verdict:
+        expected = read_count(truth)
+        if expected is None:
+            raise ValueError(f"counting: truth must be a whole number, got {truth[:80]!r}")
+        given = read_count(answer)
+        return wrong("not one whole number") if given is None else judged(given == expected, "as counts")

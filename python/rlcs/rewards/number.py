@@ -1,0 +1,198 @@
+"""Numbers as people write them, with what follows them: ``1,234.5``, ``-3/4``, ``\\frac{1}{2}``, ``1.2 × 10^{-3} m``.
+
+Nothing is evaluated; a text either is one number, perhaps with a unit behind it, or it is not a number.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from dataclasses import dataclass
+from fractions import Fraction
+
+from .text import hedges
+
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+_SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
+_VULGAR = re.compile("(?<=[0-9])?([¼½¾⅐-⅞])")
+_SIGNS = str.maketrans("−–×·⋅÷％\u00a0\u2009", "--***/%  ")
+_MARKUP = (
+    (re.compile(r"\\(?:left|right|displaystyle|,|;|:|!|quad|qquad)(?![A-Za-z])|\$"), ""),
+    (re.compile(r"\\[ ~]|~"), " "),
+    (re.compile(r"\\(?:text|mathrm|mathbf|mathit|textbf|operatorname|rm|boxed|mbox)\s*\{([^{}]*)\}"), r" \1 "),
+    (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "*"),
+    (re.compile(r"\\[dt]frac"), r"\\frac"),
+    (re.compile(r"\\frac(\d)(\d)"), r"\\frac{\1}{\2}"),
+    (re.compile(r"\\%"), "%"),
+    (re.compile(r"\^\s*(?:\{\s*)?\\circ(?:\s*\})?|\\degree"), "°"),
+)
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
+_DECIMAL = rf"(?:{_DIGITS}(?:\.\d*)?|\.\d+)"
+_NUMBER = re.compile(
+    rf"""\(?\s*(?P<sign>[+-]?)\s*
+    (?:\\frac\{{\s*(?P<top>[+-]?{_DECIMAL})\s*\}}\s*\{{\s*(?P<bottom>{_DECIMAL})\s*\}}
+      |(?P<whole>\d+)\s+(?P<mixed_top>\d+)\s*/\s*(?P<mixed_bottom>\d+)
+      |10\s*(?:\^|\*\*)\s*[({{]?\s*(?P<power>[+-]?\d+)\s*[)}}]?
+      |(?P<decimal>{_DECIMAL})(?P<on>\.\.\.|…)?
+       (?:[eE](?P<e>[+-]?\d+)(?!\w)|\s*\*\s*10\s*(?:\^|\*\*)\s*[({{]?\s*(?P<ten>[+-]?\d+)\s*[)}}]?)?
+       (?:\s*/\s*(?P<per>{_DECIMAL})(?!\w))?
+    )\s*\)?\s*(?P<percent>%|percent\b|per\ cent\b)?\s*(?P<rest>.*)""",
+    re.VERBOSE | re.DOTALL,
+)
+_NAMED = re.compile(r"[A-Za-z]\w{0,15}(?:\s*\([^()]{1,12}\))?\s*(?:=|≈)\s*(?=[^=])")
+_CURRENCY = re.compile(r"^[\s]*(?:US)?[$€£¥￥]\s*")
+_POWERS = re.compile(r"\^\s*\{?[+-]?\d+\}?|[A-Za-zµμΩ°]\d")  # of a unit
+_MOST_DIGITS = 400  # longer ones are no answers, and Fraction would take its time
+
+_ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen"
+)
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_TO_TWENTY, _BY_TEN = _ONES.split(), _TENS.split()
+WORDS = dict(zip(_TO_TWENTY, range(20), strict=True)) | dict(zip(_BY_TEN, range(20, 100, 10), strict=True))
+_SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
+_HAN = {char: i for i, char in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
+_HAN_SCALES = {"十": 10, "百": 100, "千": 1000}
+
+
+@dataclass(frozen=True)
+class Number:
+    """``value`` with a percent sign already applied; ``unit`` is the text behind it, unread."""
+
+    value: Fraction
+    unit: str = ""
+    percent: bool = False
+    plain_integer: bool = False  # digits alone: no separator, point, exponent, fraction, sign or unit
+
+
+def unmark(text: str) -> str:
+    """LaTeX's and Unicode's ways to write the same number brought to one; superscripts become ``^``."""
+    text = _SUPERSCRIPT_RUN.sub(lambda run: "^" + run[0].translate(_SUPERSCRIPTS), text)
+    text = _VULGAR.sub(lambda m: f" {unicodedata.normalize('NFKC', m[1]).replace(chr(0x2044), '/')}", text)
+    text = unicodedata.normalize("NFKC", text).translate(_SIGNS)
+    for pattern, replacement in _MARKUP:
+        text = pattern.sub(replacement, text)
+    return text.strip()
+
+
+def read_number(text: str) -> Number | None:
+    """The number that the whole text is, with its unit; None if it is anything else."""
+    text = unmark(_CURRENCY.sub("", text))
+    text = _NAMED.sub("", text, count=1) if _NAMED.match(text) else text
+    if len(text) > _MOST_DIGITS:
+        return None
+    found = _NUMBER.fullmatch(_CURRENCY.sub("", text))
+    if found is None or text.count("(") != text.count(")"):
+        return None
+    rest = found["rest"].strip().rstrip(".。")
+    if rest[:1] in tuple("^*+-/!(=<>,") or any(char.isdigit() for char in _POWERS.sub("", rest)) or "=" in rest:
+        return None  # a second number, or the beginning of an expression
+    value = _value(found)
+    if value is None:
+        return None
+    if found["sign"] == "-":
+        value = -value
+    if found["percent"]:
+        value /= 100
+    digits = found["decimal"]
+    integer = bool(digits and digits.isdigit() and not (found["sign"] or rest or found["percent"]))
+    integer = integer and not (found["e"] or found["ten"] or found["per"] or found["on"])
+    return Number(value, rest, bool(found["percent"]), integer)
+
+
+def _value(found: re.Match[str]) -> Fraction | None:
+    def read(group: str) -> Fraction:
+        return Fraction(found[group].replace(",", "").rstrip(".") or "0")
+
+    if found["top"]:
+        return read("top") / read("bottom") if read("bottom") else None
+    if found["whole"]:
+        return read("whole") + read("mixed_top") / read("mixed_bottom") if read("mixed_bottom") else None
+    if found["power"]:
+        return Fraction(10) ** int(found["power"]) if abs(int(found["power"])) <= _MOST_DIGITS else None
+    value = _go_on(found["decimal"].replace(",", "")) if found["on"] else read("decimal")
+    if power := found["e"] or found["ten"]:
+        if abs(int(power)) > _MOST_DIGITS:
+            return None
+        value *= Fraction(10) ** int(power)
+    if found["per"]:
+        if not read("per"):
+            return None
+        value /= read("per")
+    return value
+
+
+def _go_on(digits: str) -> Fraction:
+    """0.333... as 1/3: the last digit, or a pair of digits that stands there twice, goes on for ever."""
+    whole, _, tail = digits.partition(".")
+    if not tail:
+        return Fraction(digits)
+    period = 2 if len(tail) >= 4 and tail[-2:] == tail[-4:-2] and tail[-1] != tail[-2] else 1
+    known = Fraction(f"{whole or '0'}.{tail[:-period]}" if len(tail) > period else f"{whole or '0'}")
+    return known + Fraction(int(tail[-period:]), (10**period - 1) * 10 ** (len(tail) - period))
+
+
+def read_count(text: str) -> int | None:
+    """A number of things: digits or words of English or Chinese, with at most a few words that name the things."""
+    if (number := read_number(text)) is not None:
+        plain = not number.percent and number.value.denominator == 1 and _names_things(number.unit)
+        return int(number.value) if plain else None
+    tokens = re.findall(r"[a-z]+|[零〇一二两三四五六七八九十百千万]+|\S", unmark(text).casefold().rstrip(".。"))
+    for end in range(len(tokens), 0, -1):
+        value = _in_words([t for t in tokens[:end] if t not in ("-", "and")] if end > 1 else tokens[:1])
+        if value is not None:
+            return value if _names_things(" ".join(tokens[end:])) else None
+    return None
+
+
+def _names_things(rest: str) -> bool:
+    words = rest.casefold().split()
+    return (
+        len(words) <= 4
+        and len(rest) <= 40
+        and not hedges(rest)
+        and all(re.fullmatch(r"[^\W\d_][\w-]*", word) and word not in WORDS and word not in _SCALES for word in words)
+    )
+
+
+def _in_words(tokens: list[str]) -> int | None:
+    if len(tokens) == 1 and set(tokens[0]) <= set(_HAN) | set(_HAN_SCALES) | {"万"}:
+        return _in_han(tokens[0])
+    if not tokens or any(t not in WORDS and t not in _SCALES for t in tokens):
+        return None
+    total, part = 0, 0
+    for token in tokens:
+        if token == "hundred":
+            part = max(part, 1) * 100
+        elif token in _SCALES:
+            total, part = total + max(part, 1) * _SCALES[token], 0
+        elif part % 10 or (part % 100 and WORDS[token] >= 10):
+            return None  # "three four" are two numbers
+        else:
+            part += WORDS[token]
+    return total + part
+
+
+def _in_han(text: str) -> int | None:
+    if "万" in text:
+        high, _, low = text.partition("万")
+        a, b = _in_han(high), _in_han(low) if low else 0
+        return None if a is None or b is None else a * 10000 + b
+    if not text:
+        return None
+    if not any(char in _HAN_SCALES for char in text):
+        return int("".join(str(_HAN[char]) for char in text))
+    total, digit = 0, None
+    for char in text:
+        if char in _HAN:
+            digit = _HAN[char]
+        else:
+            total, digit = total + (1 if digit is None else digit) * _HAN_SCALES[char], 0
+    return total + (digit or 0)
+
+
+def close(a: Fraction, b: Fraction, tolerance: float) -> bool:
+    """Whether ``a`` is within ``tolerance`` of the truth ``b``, relative to it; a truth of 0 admits 0 alone."""
+    return a == b or (b != 0 and math.isfinite(tolerance) and abs(a - b) <= Fraction(repr(tolerance)) * abs(b))

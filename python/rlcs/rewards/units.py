@@ -1,0 +1,42 @@
+"""Units by their names: the everyday ones in English and Chinese as pint spells them.
+
+Two texts that name one unit need no conversion; the others go to pint, in a worker.
+"""
+
+from __future__ import annotations
+
+import re
+
+_NAMES = {
+    "米": "m", "厘米": "cm", "毫米": "mm", "千米": "km", "公里": "km", "分米": "dm", "微米": "um", "纳米": "nm",
+    "千克": "kg", "公斤": "kg", "克": "g", "毫克": "mg", "吨": "tonne", "秒": "s", "分钟": "min", "分": "min",
+    "小时": "hour", "时": "hour", "天": "day", "年": "year", "升": "L", "毫升": "mL", "牛": "N", "牛顿": "N", "焦": "J",
+    "焦耳": "J", "千焦": "kJ", "瓦": "W", "瓦特": "W", "千瓦": "kW", "伏": "V", "伏特": "V", "安": "A", "安培": "A",
+    "欧": "ohm", "欧姆": "ohm", "帕": "Pa", "帕斯卡": "Pa", "千帕": "kPa", "赫兹": "Hz", "摩尔": "mol", "度": "degree",
+    "摄氏度": "degC", "平方米": "m^2", "平方厘米": "cm^2", "平方千米": "km^2", "立方米": "m^3", "立方厘米": "cm^3",
+    "米/秒": "m/s", "千米/小时": "km/hour", "千米/时": "km/hour", "元": "yuan",
+    "°": "degree", "deg": "degree", "degrees": "degree", "°c": "degC", "℃": "degC", "celsius": "degC",
+    "degrees celsius": "degC", "degree celsius": "degC", "°f": "degF", "℉": "degF", "degrees fahrenheit": "degF",
+    "Ω": "ohm", "kΩ": "kohm", "MΩ": "Mohm", "h": "hour", "hr": "hour", "hrs": "hour", "hours": "hour", "mins": "min",
+    "minute": "min", "minutes": "min", "sec": "s", "secs": "s", "second": "s", "seconds": "s", "meters": "m",
+    "metres": "m", "meter": "m", "metre": "m", "kilograms": "kg", "kilogram": "kg", "grams": "g", "gram": "g",
+    "newtons": "N", "newton": "N", "joules": "J", "joule": "J", "watts": "W", "watt": "W", "volts": "V", "volt": "V",
+    "amps": "A", "amperes": "A", "ampere": "A", "ohms": "ohm", "pascals": "Pa", "kilopascals": "kPa", "moles": "mol",
+    "liters": "L", "litres": "L", "l": "L", "ml": "mL", "kilometers": "km", "centimeters": "cm", "km/h": "km/hour",
+    "kmh": "km/hour", "kph": "km/hour", "mph": "mile/hour", "days": "day", "years": "year", "microfarads": "uF",
+    "A°": "angstrom", "Å": "angstrom",
+}  # fmt: skip
+
+
+def unit_name(text: str) -> str:
+    """The unit as pint spells it, without markup: ``m s^{-2}`` is ``m*s^-2``, ``℃`` is ``degC``."""
+    text = re.sub(r"\s+", " ", text.replace("{", "").replace("}", "").replace("\\", "")).strip(" .。")
+    text = text.replace("μ", "u").replace("µ", "u")
+    for known in (text, text.casefold()):
+        if known in _NAMES:
+            return _NAMES[known]
+    if re.search(r"[\u3400-\u9fff]", text):
+        return text
+    text = re.sub(r"(?<=[A-Za-zΩ])\s*[*·]?\s+(?=[A-Za-zΩ])", "*", text)
+    parts = re.split(r"([*/()^]|\bper\b)", text)
+    return "".join("/" if part == "per" else _NAMES.get(part.strip(), part.strip()) for part in parts)

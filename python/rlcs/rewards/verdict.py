@@ -1,0 +1,46 @@
+"""What a verifier says of one answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Outcome = Literal["score", "wrong", "format", "error"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``outcome`` decides what a trainer does with ``score`` in [0, 1]:
+
+    ``score``: judged, worth ``score`` > 0. ``wrong``: judged, worth 0. ``format``: not judged, since the response is
+    not of the form that training asks for; worth 0. ``error``: the verifier failed, which says nothing of the answer:
+    mask the rollout, count it, and never take the 0 for a reward. ``detail`` says why, for people.
+    """
+
+    outcome: Outcome
+    score: float = 0.0
+    detail: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the rollout must be left out of the loss."""
+        return self.outcome == "error"
+
+
+def graded(score: float, detail: str = "") -> Verdict:
+    """A score in [0, 1]; 0 is ``wrong``."""
+    if not 0.0 <= score <= 1.0:
+        raise ValueError(f"verdict: score must be in [0, 1], got {score}")
+    return Verdict("score", score, detail) if score > 0 else wrong(detail)
+
+
+def right(detail: str = "") -> Verdict:
+    return Verdict("score", 1.0, detail)
+
+
+def wrong(detail: str = "") -> Verdict:
+    return Verdict("wrong", 0.0, detail)
+
+
+def judged(is_right: bool, detail: str = "") -> Verdict:
+    return right(detail) if is_right else wrong(detail)

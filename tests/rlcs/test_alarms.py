@@ -1,0 +1,54 @@
+"""Alarms: the hackable verifier is found and grows from a warning to a quarantine; a healthy domain stays silent."""
+
+import json
+
+import numpy as np
+
+from rlcs.alarms import Alarms, Facts
+
+
+def healthy(step, rng):
+    level = 0.3 + 0.02 * step
+    truths = [str(i % 10) for i in range(32)]
+    answers = [t if rng.random() < level else str(rng.integers(10)) for t in truths]
+    return Facts(level, 0, 32, answers, truths, proxy=level - 0.05)
+
+
+def test_a_healthy_domain_raises_no_alarm():
+    alarms, rng = Alarms(), np.random.default_rng(0)
+    assert not any(alarms.observe({"ocr": healthy(step, rng)}) for step in range(30))
+
+
+def test_reward_without_competence_is_found_and_answered_more_strongly_while_it_stands():
+    alarms, rng = Alarms(), np.random.default_rng(0)
+    found = []
+    for step in range(40):
+        hacked = Facts(0.2 + 0.02 * step, 0, 32, [f"{i}, a number between 0 and 10" for i in range(32)],
+                       [str(i % 10) for i in range(32)], proxy=0.2)  # fmt: skip
+        found += alarms.observe({"chart": hacked, "ocr": healthy(step, rng)})
+    assert {(alarm.domain, alarm.signal) for alarm in found} == {("chart", "hacking")}
+    assert list(dict.fromkeys(alarm.action for alarm in found)) == ["warn", "down-weight", "quarantine"]
+
+
+def test_errors_duplicates_length_and_language_are_signals():
+    alarms = Alarms()
+    truths = [str(i) for i in range(32)]
+    assert [a.signal for a in alarms.observe({"math": Facts(0.5, 4, 32, truths, truths)})] == ["errors"]
+    assert [a.signal for a in alarms.observe({"math": Facts(0.5, 0, 32, ["7"] * 32, truths)})] == ["duplicates"]
+    one_truth = Facts(0.5, 0, 32, ["yes"] * 32, ["yes"] * 32)  # the truths are alike too
+    assert alarms.observe({"vqa": one_truth}) == []
+    drift = Alarms()
+    signals = set()
+    for step in range(20):
+        words = ["答案" * 40 if step > 10 else "word"] * 3 + [f"other {i}" for i in range(9)]
+        signals |= {a.signal for a in drift.observe({"general": Facts(0.5, 0, 12, words, [str(i) for i in range(12)])})}
+    assert signals == {"length", "language"}
+
+
+def test_state_is_carried_over():
+    one, rng = Alarms(), np.random.default_rng(0)
+    for step in range(10):
+        one.observe({"ocr": healthy(step, rng)})
+    two = Alarms()
+    two.load_state_dict(json.loads(json.dumps(one.state_dict())))
+    assert two.state_dict() == one.state_dict() and two.metrics() == one.metrics()

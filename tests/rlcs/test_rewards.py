@@ -1,0 +1,224 @@
+"""Verdicts: the golden cases, the form, and every defect of the released reward package, none of which is here."""
+
+import time
+
+import pytest
+
+from rlcs import rewards
+from rlcs.rewards import Verdict, kit, verify
+from rlcs.rewards.answer import BOX_BEGIN, BOX_END, mixes_languages, repeats_itself
+
+
+def score(domain, answer, truth, question=None):
+    verdict = verify(domain, kit.respond(answer), truth, question)
+    assert verdict.outcome != "error", verdict.detail
+    assert (verdict.outcome == "score") == (verdict.score > 0)
+    return verdict.score
+
+
+ROWS = kit.read_cases(kit.GOLDEN)
+
+
+@pytest.mark.parametrize("domain", sorted({row["domain"] for row in ROWS}))
+def test_golden_cases_and_their_rewritings(domain):
+    tally = kit.check(verify, kit.cases_of(row for row in ROWS if row["domain"] == domain))[domain]
+    assert tally.cases > 20
+    assert not tally.faults
+
+
+def test_every_ruled_domain_has_right_and_wrong_golden_cases():
+    for domain in rewards.DOMAINS:
+        if domain != "general":
+            expected = {row["expect"] == 0 for row in ROWS if row["domain"] == domain}
+            assert expected == {True, False}, domain
+
+
+def test_the_kit_finds_what_is_wrong_with_a_verifier():
+    rows = [row for row in ROWS if row["domain"] == "math"]
+    generous = kit.check(lambda *_: rewards.right(), kit.cases_of(rows))["math"]
+    strict = kit.check(lambda *_: rewards.wrong(), kit.cases_of(rows))["math"]
+    broken = kit.check(lambda *_: Verdict("error"), kit.cases_of(rows))["math"]
+    assert generous.false_positives > 50 and generous.false_negatives == 0
+    assert strict.false_negatives > 50 and strict.false_positives == 0
+    assert broken.errors == broken.cases == len(broken.faults)
+
+
+@pytest.mark.parametrize(
+    ("response", "part"),
+    [
+        (f"{BOX_BEGIN}5{BOX_END}", "<think> once, got 0"),
+        (f"<think>a</think>{BOX_BEGIN}5{BOX_END}", "<answer> once, got 0"),
+        (f"<think>a<think>b</think></think><answer>{BOX_BEGIN}5{BOX_END}</answer>", "<think> once, got 2"),
+        (f"<answer>{BOX_BEGIN}5{BOX_END}</answer><think>a</think>", "and nothing else"),
+        (f"<think>a</think><answer>{BOX_BEGIN}5{BOX_END}</answer> so there", "and nothing else"),
+        (f"<think>a</think><answer>{BOX_BEGIN}5{BOX_END} {BOX_BEGIN}5{BOX_END}</answer>", "exactly one box, got 2"),
+        (f"<think>a</think><answer>{BOX_END}5{BOX_BEGIN}</answer>", "begin before it ends"),
+        (f"<think>a</think><answer>{BOX_BEGIN} {BOX_END}</answer>", "hold something"),
+        ("<think>a</think><answer>\\boxed{5}</answer>", "exactly one box, got 0"),
+        ("", "<think> once, got 0"),
+    ],
+)
+def test_form(response, part):
+    verdict = verify("math", response, "5")
+    assert (verdict.outcome, verdict.score) == ("format", 0.0)
+    assert part in verdict.detail
+
+
+def test_an_open_answer_holds_no_box():
+    boxed = verify("general", kit.respond("hello"), "hello")
+    assert boxed.outcome == "format" and "no box" in boxed.detail
+    without_judge = verify("general", "<think>a</think><answer>hello</answer>", "hello")
+    assert without_judge.outcome == "error" and "judge" in without_judge.detail
+
+
+def test_heavy_mixing_of_languages_and_repetition_fail_the_form():
+    mixed = "我们 need 先 compute 这个 value 然后 check 结果 again " * 9
+    assert mixes_languages(mixed)
+    assert not mixes_languages("用户问的是长方体上蚂蚁从点到点的最短路程，" * 8 + "answer is $x + y$ with `code here`")
+    assert not mixes_languages("The sign says 社区服务中心, which is a community centre. " * 3)
+    assert repeats_itself("so the answer must be the one that I said before, " * 30)
+    assert not repeats_itself(" ".join(f"step {i}: add {i * 7} to {i * 13}" for i in range(60)))
+    for thinking in (mixed, "wait, let me look at this once more and think. " * 30):
+        response = f"<think>{thinking}</think><answer>{BOX_BEGIN}5{BOX_END}</answer>"
+        assert verify("math", response, "5").outcome == "format"
+
+
+# --- defects of the released package, by their number in the reference notes ------------------------------------------
+
+
+@pytest.mark.parametrize(("answer", "truth"), [("43", "43.0"), ("1/2", "0.5"), ("x+1", "1+x"), ("\\sqrt{9}", "3")])
+def test_1_numbers_and_symbols_need_no_judge(answer, truth):
+    assert score("math", answer, truth) == score("math", truth, answer) == 1
+
+
+@pytest.mark.parametrize(
+    ("domain", "answer"),
+    [("chart", "12"), ("counting", "12"), ("spatial", "left"), ("gui_android", '{"action_type": "wait"}'),
+     ("gui_os", "WAIT()"), ("gui_web", "WAIT()"), ("video", "12"), ("long_document", "12"),
+     ("grounding", "[1,2,30,40]")],
+)  # fmt: skip
+def test_2_and_11_every_domain_takes_the_tags_that_the_gate_requires(domain, answer):
+    assert score(domain, answer, answer) == score(domain, answer, kit.respond(answer)) == 1
+
+
+def test_4_texts_are_not_split_into_characters():
+    assert score("ocr", "abc", "abc", "read it") == 1
+    with pytest.raises(ValueError, match="truth must be a text, got list"):
+        verify("ocr", kit.respond("a"), ["a"])
+
+
+def test_5_empty_texts_divide_nothing():
+    from rlcs.rewards.ocr import Ocr
+
+    assert Ocr()("", "", None).score == 1
+    assert Ocr()("", "abc", None).outcome == "wrong"
+
+
+def test_6_a_number_in_a_judge_s_prose_is_no_verdict():
+    from rlcs.rewards.judge import JudgeFault, read_reply
+
+    assert read_reply('{"verdict": "correct"}') and read_reply('```json\n{"verdict": "correct"}\n```')
+    assert not read_reply('<think>1.0?</think>{"verdict": "incorrect"}')
+    for reply in (
+        "0.0 or 1.0",
+        "correct",
+        '{"verdict": 1.0}',
+        '{"score": 1}',
+        'It is {"verdict": "correct"}',
+        "",
+        "[]",
+    ):
+        with pytest.raises(JudgeFault):
+            read_reply(reply)
+
+
+def test_7_units_are_units():
+    assert score("physics", "1 km", "1000 m") == score("physics", "36 km/h", "10 m/s") == 1
+    assert score("physics", "5 kg", "5 m") == score("physics", "5 m", "5 s") == score("physics", "5 ms", "5 m") == 0
+    assert score("math", "the sum is small", "5 m") == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["__import__('os').system('touch /tmp/owned')", "().__class__.__bases__[0]", "exec('1')"]
+)
+@pytest.mark.parametrize("domain", ["math", "physics", "gui_os", "gui_android", "grounding", "chart"])
+def test_8_nothing_is_evaluated(domain, text, tmp_path):
+    truths = {"gui_os": "DONE()", "gui_android": '{"action_type": "wait"}', "grounding": "[1,2,30,40]"}
+    assert score(domain, text, truths.get(domain, "5")) == 0
+
+
+def test_10_symbolic_work_has_a_deadline_and_costs_one_call():
+    from dataclasses import replace
+
+    hard = replace(rewards.DOMAINS["math"], deadline_s=0.5)
+    hard("x", "y + 1", None)  # the worker and its libraries are there
+    start = time.monotonic()
+    with pytest.raises(rewards.worker.WorkerFault):
+        hard("\\sqrt{" * 150 + "2" + "}" * 150 + "^{9999}!", "x+" * 400 + "1", None)
+        rewards.worker.call("time:sleep", 60, deadline_s=0.5)
+    assert hard("x+1", "1+x", None).score == 1
+    assert time.monotonic() - start < 30  # not the sixty seconds of the sleep; no measurement
+
+
+# --- what else makes a verdict exact ----------------------------------------------------------------------------------
+
+
+def test_a_verifier_that_raises_is_an_error_and_never_a_zero():
+    rewards.register("odd", lambda answer, truth, question: 1 / 0)
+    try:
+        verdict = verify("odd", kit.respond("1"), "1")
+        assert verdict.outcome == "error" and verdict.failed and "ZeroDivisionError" in verdict.detail
+    finally:
+        del rewards.DOMAINS["odd"]
+    assert verify("counting", kit.respond("3"), "a few").outcome == "error"  # the truth is at fault
+    assert verify("grounding", kit.respond("[1,2,3,4]"), "there").outcome == "error"
+
+
+def test_a_user_s_verifier_by_import_path_runs_elsewhere(tmp_path, monkeypatch):
+    (tmp_path / "own_verifier.py").write_text(
+        "import os\n"
+        "def equal(answer, truth, question): return float(answer == truth)\n"
+        "def secret(answer, truth, question): return float('OWN_SECRET' in os.environ)\n"
+        "def stuck(answer, truth, question):\n    while True: pass\n"
+        "def dies(answer, truth, question): os._exit(1)\n"
+        "def prints(answer, truth, question): print('{}'); return True\n"
+        "def text(answer, truth, question): return 'yes'\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("OWN_SECRET", "1")
+    rewards.worker._forget()  # workers of before don't know the new path
+    assert score("own_verifier:equal", "a", "a") == score("own_verifier:prints", "a", "b") == 1
+    assert score("own_verifier:equal", "a", "b") == score("own_verifier:secret", "a", "b") == 0
+    for name, part in (("dies", "died"), ("text", "must return"), ("missing", "AttributeError")):
+        verdict = verify(f"own_verifier:{name}", kit.respond("a"), "a")
+        assert verdict.outcome == "error" and part in verdict.detail
+    with pytest.raises(rewards.worker.WorkerFault, match=r"no result within 0.3 s"):
+        rewards.Remote("own_verifier:stuck", deadline_s=0.3)("a", "a", None)
+
+
+def test_unknown_domains_are_named():
+    with pytest.raises(ValueError, match=r"domain must be one of math, physics.*got 'maths'"):
+        verify("maths", kit.respond("1"), "1")
+
+
+def test_tolerances_are_the_domains_own():
+    assert score("math", "1.000001", "1") == 1 and score("math", "1.00001", "1") == 0
+    assert score("physics", "1.01", "1") == 1 and score("physics", "1.011", "1") == 0
+    assert score("chart", "1.025", "1") == 1 and score("chart", "1.026", "1") == 0
+    assert score("chart", "2001", "2000") == 0 and score("chart", "2001", "2000 kg") == 1
+
+
+def test_boxes_match_one_to_one():
+    box = "[100,100,300,300]"
+    assert score("grounding", f"[{box},{box}]", f"[{box}]") == 0.5
+    assert score("grounding", f"[{box}]", f"[{box},[500,500,700,700]]") == 0.5
+    assert score("grounding", "[[300,300,100,100]]", f"[{box}]") == 0  # corners the wrong way round
+    # The first box fits both truths, the second only one: a greedy match would lose it.
+    both = "[[0,0,100,100],[0,0,100,140]]"
+    assert score("grounding", "[[0,0,100,120],[0,0,100,80]]", both) == 1
+
+
+def test_rule_verdicts_are_many_a_second():
+    """No time is asserted: the number of calls below takes a second or less, and `bench` measures it."""
+    for _ in range(500):
+        assert score("math", "43", "43.0") == 1

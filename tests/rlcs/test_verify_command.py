@@ -1,0 +1,45 @@
+"""`rlcs verify`: its table, its exit codes, users' verifiers and users' cases."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+PATHS = str(Path(__file__).parents[2] / "python")
+
+
+def rlcs(*arguments, path=""):
+    command = [sys.executable, "-m", "rlcs.cli", *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, env={"PYTHONPATH": f"{PATHS}:{path}", "COLUMNS": "120"}
+    )
+
+
+def test_the_verifiers_pass_their_own_cases():
+    done = rlcs("verify", "--domain", "grounding", "--domain", "counting")
+    assert done.returncode == 0, done.stderr
+    assert "grounding" in done.stdout and "counting" in done.stdout and "math" not in done.stdout
+
+
+def test_a_user_s_verifier_and_cases(tmp_path):
+    (tmp_path / "mine.py").write_text("def generous(answer, truth, question): return 1.0\n")
+    cases = tmp_path / "cases.jsonl"
+    cases.write_text(json.dumps({"domain": "own", "answer": "a", "truth": "b", "expect": 0}) + "\n")
+    done = rlcs("verify", "--verifier", "mine:generous", "--cases", str(cases), path=str(tmp_path))
+    assert done.returncode == 1 and "1.000 in place of 0.000" in done.stdout
+
+
+def test_bad_input_is_one_line(tmp_path):
+    cases = tmp_path / "cases.jsonl"
+    cases.write_text('{"domain": "math"}\n')
+    for arguments, text in (
+        (["--cases", str(cases)], f"{cases}:1: a case needs domain, answer, truth and expect"),
+        (["--domain", "maths"], "--domain must be one of"),
+        (["--cases", str(tmp_path / "none")], "No such file"),
+    ):
+        done = rlcs("verify", *arguments)
+        assert done.returncode == 2 and text in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_help():
+    assert "verify" in rlcs("--help").stdout and "--cases" in rlcs("verify", "--help").stdout
