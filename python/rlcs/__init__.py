@@ -1,4 +1,4 @@
-"""RLCS: reinforcement learning with curriculum sampling. What is here so far: rewards, curriculum, alarms; no torch.
+"""RLCS: reinforcement learning with curriculum sampling. So far its parts: rewards, curriculum, alarms, packing, loss.
 
 Names load on first use, so that this import is cheap.
 """
