@@ -14,7 +14,7 @@ Sources: GLM-4.1V, arXiv 2507.01006, section 2; AIMv2, arXiv 2411.14402; inflati
 
 from __future__ import annotations
 
-import json
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -28,8 +28,10 @@ from . import weights
 from .config import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, Config, TextConfig, VisionConfig
 from .config import checkpoint_folder as folder_of
 from .errors import InputError
+from .files import json_text, read_json, write_text
 from .model import Glm4v
 from .prompt import CHAT_TEMPLATE
+from .tokenizer import load_tokenizer
 
 MROPE_SHARES = (2, 3, 3)  # of eight: 8, 12 and 12 of 32 frequencies in the released model
 TOKENIZER_FILE = "tokenizer.json"
@@ -71,9 +73,10 @@ def assemble(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"assemble: out must be a new or empty folder, got {target}")
     encoder_settings, decoder_settings = _settings(vision_dir), _settings(language_dir)
-    text = _text_config(decoder_settings, language_dir)
-    tower = _vision_config(encoder_settings, vision_dir, text)
+    text = _text_config(decoder_settings)
+    tower = _vision_config(encoder_settings, text)
     tokenizer, picture_ids = _tokenizer(language_dir, text.vocab_size)
+    texts = _text_files(language_dir, tokenizer)
     config = Config(
         vision_config=tower,
         text_config=text,
@@ -91,71 +94,81 @@ def assemble(
 
     config = replace(config, dtype=str(dtype).removeprefix("torch."))
     weights.write(tensors, target, max_shard_bytes)
-    _write_text_files(language_dir, target, tokenizer)
+    for name, content in texts.items():
+        write_text(target / name, content)
     config.save_pretrained(target)
     return config
 
 
 class Settings(dict[str, Any]):
-    """A `config.json` whose missing entries are named."""
+    """A `config.json` whose missing and wrong entries are named."""
 
     path: Path
 
     def __missing__(self, key: str) -> Any:
         raise InputError(f"assemble: {self.path}: {key} is missing")
 
+    def expect(self, ok: bool, key: str, expectation: object) -> None:
+        if not ok:
+            raise InputError(f"assemble: {self.path}: {key} must be {expectation}, got {self.get(key)}")
+
+    def size(self, key: str) -> int:
+        self.expect(type(self[key]) is int and self[key] > 0, key, "a whole number above 0")
+        return self[key]
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self[key] if default is None else self.get(key, default)
+        self.expect(type(value) in (int, float) and 0 < value < math.inf, key, "a finite number above 0")
+        return value
+
 
 def _settings(folder: Path) -> Settings:
     path = folder / "config.json"
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"assemble: {path}: the file is missing") from None
-    except ValueError as error:
-        raise InputError(f"assemble: {path}: not JSON: {error}") from None
-    if not isinstance(settings, dict):
-        raise InputError(f"assemble: {path}: must be a JSON object, got {type(settings).__name__}")
-    found = Settings(settings.get("vision_config", settings))  # a CLIP-like AIMv2 keeps its encoder's one level down
+    settings = read_json(path, "assemble")
+    if isinstance(settings.get("vision_config"), dict):  # a CLIP-like AIMv2 keeps its encoder's one level down
+        settings = settings["vision_config"]
+    found = Settings(settings)
     found.path = path
     return found
 
 
-def _text_config(settings: Settings, folder: Path) -> TextConfig:
-    if settings.get("model_type") != "glm4":
-        found = settings.get("model_type")
-        raise InputError(f"assemble: {folder}: model_type must be glm4 (a GLM-4-0414 decoder), got {found}")
+def _text_config(settings: Settings) -> TextConfig:
+    expect = settings.expect
+    expect(settings.get("model_type") == "glm4", "model_type", "glm4 (a GLM-4-0414 decoder)")
+    expect(settings.get("hidden_act", "silu") == "silu", "hidden_act", "silu")
     rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
-    factor = rope.get("partial_rotary_factor", settings.get("partial_rotary_factor", 0.5))
-    head_dim = settings["hidden_size"] // settings["num_attention_heads"]
-    if settings.get("head_dim", head_dim) != head_dim:
-        raise InputError(f"assemble: {folder}: head_dim must be {head_dim}, got {settings['head_dim']}")
+    expect(isinstance(rope, dict), "rope_parameters", "an object")
+    rotary = Settings({**settings, **rope})  # of either spelling
+    rotary.path = settings.path
+    rotary.setdefault("rope_type", rotary.get("type", "default"))
+    rotary.expect(rotary["rope_type"] == "default", "rope_type", "default")
+    factor = rotary.number("partial_rotary_factor", 0.5)
+    head_dim = settings.size("hidden_size") // settings.size("num_attention_heads")
+    expect(settings.get("head_dim") in (None, head_dim), "head_dim", head_dim)
     frequencies = int(head_dim * factor) // 2
     time, row = (frequencies * share // sum(MROPE_SHARES) for share in MROPE_SHARES[:2])
     return TextConfig(
-        vocab_size=settings["vocab_size"],
-        hidden_size=settings["hidden_size"],
-        intermediate_size=settings["intermediate_size"],
-        num_hidden_layers=settings["num_hidden_layers"],
-        num_attention_heads=settings["num_attention_heads"],
-        num_key_value_heads=settings["num_key_value_heads"],
-        max_position_embeddings=settings["max_position_embeddings"],
-        rms_norm_eps=settings["rms_norm_eps"],
-        rope_theta=rope.get("rope_theta", settings.get("rope_theta", 1e4)),
+        vocab_size=settings.size("vocab_size"),
+        hidden_size=settings.size("hidden_size"),
+        intermediate_size=settings.size("intermediate_size"),
+        num_hidden_layers=settings.size("num_hidden_layers"),
+        num_attention_heads=settings.size("num_attention_heads"),
+        num_key_value_heads=settings.size("num_key_value_heads"),
+        max_position_embeddings=settings.size("max_position_embeddings"),
+        rms_norm_eps=settings.number("rms_norm_eps"),
+        rope_theta=rotary.number("rope_theta", 1e4),
         partial_rotary_factor=factor,
         mrope_section=(time, row, frequencies - time - row),
         extra={key: settings[key] for key in ("eos_token_id", "pad_token_id") if key in settings},
     )
 
 
-def _vision_config(settings: Settings, folder: Path, text: TextConfig) -> VisionConfig:
-    def expect(ok: bool, name: str, expectation: object) -> None:
-        if not ok:
-            raise InputError(f"assemble: {folder}: {name} must be {expectation}, got {settings.get(name)}")
-
-    kind = settings.get("model_type")
+def _vision_config(settings: Settings, text: TextConfig) -> VisionConfig:
+    expect, kind = settings.expect, settings.get("model_type")
     expect(kind in ("aimv2", "aimv2_vision_model"), "model_type", "aimv2 or aimv2_vision_model")
     expect(not settings.get("is_native", False), "is_native", "false (the encoder needs a position table)")
     expect(settings["patch_size"] == PATCH_SIZE, "patch_size", PATCH_SIZE)
+    expect(settings.get("hidden_act", "silu") == "silu", "hidden_act", "silu")
     expect(not settings.get("qkv_bias", False), "qkv_bias", "false")
     expect(not (settings.get("mlp_bias", False) or settings.get("use_bias", False)), "mlp_bias", "false")
     # GLM-4.1V has one number for the width of the language model and the inner width of the tower's MLPs.
@@ -165,13 +178,13 @@ def _vision_config(settings: Settings, folder: Path, text: TextConfig) -> Vision
         f"{text.hidden_size}, the decoder's width",
     )
     return VisionConfig(
-        depth=settings["num_hidden_layers"],
-        hidden_size=settings["hidden_size"],
-        num_heads=settings["num_attention_heads"],
-        image_size=settings["image_size"],
+        depth=settings.size("num_hidden_layers"),
+        hidden_size=settings.size("hidden_size"),
+        num_heads=settings.size("num_attention_heads"),
+        image_size=settings.size("image_size"),
         out_hidden_size=text.hidden_size,
         intermediate_size=text.intermediate_size,
-        rms_norm_eps=settings.get("rms_norm_eps", 1e-5),
+        rms_norm_eps=settings.number("rms_norm_eps", 1e-5),
     )
 
 
@@ -253,30 +266,25 @@ def _check(tensors: dict[str, Tensor], config: Config) -> None:
 
 def _tokenizer(folder: Path, vocab_size: int) -> tuple[Tokenizer, dict[str, Any]]:
     """The decoder's tokenizer with what it lacks of GLM-4.1V's tokens, and the ids of the six picture tokens."""
-    path = folder / TOKENIZER_FILE
-    if not path.exists():
-        raise InputError(f"assemble: {path}: the file is missing")
-    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer = load_tokenizer(folder)
     tokenizer.add_special_tokens(
         [AddedToken(token, special=True, normalized=False) for token in PICTURE_TOKENS.values()]
     )
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in ANSWER_TOKENS])
     if (size := tokenizer.get_vocab_size()) > vocab_size:
-        raise InputError(
-            f"assemble: {path}: with the picture and answer tokens must have at most {vocab_size}, got {size}"
-        )
+        path, expectation = folder / TOKENIZER_FILE, f"at most vocab_size = {vocab_size}"
+        raise InputError(f"assemble: {path}: tokens, those of pictures included, must be {expectation}, got {size}")
     return tokenizer, {name: tokenizer.token_to_id(token) for name, token in PICTURE_TOKENS.items()}
 
 
-def _write_text_files(source: Path, target: Path, tokenizer: Tokenizer) -> None:
-    tokenizer.save(str(target / TOKENIZER_FILE))
+def _text_files(source: Path, tokenizer: Tokenizer) -> dict[str, str]:
+    """Every file of the checkpoint but its weights and config, by name."""
+    texts = {TOKENIZER_FILE: tokenizer.to_str(pretty=True), "chat_template.jinja": CHAT_TEMPLATE}
     for name in KEPT_FILES:
-        if not (source / name).exists():
-            continue
-        content = json.loads((source / name).read_text(encoding="utf-8"))
-        content.pop("chat_template", None)  # the decoder's knows no pictures
-        _write_json(target / name, content)
-    (target / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+        if (source / name).exists():
+            content = read_json(source / name, "assemble")
+            content.pop("chat_template", None)  # the decoder's knows no pictures
+            texts[name] = json_text(content)
     for name, kind, longest_edge in (("preprocessor", "Image", 9_633_792), ("video_preprocessor", "Video", 47_040_000)):
         content = {
             f"{kind.lower()}_processor_type": f"Glm4v{kind}Processor",
@@ -288,10 +296,6 @@ def _write_text_files(source: Path, target: Path, tokenizer: Tokenizer) -> None:
             "temporal_patch_size": TEMPORAL_PATCH_SIZE,
             "merge_size": MERGE_SIZE,
         }
-        _write_json(
-            target / f"{name}_config.json", content | ({"fps": 2, "max_duration": 300} if kind == "Video" else {})
-        )
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        content |= {"fps": 2, "max_duration": 300} if kind == "Video" else {}
+        texts[f"{name}_config.json"] = json_text(content)
+    return texts

@@ -28,6 +28,12 @@ def visible(text: str) -> str:
     return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\ufffd" for c in text)
 
 
+def encodable(text: str) -> str:
+    """``text`` with a question mark for what stdout has no code for."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)
+
+
 class Growing:
     """Writes what is new of a text that grows. One that turns out to be another text starts on a new line."""
 
@@ -45,7 +51,7 @@ class Growing:
 
 def shown(pieces: Iterable[Piece], notes: Console, folded: bool = False) -> Iterator[Piece]:
     """Writes one answer while its pieces pass: the answer to stdout, the thinking to ``notes``, or only its length."""
-    clean = visible if sys.stdout.isatty() else str
+    clean = visible if sys.stdout.isatty() else encodable
     answer = Growing(lambda text: print(clean(text), end="", flush=True))
     thinking = Growing(lambda text: notes.out(visible(text), style="dim", highlight=False, end=""))
     text, thoughts = "", 0

@@ -1,7 +1,7 @@
 """The `glm4v` command: what it needs, and how it ends.
 
 It exits with 0 when all went well, with 2 where the input is at fault (an option, a file, a prompt, a checkpoint), and
-with 1 for everything else, an interruption included. Errors are one line on stderr.
+with 1 for everything else: an interruption, a reader that left, a full disk. Errors are one line on stderr.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if missing := [name for name in NEEDS if find_spec(name) is None]:
         print(f"glm4v: {', '.join(missing)} must be installed: pip install 'glm4v-ext[model]'", file=sys.stderr)
         sys.exit(1)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever called
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     try:
         code = run(sys.argv[1:] if arguments is None else list(arguments))
         sys.stdout.flush()
@@ -58,7 +61,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     if usage is not None:
         return 2, f"{usage().rstrip('.')} (see --help)"
     line = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, InputError | OSError):
+    if isinstance(error, InputError) or (isinstance(error, OSError) and error.filename is not None):
         return 2, line
     frames = extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""

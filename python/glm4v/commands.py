@@ -34,27 +34,35 @@ class Dtype(str, Enum):
 
 
 Model = Annotated[str, typer.Option("--model", metavar="DIR", help="Folder of a Hugging Face checkpoint.")]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="The most tokens of an answer, thinking included.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, metavar="N", help="The most tokens of an answer, thinking included.")]
 Temperature = Annotated[
-    float | None, typer.Option(min=0, help="0 takes the likeliest token. Default: the checkpoint's.")
+    float | None,
+    typer.Option(min=0, metavar="T", help="0 takes the likeliest token. Default: the checkpoint's."),
 ]
 TopP = Annotated[
-    float | None, typer.Option(min=0, max=1, help="Keep the likeliest tokens that reach this probability together.")
+    float | None,
+    typer.Option(min=0, max=1, metavar="P", help="Keep the likeliest tokens that reach this probability together."),
 ]
-TopK = Annotated[int | None, typer.Option(min=0, help="Keep this many of the likeliest tokens; 0 keeps all.")]
+TopK = Annotated[
+    int | None, typer.Option(min=0, metavar="K", help="Keep this many of the likeliest tokens; 0 keeps all.")
+]
 MinP = Annotated[
-    float | None, typer.Option(min=0, max=1, help="Keep tokens with this share of the likeliest one's probability.")
+    float | None,
+    typer.Option(min=0, max=1, metavar="P", help="Keep tokens with this share of the likeliest one's probability."),
 ]
-Penalty = Annotated[float | None, typer.Option(help="Above 1: repeat less.")]
-Seed = Annotated[int | None, typer.Option(min=0, help="The same seed gives the same answer.")]
+Penalty = Annotated[float | None, typer.Option(metavar="X", help="Above 1: repeat less.")]
+Seed = Annotated[int | None, typer.Option(min=0, metavar="N", help="The same seed gives the same answer.")]
 Budget = Annotated[
     int | None, typer.Option(min=0, metavar="N", help="End the thinking after N tokens; 0 turns it off.")
 ]
 DtypeOption = Annotated[Dtype | None, typer.Option("--dtype", help="Type of the weights. Default: the checkpoint's.")]
 MaxPixels = Annotated[
-    int | None, typer.Option(min=1, help="Pixels of a picture, over all frames. Default: the checkpoint's.")
+    int | None,
+    typer.Option(min=1, metavar="N", help="Pixels of a picture, over all frames. Default: the checkpoint's."),
 ]
-MaxAspect = Annotated[float, typer.Option(help="The longest side ratio of a picture.")]
+MaxAspect = Annotated[
+    float, typer.Option(min=1, metavar="X", help="How many times longer than the other a picture's side may be.")
+]
 Network = Annotated[bool, typer.Option("--allow-network", help="Fetch http(s) URLs.")]
 
 
@@ -75,7 +83,7 @@ def start(
 @app.command()
 def generate(
     model: Model,
-    prompt: Annotated[str | None, typer.Option(help="The question; - reads it from stdin.")] = None,
+    prompt: Annotated[str | None, typer.Option(metavar="P", help="The question; - reads it from stdin.")] = None,
     image: Annotated[list[str] | None, typer.Option(metavar="F", help="An image; may be repeated.")] = None,
     video: Annotated[list[str] | None, typer.Option(metavar="F", help="A video; may be repeated.")] = None,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
@@ -86,7 +94,9 @@ def generate(
     min_p: MinP = None,
     repetition_penalty: Penalty = None,
     seed: Seed = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End the answer before this text; may be repeated.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="End the answer before this text; may be repeated.")
+    ] = None,
     thinking_budget: Budget = None,
     dtype: DtypeOption = None,
     max_pixels: MaxPixels = None,
@@ -101,24 +111,26 @@ def generate(
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": content})
     processor = _processor(model, max_pixels, max_aspect_ratio, allow_network)
-    batch = processor(messages)  # before the weights: a bad file is known at once
-    glm = load(model, dtype, processor)
-    pieces = glm.stream(
-        batch,
+    options = _options(
+        model,
+        processor,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
-        seed=seed,
         stop=stop or (),
         thinking_budget=thinking_budget,
     )
+    batch = processor(messages)  # before the weights: a bad file is known at once
+    glm = load(model, dtype, processor)
+    pieces = glm.stream(batch, seed=seed, **options)
     start = time.perf_counter()
     answer = whole(pieces if as_json else shown(pieces, Console(stderr=True)))
     if as_json:
-        print(json.dumps(answer.to_json(), ensure_ascii=False))
+        readable = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+        print(json.dumps(answer.to_json(), ensure_ascii=not readable))
     seconds = time.perf_counter() - start
     count = len(answer.token_ids)
     rate = f"{count} tokens in {seconds:.1f} s, {count / seconds:.1f} tokens/s"
@@ -146,19 +158,18 @@ def chat(
     from .chat import Chat
 
     processor = _processor(model, max_pixels, max_aspect_ratio, allow_network)
-    glm = load(model, dtype, processor)
-    Chat(
-        glm,
-        system,
+    options = _options(
+        model,
+        processor,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
-        seed=seed,
         thinking_budget=thinking_budget,
-    ).run()
+    )
+    Chat(load(model, dtype, processor), system, seed=seed, **options).run()
 
 
 @app.command()
@@ -181,7 +192,7 @@ def assemble(
     language: Annotated[str, typer.Option(metavar="DIR", help="A GLM-4-0414 decoder with its tokenizer.")],
     out: Annotated[str, typer.Option(metavar="DIR", help="Where to write: a new or empty folder.")],
     dtype: Annotated[Dtype | None, typer.Option(help="Type of the weights. Default: the decoder's.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the new merger's weights.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, metavar="N", help="Of the new merger's weights.")] = 0,
 ) -> None:
     """Builds a base checkpoint from an encoder and a decoder, to be trained."""
     import torch
@@ -248,6 +259,15 @@ def _processor(folder: str, max_pixels: int | None, max_aspect_ratio: float, all
     return Processor.from_pretrained(
         folder, max_pixels=max_pixels, max_aspect_ratio=max_aspect_ratio, allow_network=allow_network
     )
+
+
+def _options(folder: str, processor: Processor, **options: Any) -> dict[str, Any]:
+    """``options`` of `Glm4v.stream`, once they are checked: what is wrong is known before the weights are read."""
+    from .config import read_generation_config
+    from .generate import Settings
+
+    Settings.read(read_generation_config(folder, processor.config), **options)
+    return options
 
 
 def _stdin() -> str:

@@ -7,7 +7,6 @@ kept. Defaults are the released 9B's.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import InputError
+from .files import json_text, read_json, write_text
 
 CHANNELS, PATCH_SIZE, TEMPORAL_PATCH_SIZE, MERGE_SIZE = 3, 14, 2, 2
 FIXED: dict[str, Any] = {
@@ -31,6 +31,8 @@ DTYPES = ("float64", "float32", "bfloat16", "float16")  # that weights are read 
 
 def checkpoint_folder(name: str | os.PathLike[str]) -> Path:
     """``name`` as a folder; anything else is one error that says how to get the folder."""
+    if not isinstance(name, str | os.PathLike):
+        raise InputError(f"checkpoint: the folder must be a path, got {type(name).__name__}")
     folder = Path(name)
     if folder.is_dir():
         return folder
@@ -39,7 +41,7 @@ def checkpoint_folder(name: str | os.PathLike[str]) -> Path:
         local = hub.split("/")[1]
         hint = f"to fetch it from the hub: hf download {hub} --local-dir {local}"
     else:
-        hint = "nothing is there"
+        hint = "a file is there" if folder.exists() else "nothing is there"
     raise InputError(f"checkpoint: {hub} must be a folder; {hint}")
 
 
@@ -218,16 +220,14 @@ class Config:
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> Config:
         path = checkpoint_folder(folder) / "config.json"
-        data = _read_json(path)
+        data = read_json(path, "config")
         try:
             return cls.from_dict(data)
         except (TypeError, ValueError) as error:
             raise InputError(f"{error} ({path})") from None
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        path = Path(folder) / "config.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_text(Path(folder) / "config.json", json_text(self.to_dict()))
 
 
 def read_generation_config(folder: str | os.PathLike[str], config: Config) -> dict[str, Any]:
@@ -237,19 +237,7 @@ def read_generation_config(folder: str | os.PathLike[str], config: Config) -> di
     """
     path = checkpoint_folder(folder) / "generation_config.json"
     stop = {"eos_token_id": config.text_config.extra.get("eos_token_id", config.extra.get("eos_token_id"))}
-    return {**stop, **_read_json(path)} if path.exists() else stop
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"config: {path}: the file is missing") from None
-    except ValueError as error:
-        raise InputError(f"config: {path}: not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise InputError(f"config: {path}: must be a JSON object, got {type(data).__name__}")
-    return data
+    return {**stop, **read_json(path, "config")} if path.exists() else stop
 
 
 # What may stand in a file for a field whose default is a flag, a count or a number.

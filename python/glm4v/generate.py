@@ -9,7 +9,7 @@ Dims: N requests, B those still running, V vocab.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from .answer import CLOSE_THINK, OPEN_ANSWER, OPEN_THINK, FinishReason, Generation, separate
 from .detokenize import TextStream
-from .errors import InputError
-from .sampling import Sampler, Sampling, Seed, log_probability, streams
+from .kinds import is_list, is_whole
+from .sampling import Sampler, Sampling, Seed, expect, log_probability, streams
 
 
 class Model(Protocol):
@@ -57,6 +57,47 @@ class Piece:
     generation: Generation | None = None
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What `stream` was asked for, over a checkpoint's defaults: all that can be checked before there is a prompt."""
+
+    sampling: Sampling
+    max_new_tokens: int
+    stop_strings: list[str]
+    stop_ids: frozenset[int]
+
+    @classmethod
+    def read(
+        cls,
+        defaults: Mapping[str, Any],
+        max_new_tokens: int = 4096,
+        stop: str | int | Sequence[str | int] = (),
+        thinking_budget: int | None = None,
+        **sampling: float | None,
+    ) -> Settings:
+        """``defaults`` is the content of a ``generation_config.json``.
+
+        Raises:
+            InputError: a setting is of another kind or out of range; the text names it.
+        """
+        stops, eos = _list(stop), defaults.get("eos_token_id")
+        known = [] if eos is None else _list(eos)
+        expect(is_whole(max_new_tokens), "max_new_tokens", "a whole number", repr(max_new_tokens))
+        expect(max_new_tokens >= 1, "max_new_tokens", "1 or more", max_new_tokens)
+        ok = all((one and isinstance(one, str)) or is_whole(one) for one in stops)
+        expect(ok, "stop", "strings of one character or more and token ids", stops)
+        ok = thinking_budget is None or is_whole(thinking_budget)
+        expect(ok, "thinking_budget", "a whole number or None", repr(thinking_budget))
+        expect(thinking_budget is None or thinking_budget >= 0, "thinking_budget", "0 or more", thinking_budget)
+        expect(all(map(is_whole, known)), "the checkpoint's eos_token_id", "a token id or a list of them", repr(eos))
+        return cls(
+            sampling=Sampling.from_defaults(defaults, **sampling),
+            max_new_tokens=max_new_tokens,
+            stop_strings=[one for one in stops if isinstance(one, str)],
+            stop_ids=frozenset(one for one in (*known, *stops) if not isinstance(one, str)),
+        )
+
+
 def stream(
     model: Model,
     prompt: Any,
@@ -89,26 +130,27 @@ def stream(
         allow_vision_ids: let the six tokens of pictures and their borders be chosen, which a prompt cannot hold again.
 
     Raises:
-        InputError: a setting is out of range, or the prompt leaves no room in the context.
+        InputError: a setting is of another kind or out of range, or the prompt leaves no room in the context.
     """
-    stops = [stop] if isinstance(stop, str | int) else list(stop)
-    stop_strings = [one for one in stops if isinstance(one, str)]
-    stop_ids = _stop_ids(model.generation_config).union(one for one in stops if isinstance(one, int))
-    _expect(max_new_tokens >= 1, "max_new_tokens", "1 or more", max_new_tokens)
-    _expect(thinking_budget is None or thinking_budget >= 0, "thinking_budget", "0 or more", thinking_budget)
-    _expect(all(stop_strings), "stop", "strings of one character or more", stops)
-    sampling = Sampling.from_defaults(
+    settings = Settings.read(
         model.generation_config,
+        max_new_tokens=max_new_tokens,
+        stop=stop,
+        thinking_budget=thinking_budget,
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
     )
-    batch = model.processor(prompt) if isinstance(prompt, (list, tuple)) else prompt
+    for name, flag in (("logprobs", logprobs), ("allow_vision_ids", allow_vision_ids)):
+        expect(isinstance(flag, bool), name, "True or False", repr(flag))
+    batch = prompt if isinstance(prompt, Mapping) and "input_ids" in prompt else model.processor(prompt)
+    for name in ("cu_seqlens", "position_ids"):
+        expect(name in batch, "a batch", f"one with {name}", list(batch))
     starts = batch["cu_seqlens"].tolist()
     prompts = [batch["input_ids"][a:b] for a, b in pairwise(starts)]
-    _expect(len(prompts) > 0, "prompt", "one request or more", len(prompts))
+    expect(len(prompts) > 0, "prompt", "one request or more", len(prompts))
     positions = [batch["position_ids"][:, a:b] for a, b in pairwise(starts)]
     context, tokenizer = model.config.text_config.max_position_embeddings, model.processor.tokenizer
 
@@ -117,19 +159,19 @@ def stream(
 
     requests = []
     for i, ids in enumerate(prompts):
-        _expect(0 < len(ids) < context, f"prompt {i}", f"of 1 to {context - 1} tokens, for the context", len(ids))
+        expect(0 < len(ids) < context, f"prompt {i}", f"of 1 to {context - 1} tokens, for the context", len(ids))
         request = _Request(
             index=i,
             prompt_tokens=len(ids),
             next_position=int(positions[i].max()) + 1,
-            limit=min(max_new_tokens, context - len(ids)),
-            stop_ids=stop_ids,
-            text=TextStream(tokenizer, stop_strings),
+            limit=min(settings.max_new_tokens, context - len(ids)),
+            stop_ids=settings.stop_ids,
+            text=TextStream(tokenizer, settings.stop_strings),
             thinking=ThinkingBudget(thinking_budget, ids.tolist(), encode),
         )
         requests.append(request)
     banned = () if allow_vision_ids else model.config.vision_token_ids
-    sampler = Sampler(sampling, streams(seed, len(prompts)), banned, prompts)
+    sampler = Sampler(settings.sampling, streams(seed, len(prompts)), banned, prompts)
     return _run(model, batch, requests, sampler, logprobs)
 
 
@@ -253,18 +295,5 @@ def _ends(ids: list[int], tag: list[int]) -> bool:
     return ids[-len(tag) :] == tag
 
 
-def _stop_ids(generation_config: Mapping[str, Any]) -> frozenset[int]:
-    found = generation_config.get("eos_token_id")
-    ids = found if isinstance(found, list | tuple) else [] if found is None else [found]
-    _expect(
-        all(isinstance(one, int) for one in ids),
-        "the checkpoint's eos_token_id",
-        "a token id or a list of them",
-        repr(found),
-    )
-    return frozenset(ids)
-
-
-def _expect(ok: bool, name: str, expectation: str, actual: object) -> None:
-    if not ok:
-        raise InputError(f"generate: {name} must be {expectation}, got {actual}")
+def _list(value: Any) -> list[Any]:
+    return list(value) if is_list(value) or isinstance(value, Set) else [value]

@@ -5,7 +5,6 @@ Dims: T tokens, N sequences, B cache rows, P patches, I grid rows, C width, V vo
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -21,6 +20,7 @@ from . import weights
 from .cache import KVCache
 from .config import MERGE_SIZE, Config, checkpoint_folder, read_generation_config
 from .errors import InputError
+from .files import json_text, write_text
 from .generate import generate as _generate
 from .generate import stream as _stream
 from .layers import Linear
@@ -116,13 +116,15 @@ class Glm4v(nn.Module):
         return model.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str], max_shard_bytes: int = 5 * 10**9) -> None:
-        """Writes `config.json`, `generation_config.json` and safetensors that transformers loads; each file of weights
-        appears whole or not at all."""
-        weights.save(self, folder, max_shard_bytes)
-        replace(self.config, dtype=str(self.dtype).removeprefix("torch.")).save_pretrained(folder)
+        """Writes `config.json`, `generation_config.json` and safetensors that transformers loads; each file appears
+        whole or not at all."""
+        files = {"config.json": replace(self.config, dtype=str(self.dtype).removeprefix("torch.")).to_dict()}
         if self.generation_config:
-            path = Path(folder) / "generation_config.json"
-            path.write_text(json.dumps(self.generation_config, indent=2) + "\n", encoding="utf-8")
+            files["generation_config.json"] = self.generation_config
+        texts = {name: json_text(content) for name, content in files.items()}  # what cannot be written is told now
+        weights.save(self, folder, max_shard_bytes)
+        for name, text in texts.items():
+            write_text(Path(folder) / name, text)
 
     def embed(
         self,
@@ -238,6 +240,8 @@ def _check_pictures(
 ) -> None:
     if (pixels is None) != (grid is None):
         raise ValueError(f"glm4v: {pixels_name} and {grid_name} must come together, got only one of them")
+    if grid is not None and (grid.ndim != 2 or grid.shape[1] != 3 or grid.is_floating_point()):
+        raise ValueError(f"glm4v: {grid_name} must be whole numbers [I, 3], got {grid.dtype} {list(grid.shape)}")
     units = [] if grid is None else grid.tolist()
     for i, (t, h, w) in enumerate(units):
         if min(t, h, w) < 1 or h % MERGE_SIZE or w % MERGE_SIZE:

@@ -23,8 +23,9 @@ from .batch import Batch
 from .config import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, Config, checkpoint_folder
 from .errors import InputError
 from .image import Picture, smart_resize
+from .kinds import is_list, is_number
 from .positions import rope_positions
-from .prompt import Conversation, Media, load_chat_template, read_json, render
+from .prompt import Conversation, Media, load_chat_template, read_settings, render
 from .tokenizer import TextCodec, load_tokenizer
 from .video import Video
 
@@ -73,13 +74,14 @@ class PixelSettings:
                 raise InputError(f"processor: {where}: {key} must be {expectation}, got {value!r}")
             return value
 
+        def finite(value: Any) -> bool:
+            return is_number(value) and math.isfinite(value)
+
         def positive(value: Any) -> bool:
-            return isinstance(value, int | float) and 0 < value < math.inf
+            return finite(value) and value > 0
 
         def three(value: Any) -> bool:
-            return (
-                isinstance(value, list | tuple) and len(value) == 3 and all(isinstance(x, int | float) for x in value)
-            )
+            return is_list(value) and len(value) == 3 and all(map(finite, value))
 
         def edges(value: Any) -> bool:
             return isinstance(value, dict) and all(positive(value.get(key, 1)) for key in size)
@@ -126,8 +128,9 @@ class Processor:
                 raise InputError(f"processor: {path}: {name} must be the id of {token}, got {found}")
         self.template = load_chat_template(path)
         self.image, self.video = _pixel_settings(path)
-        if max_pixels is not None and max_pixels < 1:
-            raise InputError(f"processor: max_pixels must be 1 or more, got {max_pixels}")
+        for name, limit in (("max_pixels", max_pixels), ("max_aspect_ratio", max_aspect_ratio)):
+            if limit is not None and not (is_number(limit) and limit >= 1):
+                raise InputError(f"processor: {name} must be 1 or more, got {limit!r}")
         self.max_pixels, self.max_aspect_ratio = max_pixels, max_aspect_ratio
         self.allow_network, self.dtype = allow_network, dtype
 
@@ -278,17 +281,19 @@ class Processor:
 
 
 def _conversations(messages: Messages | Sequence[Messages]) -> Sequence[Messages]:
-    if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence) or not messages:
+    if not is_list(messages) or not messages:
         raise InputError("prompt: messages must be a list of messages or a list of such lists, not empty")
     return cast(Sequence[Messages], [messages] if isinstance(messages[0], Mapping) else messages)
 
 
 def _pixel_settings(folder: Path) -> tuple[PixelSettings, PixelSettings]:
     """Settings of images and videos. Newer transformers keep both in one file; what no file says is the release's."""
-    whole = read_json(folder / "processor_config.json")
-    image = read_json(folder / "preprocessor_config.json") or whole.get("image_processor", {})
-    video = read_json(folder / "video_preprocessor_config.json") or whole.get("video_processor", {})
+    whole = read_settings(folder / "processor_config.json")
+    image = read_settings(folder / "preprocessor_config.json") or whole.get("image_processor", {})
+    video = read_settings(folder / "video_preprocessor_config.json") or whole.get("video_processor", {})
     for name, settings in (("images", image), ("videos", video)):
+        if not isinstance(settings, dict):
+            raise InputError(f"processor: {folder}: settings of {name} must be a JSON object, got {settings!r}")
         for key, value in FIXED.items():
             if settings.get(key) not in (None, value):
                 raise InputError(f"processor: {folder}: {key} of {name} must be {value}, got {settings[key]}")

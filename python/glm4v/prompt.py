@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ import jinja2
 import jinja2.sandbox
 
 from .errors import InputError
+from .files import read_json
+from .kinds import is_list, is_number
 from .tokenizer import TextCodec
 
 # GLM-4.1V's chat template, used when a checkpoint brings none.
@@ -61,12 +64,17 @@ class Conversation:
     """Checked messages: ``messages`` as templates read them, ``media`` in prompt order."""
 
     def __init__(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        if not is_list(messages):
+            raise InputError(f"prompt: a conversation must be a list of messages, got {_outline(messages)}")
         if not messages:
             raise InputError("prompt: messages must not be empty")
         self.media: list[Media] = []
         self.messages = [self._read(message, f"message {i + 1}") for i, message in enumerate(messages)]
 
-    def _read(self, message: Mapping[str, Any], where: str) -> dict[str, Any]:
+    def _read(self, message: Any, where: str) -> dict[str, Any]:
+        if not isinstance(message, Mapping):
+            expectation = '{"role": …, "content": …}'
+            raise InputError(f"prompt: {where}: a message must be {expectation}, got {_outline(message)}")
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
             raise InputError(f"prompt: {where}: role must be one of {', '.join(ROLES)}, got {role!r}")
@@ -93,27 +101,28 @@ class Conversation:
         found = _outline(part)
         part = part if isinstance(part, Mapping) else {}
         kind = part.get("type")
+        kind = kind if isinstance(kind, str) else ""
         if kind == "text" and isinstance(part.get("text"), str):
             try:
                 part["text"].encode()
             except UnicodeEncodeError as error:
                 raise InputError(f"prompt: {where}: text must be Unicode: {error.reason}") from None
             return "text"
-        medium, fps = str(kind).removesuffix("_url"), part.get("fps")
+        medium, fps = kind.removesuffix("_url"), part.get("fps")
         source = next((part[key] for key in (kind, "url", "path") if key in part), None)
         source = source.get("url") if isinstance(source, Mapping) else source
         if medium not in ("image", "video") or source is None:
             example = '{"type": "text", "text": …}, {"type": "image", "image": …} or {"type": "video", "video": …}'
             raise InputError(f"prompt: {where}: a part must be {example}, got {found}")
-        if not isinstance(fps, int | float | None):
+        if fps is not None and not is_number(fps):
             raise InputError(f"prompt: {where}: fps must be a number, got {fps!r}")
-        self.media.append(Media(medium, source, fps))
+        self.media.append(Media(medium, source, None if fps is None else float(fps)))
         return medium
 
 
 def _outline(part: Any) -> str:
     if not isinstance(part, Mapping):
-        return repr(part)[:80]
+        return reprlib.repr(part)
     return str({key: value if key == "type" else "…" for key, value in part.items()})
 
 
@@ -127,20 +136,16 @@ def answer_text(text: str) -> str:
     return text if kept == text else kept.strip()
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
     """The object in a JSON file; a missing file is an empty one."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise InputError(f"processor: {path}: is not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise InputError(f"processor: {path}: must be a JSON object, got {type(data).__name__}")
-    return data
+    return read_json(path, "processor") if path.exists() else {}
 
 
 def load_chat_template(folder: Path) -> jinja2.Template:
     """The checkpoint's chat template, or GLM-4.1V's when it brings none. It runs in a sandbox: it is foreign code."""
     name, source = _find_chat_template(folder)
+    if not isinstance(source, str):
+        raise InputError(f"prompt: {folder / name}: chat_template must be text, got {reprlib.repr(source)}")
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )  # transformers' settings, which templates are written for
@@ -151,14 +156,17 @@ def load_chat_template(folder: Path) -> jinja2.Template:
         raise InputError(f"prompt: {folder / name}: {error}") from None
 
 
-def _find_chat_template(folder: Path) -> tuple[str, str]:
+def _find_chat_template(folder: Path) -> tuple[str, Any]:
     path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.name, path.read_text(encoding="utf-8")
+    if path.exists():
+        try:
+            return path.name, path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise InputError(f"prompt: {path}: cannot be read: {error}") from None
     for name in ("chat_template.json", "tokenizer_config.json"):
-        template = read_json(folder / name).get("chat_template")
-        if isinstance(template, list):
-            template = next((entry["template"] for entry in template if entry["name"] == "default"), None)
+        template = read_settings(folder / name).get("chat_template")
+        if isinstance(template, list) and all(isinstance(entry, dict) for entry in template):
+            template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
         if template:
             return name, template
     return "built-in chat template", CHAT_TEMPLATE
@@ -184,6 +192,6 @@ def render(template: jinja2.Template, conversation: Conversation, codec: TextCod
     messages = [{"role": m["role"], "content": guarded(m["content"])} for m in conversation.messages]
     try:
         text = template.render(messages=messages, add_generation_prompt=True)
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
+    except Exception as error:  # it is foreign code: division by zero, endless recursion, ...
         raise InputError(f"prompt: the chat template fails: {error}") from None
     return [piece if isinstance(piece, int) else piece.replace(mark, "") for piece in codec.split(text)]

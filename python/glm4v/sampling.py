@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,10 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .kinds import is_list, is_number, is_whole
 
 Seed = int | Sequence[int]  # what numpy's default_rng takes
+LEAST, MOST = 1e-6, 1e6  # of what divides logits: far beyond, float32 knows only zero and infinity
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,15 @@ class Sampling:
     """How tokens are chosen. The defaults choose the likeliest token.
 
     Args:
-        temperature: divides the logits; 0 takes the likeliest token, whatever the cuts say.
+        temperature: divides the logits, 1e-6 to 1e6; 0 takes the likeliest token, whatever the cuts say.
         top_p: keeps the likeliest tokens that reach this probability together; 1 keeps all.
         top_k: keeps that many of the likeliest tokens; 0 keeps all.
         min_p: keeps tokens with at least this share of the likeliest one's probability; 0 keeps all.
-        repetition_penalty: for tokens in prompt and answer, divides positive logits, multiplies negative ones.
+        repetition_penalty: for tokens in prompt and answer, divides positive logits, multiplies negative ones; 1e-6 to
+            1e6.
+
+    Raises:
+        InputError: a value is of another kind or out of range.
     """
 
     temperature: float = 0.0
@@ -44,20 +49,26 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            kind, expectation = (Integral, "a whole number") if f.name == "top_k" else (Real, "a number")
             value = getattr(self, f.name)
-            _expect(isinstance(value, kind) and not isinstance(value, bool), f.name, expectation, value)
-        _expect(0 <= self.temperature < math.inf, "temperature", "0 or more", self.temperature)
-        _expect(0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self.top_p)
-        _expect(self.top_k >= 0, "top_k", "0 or more", self.top_k)
-        _expect(0 <= self.min_p <= 1, "min_p", "between 0 and 1", self.min_p)
-        _expect(0 < self.repetition_penalty < math.inf, "repetition_penalty", "above 0", self.repetition_penalty)
+            if f.name == "top_k":
+                expect(is_whole(value), f.name, "a whole number", value)
+            else:
+                expect(is_number(value), f.name, "a number", value)
+        usual = LEAST <= self.temperature <= MOST
+        expect(usual or self.temperature == 0, "temperature", "0 or from 1e-6 to 1e6", self.temperature)
+        expect(0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self.top_p)
+        expect(self.top_k >= 0, "top_k", "0 or more", self.top_k)
+        expect(0 <= self.min_p <= 1, "min_p", "between 0 and 1", self.min_p)
+        usual = LEAST <= self.repetition_penalty <= MOST
+        expect(usual, "repetition_penalty", "from 1e-6 to 1e6", self.repetition_penalty)
 
     @classmethod
     def from_defaults(cls, defaults: Mapping[str, Any], **given: float | None) -> Sampling:
         """What is given, and for the rest what a checkpoint's ``generation_config.json`` says."""
         known = {f.name: defaults[f.name] for f in fields(cls) if defaults.get(f.name) is not None}
-        if not defaults.get("do_sample", False):
+        sample = defaults.get("do_sample") or False
+        expect(isinstance(sample, bool), "the checkpoint's do_sample", "true or false", repr(sample))
+        if not sample:
             known["temperature"] = 0.0
         elif "temperature" not in known:
             known["temperature"] = 1.0
@@ -73,11 +84,14 @@ def streams(seed: int | Sequence[Seed] | None, requests: int) -> list[np.random.
     """One random stream per request: of ``(seed, i)``, or of ``seed[i]``, or fresh ones where the seed is None."""
     if seed is None:
         return [np.random.default_rng() for _ in range(requests)]
-    if isinstance(seed, int | np.integer):
-        _expect(seed >= 0, "seed", "0 or more", seed)
+    if is_whole(seed):
+        expect(seed >= 0, "seed", "0 or more", seed)
         return [np.random.default_rng((int(seed), i)) for i in range(requests)]
-    _expect(len(seed) == requests, "seed", f"an int or one per request ({requests})", f"{len(seed)} of them")
-    return [np.random.default_rng(one) for one in seed]
+    given = list(seed) if is_list(seed) else [seed]
+    parts = [part for one in given for part in (one if is_list(one) and len(one) else [one])]
+    expect(all(is_whole(part) and part >= 0 for part in parts), "seed", "whole numbers of 0 or more", repr(seed))
+    expect(len(given) == requests, "seed", f"an int or one per request ({requests})", f"{len(given)} of them")
+    return [np.random.default_rng(one) for one in given]
 
 
 class Sampler:
@@ -156,6 +170,7 @@ def cut(scores: Tensor, sampling: Sampling) -> Tensor:
         probability = best.softmax(-1)
         before = probability.cumsum(-1) - probability
         stays = before < sampling.top_p
+        stays[:, 0] = True  # the least top_p is 0 in float32
         floor = torch.maximum(floor, best.masked_fill(~stays, math.inf).amin(-1, keepdim=True))
     if sampling.min_p > 0:
         floor = torch.maximum(floor, scores.amax(-1, keepdim=True) + math.log(sampling.min_p))
@@ -175,6 +190,7 @@ def log_probability(logits: Tensor, tokens: Tensor) -> Tensor:
     return logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
 
 
-def _expect(ok: bool, name: str, expectation: str, actual: object) -> None:
+def expect(ok: bool, name: str, expectation: str, actual: object) -> None:
+    """An `InputError` that names a setting, unless ``ok``."""
     if not ok:
         raise InputError(f"generate: {name} must be {expectation}, got {actual}")

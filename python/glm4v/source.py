@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import os
 import urllib.parse
 import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPException
 from io import BytesIO
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from .errors import InputError
 
 DOWNLOAD_LIMIT_BYTES = 2**30
 DOWNLOAD_TIMEOUT_S = 60
+NAME_LIMIT = 300  # characters of a source that an error repeats
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Source:
         return BytesIO(self.data) if isinstance(self.data, bytes) else str(self.data.absolute())
 
     def error(self, reason: object) -> InputError:
-        return InputError(f"{self.kind}: {self.name}: {' '.join(str(reason).split())}")
+        return InputError(f"{self.kind}: {self.name}: {reason}")
 
 
 def find(kind: str, source: str | os.PathLike[str] | bytes, allow_network: bool = False) -> Source:
@@ -47,11 +48,14 @@ def find(kind: str, source: str | os.PathLike[str] | bytes, allow_network: bool 
         return _decode_data_url(kind, text)
     if scheme in ("http", "https"):
         return _download(kind, text, allow_network)
-    path = Path(urllib.request.url2pathname(urllib.parse.urlsplit(text).path) if scheme == "file" else text)
-    found = Source(kind, str(path), path)
-    if not path.is_file():
-        raise found.error("is not a file" if path.exists() else "no such file")
-    return found
+    try:
+        path = Path(urllib.request.url2pathname(urllib.parse.urlsplit(text).path) if scheme == "file" else text)
+        wrong = None if path.is_file() else "is not a file" if path.exists() else "no such file"
+    except (OSError, ValueError) as error:  # longer than a name may be, in a folder that is closed, half a URL
+        path, wrong = Path(), f"cannot be read: {getattr(error, 'strerror', None) or error}"
+    if wrong:
+        raise InputError(f"{kind}: {text[:NAME_LIMIT]}: {wrong}")
+    return Source(kind, str(path), path)
 
 
 def _decode_data_url(kind: str, url: str) -> Source:
@@ -61,7 +65,7 @@ def _decode_data_url(kind: str, url: str) -> Source:
         raise InputError(f"{kind}: {name}: a data URL must be data:<type>;base64,<bytes>")
     try:
         return Source(kind, name, base64.b64decode("".join(body.split()), validate=True))
-    except binascii.Error as error:
+    except ValueError as error:
         raise InputError(f"{kind}: {name}: is not base64: {error}") from None
 
 
@@ -71,7 +75,7 @@ def _download(kind: str, url: str, allow_network: bool) -> Source:
     try:
         with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as response:
             data = response.read(DOWNLOAD_LIMIT_BYTES + 1)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         raise Source(kind, url, b"").error(f"cannot be downloaded: {error}") from None
     if len(data) > DOWNLOAD_LIMIT_BYTES:
         raise Source(kind, url, b"").error(f"is larger than {DOWNLOAD_LIMIT_BYTES} bytes")

@@ -8,6 +8,7 @@ Dims: N frames, F sampled frames, H, W pixels.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -20,6 +21,7 @@ from PIL import Image
 
 from .errors import InputError
 from .image import ImageLike, Picture
+from .kinds import is_list
 from .source import Source, find
 
 VideoLike: TypeAlias = "str | os.PathLike[str] | bytes | Sequence[ImageLike] | np.ndarray"
@@ -130,10 +132,10 @@ class Slides:
 
     def __init__(self, images: Sequence[ImageLike] | np.ndarray, fps: float, allow_network: bool) -> None:
         self.source = Source("video", "frames", b"")
-        if not isinstance(images, Sequence | np.ndarray):
+        if not is_list(images):
             found = type(images).__name__
             raise InputError(f"video: must be a path, URL, bytes or a sequence of images, got {found}")
-        if not fps > 0 or len(images) == 0:
+        if not 0 < fps < math.inf or len(images) == 0:
             raise InputError(f"video: a sequence must have frames and a positive fps, got {len(images)} at {fps}")
         self._images, self._allow_network = images, allow_network
         first = self._open(0)

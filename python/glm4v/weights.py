@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +21,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .errors import InputError
+from .files import read_json, temporary, write_temporary
+from .kinds import is_whole
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -55,6 +57,8 @@ def load(
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Gives every parameter of ``model``, on the meta device, its tensor from ``folder``: `Glm4v.from_pretrained`."""
+    if dtype is not None and dtype not in CODES:
+        raise InputError(f"weights: dtype must be {', '.join(map(str, CODES))} or None, got {dtype!r}")
     entries = _entries(folder)
     wanted = _parameters(model)
     _check(folder, shapes(model), entries)
@@ -90,6 +94,8 @@ def save(model: nn.Module, folder: str | os.PathLike[str], max_shard_bytes: int)
 
 def write(tensors: dict[str, Tensor], folder: str | os.PathLike[str], max_shard_bytes: int) -> None:
     """Writes ``tensors`` to ``folder``, as one file or as shards with an index."""
+    if not is_whole(max_shard_bytes) or max_shard_bytes < 1:
+        raise InputError(f"weights: max_shard_bytes must be a whole number above 0, got {max_shard_bytes!r}")
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     shards: list[dict[str, Tensor]] = [{}]
@@ -107,12 +113,12 @@ def write(tensors: dict[str, Tensor], folder: str | os.PathLike[str], max_shard_
         files.append(INDEX)
     try:
         for file, content in zip(files, [*map(_encode, shards), index], strict=False):
-            _write(target / f"{file}.tmp", content)
+            write_temporary(target / file, content)
         for file in files:
-            os.replace(target / f"{file}.tmp", target / file)
+            os.replace(temporary(target / file), target / file)
     finally:
         for file in files:
-            (target / f"{file}.tmp").unlink(missing_ok=True)
+            temporary(target / file).unlink(missing_ok=True)
     old = {*target.glob("model-?????-of-?????.safetensors"), target / SINGLE, target / INDEX}
     for stale in old - {target / file for file in files}:  # of an earlier save in other shards
         stale.unlink(missing_ok=True)
@@ -136,13 +142,19 @@ def _entries(folder: Path) -> dict[str, Entry]:
         files = [folder / SINGLE]
     elif index.exists():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = sorted(set(read_json(index, "weights")["weight_map"].values()))
             files = [folder / Path(name).name for name in names]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"weights: {index}: not an index of shards: {error!r}") from None
     else:
         raise InputError(f"weights: {folder}: must hold {SINGLE} or {INDEX} (no other format is read)")
-    return {name: entry for file in files for name, entry in _open(file).items()}
+    entries: dict[str, Entry] = {}
+    for file in files:
+        for name, entry in _open(file).items():
+            if name in entries:
+                raise InputError(f"weights: {file}: tensor {name} is also in {entries[name].file.name}")
+            entries[name] = entry
+    return entries
 
 
 def _open(file: Path) -> dict[str, Entry]:
@@ -221,11 +233,3 @@ def _encode(shard: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
     yield len(text).to_bytes(8, "little") + text
     for tensor in shard.values():
         yield tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data
-
-
-def _write(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
-    with path.open("wb") as stream:
-        for chunk in chunks:
-            stream.write(chunk)
-        stream.flush()
-        os.fsync(stream.fileno())

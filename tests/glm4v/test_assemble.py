@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from examples.make_checkpoint import make_tokenizer
-from glm4v import Glm4v
+from glm4v import Glm4v, InputError
 from glm4v.assemble import assemble
 from glm4v.cli import main
 from glm4v_ext import patchify
@@ -146,8 +146,38 @@ def change(folder, copy, **settings):
 )
 def test_errors_name_the_setting_and_write_nothing(parts, tmp_path, settings, text):
     encoder = change(parts[2], tmp_path / "encoder", **settings)
-    with pytest.raises(ValueError, match=text):
+    with pytest.raises(InputError, match=text):
         assemble(encoder, parts[3], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"model_type": "llama"}, "model_type must be glm4 .*, got llama"),
+        ({"hidden_act": "gelu"}, "hidden_act must be silu, got gelu"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type must be default, got yarn"),
+        ({"rope_parameters": [1]}, r"rope_parameters must be an object, got \[1\]"),
+        ({"rope_parameters": {"rope_theta": "x"}}, "rope_theta must be a finite number above 0, got x"),
+        ({"num_attention_heads": 0}, "num_attention_heads must be a whole number above 0, got 0"),
+        ({"hidden_size": "96"}, "hidden_size must be a whole number above 0, got 96"),
+        ({"rms_norm_eps": None}, "rms_norm_eps is missing"),
+    ],
+)
+def test_errors_of_the_decoder_write_nothing(parts, tmp_path, settings, text):
+    decoder = change(parts[3], tmp_path / "decoder", **settings)
+    with pytest.raises(InputError, match=rf"^assemble: .*config.json: {text}[^\n]*$"):
+        assemble(parts[2], decoder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_damaged_files_of_the_decoder_write_nothing(parts, tmp_path, name, content):
+    decoder = change(parts[3], tmp_path / "decoder")
+    (decoder / name).write_text(content)
+    with pytest.raises(InputError, match=rf"^\w+: .*{name}: [^\n]*$"):
+        assemble(parts[2], decoder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

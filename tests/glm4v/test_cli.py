@@ -1,5 +1,6 @@
 """The command: what it prints where, and how it ends."""
 
+import io
 import json
 import os
 import pathlib
@@ -46,7 +47,7 @@ def start(*arguments, **options):
     command = [sys.executable, "-c", "from glm4v.cli import main; main()", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'python'}"}
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    return subprocess.Popen(command, env=environment, text=True, **pipes, **options)
+    return subprocess.Popen(command, env=environment, text=True, **{**pipes, **options})
 
 
 def test_json_is_one_object_on_stdout(tiny_checkpoint, photo, film):
@@ -76,6 +77,36 @@ def test_a_reader_may_leave(tiny_checkpoint):
     process.stdout.close()
     assert process.wait(timeout=60) == 1
     assert "Traceback" not in (err := process.stderr.read()) and "Broken pipe" not in err
+
+
+@pytest.mark.parametrize("command", ["info", "generate", "chat"])
+def test_closed_streams(command, tiny_checkpoint):
+    options = ["--prompt", "-", "--image", "nowhere.png"] if command == "generate" else []
+    options += ["--model", tiny_checkpoint]
+    process = start(command, *options, preexec_fn=lambda: os.closerange(0, 2))
+    err = process.communicate()[1]
+    assert "Traceback" not in err and "NoneType" not in err
+    assert process.returncode == (2 if command == "generate" else 0)  # there is no such image
+
+
+def test_a_full_disk_is_not_the_inputs_fault():
+    with open("/dev/full", "w") as full:
+        process = start("info", stdout=full)
+        (line,) = process.communicate()[1].splitlines()
+    assert process.returncode == 1 and "No space left on device" in line
+
+
+def test_a_terminal_of_few_characters(glm4v, tiny_checkpoint, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    whole(shown(stream(MockModel({"Q": "naïve 🌺"}), ["Q"]), Console(stderr=True)))
+    sys.stdout.seek(0)
+    assert sys.stdout.read() == "na?ve ?\n"
+    sys.stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("glm4v.Glm4v.stream", lambda *_, **__: stream(MockModel({"Q": "naïve 🌺"}), ["Q"]))
+    with pytest.raises(SystemExit):
+        cli.main(["generate", "--model", str(tiny_checkpoint), "--prompt", "x", "--json"])
+    sys.stdout.seek(0)
+    assert json.loads(sys.stdout.read())["text"] == "naïve 🌺"
 
 
 def test_the_answer_goes_to_stdout(glm4v, tiny_checkpoint, photo):
@@ -120,6 +151,12 @@ def test_options_reach_the_model(glm4v, tiny_checkpoint, photo):
         ([], "--prompt: must be given where no --image or --video is"),
         (["--prompt", "x", "--temperature", "-1"], "--temperature"),
         (["--prompt", "x", "--top-p", "0"], "top_p must be above 0"),
+        (["--prompt", "x", "--temperature", "1e-99"], "temperature must be 0 or from 1e-6 to 1e6"),
+        (["--prompt", "x", "--stop", ""], "stop must be strings of one character or more"),
+        (["--prompt", "x", "--max-aspect-ratio", "0"], "--max-aspect-ratio"),
+        (["--prompt", "x", "--max-aspect-ratio", "nan"], "--max-aspect-ratio"),
+        (["--prompt", "x", "--image", "a" * 5000], "cannot be read: File name too long"),
+        (["--prompt", "x", "--image", "data:image/png;base64,é"], "is not base64"),
         (["--prompt", "x", "--dtype", "int8"], "--dtype"),
         (["--bogus"], "--bogus"),
         (["--model", "zai-org/GLM-4.1V-9B-Thinking", "--prompt", "x"], "hf download zai-org/GLM-4.1V-9B-Thinking"),
@@ -131,6 +168,17 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, text, glm4v, tiny_chec
     assert (code, out) == (2, "")
     (line,) = err.splitlines()
     assert line.startswith("glm4v: ") and text in line
+
+
+@pytest.mark.parametrize("command", [["generate", "--prompt", "x"], ["chat"]])
+def test_settings_are_checked_before_the_weights(command, glm4v, tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("glm4v.commands.load", lambda *_: pytest.fail("loaded"))
+    code, _, err = glm4v(*command, "--model", tiny_checkpoint, "--repetition-penalty", 0)
+    assert (code, err) == (2, "glm4v: generate: repetition_penalty must be from 1e-6 to 1e6, got 0.0\n")
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    (folder / "generation_config.json").write_text('{"do_sample": true, "temperature": "hot"}')
+    code, _, err = glm4v(*command, "--model", folder)
+    assert code == 2 and err.startswith("glm4v: generate: temperature must be a number, got hot (the checkpoint's")
 
 
 def test_usage(glm4v, tiny_checkpoint):

@@ -127,9 +127,30 @@ def test_folders_that_are_none(tmp_path):
         Config.from_pretrained(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"config.json: the file is missing"):
         Config.from_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(InputError, match=r"config.json: not JSON"):
+    for content in ("{", "[" * 100_000):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(InputError, match=r"^config: .*config.json: is not JSON: [^\n]*$"):
+            Config.from_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(InputError, match=r"^config: .*config.json: cannot be read: Is a directory$"):
         Config.from_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"file must be a folder; a file is there"):
+        (tmp_path / "file").write_text("")
+        Config.from_pretrained(tmp_path / "file")
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    def full_disk(descriptor):
+        raise OSError("no space left on device")
+
+    Config().save_pretrained(tmp_path)
+    before = (tmp_path / "config.json").read_text()
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        Config(image_token_id=7).save_pretrained(tmp_path)
+    assert (tmp_path / "config.json").read_text() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_impossible_sizes():

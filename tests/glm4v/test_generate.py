@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glm4v import Generation
+from glm4v import Generation, Glm4v
 from glm4v.detokenize import TextStream
 from glm4v.errors import InputError
 from glm4v.generate import generate, stream
@@ -175,6 +175,8 @@ def test_defaults_come_from_the_checkpoint():
         Sampling.from_defaults({"top_p": 3}, temperature=0.7)
     with pytest.raises(InputError, match=r"top_k must be 0 or more, got -1$"):
         Sampling.from_defaults({"top_p": 3}, top_k=-1)
+    with pytest.raises(InputError, match=r"the checkpoint's do_sample must be true or false, got 'no'$"):
+        Sampling.from_defaults({"do_sample": "no"})
 
 
 def test_vision_ids_are_banned_also_in_greedy():
@@ -329,17 +331,27 @@ def test_forced_tokens_draw_nothing_and_count():
     "options, text",
     [
         ({"max_new_tokens": 0}, "max_new_tokens must be 1 or more, got 0"),
-        ({"temperature": -1}, "temperature must be 0 or more, got -1"),
-        ({"temperature": math.nan}, "temperature must be 0 or more, got nan"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens must be a whole number, got 1.5"),
+        ({"max_new_tokens": True}, "max_new_tokens must be a whole number, got True"),
+        ({"temperature": -1}, "temperature must be 0 or from 1e-6 to 1e6, got -1"),
+        ({"temperature": math.nan}, "temperature must be 0 or from 1e-6 to 1e6, got nan"),
+        ({"temperature": 1e-300}, "temperature must be 0 or from 1e-6 to 1e6, got 1e-300"),
         ({"temperature": "hot"}, "temperature must be a number, got hot"),
         ({"top_p": 0}, "top_p must be above 0 and at most 1, got 0"),
         ({"top_k": -1}, "top_k must be 0 or more, got -1"),
         ({"top_k": 1.5}, "top_k must be a whole number, got 1.5"),
         ({"min_p": 2}, "min_p must be between 0 and 1, got 2"),
-        ({"repetition_penalty": 0}, "repetition_penalty must be above 0, got 0"),
+        ({"repetition_penalty": 0}, "repetition_penalty must be from 1e-6 to 1e6, got 0"),
         ({"thinking_budget": -1}, "thinking_budget must be 0 or more, got -1"),
-        ({"stop": ["a", ""]}, "stop must be strings of one character or more"),
+        ({"thinking_budget": 1.5}, "thinking_budget must be a whole number or None, got 1.5"),
+        ({"stop": ["a", ""]}, "stop must be strings of one character or more and token ids"),
+        ({"stop": 5.5}, "stop must be strings of one character or more and token ids, got .5.5."),
+        ({"stop": [b"x"]}, "stop must be strings of one character or more and token ids, got .b'x'."),
+        ({"logprobs": 3}, "logprobs must be True or False, got 3"),
         ({"seed": -1}, "seed must be 0 or more, got -1"),
+        ({"seed": "x"}, "seed must be whole numbers of 0 or more, got 'x'"),
+        ({"seed": [(1, -1)]}, "seed must be whole numbers of 0 or more, got .*-1"),
+        ({"seed": [None]}, "seed must be whole numbers of 0 or more, got .None."),
         ({"seed": [1, 2]}, "seed must be an int or one per request .1., got 2 of them"),
     ],
 )
@@ -354,6 +366,36 @@ def test_a_prompt_must_fit():
     empty = {name: torch.zeros(n, dtype=torch.int32) for name, n in (("input_ids", 0), ("cu_seqlens", 1))}
     with pytest.raises(ValueError, match="generate: prompt must be one request or more, got 0"):
         stream(MockModel(), {**empty, "position_ids": torch.zeros(3, 0)})
+
+
+def test_what_is_neither_a_batch_nor_messages(tiny_checkpoint):
+    model = Glm4v.from_pretrained(tiny_checkpoint)
+    for prompt in (None, "Hi", {"role": "user", "content": "Hi"}, torch.tensor([1])):
+        with pytest.raises(InputError, match=r"prompt: messages must be a list of messages or a list of such lists"):
+            model.generate(prompt)
+    with pytest.raises(InputError, match=r"generate: a batch must be one with cu_seqlens, got \['input_ids'\]"):
+        model.generate({"input_ids": torch.tensor([1])})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 1e-6},
+        {"temperature": 1e6},
+        {"top_p": 1e-300},
+        {"min_p": 1, "top_p": 1e-300, "top_k": 1},
+        {"top_k": 10**12},
+        {"repetition_penalty": 1e-6, "temperature": 1e-6},
+        {"repetition_penalty": 1e6, "temperature": 1e6},
+    ],
+)
+def test_extreme_settings_still_choose_by_the_logits(options):
+    model = MockModel()
+    cold = options.get("temperature") == 1e-6 or "top_p" in options
+    (g,) = generate(model, ["x"], **{"temperature": 1.0, "seed": 0, "max_new_tokens": 4, **options})
+    assert max(g.token_ids) < model.vocab and g.token_ids != [model.vocab - 1] * 4
+    if cold and "repetition_penalty" not in options:
+        assert g.token_ids == generate(model, ["x"], temperature=0, max_new_tokens=4)[0].token_ids
 
 
 def test_stop_ids_of_the_checkpoint():

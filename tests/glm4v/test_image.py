@@ -155,6 +155,10 @@ def bomb():
         (bomb(), r"image: 69 bytes: Image size \(3600000000 pixels\) exceeds limit .*bomb"),
         ("nowhere.png", "image: nowhere.png: no such file"),
         ("/", "image: /: is not a file"),
+        ("a" * 5000, "image: a{300}: cannot be read: File name too long"),
+        ("no\nwhere\x1b[2J.png", r"image: no where\\x1b\[2J.png: no such file"),
+        ("file://[x", r"image: file://\[x: cannot be read: Invalid IPv6 URL"),
+        ("data:image/png;base64,é", "image: data:image/png;base64,…: is not base64: "),
         ("http://localhost/a.png", "image: http://localhost/a.png: network access is off; allow_network=True"),
         ("data:image/png,abc", "image: data:image/png,…: a data URL must be data:<type>;base64,<bytes>"),
         ("data:image/png;base64,a", "image: data:image/png;base64,…: is not base64: "),
@@ -191,6 +195,10 @@ def test_network_only_when_asked_for(monkeypatch, photos):
         find("image", url)
     assert not asked
     assert Picture(url, allow_network=True).pixels(50, 70).shape == (50, 70, 3)
+    with pytest.raises(InputError, match=r"image: http://a b: cannot be downloaded: .*control characters"):
+        monkeypatch.undo()
+        find("image", "http://a b", allow_network=True)
+    monkeypatch.setattr("urllib.request.urlopen", respond)
     monkeypatch.setattr("glm4v.source.DOWNLOAD_LIMIT_BYTES", 100)
     with pytest.raises(InputError, match="is larger than 100 bytes"):
         Picture(url, allow_network=True)

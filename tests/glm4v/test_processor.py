@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 import shutil
 
 import numpy as np
@@ -229,15 +230,26 @@ def test_folders_that_are_no_checkpoint(tiny_checkpoint, tmp_path):
             ("size", {"longest_edge": 0}, "positive numbers named shortest_edge and longest_edge, got"),
             ("size", 5, "positive numbers named shortest_edge and longest_edge, got 5"),
             ("image_mean", [1], r"3 numbers, got \[1\]"),
+            ("image_mean", [0, 0, math.nan], r"3 numbers, got \[0, 0, nan\]"),
             ("image_std", [1, 0, 1], r"3 positive numbers, got \[1, 0, 1\]"),
             ("fps", 0, "a positive number, got 0"),
+            ("fps", True, "a positive number, got True"),
         )
     ):
         wrong = changed(tiny_checkpoint, tmp_path / f"settings{i}", video_preprocessor_config={key: value})
         with pytest.raises(InputError, match=rf"^processor: .*: {key}( of videos)? must be {expectation}[^\n]*$"):
             Processor.from_pretrained(wrong)
-    with pytest.raises(InputError, match=r"^processor: max_pixels must be 1 or more, got 0$"):
-        Processor.from_pretrained(tiny_checkpoint, max_pixels=0)
+    for name, value in (
+        ("max_pixels", 0),
+        ("max_pixels", "9"),
+        ("max_aspect_ratio", 0.5),
+        ("max_aspect_ratio", math.nan),
+    ):
+        with pytest.raises(InputError, match=rf"^processor: {name} must be 1 or more, got {value!r}$"):
+            Processor.from_pretrained(tiny_checkpoint, **{name: value})
+    both = {"preprocessor_config": None, "processor_config": {"image_processor": 5}}
+    with pytest.raises(InputError, match=r"^processor: .*: settings of images must be a JSON object, got 5$"):
+        Processor.from_pretrained(changed(tiny_checkpoint, tmp_path / "both", **both))
     (bare / "tokenizer.json").write_text((tiny_checkpoint / "tokenizer.json").read_text())
     (bare / "preprocessor_config.json").write_text("{")
     with pytest.raises(InputError, match=r"^processor: .*preprocessor_config.json: is not JSON: [^\n]*$"):
@@ -259,6 +271,6 @@ def test_a_template_that_loses_a_picture(tiny_checkpoint, tmp_path, photos):
 
 
 def test_messages_that_are_no_list(processor):
-    for messages in ("Hi", {"role": "user", "content": "Hi"}, []):
+    for messages in ("Hi", b"Hi", {"role": "user", "content": "Hi"}, [], iter([])):
         with pytest.raises(InputError, match="prompt: messages must be a list of messages or a list of such lists"):
             processor(messages)

@@ -161,6 +161,9 @@ def test_where_the_template_comes_from(tmp_path):
         "{{ messages[0].nothing.more }}",
         "{{ raise_exception('no such role') }}",
         "{{ 1 / 'a' }}",
+        "{{ 1 / 0 }}",
+        "{% for i in range(10**9) %}x{% endfor %}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     ],
 )
 def test_a_template_is_foreign_code(source, processor, tmp_path):
@@ -172,6 +175,14 @@ def test_a_template_is_foreign_code(source, processor, tmp_path):
 def test_a_template_with_an_error(tmp_path):
     with pytest.raises(InputError, match=r"^prompt: .*chat_template.jinja: [^\n]*$"):
         load_chat_template(write(tmp_path, chat_template__jinja="{% if %}"))
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"^prompt: .*chat_template.jinja: cannot be read: [^\n]*$"):
+        load_chat_template(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    for wrong in (5, [5], {"a": 1}):
+        folder = write(tmp_path, tokenizer_config__json={"chat_template": wrong})
+        with pytest.raises(InputError, match=r"^prompt: .*tokenizer_config.json: chat_template must be text, got "):
+            load_chat_template(folder)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +196,18 @@ def test_a_template_with_an_error(tmp_path):
         ([user({"type": "image"})], r"message 1: a part must be .*, got \{'type': 'image'\}"),
         ([user({"type": "text", "text": 3})], r"message 1: a part must be .*, got \{'type': 'text', 'text': '…'\}"),
         ([user({"type": "image_url", "image_url": {}})], "message 1: a part must be .*"),
+        (
+            [user({"type": ["image"], "image": "a"})],
+            r"message 1: a part must be .*, got \{'type': \['image'\], 'image'",
+        ),
         ([user({"type": "video", "video": [], "fps": "2"})], "message 1: fps must be a number, got '2'"),
+        ([user({"type": "video", "video": [], "fps": True})], "message 1: fps must be a number, got True"),
+        (["Hi"], r"message 1: a message must be \{\"role\": …, \"content\": …\}, got 'Hi'"),
+        ([user(said("a")), [user(said("a"))]], "message 2: a message must be .*, got "),
+        ("Hi", "a conversation must be a list of messages, got 'Hi'"),
+        (b"Hi", "a conversation must be a list of messages, got b'Hi'"),
+        ({"role": "user", "content": "Hi"}, "a conversation must be a list of messages, got .'role': '…'"),
+        (7, "a conversation must be a list of messages, got 7"),
         ([user("bare")], "message 1: a part must be .*, got 'bare'"),
         ([user(said("\ud83d"))], "message 1: text must be Unicode: surrogates not allowed"),
         (

@@ -167,14 +167,16 @@ def test_bad_videos_are_one_line(film, tmp_path, photos):
         (playlist, ".*list.m3u8: cannot be read as a video: "),
         ("https://localhost/a.mp4", "https://localhost/a.mp4: network access is off"),
         (7, "must be a path, URL, bytes or a sequence of images, got int"),
+        (np.zeros((), np.uint8), "must be a path, URL, bytes or a sequence of images, got ndarray"),
         ([], r"a sequence must have frames and a positive fps, got 0 at 24"),
     ]:
         with pytest.raises(InputError, match=f"^video: {text}[^\n]*$"):
             Video(source)
     with pytest.raises(InputError, match="video: fps must be left out for files"):
         Video(path, fps=3)
-    with pytest.raises(InputError, match="positive fps, got 1 at 0"):
-        Video([photos[0]], fps=0)
+    for fps in (0, -1, math.nan, math.inf):
+        with pytest.raises(InputError, match=f"positive fps, got 1 at {fps}"):
+            Video([photos[0]], fps=fps)
 
 
 def test_a_film_that_is_cut_off(photos, tmp_path):

@@ -162,14 +162,42 @@ def test_wrong_files_are_named(tiny_checkpoint, tmp_path):
     index.write_text(json.dumps({"weight_map": {NAME: "model-00001-of-00002.safetensors"}}))
     with pytest.raises(InputError, match=r"model-00001-of-00002.safetensors: the file is missing"):
         Glm4v.from_pretrained(tmp_path)
-    index.write_text("[]")
-    with pytest.raises(InputError, match=r"index.json: not an index of shards"):
-        Glm4v.from_pretrained(tmp_path)
+    for content, text in (("[]", "must be a JSON object"), ("{", "is not JSON"), ("{}", "not an index of shards")):
+        index.write_text(content)
+        with pytest.raises(InputError, match=rf"index.json: {text}"):
+            Glm4v.from_pretrained(tmp_path)
     whole = (tiny_checkpoint / "model.safetensors").read_bytes()
     for content in (whole[:-1], whole[:100], b"", b"\xff" * 64):
         (tmp_path / "model.safetensors").write_bytes(content)
         with pytest.raises(InputError, match=r"model.safetensors: not a whole safetensors file"):
             Glm4v.from_pretrained(tmp_path)
+
+
+def test_a_tensor_in_two_shards(tiny_checkpoint, tmp_path):
+    model = Glm4v.from_pretrained(tiny_checkpoint)
+    model.save_pretrained(tmp_path, max_shard_bytes=300_000)
+    first, second, *_ = sorted(tmp_path.glob("*.safetensors"))
+    name = next(iter(load_file(second)))
+    save_file({**load_file(first), name: torch.zeros(3)}, first)
+    with pytest.raises(InputError, match=rf"{second.name}: tensor {name} is also in {first.name}$"):
+        Glm4v.from_pretrained(tmp_path)
+
+
+def test_wrong_arguments(tiny_checkpoint, tmp_path):
+    for dtype in ("bfloat16", torch.int32, torch.complex64):
+        with pytest.raises(InputError, match=rf"^weights: dtype must be torch.float64, .* or None, got {dtype!r}$"):
+            Glm4v.from_pretrained(tiny_checkpoint, dtype=dtype)
+    for folder in (None, 5, b"x"):
+        with pytest.raises(InputError, match=rf"^checkpoint: the folder must be a path, got {type(folder).__name__}$"):
+            Glm4v.from_pretrained(folder)
+    model = Glm4v.from_pretrained(tiny_checkpoint)
+    for size in (0, -1, 1.5, "5GB"):
+        with pytest.raises(InputError, match=rf"max_shard_bytes must be a whole number above 0, got {size!r}$"):
+            model.save_pretrained(tmp_path / "new", max_shard_bytes=size)
+    model.generation_config = {"eos_token_id": torch.tensor(3)}  # nothing that a file can hold
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        model.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_headers_of_odd_length(tiny_checkpoint, tmp_path):

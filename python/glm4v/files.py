@@ -1,0 +1,63 @@
+"""Settings files of a checkpoint: JSON objects in, with one line for what is wrong; whole files out, or none.
+
+A file is written under another name and takes its own once it lies on the disk, so that an interrupted save leaves the
+old one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+
+
+def read_json(path: Path, where: str) -> dict[str, Any]:
+    """The object in a JSON file. ``where`` begins the error.
+
+    Raises:
+        InputError: the file is missing, cannot be read, or holds something else.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{where}: {path}: the file is missing") from None
+    except OSError as error:
+        raise InputError(f"{where}: {path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: {path}: is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{where}: {path}: must be a JSON object, got {type(data).__name__}")
+    return data
+
+
+def temporary(path: Path) -> Path:
+    """Where the content of ``path`` stands until it is whole."""
+    return path.with_name(f"{path.name}.tmp")
+
+
+def write_temporary(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
+    """Writes ``chunks`` beside ``path``, down to the disk."""
+    with temporary(path).open("wb") as stream:
+        for chunk in chunks:
+            stream.write(chunk)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write_temporary(path, [text.encode()])
+        os.replace(temporary(path), path)
+    finally:
+        temporary(path).unlink(missing_ok=True)
+
+
+def json_text(content: dict[str, Any]) -> str:
+    """``content`` as the text of a JSON file."""
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
