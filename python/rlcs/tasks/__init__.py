@@ -1,8 +1,8 @@
 """Tasks to see and answer, made from real scans of handwritten digits: what the demo trains on.
 
-Each domain is a maker ``make(canvas, level) -> Made``: a picture (or frames), a question, the truth, and the thinking
-that a cold start learns from. Levels 1 to 5 grade the difficulty, so that tiers matter. Scans are scikit-learn's bundled
-set; the held-out ones never meet training.
+Each domain is a maker ``make(canvas, level) -> Made``: pictures, a question, the truth, and the thinking that a cold
+start learns from. Levels 1 to 5 grade the difficulty, so that tiers matter. Scans are scikit-learn's bundled set; the
+held-out ones never meet training.
 """
 
 from __future__ import annotations
