@@ -1,5 +1,6 @@
 """The native library as a file: what it links, what it exports, and what an import brings."""
 
+import ast
 import pathlib
 import re
 import subprocess
@@ -85,6 +86,23 @@ def test_second_registration_is_absent():
         for name in re.findall(r'm\.impl\("(\w+)"', source.read_text()):
             sites.setdefault(f"{source.parent.name} {name}", []).append(source.name)
     assert sites and all(len(files) == 1 for files in sites.values()), sites
+
+
+def test_schemas_are_append_only():
+    # Graphs that were exported hold them: a line here may be joined by others, never changed or taken away.
+    released = (ROOT / "tests/schemas.txt").read_text().splitlines()
+    names = [name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("glm4v_ext::")]
+    present = {str(getattr(torch.ops.glm4v_ext, name).default._schema) for name in names}
+    assert present == set(released) and released == sorted(released)
+
+
+def test_the_stub_is_the_module():
+    stub = ast.parse((PACKAGE / "_C.pyi").read_text())
+    stated = {f.name: [argument.arg for argument in f.args.args] for f in stub.body}
+    found = {
+        name: re.findall(r"(\w+):", getattr(_C, name).__doc__.splitlines()[0]) for name in dir(_C) if name[0] != "_"
+    }
+    assert stated == found
 
 
 def test_library_loads_once_per_process():

@@ -5,6 +5,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 
 import pytest
@@ -64,6 +65,19 @@ def smoke(environment: dict[str, str], tmp_path: pathlib.Path) -> str:
 
 
 BUILD_TOOLS = ("torch", "numpy", "setuptools>=77", "wheel", "pybind11", "cmake", "ninja")
+
+
+def test_a_source_distribution_is_whole(source, tmp_path):
+    (source / "glm4v_ext/left_over.so").write_bytes(b"")  # of a build in the tree
+    run(sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", str(tmp_path), cwd=source)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        held = {name.partition("/")[2] for name in tar.getnames()}
+    (source / "glm4v_ext/left_over.so").unlink()
+    wanted = {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
+    left_out = ("tests/", "bench/", "examples/", ".", "Makefile")
+    assert {name for name in wanted - held if not name.startswith(left_out)} == set()
+    assert not [name for name in held if name.endswith(".so") or "__pycache__" in name]
 
 
 def test_without_isolation(source, environment, tmp_path):

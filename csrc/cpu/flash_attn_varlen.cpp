@@ -99,7 +99,7 @@ std::tuple<Tensor, Tensor, Tensor> flash_attn_varlen(const Tensor& q, const Tens
   const FlashAttnShape shape =
       check_flash_attn_varlen(op, q, k, v, cu_seqlens_q, cu_seqlens_k, dropout_p, alibi_slopes, block_table);
   const FlashAttnOptions options =
-      check_flash_attn_options(op, shape, softmax_scale, causal, window_left, window_right, softcap);
+      check_flash_attn_options(op, shape.dim, softmax_scale, causal, window_left, window_right, softcap);
   const bool paged = block_table.has_value();
   const auto cu_q = host_cu_seqlens(op, "cu_seqlens_q", cu_seqlens_q, "max_seqlen_q", max_seqlen_q, shape.tokens_q);
   const auto cu_k =
@@ -153,7 +153,7 @@ std::tuple<Tensor, Tensor, Tensor> flash_attn_varlen_backward(
       check_flash_attn_varlen(op, q, k, v, cu_seqlens_q, cu_seqlens_k, 0.0, std::nullopt, block_table);
   check_flash_attn_gradients(op, shape, q, dout, out, statistics);
   const FlashAttnOptions options =
-      check_flash_attn_options(op, shape, softmax_scale, causal, window_left, window_right, softcap);
+      check_flash_attn_options(op, shape.dim, softmax_scale, causal, window_left, window_right, softcap);
   const auto cu_q = host_cu_seqlens(op, "cu_seqlens_q", cu_seqlens_q, "max_seqlen_q", max_seqlen_q, shape.tokens_q);
   const auto cu_k = host_cu_seqlens(op, "cu_seqlens_k", cu_seqlens_k, "max_seqlen_k", max_seqlen_k, shape.tokens_k);
   const Tensor qd = dense_rows(q), kd = dense_rows(k), vd = dense_rows(v), gd = dense_rows(dout);

@@ -1,7 +1,6 @@
 #include "ops/flash_attn_with_kvcache.h"
 
 #include <atomic>
-#include <cmath>
 #include <cstring>
 #include <memory>
 
@@ -66,7 +65,9 @@ std::tuple<Tensor, Tensor> flash_attn_with_kvcache(
     const std::optional<Tensor>& alibi_slopes, int64_t num_splits) {
   const KvCacheShape s =
       check_flash_attn_with_kvcache(q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, cache_seqlens, cache_batch_idx,
-                                    cache_leftpad, block_table, softcap, alibi_slopes, num_splits);
+                                    cache_leftpad, block_table, alibi_slopes, num_splits);
+  const FlashAttnOptions options = check_flash_attn_options("flash_attn_with_kvcache", s.dim, softmax_scale, causal,
+                                                            window_left, window_right, softcap);
   const KvCacheRows rows =
       read_kvcache_rows(s, k_cache.size(0), cache_seqlens, cache_batch_idx, cache_leftpad, block_table);
   if (k) {
@@ -90,10 +91,10 @@ std::tuple<Tensor, Tensor> flash_attn_with_kvcache(
                          .heads = s.heads,
                          .kv_heads = s.kv_heads,
                          .dim = s.dim,
-                         .left = window_left,
-                         .right = causal ? 0 : window_right,
-                         .scale = static_cast<float>(softmax_scale.value_or(1 / std::sqrt(double(s.dim)))),
-                         .softcap = static_cast<float>(softcap),
+                         .left = options.left,
+                         .right = options.right,
+                         .scale = options.scale,
+                         .softcap = options.softcap,
                          .out = out.mutable_data_ptr(),
                          .lse = static_cast<float*>(lse.mutable_data_ptr())};
 

@@ -43,7 +43,7 @@ std::tuple<Tensor, Tensor, Tensor> flash_attn_varlen(const Tensor& q, const Tens
   const FlashAttnShape shape =
       check_flash_attn_varlen(op, q, k, v, cu_seqlens_q, cu_seqlens_k, dropout_p, alibi_slopes, block_table);
   const FlashAttnOptions options =
-      check_flash_attn_options(op, shape, softmax_scale, causal, window_left, window_right, softcap);
+      check_flash_attn_options(op, shape.dim, softmax_scale, causal, window_left, window_right, softcap);
   check_half(op, shape.dtype);
   const OnDevice device(q);
   const Tensor qd = dense_rows(q), kd = block_table ? contiguous(k) : dense_rows(k),
@@ -69,7 +69,7 @@ std::tuple<Tensor, Tensor, Tensor> flash_attn_varlen_backward(
       check_flash_attn_varlen(op, q, k, v, cu_seqlens_q, cu_seqlens_k, 0.0, std::nullopt, block_table);
   check_flash_attn_gradients(op, shape, q, dout, out, statistics);
   const FlashAttnOptions options =
-      check_flash_attn_options(op, shape, softmax_scale, causal, window_left, window_right, softcap);
+      check_flash_attn_options(op, shape.dim, softmax_scale, causal, window_left, window_right, softcap);
   check_half(op, shape.dtype);
   const OnDevice device(q);
   const Tensor qd = dense_rows(q), kd = dense_rows(k), vd = dense_rows(v), gd = dense_rows(dout);

@@ -1,7 +1,5 @@
 #include "kernels/flash_attn_with_kvcache.h"
 
-#include <cmath>
-
 #include "cuda/attention.h"
 #include "cuda/device.h"
 #include "cuda/tensors.h"
@@ -28,7 +26,9 @@ std::tuple<Tensor, Tensor> flash_attn_with_kvcache(
   const char* op = "flash_attn_with_kvcache";
   const KvCacheShape s =
       check_flash_attn_with_kvcache(q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, cache_seqlens, cache_batch_idx,
-                                    cache_leftpad, block_table, softcap, alibi_slopes, num_splits);
+                                    cache_leftpad, block_table, alibi_slopes, num_splits);
+  const FlashAttnOptions options =
+      check_flash_attn_options(op, s.dim, softmax_scale, causal, window_left, window_right, softcap);
   check_half(op, s.dtype);
   const OnDevice device(q);
   const Tensor qc = contiguous(q), out = empty_contiguous(qc);
@@ -51,10 +51,9 @@ std::tuple<Tensor, Tensor> flash_attn_with_kvcache(
   args.batch = static_cast<int>(s.batch), args.queries = static_cast<int>(s.queries);
   args.heads = static_cast<int>(s.heads), args.kv_heads = static_cast<int>(s.kv_heads);
   args.dim = static_cast<int>(s.dim), args.new_tokens = static_cast<int>(s.new_tokens);
-  args.left = narrow_window(window_left), args.right = causal ? 0 : narrow_window(window_right);
+  args.left = narrow_window(options.left), args.right = narrow_window(options.right);
   args.splits = static_cast<int>(std::min<int64_t>(num_splits, KV_MOST_SPLITS));
-  args.scale = static_cast<float>(softmax_scale.value_or(1 / std::sqrt(static_cast<double>(s.dim))));
-  args.softcap = static_cast<float>(softcap);
+  args.scale = options.scale, args.softcap = options.softcap;
   args.aligned = aligned_rows(k_cache) && aligned_rows(v_cache) && aligned_rows(qc) &&
                  std::all_of(kept.begin(), kept.begin() + (k ? 2 : 0), aligned_rows);
   args.out = out.mutable_data_ptr(), args.lse = static_cast<float*>(lse.mutable_data_ptr());

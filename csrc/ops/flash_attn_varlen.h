@@ -1,8 +1,6 @@
 // Argument contract of flash_attn_varlen. Dims: Tq, Tk tokens, N segments, H query heads, K kv heads, D head dim.
 #pragma once
-#include <cmath>
-
-#include "common/check.h"
+#include "ops/flash_attn.h"
 
 namespace glm4v {
 
@@ -12,12 +10,6 @@ struct FlashAttnShape {
   DType dtype;
   int64_t tokens_q, tokens_k, segments, heads, kv_heads, dim;
   int64_t page_size;  // 0: k and v are packed; else they are [pages, page_size, K, D] and tokens_k is 0
-};
-
-// What the mask and the scores take, with defaults filled in. Negative left or right: unbounded.
-struct FlashAttnOptions {
-  float scale, softcap;
-  int64_t left, right;
 };
 
 inline void check_cu_seqlens(const char* op, const char* name, const Tensor& cu, const Tensor& q) {
@@ -69,18 +61,6 @@ inline FlashAttnShape check_flash_attn_varlen(const char* op, const Tensor& q,  
     check_same_device(op, "block_table", *block_table, "q", q);
   }
   return shape;
-}
-
-inline FlashAttnOptions check_flash_attn_options(const char* op, const FlashAttnShape& shape,
-                                                 std::optional<double> softmax_scale, bool causal, int64_t window_left,
-                                                 int64_t window_right, double softcap) {
-  const double scale = softmax_scale.value_or(1.0 / std::sqrt(static_cast<double>(shape.dim)));
-  check(scale > 0, op, ": softmax_scale must be positive, got ", scale);
-  check(softcap >= 0, op, ": softcap must be 0 (off) or positive, got ", softcap);
-  check(window_left >= -1 && window_right >= -1, op,
-        ": window_size must be (left, right), each -1 (unbounded) or more, got (", window_left, ", ", window_right,
-        ")");
-  return {static_cast<float>(scale), static_cast<float>(softcap), window_left, causal ? 0 : window_right};
 }
 
 inline void check_flash_attn_gradients(const char* op, const FlashAttnShape& shape, const Tensor& q,

@@ -3,7 +3,7 @@
 #pragma once
 #include <algorithm>
 
-#include "common/check.h"
+#include "ops/flash_attn.h"
 
 namespace glm4v {
 
@@ -29,12 +29,11 @@ inline KvCacheShape check_flash_attn_with_kvcache(
     const std::optional<Tensor>& cache_seqlens, const std::optional<Tensor>& cache_batch_idx,  // [B]
     const std::optional<Tensor>& cache_leftpad,                                                // [B]
     const std::optional<Tensor>& block_table,                                                  // [B, max_pages]
-    double softcap, const std::optional<Tensor>& alibi_slopes, int64_t num_splits) {
+    const std::optional<Tensor>& alibi_slopes, int64_t num_splits) {
   const char* op = "flash_attn_with_kvcache";
   check(!rotary_cos, op, ": rotary_cos must be None (rotate with rope_3d_ before the call), got a tensor");
   check(!rotary_sin, op, ": rotary_sin must be None (rotate with rope_3d_ before the call), got a tensor");
   check(!alibi_slopes, op, ": alibi_slopes must be None, got a tensor");
-  check(softcap >= 0, op, ": softcap must be at least 0, got ", softcap);
   check(num_splits >= 0, op, ": num_splits must be at least 0, got ", num_splits);
 
   const DType dtype = check_float(op, "q", q);

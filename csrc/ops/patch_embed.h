@@ -14,6 +14,7 @@ inline PatchEmbedShape check_patch_embed(const Tensor& patches,  // [P, K]
                                          const Tensor& bias) {   // [C]
   const DType dtype = check_float("patch_embed", "patches", patches);
   check_shape("patch_embed", "weight", weight, {-1, -1, -1, -1, -1}, "[C, 3, F, h, w]");
+  check(weight.size(2) > 0, "patch_embed: weight must be [C, 3, F, h, w] with F > 0, got ", shape_text(weight));
   const PatchEmbedShape shape{patches.dim() > 0 ? patches.size(0) : 0, weight.size(0), weight.size(1), weight.size(2),
                               weight.size(3) * weight.size(4),         dtype};
   check_shape("patch_embed", "patches", patches, {-1, shape.channels * shape.frames * shape.pixels}, "[P, K]");

@@ -23,6 +23,8 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-5)
 
     Raises:
         RuntimeError: a shape, dtype or device does not fit; the text names the argument.
+
+    Source: Zhang and Sennrich 2019 (arXiv 1910.07467); order and rounding of transformers' ``Glm4vVisionBlock``.
     """
     return torch.ops.glm4v_ext.add_rms_norm(x, residual, weight, eps)
 

@@ -44,7 +44,7 @@ def flash_attn_varlen_func(
             the last value belong to no sequence: their rows of the output and of the gradients are 0.
         max_seqlen_q, max_seqlen_k: at least the longest sequence.
         dropout_p: only 0.
-        softmax_scale: positive; ``D ** -0.5`` by default.
+        softmax_scale: positive; None takes ``D ** -0.5``.
         causal: the same as a right window of 0.
         window_size: (left, right); -1 is unbounded.
         softcap: scores become ``softcap * tanh(score / softcap)``; 0 is off.
@@ -64,7 +64,7 @@ def flash_attn_varlen_func(
     """
     out, lse, _ = torch.ops.glm4v_ext.flash_attn_varlen(
         q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p, softmax_scale, causal,
-        window_size[0], window_size[1], softcap, alibi_slopes, block_table,
+        *pair("flash_attn_varlen_func", window_size), softcap, alibi_slopes, block_table,
     )  # fmt: skip
     return (out, lse, None) if return_attn_probs else out
 
@@ -94,6 +94,8 @@ def flash_attn_func(
 
     Raises:
         RuntimeError: as in :func:`flash_attn_varlen_func`.
+
+    Source: flash-attention 2's function.
     """
     # The op sees packed tokens: only here is it known whose they are.
     if q.dim() != 4:
@@ -106,10 +108,17 @@ def flash_attn_func(
     count = torch.arange(batch + 1, dtype=torch.int32, device=q.device)
     out, lse, _ = torch.ops.glm4v_ext.flash_attn_varlen(
         q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), count * rows, count * keys, rows, keys, dropout_p,
-        softmax_scale, causal, window_size[0], window_size[1], softcap, alibi_slopes, None,
+        softmax_scale, causal, *pair("flash_attn_func", window_size), softcap, alibi_slopes, None,
     )  # fmt: skip
     out = out.unflatten(0, (batch, rows))
     return (out, lse.unflatten(1, (batch, rows)).transpose(0, 1), None) if return_attn_probs else out
+
+
+def pair(name: str, window_size: tuple[int, int]) -> tuple[int, int]:
+    """``window_size``, of which the op sees two numbers: only here is it known whether there were two."""
+    if not isinstance(window_size, tuple | list) or len(window_size) != 2:
+        raise RuntimeError(f"{name}: window_size must be (left, right), got {window_size!r}")
+    return window_size[0], window_size[1]
 
 
 @torch.library.register_fake("glm4v_ext::flash_attn_varlen")

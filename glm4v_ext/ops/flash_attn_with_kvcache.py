@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .autocast import autocast
+from .flash_attn_varlen import pair
 from .refuse import refuse_grad
 
 
@@ -47,7 +48,7 @@ def flash_attn_with_kvcache(
         cache_batch_idx: int32/int64 ``[B]``, the cache row of each sequence; distinct where ``k`` is given.
         cache_leftpad: int32/int64 ``[B]``, the first key that counts.
         block_table: int32/int64 ``[B, max_pages]``, the pages of each sequence in order.
-        softmax_scale: None takes ``1 / sqrt(D)``.
+        softmax_scale: positive; None takes ``D ** -0.5``.
         window_size: ``(left, right)`` keys seen around the diagonal; -1 is unbounded.
         softcap: a positive value turns a score s into ``softcap * tanh(s / softcap)``.
         num_splits: parts that a sequence's keys are cut into; 0 chooses by their number. The result depends on it
@@ -80,7 +81,7 @@ def flash_attn_with_kvcache(
         block_table,
         softmax_scale,
         causal,
-        *window_size,
+        *pair("flash_attn_with_kvcache", window_size),
         softcap,
         alibi_slopes,
         num_splits,

@@ -21,6 +21,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Raises:
         RuntimeError: a shape, dtype or device does not fit; the text names the argument.
+
+    Source: torch's ``F.linear``.
     """
     return torch.ops.glm4v_ext.linear(x, weight, bias)
 

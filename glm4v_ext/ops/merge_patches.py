@@ -23,6 +23,8 @@ def merge_patches(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     Raises:
         RuntimeError: a shape, dtype or device does not fit; the text names the argument.
+
+    Source: the ``downsample`` of transformers' ``Glm4vVisionModel``.
     """
     return torch.ops.glm4v_ext.merge_patches(x, weight, bias)
 

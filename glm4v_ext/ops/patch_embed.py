@@ -25,6 +25,8 @@ def patch_embed(patches: Tensor, weight: Tensor, bias: Tensor, still: bool = Fal
 
     Raises:
         RuntimeError: a shape, dtype or device does not fit; the text names the argument.
+
+    Source: transformers' ``Glm4vVisionPatchEmbed``.
     """
     return torch.ops.glm4v_ext.patch_embed(patches, weight, bias, still)
 

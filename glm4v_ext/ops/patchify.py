@@ -39,6 +39,8 @@ def patchify(
 
     Raises:
         RuntimeError: a shape or dtype does not fit; the text names the argument.
+
+    Source: transformers' ``Glm4vImageProcessor``.
     """
     return torch.ops.glm4v_ext.patchify(frames, mean, std, temporal_patch_size, patch_size, merge_size, dtype)
 

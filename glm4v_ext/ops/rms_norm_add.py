@@ -22,6 +22,8 @@ def rms_norm_add(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-5)
 
     Raises:
         RuntimeError: a shape, dtype or device does not fit; the text names the argument.
+
+    Source: Zhang and Sennrich 2019 (arXiv 1910.07467); order and rounding of transformers' ``Glm4vTextDecoderLayer``.
     """
     return torch.ops.glm4v_ext.rms_norm_add(x, residual, weight, eps)
 

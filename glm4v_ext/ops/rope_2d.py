@@ -47,6 +47,9 @@ def rope_2d_(q: Tensor, k: Tensor, position_ids: Tensor, theta: float = 1e4) -> 
         k: ``[P, K, D]``, the same.
         position_ids: ``[P, 2]`` int32 or int64.
         theta: base of the frequencies.
+
+    Raises:
+        RuntimeError: as in :func:`rope_2d`, or an argument requires grad; nothing has been written then.
     """
     _rope_2d_(q, k, position_ids, theta)
 

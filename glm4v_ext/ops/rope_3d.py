@@ -73,13 +73,17 @@ def rope_3d_(
         theta: base of the frequencies.
         rotary_dim: how many dims turn.
         interleaved: pairs of adjacent dims or of two halves.
+
+    Raises:
+        RuntimeError: as in :func:`rope_3d`, or an argument requires grad; nothing has been written then.
     """
     _rope_3d_(q, k, position_ids, *_three("rope_3d_", sections), theta, rotary_dim, interleaved)
 
 
 def _three(op: str, sections: Sequence[int]) -> Sequence[int]:
-    if len(sections) != 3:  # the op sees three numbers: only here is it known how many there were
-        raise RuntimeError(f"{op}: sections must be 3 counts of pairs, got {list(sections)}")
+    # The op sees three numbers: only here is it known how many there were.
+    if not isinstance(sections, Sequence) or len(sections) != 3:
+        raise RuntimeError(f"{op}: sections must be 3 counts of pairs, got {sections!r}")
     return sections
 
 

@@ -66,6 +66,7 @@ class Batch(Mapping[str, "Tensor | None"]):
         return self.next_positions - self.cu_seqlens.diff()
 
     def to(self, device: torch.device | str) -> Batch:
+        """The same batch with its tensors on ``device``."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         values.update({name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)})
         return Batch(**values)

@@ -72,6 +72,7 @@ class VisionConfig:
 
     @property
     def head_dim(self) -> int:
+        """Dims of one attention head."""
         return self.hidden_size // self.num_heads
 
     @property
@@ -81,11 +82,13 @@ class VisionConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> VisionConfig:
+        """Reads a ``vision_config`` object; `InputError` names the key that does not fit."""
         data = dict(data)
         rope = _pop_rope(data, "vision_config", ("default", "axial"))
         return _build(cls, data, "vision_config", rope_theta=rope["rope_theta"])
 
     def to_dict(self) -> dict[str, Any]:
+        """The same settings in the spelling of transformers 5."""
         data = _plain(self)
         data["rope_parameters"] = {"rope_theta": data.pop("rope_theta"), "rope_type": "axial"}
         return {**FIXED, "model_type": "glm4v_vision", **data}
@@ -123,14 +126,17 @@ class TextConfig:
 
     @property
     def head_dim(self) -> int:
+        """Dims of one attention head."""
         return self.hidden_size // self.num_attention_heads
 
     @property
     def rotary_dim(self) -> int:
+        """Dims of a head that the rotary embedding turns."""
         return int(self.head_dim * self.partial_rotary_factor)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TextConfig:
+        """Reads a ``text_config`` object; `InputError` names the key that does not fit."""
         data = dict(data)
         rope = _pop_rope(data, "text_config", ("default",))
         sections = rope.get("mrope_section", [8, 12, 12])
@@ -145,6 +151,7 @@ class TextConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
+        """The same settings in the spelling of transformers 5."""
         data = _plain(self)
         data["rope_parameters"] = {
             "rope_type": "default",
@@ -192,6 +199,7 @@ class Config:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Config:
+        """Reads the content of a `config.json`; `InputError` names the key that does not fit."""
         data = dict(data)
         model_type = data.pop("model_type", None)
         _expect(model_type == "glm4v", "config", "model_type", "glm4v", model_type)
@@ -211,6 +219,7 @@ class Config:
         )
 
     def to_dict(self) -> dict[str, Any]:
+        """The same settings in the spelling of transformers 5."""
         data = _plain(self)
         data.update(vision_config=self.vision_config.to_dict(), text_config=self.text_config.to_dict())
         if self.dtype is None:
@@ -219,6 +228,7 @@ class Config:
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> Config:
+        """Reads a checkpoint folder's `config.json`; `InputError` names the file and what is wrong in it."""
         path = checkpoint_folder(folder) / "config.json"
         data = read_json(path, "config")
         try:
@@ -227,6 +237,7 @@ class Config:
             raise InputError(f"{error} ({path})") from None
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes `config.json` into ``folder``, whole or not at all."""
         write_text(Path(folder) / "config.json", json_text(self.to_dict()))
 
 

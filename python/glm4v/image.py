@@ -86,6 +86,8 @@ class Picture:
         with self._opened() as image:
             self.orientation = _orientation(image)
             self.width, self.height = image.size[::-1] if self.orientation >= 5 else image.size
+        if not (self.width and self.height):
+            raise self.source.error(f"has no pixels, it is {self.width}×{self.height}")
 
     def pixels(self, height: int, width: int) -> np.ndarray:
         """Upright RGB of the wanted size: uint8 ``[height, width, 3]``.

@@ -61,7 +61,7 @@ def find(kind: str, source: str | os.PathLike[str] | bytes, allow_network: bool 
 def _decode_data_url(kind: str, url: str) -> Source:
     header, comma, body = url.partition(",")
     name = f"{header[:40]},…"
-    if not comma or not header.endswith(";base64"):
+    if not comma or not header.lower().endswith(";base64"):
         raise InputError(f"{kind}: {name}: a data URL must be data:<type>;base64,<bytes>")
     try:
         return Source(kind, name, base64.b64decode("".join(body.split()), validate=True))

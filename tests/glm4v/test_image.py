@@ -124,7 +124,8 @@ def test_every_source_gives_the_same_pixels(photos, tmp_path):
     file, path = stated(photo), tmp_path / "a picture,ü.png"
     path.write_bytes(file)
     url = "data:image/png;base64," + base64.b64encode(file).decode()
-    sources = [file, path, str(path), path.as_uri(), url, photo, Image.fromarray(photo)]
+    urls = [url, url.replace("data:image/png;base64", "DATA:;BASE64")]
+    sources = [file, path, str(path), path.as_uri(), *urls, photo, Image.fromarray(photo)]
     for source in sources:
         picture = Picture(source)
         assert (picture.height, picture.width) == (50, 70)
@@ -165,6 +166,7 @@ def bomb():
         (np.zeros((4, 4, 2), np.uint8), r"image: array must be uint8 \[H, W\] or .*, got uint8 \[4, 4, 2\]"),
         (np.zeros((4, 4, 3), np.float32), r"image: array must be uint8 .*, got float32 \[4, 4, 3\]"),
         (7, "image: must be a path, URL, bytes, PIL image or array, got int"),
+        (Image.new("RGB", (0, 5)), "image: image in memory: has no pixels, it is 0×5"),
     ],
 )
 def test_a_bad_image_is_one_line(source, text):

@@ -1,5 +1,7 @@
 """Every case compares with the definition through flash-attention's rule; see glm4v_ext/testing.py."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -220,8 +222,23 @@ def test_extreme_scores():
     [
         ({"dropout_p": 0.1}, "flash_attn_varlen: dropout_p must be 0, got 0.1"),
         ({"alibi_slopes": torch.zeros(4)}, "flash_attn_varlen: alibi_slopes must be None, got a tensor"),
-        ({"softmax_scale": -1.0}, "flash_attn_varlen: softmax_scale must be positive, got -1"),
-        ({"softcap": -1.0}, r"flash_attn_varlen: softcap must be 0 \(off\) or positive, got -1"),
+        ({"softmax_scale": -1.0}, "softmax_scale must be positive and finite in float32, got -1"),
+        ({"softmax_scale": 0.0}, "softmax_scale must be positive and finite in float32, got 0"),
+        (
+            {"softmax_scale": 1e-300},
+            "softmax_scale must be positive and finite in float32, got 1e-300",
+        ),
+        (
+            {"softmax_scale": math.inf},
+            "softmax_scale must be positive and finite in float32, got inf",
+        ),
+        ({"softcap": -1.0}, r"softcap must be 0 .off., or positive and finite in float32, got -1"),
+        (
+            {"softcap": math.inf},
+            r"softcap must be 0 .off., or positive and finite in float32, got inf",
+        ),
+        ({"window_size": (1,)}, r"flash_attn_varlen_func: window_size must be \(left, right\), got \(1,\)"),
+        ({"window_size": None}, r"flash_attn_varlen_func: window_size must be \(left, right\), got None"),
         ({"window_size": (-2, 0)}, r"flash_attn_varlen: window_size must be \(left, right\), .*, got \(-2, 0\)"),
         ({"q": torch.zeros(10, 4, 257)}, r"flash_attn_varlen: q must be \[Tq, H, D\] with D from 1 to 256, got"),
         (

@@ -73,7 +73,7 @@ def test_isa_levels(queries, dtype, level):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("options", [
     {}, {"causal": True}, {"window_size": (20, 0)}, {"window_size": (3, 5)}, {"window_size": (-1, 4), "softcap": 2.0},
-    {"softmax_scale": 0.3}, {"softmax_scale": -0.2}, {"softmax_scale": 0.0}, {"num_splits": 7}, {"num_splits": 1000},
+    {"softmax_scale": 0.3}, {"softmax_scale": 0.3, "softcap": 2.0}, {"num_splits": 7}, {"num_splits": 1000},
 ])  # fmt: skip
 def test_options(options, dtype, device):
     inputs = sample(2, 5, 6, 2, 64, 150, dtype=dtype, device=device)
@@ -231,7 +231,13 @@ def test_errors_name_the_argument_and_write_nothing():
             {"cache_seqlens": 4, "block_table": torch.tensor([[0], [7]])},
             "block_table must index the 2 pages of k_cache, got 7 in row 1",
         ),
-        ({"cache_seqlens": 4, "softcap": -1.0}, "softcap must be at least 0, got -1"),
+        (
+            {"cache_seqlens": 4, "softcap": -1.0},
+            "softcap must be 0 .off., or positive and finite in float32, got -1",
+        ),
+        ({"cache_seqlens": 4, "softmax_scale": -0.2}, "softmax_scale must be positive and finite in float32, got -0.2"),
+        ({"cache_seqlens": 4, "window_size": (-2, 0)}, r"window_size must be \(left, right\), .*, got \(-2, 0\)"),
+        ({"cache_seqlens": 4, "window_size": 5}, r"window_size must be \(left, right\), got 5"),
         ({"cache_seqlens": 4, "num_splits": -1}, "num_splits must be at least 0, got -1"),
     ]
     for options, text in cases:

@@ -93,6 +93,10 @@ def test_views():
             {1: torch.zeros(6, 24)},
             r"patch_embed: weight must be \[C, 3, F, h, w\] = \[\*, \*, \*, \*, \*\], got \[6, 24\]",
         ),
+        (
+            {0: torch.zeros(4, 0), 1: torch.zeros(6, 3, 0, 2, 2)},
+            r"weight must be \[C, 3, F, h, w\] with F > 0, got \[6, 3, 0",
+        ),
         ({2: torch.zeros(7)}, r"patch_embed: bias must be \[C\] = \[6\], got \[7\]"),
         ({2: torch.zeros(6).bfloat16()}, "patch_embed: bias must be float32 like patches, got bfloat16"),
     ],

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from hypothesis import given
@@ -153,11 +155,10 @@ def test_errors_name_the_argument(k, positions, sections, rotary_dim, text):
 
 
 @pytest.mark.parametrize("rope", [rope_3d, rope_3d_])
-@pytest.mark.parametrize("sections", [(16, 16), (8, 12, 12, 0)])
+@pytest.mark.parametrize("sections", [(16, 16), (8, 12, 12, 0), 8, None])
 def test_sections_are_three(rope, sections):
-    with pytest.raises(
-        RuntimeError, match=rf"^{rope.__name__}: sections must be 3 counts of pairs, got \[{sections[0]}"
-    ):
+    text = f"{rope.__name__}: sections must be 3 counts of pairs, got {sections}"
+    with pytest.raises(RuntimeError, match=f"^{re.escape(text)}"):
         rope(HEADS, HEADS, POSITIONS, sections)
 
 

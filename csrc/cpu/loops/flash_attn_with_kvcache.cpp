@@ -14,9 +14,8 @@
 namespace glm4v::GLM4V_ISA {
 namespace {
 
-// Softcap, and a scale that would turn the maximum around, are applied to the scores before the softmax.
-bool reshapes(const KvCacheArgs& a) { return a.softcap > 0 || !(a.scale > 0); }
-float log2_factor(const KvCacheArgs& a) { return reshapes(a) ? LOG2E : LOG2E * a.scale; }
+// A softcap is applied to the scores before the softmax; a scale alone goes into its exponent.
+float log2_factor(const KvCacheArgs& a) { return a.softcap > 0 ? LOG2E : LOG2E * a.scale; }
 
 // The larger one, lane by lane; b where a is not a number.
 GLM4V_INLINE vf larger(vf a, vf b) {
@@ -32,11 +31,11 @@ template <int NV>
 struct Softmax {
   alignas(64) float top[KV_TILE], sum[KV_TILE], factor[KV_TILE];
   alignas(64) int32_t first[KV_TILE], last[KV_TILE];  // keys that a row sees
-  bool reshape;                                       // scores need more than a positive factor
+  bool capped;                                        // scores need more than a factor
   float to_log2;                                      // from a score, as it lies in s, to powers of two
 
   void start(const KvCacheArgs& a, const KvCacheTask& task) {
-    reshape = reshapes(a), to_log2 = log2_factor(a);
+    capped = a.softcap > 0, to_log2 = log2_factor(a);
     for (int64_t r = 0; r < KV_TILE; ++r) {
       const Range keys = keys_of(a, task.batch, min(task.row_begin + r, task.row_end - 1));
       top[r] = -INF, sum[r] = 0, first[r] = static_cast<int32_t>(keys.begin), last[r] = static_cast<int32_t>(keys.end);
@@ -48,11 +47,11 @@ struct Softmax {
     const bool masked = key < latest.begin || key + count > widest.end;
     for (int v = 0; v < NV; ++v) {
       float* column = s + v * W;
-      if (reshape) {
+      if (capped) {
         const vf scale = splat(a.scale), cap = splat(a.softcap), inverse = splat(1 / a.softcap);
         for (int64_t i = 0; i < count; ++i) {
           const vf x = load(column + i * KV_TILE) * scale;
-          store(column + i * KV_TILE, a.softcap > 0 ? cap * tanh(x * inverse) : x);
+          store(column + i * KV_TILE, cap * tanh(x * inverse));
         }
       }
       if (masked) {
