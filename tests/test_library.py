@@ -105,6 +105,20 @@ def test_the_stub_is_the_module():
     assert stated == found
 
 
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_other_systems_get_one_line(platform, tmp_path):
+    program = f"""
+import runpy, sys, setuptools.command.build_ext, setuptools.dist
+sys.argv = ["setup.py", "--quiet", "build_ext", "--build-lib", {str(tmp_path)!r}, "--build-temp", {str(tmp_path)!r}]
+sys.platform = {platform!r}
+runpy.run_path("setup.py")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("glm4v-ext: the build needs Linux (x86-64 is supported), got ")
+    assert "Traceback" not in done.stderr
+
+
 def test_library_loads_once_per_process():
     torch.ops.load_library(str(LIBRARY))  # the same file again is a no-op, not a second definition
     assert glm4v_ext.build_info()["ops"]

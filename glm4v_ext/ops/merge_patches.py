@@ -40,7 +40,7 @@ def _setup(ctx, inputs, output) -> None:
 
 def _backward(ctx, dout: Tensor):
     x, weight = ctx.saved_tensors
-    blocks = x.reshape(-1, 4 * x.shape[1])  # [P/4, 4C]
+    blocks = x.reshape(x.shape[0] // 4, 4 * x.shape[1])  # [P/4, 4C]
     by_patch = weight.permute(0, 2, 3, 1)  # [O, 2, 2, C]
     dx, dweight, dbias = linear_backward(dout, blocks, by_patch.flatten(1), ctx.needs_input_grad)
     if dweight is not None:

@@ -145,7 +145,10 @@ class Chat:
         self.note(f"{kind} {file}: {tokens} tokens")
 
     def answer(self, question: str) -> None:
-        """Asks the model. An interrupted turn is as if it had not been, its files stay for the next question."""
+        """Asks the model. An interrupted turn is as if it had not been, its files stay for the next question.
+
+        Files that cannot be read, though their headers could, are dropped: every question would fail like this one.
+        """
         content = [*self.files, {"type": "text", "text": question}]
         messages = [*self.messages, {"role": "user", "content": content}]
         seed = None if self.seed is None else [(self.seed, len(messages))]
@@ -155,6 +158,9 @@ class Chat:
         except KeyboardInterrupt:
             self.note("\nstopped; the question is forgotten")
             return
+        except InputError:
+            self.files = []
+            raise
         if not self.last.answer:
             self.note(f"no answer within {len(self.last.token_ids)} tokens")
         self.messages = [*messages, {"role": "assistant", "content": self.last.answer}]

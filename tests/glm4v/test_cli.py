@@ -287,6 +287,14 @@ def test_chat_survives_what_is_wrong_with_a_line(chat, photo, capsys):
     assert len(talk.messages[1]["content"]) == 1
 
 
+def test_chat_gives_up_a_file_that_turns_out_to_be_damaged(chat, photo, capsys):
+    photo.write_bytes(photo.read_bytes()[:2000])  # the header is whole
+    talk = chat(f"/image {photo}", "What?", "Hi")
+    err = capsys.readouterr().err
+    assert err.count("cannot be read") == 1
+    assert [message["content"] for message in talk.messages[1:2]] == [[{"type": "text", "text": "Hi"}]]
+
+
 def test_an_interrupted_turn_is_forgotten(chat, capsys, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt

@@ -53,6 +53,14 @@ def test_expanded_gradients(device):
     assert_takes_expanded_gradients(merge_patches, reference.merge_patches, sample((8, 24, 5), torch.float32, device))
 
 
+def test_patches_without_width_give_the_bias():
+    leaves = [x.requires_grad_() for x in sample((8, 0, 3), torch.float32)]
+    out = merge_patches(*leaves)
+    assert torch.equal(out, leaves[2].expand(2, 3))
+    out.sum().backward()
+    assert leaves[2].grad.tolist() == [2, 2, 2] and [x.grad.numel() for x in leaves[:2]] == [0, 0]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_channels_last_weight(dtype):
     x, weight, bias = sample((12, 20, 7), dtype)
