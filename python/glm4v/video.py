@@ -27,7 +27,6 @@ from .source import Source, find
 VideoLike: TypeAlias = "str | os.PathLike[str] | bytes | Sequence[ImageLike] | np.ndarray"
 
 ASSUMED_FPS = 24  # transformers' assumption for frames without a rate
-LOCAL_ONLY = {"protocol_whitelist": "file"}  # a playlist must not make FFmpeg fetch what it names
 
 
 def sample_frames(times: np.ndarray, duration: float, fps: float, max_duration: float) -> np.ndarray:
@@ -117,8 +116,10 @@ class Film:
     @contextlib.contextmanager
     def _opened(self) -> Iterator[InputContainer]:
         """The file's container. What FFmpeg raises inside becomes one line that names the file."""
+        # A playlist must not make FFmpeg fetch what it names; one that came as bytes, nothing at all.
+        protocols = {"protocol_whitelist": "none" if isinstance(self.source.data, bytes) else "file"}
         try:
-            with av.open(self.source.open(), container_options=LOCAL_ONLY, metadata_errors="replace") as container:
+            with av.open(self.source.open(), container_options=protocols, metadata_errors="replace") as container:
                 if not container.streams.video or container.streams.video[0].codec_context is None:
                     raise self.source.error("has no video stream in a known format")
                 yield container

@@ -179,6 +179,12 @@ def test_bad_videos_are_one_line(film, tmp_path, photos):
             Video([photos[0]], fps=fps)
 
 
+def test_bytes_name_no_local_files(film, monkeypatch):
+    monkeypatch.chdir(film().parent)
+    with pytest.raises(InputError, match=r"^video: 35 bytes: cannot be read as a video: [^\n]*$"):
+        Video(b"ffconcat version 1.0\nfile film.mp4\n")
+
+
 def test_a_film_that_is_cut_off(photos, tmp_path):
     path = tmp_path / "film.mp4"
     with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
