@@ -163,7 +163,8 @@ void merge_head(const KvCacheArgs& a, const KvCacheTask& tile, const KvCachePart
       store(partials[i].sum + v, weight);
     }
     store(inverse + v, sum == vf{} ? vf{} : splat(1.0f) / sum);
-    for (int64_t r = 0; r < W; ++r) lse[v + r] = sum[r] == 0 ? -INF : LN2 * to_log2[r] * base[r] + __builtin_logf(sum[r]);
+    for (int64_t r = 0; r < W; ++r)
+      lse[v + r] = sum[r] == 0 ? -INF : LN2 * to_log2[r] * base[r] + __builtin_logf(sum[r]);
   }
   const int64_t group = a.heads / a.kv_heads;
   for (int64_t row = tile.row_begin; row < tile.row_end; ++row) {

@@ -69,8 +69,8 @@ struct Bf16Products {
 #if defined(GLM4V_ISA_amx)
 
 // S^T [16 keys][16 rows] = K [16 keys][32 of D] q: K tiles are loaded from the cache as they lie. values [rows][D] += P
-// V with P [16 rows][32 keys] and V as pairs of keys, 16 of D to a tile. Four products are in flight at a time: one takes 52 cycles, a new one
-// starts in 16.
+// V with P [16 rows][32 keys] and V as pairs of keys, 16 of D to a tile. Four products are in flight at a time: one
+// takes 52 cycles, a new one starts in 16.
 struct TileProducts : Bf16Products<128> {
   static constexpr int64_t STEPS = KEYS / 32, PART = 64;  // keys to a product; of D to a pass over the values
   using Bf16Products::Bf16Products;
