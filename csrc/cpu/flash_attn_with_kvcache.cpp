@@ -134,18 +134,25 @@ std::tuple<Tensor, Tensor> flash_attn_with_kvcache(
   const auto run = GLM4V_PICK_BF16(flash_attn_with_kvcache_task);
   const auto merge = GLM4V_PICK_BF16(flash_attn_with_kvcache_merge);
   const int64_t split_count = static_cast<int64_t>(splits.size());
-  std::atomic<int64_t> next{0};
-  const auto work = [&](int64_t, int64_t) {
-    for (int64_t i; (i = next++) < split_count;) {
-      const Split& split = splits[i];
-      const int64_t upcoming = next;  // likely this thread's next task
-      Tile& tile = *split.tile;
-      const KvCachePartial* first = &partials[tile.first_partial];
-      run(args, split.task, upcoming < split_count ? &splits[upcoming].task : nullptr, first + split.index, tile.count);
-      if (--tile.pending == 0) merge(args, tile.task, first, tile.count);
-    }
+  const int64_t workers = std::min<int64_t>(split_count, torch::stable::get_num_threads());
+  std::atomic<int64_t> next{workers};  // each begins with its own
+  const auto work = [&](int64_t begin, int64_t end) {
+    for (int64_t worker = begin; worker < end; ++worker)
+      for (int64_t i = worker; i < split_count;) {
+        // Claimed before it is run, so that its keys can be fetched; the last ones go to whoever is free first.
+        const bool claimed = split_count - next > workers;
+        int64_t upcoming = claimed ? next++ : next.load();
+        const Split& split = splits[i];
+        Tile& tile = *split.tile;
+        const KvCachePartial* first = &partials[tile.first_partial];
+        run(args, split.task, upcoming < split_count ? &splits[upcoming].task : nullptr, first + split.index,
+            tile.count);
+        if (--tile.pending == 0) merge(args, tile.task, first, tile.count);
+        if (!claimed) upcoming = next++;
+        i = upcoming;
+      }
   };
-  parallel_for(0, std::min<int64_t>(split_count, torch::stable::get_num_threads()), 1, work);
+  parallel_for(0, workers, 1, work);
   return {out, lse};
 }
 
