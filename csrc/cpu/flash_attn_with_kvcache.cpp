@@ -32,11 +32,11 @@ void append(const Tensor& fresh, Tensor& cache, const KvCacheShape& shape, const
   });
 }
 
-// Keys per split: enough splits to keep many cores busy, few enough that merging is cheap. It depends on one sequence
-// alone, so that a sequence gives the same bits in any batch and at any number of threads.
+// Keys per split: enough splits to keep many cores busy, few enough that merging is cheap; a short cache in two. It
+// depends on one sequence alone, so that a sequence gives the same bits in any batch and at any number of threads.
 int64_t split_length(int64_t keys, int64_t tiles, int64_t num_splits) {
-  const int64_t wanted =
-      num_splits > 0 ? num_splits : std::clamp<int64_t>(keys / 256, 1, std::max<int64_t>(1, 32 / tiles));
+  const int64_t most = std::max<int64_t>(1, 32 / tiles), enough = keys < 192 ? 1 : std::max<int64_t>(2, keys / 256);
+  const int64_t wanted = num_splits > 0 ? num_splits : std::min(most, enough);
   const int64_t length = (keys + wanted - 1) / wanted;
   return std::max(KV_GROUP, (length + KV_GROUP - 1) / KV_GROUP * KV_GROUP);
 }
@@ -135,18 +135,25 @@ std::tuple<Tensor, Tensor> flash_attn_with_kvcache(
   const auto run = GLM4V_PICK_BF16(flash_attn_with_kvcache_task);
   const auto merge = GLM4V_PICK_BF16(flash_attn_with_kvcache_merge);
   const int64_t split_count = static_cast<int64_t>(splits.size());
-  std::atomic<int64_t> next{0};
-  const auto work = [&](int64_t, int64_t) {
-    for (int64_t i; (i = next++) < split_count;) {
-      const Split& split = splits[i];
-      const int64_t upcoming = next;  // likely this thread's next task
-      Tile& tile = *split.tile;
-      const KvCachePartial* first = &partials[tile.first_partial];
-      run(args, split.task, upcoming < split_count ? &splits[upcoming].task : nullptr, first + split.index, tile.count);
-      if (--tile.pending == 0) merge(args, tile.task, first, tile.count);
-    }
+  const int64_t workers = std::min<int64_t>(split_count, torch::stable::get_num_threads());
+  std::atomic<int64_t> next{workers};  // each begins with its own
+  const auto work = [&](int64_t begin, int64_t end) {
+    for (int64_t worker = begin; worker < end; ++worker)
+      for (int64_t i = worker; i < split_count;) {
+        // Claimed before it is run, so that its keys can be fetched; the last ones go to whoever is free first.
+        const bool claimed = split_count - next > workers;
+        int64_t upcoming = claimed ? next++ : next.load();
+        const Split& split = splits[i];
+        Tile& tile = *split.tile;
+        const KvCachePartial* first = &partials[tile.first_partial];
+        run(args, split.task, upcoming < split_count ? &splits[upcoming].task : nullptr, first + split.index,
+            tile.count);
+        if (--tile.pending == 0) merge(args, tile.task, first, tile.count);
+        if (!claimed) upcoming = next++;
+        i = upcoming;
+      }
   };
-  parallel_for(0, std::min<int64_t>(split_count, torch::stable::get_num_threads()), 1, work);
+  parallel_for(0, workers, 1, work);
   return {out, lse};
 }
 

@@ -17,18 +17,11 @@ namespace {
 // A softcap is applied to the scores before the softmax; a scale alone goes into its exponent.
 float log2_factor(const KvCacheArgs& a) { return a.softcap > 0 ? LOG2E : LOG2E * a.scale; }
 
-// The larger one, lane by lane; b where a is not a number.
-GLM4V_INLINE vf larger(vf a, vf b) {
-#if defined(__AVX512F__)
-  return (vf)_mm512_max_ps((__m512)a, (__m512)b);
-#else
-  return a > b ? a : b;
-#endif
-}
-
-// Running maximum and sum of the rows, and what turns a block of scores into weights.
-template <int NV>
+// Running maximum and sum of the rows, and what turns a block of scores into weights: [keys][rows], or [pairs of keys]
+// [rows] in the first half of their place.
+template <class Products>
 struct Softmax {
+  static constexpr int NV = Products::NV, DEGREE = sizeof(typename Products::T) == 4 ? 6 : 4;
   alignas(64) float top[KV_TILE], sum[KV_TILE], factor[KV_TILE];
   alignas(64) int32_t first[KV_TILE], last[KV_TILE];  // keys that a row sees
   bool capped;                                        // scores need more than a factor
@@ -63,22 +56,27 @@ struct Softmax {
         }
       }
       const vf before = load(top + v * W);
-      vf most[4] = {before, before, before, before};  // four chains: one would wait for each comparison
+      vf tops[4] = {before, before, before, before};  // four chains: one would wait for each comparison
       for (int64_t i = 0; i < count; i += 4)
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) most[j] = larger(load(column + (i + j) * KV_TILE), most[j]);
-      const vf now = larger(larger(most[0], most[1]), larger(most[2], most[3]));
+        for (int j = 0; j < 4; ++j) tops[j] = most(load(column + (i + j) * KV_TILE), tops[j]);
+      const vf now = most(most(tops[0], tops[1]), most(tops[2], tops[3]));
       const vf base = now == splat(-INF) ? vf{} : now;  // a row without keys yet stays at zero
-      const vf decay = exp2((before - base) * splat(to_log2));
+      const vf decay = exp2<DEGREE>((before - base) * splat(to_log2));
+      // Not one FMA: the difference is exact for the keys that matter, whatever the rounding of the factor.
+      const auto weight = [&](int64_t key) {
+        return exp2<DEGREE>((load(column + key * KV_TILE) - base) * splat(to_log2));
+      };
       vf totals[4] = {};
       for (int64_t i = 0; i < count; i += 4)
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) {
-          float* at = column + (i + j) * KV_TILE;
-          // Not one FMA: the difference is exact for the keys that matter, whatever the rounding of the factor.
-          const vf p = exp2((load(at) - base) * splat(to_log2));
-          totals[j] += p;
-          store(at, p);
+        for (int j = 0; j < 4; j += 2) {
+          const vf p = weight(i + j), q = weight(i + j + 1);
+          totals[j] += p, totals[j + 1] += q;
+          if constexpr (Products::PAIRS)
+            store(reinterpret_cast<Pair*>(column + (i + j) / 2 * KV_TILE), pairs_of(p, q));
+          else
+            store(column + (i + j) * KV_TILE, p), store(column + (i + j + 1) * KV_TILE, q);
         }
       const vf total = (totals[0] + totals[1]) + (totals[2] + totals[3]);
       store(top + v * W, now), store(sum + v * W, load(sum + v * W) * decay + total), store(factor + v * W, decay);
@@ -92,7 +90,7 @@ void run_task(const KvCacheArgs& a, const KvCacheTask& task, const KvCacheTask* 
               int64_t stride) {
   struct Head {
     typename Products::Head products;
-    Softmax<Products::NV> softmax;
+    Softmax<Products> softmax;
     alignas(64) float s[Products::KEYS * KV_TILE];
   };
   const int64_t heads = task.head_end - task.head_begin;
@@ -105,15 +103,20 @@ void run_task(const KvCacheArgs& a, const KvCacheTask& task, const KvCacheTask* 
   typename Products::Block block;
   block.seen = keys_of(a, task);
   block.key = block.seen.begin / KV_GROUP * KV_GROUP;
+  const auto find_next = [&](const KvCacheTask& of, int64_t key, int64_t end) {
+    block.next.find(a, of, key, end);
+    products.ahead.find(a, of, block.next, Products::Block::groups_of(key, end));
+  };
   if (block.key < block.seen.end) block.next.find(a, task, block.key, block.seen.end);
   for (; block.key < block.seen.end; block.key += Products::KEYS) {
-    block.groups = min(Products::Block::GROUPS, (block.seen.end - block.key + KV_GROUP - 1) / KV_GROUP);
+    block.groups = Products::Block::groups_of(block.key, block.seen.end);
     block.rows = block.next;
+    products.ahead.clear();
     if (block.key + Products::KEYS < block.seen.end) {
-      block.next.find(a, task, block.key + Products::KEYS, block.seen.end);
+      find_next(task, block.key + Products::KEYS, block.seen.end);
     } else if (next != nullptr) {
       const Range keys = keys_of(a, *next);
-      if (keys.begin < keys.end) block.next.find(a, *next, keys.begin / KV_GROUP * KV_GROUP, keys.end);
+      if (keys.begin < keys.end) find_next(*next, keys.begin / KV_GROUP * KV_GROUP, keys.end);
     }
     // Head by head within a step: the rows of two heads are one stretch of memory, read while it is near.
     for (int64_t h = 0; h < heads; ++h) products.scores(block, h, head[h].products, head[h].s);
@@ -144,32 +147,46 @@ void choose_products(const KvCacheArgs& a, const KvCacheTask& task, const KvCach
   run_task<FloatProducts<T, 1>>(a, task, next, partials, stride);
 }
 
+// One kv head of a tile. The partials' sums become their weights, one vector of rows at a time.
 template <class T>
-void merge_row(const KvCacheArgs& a, const KvCacheTask& tile, const KvCachePartial* partials, int64_t count,
-               int64_t kv_head, int64_t row) {
-  const int64_t lane = row - tile.row_begin, group = a.heads / a.kv_heads;
-  const int64_t query = row / group, head = kv_head * group + row % group;
-  float top = -INF;
-  for (int64_t i = 0; i < count; ++i) top = partials[i].top[lane] > top ? partials[i].top[lane] : top;
-  const float base = top == -INF ? 0 : top, to_log2 = log2_factor(a);
-  alignas(64) float values[MAX_DIM + W] = {};
-  float sum = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const float weight = exp2(splat((partials[i].top[lane] - base) * to_log2))[0];
-    if (partials[i].sum[lane] == 0) continue;  // no key of this split is visible
-    sum += weight * partials[i].sum[lane];
-    const float* from = partials[i].values + lane * a.dim;
-    int64_t d = 0;
-    for (; d + W <= a.dim; d += W) store(values + d, load(values + d) + splat(weight) * load(from + d));
-    if (d < a.dim) store(values + d, load(values + d) + splat(weight) * load_n(from + d, a.dim - d));
+void merge_head(const KvCacheArgs& a, const KvCacheTask& tile, const KvCachePartial* partials, int64_t count,
+                int64_t kv_head) {
+  alignas(64) float inverse[KV_TILE], lse[KV_TILE];
+  for (int64_t v = 0; v < KV_TILE; v += W) {
+    vf top = splat(-INF), sum{};
+    for (int64_t i = 0; i < count; ++i) top = most(load(partials[i].top + v), top);
+    const vf base = top == splat(-INF) ? vf{} : top, to_log2 = splat(log2_factor(a));
+    for (int64_t i = 0; i < count; ++i) {
+      const vf weight = exp2((load(partials[i].top + v) - base) * to_log2);
+      sum += weight * load(partials[i].sum + v);
+      store(partials[i].sum + v, weight);
+    }
+    store(inverse + v, sum == vf{} ? vf{} : splat(1.0f) / sum);
+    for (int64_t r = 0; r < W; ++r)
+      lse[v + r] = sum[r] == 0 ? -INF : LN2 * to_log2[r] * base[r] + __builtin_logf(sum[r]);
   }
-  const vf inverse = splat(sum == 0 ? 0.0f : 1 / sum);
-  T* out = static_cast<T*>(a.out) + ((tile.batch * a.queries + query) * a.heads + head) * a.dim;
-  int64_t d = 0;
-  for (; d + W <= a.dim; d += W) store(out + d, load(values + d) * inverse);
-  if (d < a.dim) store_n(out + d, load(values + d) * inverse, a.dim - d);
-  a.lse[(tile.batch * a.heads + head) * a.queries + query] =
-      sum == 0 ? -INF : LN2 * to_log2 * base + __builtin_logf(sum);
+  const int64_t group = a.heads / a.kv_heads;
+  for (int64_t row = tile.row_begin; row < tile.row_end; ++row) {
+    const int64_t lane = row - tile.row_begin, query = row / group, head = kv_head * group + row % group;
+    a.lse[(tile.batch * a.heads + head) * a.queries + query] = lse[lane];
+    T* out = static_cast<T*>(a.out) + ((tile.batch * a.queries + query) * a.heads + head) * a.dim;
+    const auto columns = [&](auto vectors, int64_t d, auto lanes) {
+      vf sum[vectors.value] = {};
+      for (int64_t i = 0; i < count; ++i) {
+        const float weight = partials[i].sum[lane];
+        if (weight == 0) continue;  // no key of this split is visible
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors.value; ++v)
+          sum[v] += splat(weight) * load(partials[i].values + lane * a.dim + d + v * W, lanes);
+      }
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors.value; ++v) store(out + d + v * W, sum[v] * splat(inverse[lane]), lanes);
+    };
+    int64_t d = 0;
+    for (; d + 4 * W <= a.dim; d += 4 * W) columns(Int<4>{}, d, AllLanes{});
+    for (; d + W <= a.dim; d += W) columns(Int<1>{}, d, AllLanes{});
+    if (d < a.dim) columns(Int<1>{}, d, FirstLanes{a.dim - d});
+  }
 }
 
 }  // namespace
@@ -183,8 +200,7 @@ void flash_attn_with_kvcache_merge(const KvCacheArgs& args, const KvCacheTask& t
                                    int64_t count) {
   dispatch(args.dtype, [&](auto zero) {
     for (int64_t head = tile.head_begin; head < tile.head_end; ++head, partials += count)
-      for (int64_t row = tile.row_begin; row < tile.row_end; ++row)
-        merge_row<decltype(zero)>(args, tile, partials, count, head, row);
+      merge_head<decltype(zero)>(args, tile, partials, count, head);
   });
 }
 

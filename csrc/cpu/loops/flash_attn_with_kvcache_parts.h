@@ -1,7 +1,9 @@
 // What the products and the softmax of flash_attn_with_kvcache share: which keys count, and where their rows lie.
 #pragma once
+#include <type_traits>
+
+#include "cpu/loops/flash_attn_varlen_gemm.h"
 #include "cpu/loops/flash_attn_with_kvcache.h"
-#include "cpu/loops/vec.h"
 
 namespace glm4v::GLM4V_ISA {
 namespace {
@@ -38,6 +40,39 @@ const T* query_row(const KvCacheArgs& a, const KvCacheTask& task, int64_t kv_hea
   return static_cast<const T*>(a.q) + head * a.dim;
 }
 
+// Words [d, d + W) of a row of n elements, each in fp32 or a pair of bf16; zeros behind its end.
+template <class T>
+GLM4V_INLINE vf words(const T* row, int64_t d, int64_t n, float*) {
+  return d + W <= n ? load(row + d) : load_n(row + d, n - d);
+}
+GLM4V_INLINE vf words(const bf16* row, int64_t d, int64_t n, uint32_t*) {
+  bf16 buffer[2 * W] = {};
+  const bool whole = 2 * (d + W) <= n;
+  if (!whole) memcpy(buffer, row + 2 * d, (n - 2 * d) * sizeof(bf16));
+  return load(reinterpret_cast<const float*>(whole ? row + 2 * d : buffer));
+}
+
+// The rows of a task side by side, [words of D][KV_TILE], D padded to whole vectors of words with zeros.
+template <class T, class Word>
+void pack_queries(const KvCacheArgs& a, const KvCacheTask& task, int64_t kv_head, Word* to) {
+  constexpr int64_t elements = std::is_same_v<Word, float> ? 1 : 2;  // of a word
+  for (int64_t first = 0; first < KV_TILE; first += W) {
+    const T* rows[W];
+    for (int64_t r = 0; r < W; ++r) {
+      const int64_t row = task.row_begin + first + r;
+      rows[r] = row < task.row_end ? query_row<T>(a, task, kv_head, row) : nullptr;
+    }
+    for (int64_t d = 0; d * elements < a.dim; d += W) {
+      vf x[W];
+#pragma GCC unroll 16
+      for (int r = 0; r < W; ++r) x[r] = rows[r] == nullptr ? vf{} : words(rows[r], d, a.dim, to);
+      transpose(x);
+#pragma GCC unroll 16
+      for (int r = 0; r < W; ++r) memcpy(to + (d + r) * KV_TILE + first, &x[r], sizeof x[r]);
+    }
+  }
+}
+
 // First rows of COUNT groups from `key` on, of the first head; those from `end` on repeat the last one.
 template <class T, int64_t COUNT>
 struct GroupRows {
@@ -58,6 +93,7 @@ struct GroupRows {
 template <class T, int64_t KEYS>
 struct KeyBlock {
   static constexpr int64_t GROUPS = KEYS / KV_GROUP;
+  static int64_t groups_of(int64_t key, int64_t end) { return min(GROUPS, (end - key + KV_GROUP - 1) / KV_GROUP); }
   int64_t key, groups;  // first key, groups that hold keys
   Range seen;
   GroupRows<T, GROUPS> rows, next;
@@ -67,6 +103,46 @@ struct KeyBlock {
     return {max(seen.begin - first, 0), min(seen.end - first, KV_GROUP)};
   }
   bool whole(int64_t g) const { return counted(g).begin == 0 && counted(g).end == KV_GROUP; }
+};
+
+// Keys and values of the block after this one, all heads of a task, fetched line by line from inside the products. The
+// lines come in the order in which they lie, so that the hardware follows too.
+template <class T, int64_t KEYS>
+class RowsAhead {
+ public:
+  void find(const KvCacheArgs& a, const KvCacheTask& task, const GroupRows<T, KEYS / KV_GROUP>& rows, int64_t groups) {
+    const bool together = a.k.head == a.dim && a.v.head == a.dim;  // the rows of all heads of a key
+    const int64_t heads = task.head_end - task.head_begin;
+    clear();
+    bytes_ = a.dim * static_cast<int64_t>(sizeof(T)) * (together ? heads : 1);
+    const auto add = [&](const T* const* first, const KvCacheStrides& x) {
+      for (int64_t g = 0; g < groups; ++g)
+        for (int64_t i = 0; i < KV_GROUP; ++i)
+          for (int64_t h = 0; h < (together ? 1 : heads); ++h) rows_[count_++] = first[g] + i * x.row + h * x.head;
+    };
+    add(rows.k, a.k), add(rows.v, a.v);
+  }
+  void clear() { count_ = next_ = left_ = 0; }
+  // Asks for the next line, if there is one.
+  void take() {
+    if (left_ <= 0) {
+      if (next_ == count_) return;
+      line_ = reinterpret_cast<const char*>(rows_[next_++]), left_ = bytes_;
+    }
+    __builtin_prefetch(line_);
+    line_ += 64, left_ -= 64;
+  }
+
+ private:
+  const T* rows_[2 * KEYS * KV_HEADS];
+  const char* line_ = nullptr;
+  int64_t bytes_ = 0, count_ = 0, next_ = 0, left_ = 0;
+};
+
+template <class T, int64_t KEYS>
+struct NothingAhead {
+  void find(const KvCacheArgs&, const KvCacheTask&, const GroupRows<T, KEYS / KV_GROUP>&, int64_t) {}
+  void clear() {}
 };
 
 // KV_GROUP rows, `stride` elements apart.
