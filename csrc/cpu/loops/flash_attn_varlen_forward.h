@@ -1,6 +1,7 @@
 // Forward of one task: about LANES queries (rows times the G heads of a kv head, one per lane) against all keys that
 // they see. Scores are computed transposed, [key][query], so that maximum and sum over the keys are vertical. Key
-// blocks are the outer loop and query tiles the inner one: a block of k and v is read, and converted, once per task.
+// blocks are the outer loop and query tiles the inner one. A worker keeps its copies of k and v while its tasks are of
+// one head: it reads, and converts, each row once.
 #pragma once
 #include "cpu/loops/flash_attn_varlen_parts.h"
 
@@ -8,24 +9,39 @@ namespace glm4v::GLM4V_ISA {
 namespace {
 
 constexpr int64_t LANES = 8 * TILE;
-template <class T>
-constexpr int64_t KEY_BLOCK = std::is_same_v<Element<T>, Pair> ? 192 : 128;
+constexpr int64_t MOST_COPIES = 128;  // key blocks that a worker keeps
 
+inline int64_t rows_per_task(const FlashAttnArgs& a) { return max(1, LANES / (a.heads / a.kv_heads)); }
+
+template <class T>
 struct ForwardScratch {
+  static constexpr bool pairs = std::is_same_v<Element<T>, Pair>;
+  static constexpr int64_t KEYS = pairs ? 192 : 128;  // of a block
+
+  int32_t* copied;       // [MOST_COPIES], which key block a copy is of; this and the copies outlive a task
+  float* copies;         // [copies] of k, [KEYS][key_stride], and v, [KEYS or pairs of them][value_stride]
   float *q, *out;        // [tiles][padded D][lanes of the tile], q as elements of the products
   float *maximum, *sum;  // [lanes], maximum of the raw or capped scores
   float* factor;         // [TILE]
   int32_t *begin, *end;  // [lanes] keys that a lane sees
-  float* scores;         // [keys][TILE], then the weights as elements
-  float *k, *v;          // [keys][stride], k where it needs a copy
-  const char** ahead;    // [2 * (keys + lanes)] rows to prefetch
+  float* scores;         // [KEYS][TILE], then the weights as elements
+  const char** ahead;    // [2 * (KEYS + lanes)] rows to prefetch
 
-  static size_t bytes(int64_t keys, int64_t lanes, int64_t dim) {
-    return sizeof(float) *
-               (2 * lanes * round_up(dim, W) + 4 * lanes + TILE + keys * TILE + 2 * keys * copy_stride(dim)) +
-           sizeof(void*) * 2 * (keys + lanes);
+  static int64_t key_stride(int64_t dim) { return copy_stride(pairs ? (dim + 1) / 2 : dim); }
+  static int64_t value_stride(int64_t dim) { return copy_stride(dim); }
+  static int64_t copy_size(int64_t dim) {
+    return KEYS * key_stride(dim) + (pairs ? KEYS / 2 : KEYS) * value_stride(dim);
   }
-  ForwardScratch(void* memory, int64_t keys, int64_t lanes, int64_t dim) {
+  // Copies pay where several tasks read the same head.
+  static int64_t copies_of(const FlashAttnArgs& a, int64_t rows, int64_t keys) {
+    return rows <= rows_per_task(a) ? 1 : max(1, min(MOST_COPIES, (keys + KEYS - 1) / KEYS));
+  }
+  static size_t bytes(int64_t copies, int64_t lanes, int64_t dim) {
+    return sizeof(float) * (MOST_COPIES + copies * copy_size(dim) + 2 * lanes * round_up(dim, W) + 4 * lanes + TILE +
+                            KEYS * TILE) +
+           sizeof(void*) * 2 * (KEYS + lanes);
+  }
+  ForwardScratch(void* memory, int64_t copies_kept, int64_t lanes, int64_t dim) {
     const int64_t padded = round_up(dim, W);
     float* next = static_cast<float*>(memory);
     const auto take = [&](int64_t count) {
@@ -33,11 +49,11 @@ struct ForwardScratch {
       next += count;
       return taken;
     };
+    copied = reinterpret_cast<int32_t*>(take(MOST_COPIES)), copies = take(copies_kept * copy_size(dim));
     q = take(lanes * padded), out = take(lanes * padded);
     maximum = take(lanes), sum = take(lanes), factor = take(TILE);
     begin = reinterpret_cast<int32_t*>(take(lanes)), end = reinterpret_cast<int32_t*>(take(lanes));
-    scores = take(keys * TILE);
-    k = take(keys * copy_stride(dim)), v = take(keys * copy_stride(dim));
+    scores = take(KEYS * TILE);
     ahead = reinterpret_cast<const char**>(next);
   }
 };
@@ -106,16 +122,17 @@ template <class T>
 struct ForwardTask {
   using E = Element<T>;
   static constexpr bool pairs = std::is_same_v<E, Pair>;
-  static constexpr int64_t keys_per_block = KEY_BLOCK<T>;
+  static constexpr int64_t KEYS = ForwardScratch<T>::KEYS;
   const FlashAttnForward& a;
   const FlashAttnTask& task;
   const FlashAttnTask* const next;
   const Segment segment;
-  const int64_t group, padded, lanes, vectors, tiles;
-  const ForwardScratch s;
+  const int64_t group, padded, lanes, vectors, tiles, copies;
+  const ForwardScratch<T> s;
   Prefetch ahead;
 
-  ForwardTask(const FlashAttnForward& args, const FlashAttnTask& t, const FlashAttnTask* next_task, void* memory)
+  ForwardTask(const FlashAttnForward& args, const FlashAttnTask* previous, const FlashAttnTask& t,
+              const FlashAttnTask* next_task, void* memory)
       : a(args),
         task(t),
         next(next_task),
@@ -125,8 +142,16 @@ struct ForwardTask {
         lanes((t.end - t.begin) * group),
         vectors((lanes + W - 1) / W),
         tiles((vectors + QUERY_NV - 1) / QUERY_NV),
-        s(memory, keys_per_block, vectors * W, a.dim),
-        ahead(s.ahead, a.dim * static_cast<int64_t>(sizeof(T))) {}
+        copies(s.copies_of(a, segment.rows, segment.keys)),
+        s(memory, copies, vectors * W, a.dim),
+        ahead(s.ahead, a.dim * static_cast<int64_t>(sizeof(T))) {
+    if (previous == nullptr || !same_head(*previous))
+      for (int64_t i = 0; i < copies; ++i) s.copied[i] = -1;
+  }
+
+  bool same_head(const FlashAttnTask& other) const {
+    return other.segment == task.segment && other.kv_head == task.kv_head;
+  }
 
   int64_t row(int64_t lane) const { return task.begin + lane / group; }
   int64_t head(int64_t lane) const { return task.kv_head * group + lane % group; }
@@ -136,46 +161,52 @@ struct ForwardTask {
   void run() {
     pack_queries();
     const Range seen = keys_of(segment, task);
-    for (int64_t k0 = seen.begin; k0 < seen.end; k0 += keys_per_block) {
-      const Range block{k0, min(seen.end, k0 + keys_per_block)};
+    for (int64_t i = seen.begin / KEYS; i * KEYS < seen.end; ++i) {
+      const Range block = block_of(i);
       ahead.clear();
-      if (block.end < seen.end)
-        prefetch_keys(segment, task.kv_head, {block.end, min(seen.end, block.end + keys_per_block)});
-      else
+      if (block.end >= seen.end)
         prefetch_rest();
+      else if (s.copied[copy_of(i + 1)] != i + 1)
+        prefetch_keys(segment, task.kv_head, block_of(i + 1));
       // Steps of the two products over all tiles.
       ahead.spread(tiles * (block.size() * padded / tile_rows(QUERY_NV)) * (pairs ? 1 : 2));
-      const RowsOf<E> k = key_rows(block), v = value_rows(block);
-      for (int64_t i = 0; i < tiles; ++i) attend(tile(i), block, k, v);
+      float *const k_copy = s.copies + copy_of(i) * s.copy_size(a.dim), *const v_copy = k_copy + KEYS * s.key_stride(a.dim);
+      const bool fresh = s.copied[copy_of(i)] != i;
+      const RowsOf<E> k = key_rows(block, k_copy, fresh), v = value_rows(block, v_copy, fresh);
+      s.copied[copy_of(i)] = static_cast<int32_t>(i);
+      for (int64_t t = 0; t < tiles; ++t) attend(tile(t), block, k, v);
     }
     for (int64_t i = 0; i < tiles; ++i) write(tile(i));
   }
 
-  // A(key, d) of the scores. bf16 is read in pairs as it lies wherever that is possible.
-  RowsOf<E> key_rows(Range block) const {
-    const int64_t token = segment.k_begin + block.begin;
+  Range block_of(int64_t i) const { return {i * KEYS, min(segment.keys, (i + 1) * KEYS)}; }
+  int64_t copy_of(int64_t block) const { return min(block, copies - 1); }
+
+  // A(key, d) of the scores. bf16 that is read only once, in pairs, needs no copy.
+  RowsOf<E> key_rows(Range block, float* to, bool fresh) const {
+    const int64_t token = segment.k_begin + block.begin, stride = s.key_stride(a.dim);
     if constexpr (pairs) {
-      if (a.dim % 2 == 0 && a.k.row % 2 == 0)
+      if (copies == 1 && a.dim % 2 == 0 && a.k.row % 2 == 0)
         return {reinterpret_cast<const Pair*>(row_of<T>(a.k, token, task.kv_head)), a.k.row / 2};
-      const int64_t stride = copy_stride(a.dim);
-      Pair* const copy = reinterpret_cast<Pair*>(s.k);
-      for (int64_t j = 0; j < block.size(); ++j) {
+      Pair* const copy = reinterpret_cast<Pair*>(to);
+      for (int64_t j = 0; fresh && j < block.size(); ++j) {
         memset(copy + j * stride + a.dim / 2, 0, sizeof(Pair));
         memcpy(copy + j * stride, row_of<T>(a.k, token + j, task.kv_head), a.dim * sizeof(T));
       }
-      return {copy, stride};
     } else {
-      return copy_rows<T>(a.k, token, task.kv_head, block.size(), a.dim, copy_stride(a.dim), s.k);
+      if (fresh) copy_rows<T>(a.k, token, task.kv_head, block.size(), a.dim, stride, to);
     }
+    return {reinterpret_cast<const E*>(to), stride};
   }
   // A(d, key) of the output.
-  RowsOf<E> value_rows(Range block) const {
-    const int64_t token = segment.k_begin + block.begin, stride = copy_stride(a.dim);
+  RowsOf<E> value_rows(Range block, float* to, bool fresh) const {
+    const int64_t token = segment.k_begin + block.begin, stride = s.value_stride(a.dim);
     if constexpr (pairs) {
-      return pair_rows(a.v, token, task.kv_head, block.size(), a.dim, stride, reinterpret_cast<Pair*>(s.v));
+      if (fresh) pair_rows(a.v, token, task.kv_head, block.size(), a.dim, stride, reinterpret_cast<Pair*>(to));
     } else {
-      return copy_rows<T>(a.v, token, task.kv_head, block.size(), a.dim, stride, s.v);
+      if (fresh) copy_rows<T>(a.v, token, task.kv_head, block.size(), a.dim, stride, to);
     }
+    return {reinterpret_cast<const E*>(to), stride};
   }
 
   // Keys that any row of a task sees.
@@ -198,7 +229,8 @@ struct ForwardTask {
     const Range keys = keys_of(of, *next);
     for (int64_t h = 0; h < group; ++h)
       prefetch_rows<T>(ahead, a.q, of.q_begin + next->begin, next->kv_head * group + h, next->end - next->begin);
-    prefetch_keys(of, next->kv_head, {keys.begin, min(keys.end, keys.begin + keys_per_block)});
+    if (copies == 1 || !same_head(*next))
+      prefetch_keys(of, next->kv_head, {keys.begin, min(keys.end, keys.begin + KEYS)});
   }
 
   E* queries() const { return reinterpret_cast<E*>(s.q); }
