@@ -22,7 +22,7 @@ struct ForwardScratch {
   float* copies;         // [copies] of k, [KEYS][key_stride], and v, [KEYS or pairs of them][value_stride]
   float *q, *out;        // [tiles][padded D][lanes of the tile], q as elements of the products
   float *maximum, *sum;  // [lanes], maximum of the raw or capped scores
-  float* factor;         // [TILE]
+  float* factor;         // [TILE], also the new maximum before it is the running one
   int32_t *begin, *end;  // [lanes] keys that a lane sees
   float* scores;         // [KEYS][TILE], then the weights as elements
   const char** ahead;    // [2 * (KEYS + lanes)] rows to prefetch
@@ -37,8 +37,8 @@ struct ForwardScratch {
     return rows <= rows_per_task(a) ? 1 : max(1, min(MOST_COPIES, (keys + KEYS - 1) / KEYS));
   }
   static size_t bytes(int64_t copies, int64_t lanes, int64_t dim) {
-    return sizeof(float) * (MOST_COPIES + copies * copy_size(dim) + 2 * lanes * round_up(dim, W) + 4 * lanes + TILE +
-                            KEYS * TILE) +
+    return sizeof(float) *
+               (MOST_COPIES + copies * copy_size(dim) + 2 * lanes * round_up(dim, W) + 4 * lanes + TILE + KEYS * TILE) +
            sizeof(void*) * 2 * (KEYS + lanes);
   }
   ForwardScratch(void* memory, int64_t copies_kept, int64_t lanes, int64_t dim) {
@@ -78,8 +78,26 @@ inline void mask_scores(float* scores, int64_t first, int64_t keys, int64_t vect
   }
 }
 
-// Scores -> weights exp2(unit * (score - maximum)), with the running maximum and sum of each lane; factor rescales what
-// the lane gathered under its old maximum. Weights that are multiplied in pairs take the place of every second score.
+// The largest score of each lane so far, raised to those of a block. (Without masks and caps the product does it.)
+inline void raise_top(const float* scores, int64_t keys, int64_t vectors, float* top) {
+  for (int64_t v = 0; v < vectors; ++v) {
+    vf m = load(top + v * W);
+    for (int64_t j = 0; j < keys; ++j) m = most(load(scores + (j * vectors + v) * W), m);
+    store(top + v * W, m);
+  }
+}
+
+// x - y, where there is a choice by the units that multiply and add: those that only add have enough to do in a
+// softmax.
+#if defined(__AVX512F__)
+GLM4V_INLINE vf subtract(vf x, vf y) { return (vf)_mm512_fmsub_ps((__m512)x, _mm512_set1_ps(1.0f), (__m512)y); }
+#else
+GLM4V_INLINE vf subtract(vf x, vf y) { return x - y; }
+#endif
+
+// Scores -> weights exp2(unit * (score - maximum)), with the running maximum and sum of each lane. `factor` brings the
+// new maximum, and leaves what rescales that which the lane gathered under its old one. Weights that are multiplied in
+// pairs take the place of every second score.
 template <class T>
 void softmax_block(float* scores, int64_t keys, int64_t vectors, float unit, float* maximum, float* sum,
                    float* factor) {
@@ -87,18 +105,14 @@ void softmax_block(float* scores, int64_t keys, int64_t vectors, float unit, flo
   const int64_t ld = vectors * W;
   for (int64_t v = 0; v < vectors; ++v) {
     float* s = scores + v * W;
-    const vf old = load(maximum + v * W), scale = splat(unit);
-    vf m0 = old, m1 = old;
-    int64_t j = 0;
-    for (; j + 2 <= keys; j += 2) m0 = most(load(s + j * ld), m0), m1 = most(load(s + (j + 1) * ld), m1);
-    if (j < keys) m0 = most(load(s + j * ld), m0);
-    const vf top = most(m0, m1);
+    const vf old = load(maximum + v * W), top = load(factor + v * W), scale = splat(unit);
     const vf shift = top == splat(-__builtin_inff()) ? vf{} : top;  // nothing seen yet: -inf - shift stays -inf
     const vf rescale = exp2<degree>((old - shift) * scale);
     store(maximum + v * W, top), store(factor + v * W, rescale);
     vf total{}, t1{};  // from zero: what is small beside the sum so far must not be rounded away term by term
-    const auto weight = [&](int64_t key) { return exp2<degree>((load(s + key * ld) - shift) * scale); };
-    for (j = 0; j + 2 <= keys; j += 2) {
+    const auto weight = [&](int64_t key) { return exp2<degree>(subtract(load(s + key * ld), shift) * scale); };
+    int64_t j = 0;
+    for (; j + 2 <= keys; j += 2) {
       const vf w0 = weight(j), w1 = weight(j + 1);
       if constexpr (std::is_same_v<Element<T>, Pair>)
         store(reinterpret_cast<Pair*>(s + j / 2 * ld), pairs_of(w0, w1));
@@ -170,7 +184,8 @@ struct ForwardTask {
         prefetch_keys(segment, task.kv_head, block_of(i + 1));
       // Steps of the two products over all tiles.
       ahead.spread(tiles * (block.size() * padded / tile_rows(QUERY_NV)) * (pairs ? 1 : 2));
-      float *const k_copy = s.copies + copy_of(i) * s.copy_size(a.dim), *const v_copy = k_copy + KEYS * s.key_stride(a.dim);
+      float *const k_copy = s.copies + copy_of(i) * s.copy_size(a.dim), *const v_copy =
+                                                                            k_copy + KEYS * s.key_stride(a.dim);
       const bool fresh = s.copied[copy_of(i)] != i;
       const RowsOf<E> k = key_rows(block, k_copy, fresh), v = value_rows(block, v_copy, fresh);
       s.copied[copy_of(i)] = static_cast<int32_t>(i);
@@ -258,11 +273,14 @@ struct ForwardTask {
     if (keys.size() == 0) return;
     if (pairs) keys.begin -= (keys.begin - block.begin) % 2;  // values are paired from the block's first key on
     const int64_t skip = keys.begin - block.begin, dim = pairs ? (a.dim + 1) / 2 : a.dim;
+    const bool masked = s.begin[last] > keys.begin || s.end[first] < keys.end, plain = !masked && a.softcap <= 0;
+    float* const top = s.factor;
+    memcpy(top, s.maximum + first, sizeof(float) * ld);
     multiply<Start::zero, true>(keys.size(), t.size(), dim, k.data + skip * k.stride, k.stride,
-                                queries() + first * padded, ld, s.scores, ld, ahead);
+                                queries() + first * padded, ld, s.scores, ld, ahead, nullptr, plain ? top : nullptr);
     if (a.softcap > 0) cap_scores(s.scores, keys.size() * ld, a.scale, a.softcap);
-    if (s.begin[last] > keys.begin || s.end[first] < keys.end)
-      mask_scores(s.scores, keys.begin, keys.size(), t.size(), s.begin + first, s.end + first);
+    if (masked) mask_scores(s.scores, keys.begin, keys.size(), t.size(), s.begin + first, s.end + first);
+    if (!plain) raise_top(s.scores, keys.size(), t.size(), top);
     softmax_block<T>(s.scores, keys.size(), t.size(), unit_of(a), s.maximum + first, s.sum + first, s.factor);
     const int64_t steps = pairs ? (keys.size() + 1) / 2 : keys.size();
     const E *values = v.data + (pairs ? skip / 2 : skip) * v.stride, *weights = reinterpret_cast<E*>(s.scores);
