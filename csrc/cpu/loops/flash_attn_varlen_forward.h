@@ -110,24 +110,26 @@ void softmax_block(float* scores, int64_t keys, int64_t vectors, float unit, flo
     const vf rescale = exp2<degree>((old - shift) * scale);
     store(maximum + v * W, top), store(factor + v * W, rescale);
     vf total{}, t1{};  // from zero: what is small beside the sum so far must not be rounded away term by term
-    const auto weight = [&](int64_t key) { return exp2<degree>(subtract(load(s + key * ld), shift) * scale); };
+    const auto weigh = [&](int64_t j, auto count) {
+      constexpr int n = count.value;
+      vf w[n];
+#pragma GCC unroll 8
+      for (int i = 0; i < n; ++i) w[i] = subtract(load(s + (j + i) * ld), shift) * scale;
+      exp2<degree>(w);
+#pragma GCC unroll 8
+      for (int i = 0; i < n; ++i) {
+        if constexpr (!std::is_same_v<Element<T>, Pair>)
+          store(s + (j + i) * ld, w[i]);
+        else if (i % 2 == 0)
+          store(reinterpret_cast<Pair*>(s + (j + i) / 2 * ld),
+                pairs_of(w[i], i + 1 < n ? w[i + 1 < n ? i + 1 : 0] : vf{}));
+        (i % 2 == 0 ? total : t1) += w[i];
+      }
+    };
     int64_t j = 0;
-    for (; j + 2 <= keys; j += 2) {
-      const vf w0 = weight(j), w1 = weight(j + 1);
-      if constexpr (std::is_same_v<Element<T>, Pair>)
-        store(reinterpret_cast<Pair*>(s + j / 2 * ld), pairs_of(w0, w1));
-      else
-        store(s + j * ld, w0), store(s + (j + 1) * ld, w1);
-      total += w0, t1 += w1;
-    }
-    if (j < keys) {
-      const vf w0 = weight(j);
-      if constexpr (std::is_same_v<Element<T>, Pair>)
-        store(reinterpret_cast<Pair*>(s + j / 2 * ld), pairs_of(w0, vf{}));
-      else
-        store(s + j * ld, w0);
-      total += w0;
-    }
+    for (; j + 4 <= keys; j += 4) weigh(j, Int<4>{});
+    for (; j + 2 <= keys; j += 2) weigh(j, Int<2>{});
+    if (j < keys) weigh(j, Int<1>{});
     store(sum + v * W, load(sum + v * W) * rescale + (total + t1));
   }
 }
