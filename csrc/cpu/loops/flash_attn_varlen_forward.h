@@ -25,13 +25,15 @@ struct ForwardScratch {
   float* factor;         // [TILE], also the new maximum before it is the running one
   int32_t *begin, *end;  // [lanes] keys that a lane sees
   float* scores;         // [KEYS][TILE], then the weights as elements
-  const char** ahead;    // [2 * (KEYS + lanes)] rows to prefetch
+  const char** ahead;    // [most_ahead] rows to prefetch
 
   static int64_t key_stride(int64_t dim) { return copy_stride(pairs ? (dim + 1) / 2 : dim); }
   static int64_t value_stride(int64_t dim) { return copy_stride(dim); }
   static int64_t copy_size(int64_t dim) {
     return KEYS * key_stride(dim) + (pairs ? KEYS / 2 : KEYS) * value_stride(dim);
   }
+  static int64_t rows_of_copy(int64_t dim) { return copy_size(dim) * sizeof(float) / (dim * sizeof(T)); }
+  static int64_t most_ahead(int64_t lanes, int64_t dim) { return max(2 * (KEYS + lanes), rows_of_copy(dim)); }
   // Copies pay where several tasks read the same head.
   static int64_t copies_of(const FlashAttnArgs& a, int64_t rows, int64_t keys) {
     return rows <= rows_per_task(a) ? 1 : max(1, min(MOST_COPIES, (keys + KEYS - 1) / KEYS));
@@ -39,7 +41,7 @@ struct ForwardScratch {
   static size_t bytes(int64_t copies, int64_t lanes, int64_t dim) {
     return sizeof(float) *
                (MOST_COPIES + copies * copy_size(dim) + 2 * lanes * round_up(dim, W) + 4 * lanes + TILE + KEYS * TILE) +
-           sizeof(void*) * 2 * (KEYS + lanes);
+           sizeof(void*) * most_ahead(lanes, dim);
   }
   ForwardScratch(void* memory, int64_t copies_kept, int64_t lanes, int64_t dim) {
     const int64_t padded = round_up(dim, W);
@@ -184,6 +186,9 @@ struct ForwardTask {
         prefetch_rest();
       else if (s.copied[copy_of(i + 1)] != i + 1)
         prefetch_keys(segment, task.kv_head, block_of(i + 1));
+      else  // the copy, as rows of the length that Prefetch knows
+        ahead.add(s.copies + copy_of(i + 1) * s.copy_size(a.dim), a.dim * static_cast<int64_t>(sizeof(T)),
+                  s.rows_of_copy(a.dim));
       // Steps of the two products over all tiles.
       ahead.spread(tiles * (block.size() * padded / tile_rows(QUERY_NV)) * (pairs ? 1 : 2));
       float *const k_copy = s.copies + copy_of(i) * s.copy_size(a.dim), *const v_copy =
