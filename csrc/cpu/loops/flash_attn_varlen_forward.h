@@ -191,8 +191,8 @@ struct ForwardTask {
                   s.rows_of_copy(a.dim));
       // Steps of the two products over all tiles.
       ahead.spread(tiles * (block.size() * padded / tile_rows(QUERY_NV)) * (pairs ? 1 : 2));
-      float *const k_copy = s.copies + copy_of(i) * s.copy_size(a.dim), *const v_copy =
-                                                                            k_copy + KEYS * s.key_stride(a.dim);
+      float* const k_copy = s.copies + copy_of(i) * s.copy_size(a.dim);
+      float* const v_copy = k_copy + KEYS * s.key_stride(a.dim);
       const bool fresh = s.copied[copy_of(i)] != i;
       const RowsOf<E> k = key_rows(block, k_copy, fresh), v = value_rows(block, v_copy, fresh);
       s.copied[copy_of(i)] = static_cast<int32_t>(i);
