@@ -135,10 +135,17 @@ std::tuple<Tensor, Tensor, Tensor> flash_attn_varlen(const Tensor& q, const Tens
         blocks(n) - 1 - i % blocks(n);  // the last rows first: under a causal mask they are the most work
     return {n, i / blocks(n), length * block / blocks(n), length * (block + 1) / blocks(n)};
   };
-  parallel_tasks(first_task.back(), plan.scratch_bytes, [&](int64_t index, int64_t next_index, void* scratch) {
-    const bool more = next_index < first_task.back();
-    const FlashAttnTask task = task_at(index), next = more ? task_at(next_index) : FlashAttnTask{};
-    loops(args, task, more ? &next : nullptr, scratch);
+  parallel_runs(first_task.back(), plan.scratch_bytes, [&](auto claim, void* scratch) {
+    FlashAttnTask tasks[3];  // previous, this and next
+    bool known[3] = {};
+    const auto advance = [&] {
+      std::copy(tasks + 1, tasks + 3, tasks), std::copy(known + 1, known + 3, known);
+      const int64_t index = claim();
+      known[2] = index < first_task.back();
+      if (known[2]) tasks[2] = task_at(index);
+    };
+    for (advance(), advance(); known[1]; advance())
+      loops(args, known[0] ? &tasks[0] : nullptr, tasks[1], known[2] ? &tasks[2] : nullptr, scratch);
   });
   return {out, lse, statistics};
 }

@@ -71,6 +71,33 @@ void parallel_tasks(int64_t tasks, size_t scratch_bytes, F&& run) {
   });
 }
 
+// run(claim, scratch) on every worker, which calls claim() for its next task until that returns `tasks`: neighbouring
+// tasks go to one worker as far as the balance allows. Each begins with a share of its own, then helps with others'.
+template <class F>
+void parallel_runs(int64_t tasks, size_t scratch_bytes, F&& run) {
+  struct alignas(64) Share {  // a cache line
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+  const int64_t workers = std::min<int64_t>(tasks, torch::stable::get_num_threads());
+  const std::unique_ptr<Share[]> shares(new Share[workers]);
+  for (int64_t w = 0; w < workers; ++w) shares[w].next = tasks * w / workers, shares[w].end = tasks * (w + 1) / workers;
+  parallel_for(0, workers, 1, [&](int64_t first, int64_t) {
+    const Scratch scratch(scratch_bytes);
+    int64_t done = 0;  // shares that this worker has found empty
+    run(
+        [&] {
+          for (; done < workers; ++done) {
+            Share& share = shares[(first + done) % workers];
+            const int64_t task = share.next++;
+            if (task < share.end) return task;
+          }
+          return tasks;
+        },
+        scratch.get());
+  });
+}
+
 // Uninitialised, row-major, in the dtype of `like` unless another is given. A large fresh tensor costs a fault per 4
 // KiB page, often more than the op that fills it: this asks for pages of 2 MiB, as torch does under
 // THP_MEM_ALLOC_ENABLE.

@@ -9,18 +9,24 @@ constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
 // 2^f over an interval of length 1, minimax in relative error: 2.6e-6 (degree 4, for what is rounded to 16 bits) or
 // 1.9e-9 (degree 6) before rounding. The interval is [0, 1) where an instruction takes the fraction, else [-1/2, 1/2].
 template <int degree>
-GLM4V_INLINE vf exp2_fraction(vf f) {
-  static_assert(degree == 4 || degree == 6);
+constexpr float EXP2_FRACTION[degree + 1] = {};
 #if defined(__AVX512DQ__)
-  constexpr float of_4[] = {1.00000259f, 0.693003834f, 0.241442757f, 0.0520114608f, 0.0135341678f};
-  constexpr float of_6[] = {1.0f,           0.693146984f,   0.240229836f,   0.055483342f,
-                            0.00967884102f, 0.00124396877f, 0.000217022557f};
+template <>
+constexpr float EXP2_FRACTION<4>[] = {1.00000259f, 0.693003834f, 0.241442757f, 0.0520114608f, 0.0135341678f};
+template <>
+constexpr float EXP2_FRACTION<6>[] = {1.0f,           0.693146984f,   0.240229836f,   0.055483342f,
+                                      0.00967884102f, 0.00124396877f, 0.000217022557f};
 #else
-  constexpr float of_4[] = {0.999999261f, 0.693121815f, 0.240247448f, 0.0559178603f, 0.00957010186f};
-  constexpr float of_6[] = {1.0f,           0.693147206f,   0.240226469f,   0.0555032878f,
-                            0.00961848896f, 0.00133999312f, 0.000153458122f};
+template <>
+constexpr float EXP2_FRACTION<4>[] = {0.999999261f, 0.693121815f, 0.240247448f, 0.0559178603f, 0.00957010186f};
+template <>
+constexpr float EXP2_FRACTION<6>[] = {1.0f,           0.693147206f,   0.240226469f,   0.0555032878f,
+                                      0.00961848896f, 0.00133999312f, 0.000153458122f};
 #endif
-  const float* const c = degree == 4 ? of_4 : of_6;
+
+template <int degree>
+GLM4V_INLINE vf exp2_fraction(vf f) {
+  constexpr auto& c = EXP2_FRACTION<degree>;
   vf p = splat(c[degree]);
 #pragma GCC unroll 8
   for (int i = degree - 1; i >= 0; --i) p = p * f + splat(c[i]);
@@ -43,6 +49,27 @@ GLM4V_INLINE vf exp2(vf x) {  // 0 below -126.5, infinity above 127.5
   return exp2_fraction<degree>(clamped - n) * bitcast<vf>(bitcast<vi>(biased) << 23);
 }
 #endif
+
+// Several at once, step by step: one after the other, their long chains fill the processor's queues before they are
+// done.
+template <int degree, int N>
+GLM4V_INLINE void exp2(vf (&x)[N]) {
+#if defined(__AVX512DQ__)
+  vf f[N], p[N];
+  constexpr auto& c = EXP2_FRACTION<degree>;
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) f[i] = (vf)_mm512_reduce_ps((__m512)x[i], 0x09), p[i] = splat(c[degree]);
+#pragma GCC unroll 8
+  for (int d = degree - 1; d >= 0; --d)
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) p[i] = p[i] * f[i] + splat(c[d]);
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) x[i] = (vf)_mm512_scalef_ps((__m512)p[i], (__m512)x[i]);
+#else
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) x[i] = exp2<degree>(x[i]);
+#endif
+}
 
 // tanh(x) = 1 - 2 / (e^2x + 1), and an odd polynomial (Cephes) where that would cancel.
 GLM4V_INLINE vf tanh(vf x) {

@@ -17,15 +17,20 @@ namespace glm4v::GLM4V_ISA {
 
 FlashAttnPlan flash_attn_varlen_plan(const FlashAttnForward& args) {
   GLM4V_TILES(flash_attn_tiles_plan(args));
-  const int64_t group = args.heads / args.kv_heads, rows = max(1, LANES / group);
-  const int64_t keys = args.dtype == DType::bf16 ? KEY_BLOCK<bf16> : KEY_BLOCK<float>;
-  return {rows, ForwardScratch::bytes(keys, round_up(rows * group, W), args.dim)};
+  const int64_t rows = rows_per_task(args), lanes = round_up(rows * (args.heads / args.kv_heads), W);
+  return dispatch(args.dtype, [&](auto zero) -> FlashAttnPlan {
+    using Scratch = ForwardScratch<decltype(zero)>;
+    int64_t copies = 1;
+    for (int64_t n = 0; n < args.segments; ++n)
+      copies = max(copies, Scratch::copies_of(args, args.cu_q[n + 1] - args.cu_q[n], args.cu_k[n + 1] - args.cu_k[n]));
+    return {rows, Scratch::bytes(copies, lanes, args.dim)};
+  });
 }
 
-void flash_attn_varlen_task(const FlashAttnForward& args, const FlashAttnTask& task, const FlashAttnTask* next,
-                            void* scratch) {
+void flash_attn_varlen_task(const FlashAttnForward& args, const FlashAttnTask* previous, const FlashAttnTask& task,
+                            const FlashAttnTask* next, void* scratch) {
   GLM4V_TILES(flash_attn_tiles_task(args, task, scratch));
-  dispatch(args.dtype, [&](auto zero) { ForwardTask<decltype(zero)>(args, task, next, scratch).run(); });
+  dispatch(args.dtype, [&](auto zero) { ForwardTask<decltype(zero)>(args, previous, task, next, scratch).run(); });
 }
 
 FlashAttnBackwardPlan flash_attn_varlen_backward_plan(const FlashAttnBackward& args) {

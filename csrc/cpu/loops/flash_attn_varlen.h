@@ -72,9 +72,10 @@ struct FlashAttnBackwardPlan {
 };
 
 GLM4V_LOOPS_BF16(FlashAttnPlan flash_attn_varlen_plan(const FlashAttnForward& args))
-// `next` is the task that this worker runs afterwards, or null: its rows may be prefetched.
-GLM4V_LOOPS_BF16(void flash_attn_varlen_task(const FlashAttnForward& args, const FlashAttnTask& task,
-                                             const FlashAttnTask* next, void* scratch))
+// `previous` is the task that this worker ran before, with the same scratch, or null: what it left there may be used.
+// `next` is the one that it runs afterwards, or null: its rows may be prefetched.
+GLM4V_LOOPS_BF16(void flash_attn_varlen_task(const FlashAttnForward& args, const FlashAttnTask* previous,
+                                             const FlashAttnTask& task, const FlashAttnTask* next, void* scratch))
 GLM4V_LOOPS_BF16(FlashAttnBackwardPlan flash_attn_varlen_backward_plan(const FlashAttnBackward& args))
 GLM4V_LOOPS_BF16(void flash_attn_varlen_backward_task(const FlashAttnBackward& args, const FlashAttnBackwardTask& task,
                                                       void* scratch))

@@ -1,6 +1,7 @@
 // Forward of one task: about LANES queries (rows times the G heads of a kv head, one per lane) against all keys that
 // they see. Scores are computed transposed, [key][query], so that maximum and sum over the keys are vertical. Key
-// blocks are the outer loop and query tiles the inner one: a block of k and v is read, and converted, once per task.
+// blocks are the outer loop and query tiles the inner one. A worker keeps its copies of k and v while its tasks are of
+// one head: it reads, and converts, each row once.
 #pragma once
 #include "cpu/loops/flash_attn_varlen_parts.h"
 
@@ -8,24 +9,41 @@ namespace glm4v::GLM4V_ISA {
 namespace {
 
 constexpr int64_t LANES = 8 * TILE;
-template <class T>
-constexpr int64_t KEY_BLOCK = std::is_same_v<Element<T>, Pair> ? 192 : 128;
+constexpr int64_t MOST_COPIES = 128;  // key blocks that a worker keeps
 
+inline int64_t rows_per_task(const FlashAttnArgs& a) { return max(1, LANES / (a.heads / a.kv_heads)); }
+
+template <class T>
 struct ForwardScratch {
+  static constexpr bool pairs = std::is_same_v<Element<T>, Pair>;
+  static constexpr int64_t KEYS = pairs ? 192 : 128;  // of a block
+
+  int32_t* copied;       // [MOST_COPIES], which key block a copy is of; this and the copies outlive a task
+  float* copies;         // [copies] of k, [KEYS][key_stride], and v, [KEYS or pairs of them][value_stride]
   float *q, *out;        // [tiles][padded D][lanes of the tile], q as elements of the products
   float *maximum, *sum;  // [lanes], maximum of the raw or capped scores
-  float* factor;         // [TILE]
+  float* factor;         // [TILE], also the new maximum before it is the running one
   int32_t *begin, *end;  // [lanes] keys that a lane sees
-  float* scores;         // [keys][TILE], then the weights as elements
-  float *k, *v;          // [keys][stride], k where it needs a copy
-  const char** ahead;    // [2 * (keys + lanes)] rows to prefetch
+  float* scores;         // [KEYS][TILE], then the weights as elements
+  const char** ahead;    // [most_ahead] rows to prefetch
 
-  static size_t bytes(int64_t keys, int64_t lanes, int64_t dim) {
-    return sizeof(float) *
-               (2 * lanes * round_up(dim, W) + 4 * lanes + TILE + keys * TILE + 2 * keys * copy_stride(dim)) +
-           sizeof(void*) * 2 * (keys + lanes);
+  static int64_t key_stride(int64_t dim) { return copy_stride(pairs ? (dim + 1) / 2 : dim); }
+  static int64_t value_stride(int64_t dim) { return copy_stride(dim); }
+  static int64_t copy_size(int64_t dim) {
+    return KEYS * key_stride(dim) + (pairs ? KEYS / 2 : KEYS) * value_stride(dim);
   }
-  ForwardScratch(void* memory, int64_t keys, int64_t lanes, int64_t dim) {
+  static int64_t rows_of_copy(int64_t dim) { return copy_size(dim) * sizeof(float) / (dim * sizeof(T)); }
+  static int64_t most_ahead(int64_t lanes, int64_t dim) { return max(2 * (KEYS + lanes), rows_of_copy(dim)); }
+  // Copies pay where several tasks read the same head.
+  static int64_t copies_of(const FlashAttnArgs& a, int64_t rows, int64_t keys) {
+    return rows <= rows_per_task(a) ? 1 : max(1, min(MOST_COPIES, (keys + KEYS - 1) / KEYS));
+  }
+  static size_t bytes(int64_t copies, int64_t lanes, int64_t dim) {
+    return sizeof(float) *
+               (MOST_COPIES + copies * copy_size(dim) + 2 * lanes * round_up(dim, W) + 4 * lanes + TILE + KEYS * TILE) +
+           sizeof(void*) * most_ahead(lanes, dim);
+  }
+  ForwardScratch(void* memory, int64_t copies_kept, int64_t lanes, int64_t dim) {
     const int64_t padded = round_up(dim, W);
     float* next = static_cast<float*>(memory);
     const auto take = [&](int64_t count) {
@@ -33,11 +51,11 @@ struct ForwardScratch {
       next += count;
       return taken;
     };
+    copied = reinterpret_cast<int32_t*>(take(MOST_COPIES)), copies = take(copies_kept * copy_size(dim));
     q = take(lanes * padded), out = take(lanes * padded);
     maximum = take(lanes), sum = take(lanes), factor = take(TILE);
     begin = reinterpret_cast<int32_t*>(take(lanes)), end = reinterpret_cast<int32_t*>(take(lanes));
-    scores = take(keys * TILE);
-    k = take(keys * copy_stride(dim)), v = take(keys * copy_stride(dim));
+    scores = take(KEYS * TILE);
     ahead = reinterpret_cast<const char**>(next);
   }
 };
@@ -62,8 +80,26 @@ inline void mask_scores(float* scores, int64_t first, int64_t keys, int64_t vect
   }
 }
 
-// Scores -> weights exp2(unit * (score - maximum)), with the running maximum and sum of each lane; factor rescales what
-// the lane gathered under its old maximum. Weights that are multiplied in pairs take the place of every second score.
+// The largest score of each lane so far, raised to those of a block. (Without masks and caps the product does it.)
+inline void raise_top(const float* scores, int64_t keys, int64_t vectors, float* top) {
+  for (int64_t v = 0; v < vectors; ++v) {
+    vf m = load(top + v * W);
+    for (int64_t j = 0; j < keys; ++j) m = most(load(scores + (j * vectors + v) * W), m);
+    store(top + v * W, m);
+  }
+}
+
+// x - y, where there is a choice by the units that multiply and add: those that only add have enough to do in a
+// softmax.
+#if defined(__AVX512F__)
+GLM4V_INLINE vf subtract(vf x, vf y) { return (vf)_mm512_fmsub_ps((__m512)x, _mm512_set1_ps(1.0f), (__m512)y); }
+#else
+GLM4V_INLINE vf subtract(vf x, vf y) { return x - y; }
+#endif
+
+// Scores -> weights exp2(unit * (score - maximum)), with the running maximum and sum of each lane. `factor` brings the
+// new maximum, and leaves what rescales that which the lane gathered under its old one. Weights that are multiplied in
+// pairs take the place of every second score.
 template <class T>
 void softmax_block(float* scores, int64_t keys, int64_t vectors, float unit, float* maximum, float* sum,
                    float* factor) {
@@ -71,33 +107,31 @@ void softmax_block(float* scores, int64_t keys, int64_t vectors, float unit, flo
   const int64_t ld = vectors * W;
   for (int64_t v = 0; v < vectors; ++v) {
     float* s = scores + v * W;
-    const vf old = load(maximum + v * W), scale = splat(unit);
-    vf m0 = old, m1 = old;
-    int64_t j = 0;
-    for (; j + 2 <= keys; j += 2) m0 = most(load(s + j * ld), m0), m1 = most(load(s + (j + 1) * ld), m1);
-    if (j < keys) m0 = most(load(s + j * ld), m0);
-    const vf top = most(m0, m1);
+    const vf old = load(maximum + v * W), top = load(factor + v * W), scale = splat(unit);
     const vf shift = top == splat(-__builtin_inff()) ? vf{} : top;  // nothing seen yet: -inf - shift stays -inf
     const vf rescale = exp2<degree>((old - shift) * scale);
     store(maximum + v * W, top), store(factor + v * W, rescale);
     vf total{}, t1{};  // from zero: what is small beside the sum so far must not be rounded away term by term
-    const auto weight = [&](int64_t key) { return exp2<degree>((load(s + key * ld) - shift) * scale); };
-    for (j = 0; j + 2 <= keys; j += 2) {
-      const vf w0 = weight(j), w1 = weight(j + 1);
-      if constexpr (std::is_same_v<Element<T>, Pair>)
-        store(reinterpret_cast<Pair*>(s + j / 2 * ld), pairs_of(w0, w1));
-      else
-        store(s + j * ld, w0), store(s + (j + 1) * ld, w1);
-      total += w0, t1 += w1;
-    }
-    if (j < keys) {
-      const vf w0 = weight(j);
-      if constexpr (std::is_same_v<Element<T>, Pair>)
-        store(reinterpret_cast<Pair*>(s + j / 2 * ld), pairs_of(w0, vf{}));
-      else
-        store(s + j * ld, w0);
-      total += w0;
-    }
+    const auto weigh = [&](int64_t j, auto count) {
+      constexpr int n = count.value;
+      vf w[n];
+#pragma GCC unroll 8
+      for (int i = 0; i < n; ++i) w[i] = subtract(load(s + (j + i) * ld), shift) * scale;
+      exp2<degree>(w);
+#pragma GCC unroll 8
+      for (int i = 0; i < n; ++i) {
+        if constexpr (!std::is_same_v<Element<T>, Pair>)
+          store(s + (j + i) * ld, w[i]);
+        else if (i % 2 == 0)
+          store(reinterpret_cast<Pair*>(s + (j + i) / 2 * ld),
+                pairs_of(w[i], i + 1 < n ? w[i + 1 < n ? i + 1 : 0] : vf{}));
+        (i % 2 == 0 ? total : t1) += w[i];
+      }
+    };
+    int64_t j = 0;
+    for (; j + 4 <= keys; j += 4) weigh(j, Int<4>{});
+    for (; j + 2 <= keys; j += 2) weigh(j, Int<2>{});
+    if (j < keys) weigh(j, Int<1>{});
     store(sum + v * W, load(sum + v * W) * rescale + (total + t1));
   }
 }
@@ -106,16 +140,17 @@ template <class T>
 struct ForwardTask {
   using E = Element<T>;
   static constexpr bool pairs = std::is_same_v<E, Pair>;
-  static constexpr int64_t keys_per_block = KEY_BLOCK<T>;
+  static constexpr int64_t KEYS = ForwardScratch<T>::KEYS;
   const FlashAttnForward& a;
   const FlashAttnTask& task;
   const FlashAttnTask* const next;
   const Segment segment;
-  const int64_t group, padded, lanes, vectors, tiles;
-  const ForwardScratch s;
+  const int64_t group, padded, lanes, vectors, tiles, copies;
+  const ForwardScratch<T> s;
   Prefetch ahead;
 
-  ForwardTask(const FlashAttnForward& args, const FlashAttnTask& t, const FlashAttnTask* next_task, void* memory)
+  ForwardTask(const FlashAttnForward& args, const FlashAttnTask* previous, const FlashAttnTask& t,
+              const FlashAttnTask* next_task, void* memory)
       : a(args),
         task(t),
         next(next_task),
@@ -125,8 +160,16 @@ struct ForwardTask {
         lanes((t.end - t.begin) * group),
         vectors((lanes + W - 1) / W),
         tiles((vectors + QUERY_NV - 1) / QUERY_NV),
-        s(memory, keys_per_block, vectors * W, a.dim),
-        ahead(s.ahead, a.dim * static_cast<int64_t>(sizeof(T))) {}
+        copies(s.copies_of(a, segment.rows, segment.keys)),
+        s(memory, copies, vectors * W, a.dim),
+        ahead(s.ahead, a.dim * static_cast<int64_t>(sizeof(T))) {
+    if (previous == nullptr || !same_head(*previous))
+      for (int64_t i = 0; i < copies; ++i) s.copied[i] = -1;
+  }
+
+  bool same_head(const FlashAttnTask& other) const {
+    return other.segment == task.segment && other.kv_head == task.kv_head;
+  }
 
   int64_t row(int64_t lane) const { return task.begin + lane / group; }
   int64_t head(int64_t lane) const { return task.kv_head * group + lane % group; }
@@ -136,46 +179,56 @@ struct ForwardTask {
   void run() {
     pack_queries();
     const Range seen = keys_of(segment, task);
-    for (int64_t k0 = seen.begin; k0 < seen.end; k0 += keys_per_block) {
-      const Range block{k0, min(seen.end, k0 + keys_per_block)};
+    for (int64_t i = seen.begin / KEYS; i * KEYS < seen.end; ++i) {
+      const Range block = block_of(i);
       ahead.clear();
-      if (block.end < seen.end)
-        prefetch_keys(segment, task.kv_head, {block.end, min(seen.end, block.end + keys_per_block)});
-      else
+      if (block.end >= seen.end)
         prefetch_rest();
+      else if (s.copied[copy_of(i + 1)] != i + 1)
+        prefetch_keys(segment, task.kv_head, block_of(i + 1));
+      else  // the copy, as rows of the length that Prefetch knows
+        ahead.add(s.copies + copy_of(i + 1) * s.copy_size(a.dim), a.dim * static_cast<int64_t>(sizeof(T)),
+                  s.rows_of_copy(a.dim));
       // Steps of the two products over all tiles.
       ahead.spread(tiles * (block.size() * padded / tile_rows(QUERY_NV)) * (pairs ? 1 : 2));
-      const RowsOf<E> k = key_rows(block), v = value_rows(block);
-      for (int64_t i = 0; i < tiles; ++i) attend(tile(i), block, k, v);
+      float* const k_copy = s.copies + copy_of(i) * s.copy_size(a.dim);
+      float* const v_copy = k_copy + KEYS * s.key_stride(a.dim);
+      const bool fresh = s.copied[copy_of(i)] != i;
+      const RowsOf<E> k = key_rows(block, k_copy, fresh), v = value_rows(block, v_copy, fresh);
+      s.copied[copy_of(i)] = static_cast<int32_t>(i);
+      for (int64_t t = 0; t < tiles; ++t) attend(tile(t), block, k, v);
     }
     for (int64_t i = 0; i < tiles; ++i) write(tile(i));
   }
 
-  // A(key, d) of the scores. bf16 is read in pairs as it lies wherever that is possible.
-  RowsOf<E> key_rows(Range block) const {
-    const int64_t token = segment.k_begin + block.begin;
+  Range block_of(int64_t i) const { return {i * KEYS, min(segment.keys, (i + 1) * KEYS)}; }
+  int64_t copy_of(int64_t block) const { return min(block, copies - 1); }
+
+  // A(key, d) of the scores. bf16 that is read only once, in pairs, needs no copy.
+  RowsOf<E> key_rows(Range block, float* to, bool fresh) const {
+    const int64_t token = segment.k_begin + block.begin, stride = s.key_stride(a.dim);
     if constexpr (pairs) {
-      if (a.dim % 2 == 0 && a.k.row % 2 == 0)
+      if (copies == 1 && a.dim % 2 == 0 && a.k.row % 2 == 0)
         return {reinterpret_cast<const Pair*>(row_of<T>(a.k, token, task.kv_head)), a.k.row / 2};
-      const int64_t stride = copy_stride(a.dim);
-      Pair* const copy = reinterpret_cast<Pair*>(s.k);
-      for (int64_t j = 0; j < block.size(); ++j) {
+      Pair* const copy = reinterpret_cast<Pair*>(to);
+      for (int64_t j = 0; fresh && j < block.size(); ++j) {
         memset(copy + j * stride + a.dim / 2, 0, sizeof(Pair));
         memcpy(copy + j * stride, row_of<T>(a.k, token + j, task.kv_head), a.dim * sizeof(T));
       }
-      return {copy, stride};
     } else {
-      return copy_rows<T>(a.k, token, task.kv_head, block.size(), a.dim, copy_stride(a.dim), s.k);
+      if (fresh) copy_rows<T>(a.k, token, task.kv_head, block.size(), a.dim, stride, to);
     }
+    return {reinterpret_cast<const E*>(to), stride};
   }
   // A(d, key) of the output.
-  RowsOf<E> value_rows(Range block) const {
-    const int64_t token = segment.k_begin + block.begin, stride = copy_stride(a.dim);
+  RowsOf<E> value_rows(Range block, float* to, bool fresh) const {
+    const int64_t token = segment.k_begin + block.begin, stride = s.value_stride(a.dim);
     if constexpr (pairs) {
-      return pair_rows(a.v, token, task.kv_head, block.size(), a.dim, stride, reinterpret_cast<Pair*>(s.v));
+      if (fresh) pair_rows(a.v, token, task.kv_head, block.size(), a.dim, stride, reinterpret_cast<Pair*>(to));
     } else {
-      return copy_rows<T>(a.v, token, task.kv_head, block.size(), a.dim, stride, s.v);
+      if (fresh) copy_rows<T>(a.v, token, task.kv_head, block.size(), a.dim, stride, to);
     }
+    return {reinterpret_cast<const E*>(to), stride};
   }
 
   // Keys that any row of a task sees.
@@ -198,7 +251,8 @@ struct ForwardTask {
     const Range keys = keys_of(of, *next);
     for (int64_t h = 0; h < group; ++h)
       prefetch_rows<T>(ahead, a.q, of.q_begin + next->begin, next->kv_head * group + h, next->end - next->begin);
-    prefetch_keys(of, next->kv_head, {keys.begin, min(keys.end, keys.begin + keys_per_block)});
+    if (copies == 1 || !same_head(*next))
+      prefetch_keys(of, next->kv_head, {keys.begin, min(keys.end, keys.begin + KEYS)});
   }
 
   E* queries() const { return reinterpret_cast<E*>(s.q); }
@@ -226,11 +280,14 @@ struct ForwardTask {
     if (keys.size() == 0) return;
     if (pairs) keys.begin -= (keys.begin - block.begin) % 2;  // values are paired from the block's first key on
     const int64_t skip = keys.begin - block.begin, dim = pairs ? (a.dim + 1) / 2 : a.dim;
+    const bool masked = s.begin[last] > keys.begin || s.end[first] < keys.end, plain = !masked && a.softcap <= 0;
+    float* const top = s.factor;
+    memcpy(top, s.maximum + first, sizeof(float) * ld);
     multiply<Start::zero, true>(keys.size(), t.size(), dim, k.data + skip * k.stride, k.stride,
-                                queries() + first * padded, ld, s.scores, ld, ahead);
+                                queries() + first * padded, ld, s.scores, ld, ahead, nullptr, plain ? top : nullptr);
     if (a.softcap > 0) cap_scores(s.scores, keys.size() * ld, a.scale, a.softcap);
-    if (s.begin[last] > keys.begin || s.end[first] < keys.end)
-      mask_scores(s.scores, keys.begin, keys.size(), t.size(), s.begin + first, s.end + first);
+    if (masked) mask_scores(s.scores, keys.begin, keys.size(), t.size(), s.begin + first, s.end + first);
+    if (!plain) raise_top(s.scores, keys.size(), t.size(), top);
     softmax_block<T>(s.scores, keys.size(), t.size(), unit_of(a), s.maximum + first, s.sum + first, s.factor);
     const int64_t steps = pairs ? (keys.size() + 1) / 2 : keys.size();
     const E *values = v.data + (pairs ? skip / 2 : skip) * v.stride, *weights = reinterpret_cast<E*>(s.scores);

@@ -110,7 +110,7 @@ class Prefetch {
 // steps, lda and ldb count elements.
 template <int R, int NV, Start start, bool row_major, class E>
 GLM4V_INLINE void multiply_tile(int64_t steps, const E* a, int64_t lda, const E* b, int64_t ldb, float* c, int64_t ldc,
-                                const float* factor, Prefetch& ahead) {
+                                const float* factor, float* top, Prefetch& ahead) {
   vf sum[R][NV];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
@@ -142,17 +142,25 @@ GLM4V_INLINE void multiply_tile(int64_t steps, const E* a, int64_t lda, const E*
       if constexpr (start == Start::scale) sum[r][v] += load(to) * load(factor + v * W);
       store(to, sum[r][v]);
     }
+  if (row_major && top != nullptr)
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) {
+      vf most_so_far = load(top + v * W);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) most_so_far = most(sum[r][v], most_so_far);
+      store(top + v * W, most_so_far);
+    }
 }
 
 template <int NV, Start start, bool row_major, class E>
 __attribute__((noinline)) void multiply_columns(int64_t rows, int64_t steps, const E* a, int64_t lda, const E* b,
-                                                int64_t ldb, float* c, int64_t ldc, const float* factor,
+                                                int64_t ldb, float* c, int64_t ldc, const float* factor, float* top,
                                                 Prefetch& ahead) {
   constexpr int R = tile_rows(NV);
   const int64_t a_row = row_major ? lda : 1;
   int64_t r = 0;
   const auto tile = [&](auto count) {
-    multiply_tile<count.value, NV, start, row_major>(steps, a + r * a_row, lda, b, ldb, c + r * ldc, ldc, factor,
+    multiply_tile<count.value, NV, start, row_major>(steps, a + r * a_row, lda, b, ldb, c + r * ldc, ldc, factor, top,
                                                      ahead);
     r += count.value;
   };
@@ -163,16 +171,18 @@ __attribute__((noinline)) void multiply_columns(int64_t rows, int64_t steps, con
   if (rows - r >= 1) tile(Int<1>{});
 }
 
-// Over all `vectors` columns of B, in chunks of nearly equal width, and over chains of steps.
+// Over all `vectors` columns of B, in chunks of nearly equal width, and over chains of steps. `top` of a row-major A:
+// the largest value of each column so far, raised to those of C.
 template <Start start, bool row_major, class E>
 void multiply(int64_t rows, int64_t vectors, int64_t steps, const E* a, int64_t lda, const E* b, int64_t ldb, float* c,
-              int64_t ldc, Prefetch& ahead, const float* factor = nullptr) {
+              int64_t ldc, Prefetch& ahead, const float* factor = nullptr, float* top = nullptr) {
   const int64_t chunks = (vectors + MAX_NV - 1) / MAX_NV, chain = steps < CHAIN ? steps : CHAIN;
   for (int64_t i = 0; i < chunks; ++i) {
     const int64_t begin = vectors * i / chunks, nv = vectors * (i + 1) / chunks - begin, n = begin * W;
     const auto run = [&](auto count) {
       multiply_columns<count.value, start, row_major>(rows, chain, a, lda, b + n, ldb, c + n, ldc,
-                                                      factor == nullptr ? factor : factor + n, ahead);
+                                                      factor == nullptr ? factor : factor + n,
+                                                      top == nullptr || chain < steps ? nullptr : top + n, ahead);
     };
     if (nv == 1) run(Int<1>{});
     if (nv == 2) run(Int<2>{});
@@ -182,7 +192,7 @@ void multiply(int64_t rows, int64_t vectors, int64_t steps, const E* a, int64_t 
   }
   if (chain < steps)
     multiply<Start::add, row_major>(rows, vectors, steps - chain, a + chain * (row_major ? 1 : lda), lda,
-                                    b + chain * ldb, ldb, c, ldc, ahead);
+                                    b + chain * ldb, ldb, c, ldc, ahead, nullptr, top);
 }
 
 #if defined(__AVX2__) && !defined(__AVX512F__)
