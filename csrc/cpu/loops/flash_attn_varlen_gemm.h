@@ -78,7 +78,7 @@ constexpr int QUERY_NV = 3;  // vectors of a full query tile
 template <class E>
 constexpr int64_t CHAIN = std::is_same_v<E, Pair> ? 96 : 64;
 
-// Rows that later work will touch, fetched into the second-level cache from inside the products, a line every few
+// Rows that later work will touch, fetched into the first-level cache from inside the products, a line every few
 // steps: the rows of a head lie far apart, so the hardware doesn't follow them, and a burst of prefetches stalls.
 class Prefetch {
  public:
@@ -99,7 +99,7 @@ class Prefetch {
       if (next_ == count_) return;
       line_ = rows_[next_++], left_ = bytes_;
     }
-    __builtin_prefetch(line_, 0, 2);
+    __builtin_prefetch(line_, 0, 3);
     line_ += LINE, left_ -= LINE;
   }
 
@@ -120,6 +120,12 @@ GLM4V_INLINE void multiply_tile(int64_t steps, const E* a, int64_t lda, const E*
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) sum[r][v] = vf{};
+  if constexpr (start != Start::zero) {  // the sums meet C at the end
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; ++v) __builtin_prefetch(c + r * ldc + v * W);
+  }
   for (int64_t s = 0; s < steps;) {
     const int64_t end = s + ahead.steps_per_line() < steps ? s + ahead.steps_per_line() : steps;
     ahead.take();
