@@ -17,6 +17,7 @@ namespace {
 constexpr int64_t BACKWARD_KEYS = 192, BACKWARD_ROWS = 96;        // most of a block, most of a tile
 constexpr int64_t KEY_STRIDE = BACKWARD_KEYS + 16;                // an odd number of cache lines, see copy_stride()
 constexpr int64_t AHEAD = 4 * BACKWARD_KEYS + 3 * BACKWARD_ROWS;  // most rows that a tile prefetches
+constexpr int64_t WEIGHED = 8;       // rows at a time: their chains of dependent steps overlap
 constexpr int64_t DELTA_CHAIN = 16;  // most terms of delta that are summed before they are added to the rest
 
 struct BackwardScratch {
@@ -272,8 +273,8 @@ struct BackwardTask {
     return partial;
   }
 
-  // q.k of a row -> P; returns the row's delta.
-  vf weigh(int64_t row, int64_t first_key, int64_t vectors, bool partial, bool whole) const {
+  // q.k of a row -> P, and its delta where all of its keys are here.
+  void weigh(int64_t row, int64_t first_key, int64_t vectors, bool partial, bool whole) const {
     constexpr int degree = sizeof(T) == sizeof(float) ? 6 : 4;  // as in the forward
     const bool capped = a.softcap > 0;
     const vf unit = splat(unit_of(a)), in = splat(capped ? a.scale / a.softcap : 0), out = splat(a.softcap);
@@ -298,7 +299,7 @@ struct BackwardTask {
       }
       own += part;
     }
-    return splat(whole ? sum(own) : s.row_delta[row]);
+    if (whole) s.row_delta[row] = sum(own);
   }
 
   static vi lane_numbers() {
@@ -311,8 +312,11 @@ struct BackwardTask {
   // scores become pairs of queries, of P and of dS, and dscores becomes pairs of keys.
   void differentiate(int64_t count, Range keys, int64_t vectors, bool partial, bool whole) const {
     for (int64_t i = 0; i < count; i += N) {
+      if (i % WEIGHED == 0)
+        for (int64_t r = i; r < min(round_up(count, N), i + WEIGHED); ++r)
+          weigh(r, keys.begin, vectors, partial, whole);
       vf delta[N];
-      for (int64_t r = 0; r < N; ++r) delta[r] = weigh(i + r, keys.begin, vectors, partial, whole);
+      for (int64_t r = 0; r < N; ++r) delta[r] = splat(s.row_delta[i + r]);
       for (int64_t v = 0; v < vectors; v += N) {
         vf weight[N][N], dscore[N][N];
 #pragma GCC unroll 2
