@@ -186,12 +186,17 @@ std::tuple<Tensor, Tensor, Tensor> flash_attn_varlen_backward(
     args.dv_parts = args.dk_parts + sums->numel() / 2;
   }
   const auto loops = GLM4V_PICK_BF16(flash_attn_varlen_backward_task);
-  parallel_tasks(
-      shape.segments * shape.kv_heads * parts, plan.scratch_bytes, [&](int64_t task, int64_t, void* scratch) {
-        const int64_t part = task % parts, kv_head = task / parts % shape.kv_heads, n = task / parts / shape.kv_heads;
-        const int64_t head = kv_head * group + part * plan.heads;
-        loops(args, {n, kv_head, head, std::min(head + plan.heads, (kv_head + 1) * group), part}, scratch);
-      });
+  const int64_t tasks = shape.segments * shape.kv_heads * parts;
+  const auto task_at = [&](int64_t index) -> FlashAttnBackwardTask {
+    const int64_t part = index % parts, kv_head = index / parts % shape.kv_heads, n = index / parts / shape.kv_heads;
+    const int64_t head = kv_head * group + part * plan.heads;
+    return {n, kv_head, head, std::min(head + plan.heads, (kv_head + 1) * group), part};
+  };
+  parallel_tasks(tasks, plan.scratch_bytes, [&](int64_t index, int64_t next_index, void* scratch) {
+    const bool more = next_index < tasks;
+    const FlashAttnBackwardTask task = task_at(index), next = more ? task_at(next_index) : FlashAttnBackwardTask{};
+    loops(args, task, more ? &next : nullptr, scratch);
+  });
   if (parts > 1) {
     const auto sum = GLM4V_PICK_BF16(flash_attn_varlen_sum_parts);
     parallel_for(0, elements, 32768, [&](int64_t begin, int64_t end) {

@@ -41,12 +41,13 @@ FlashAttnBackwardPlan flash_attn_varlen_backward_plan(const FlashAttnBackward& a
   const int64_t group = args.heads / args.kv_heads, tasks = max(1, args.segments * args.kv_heads);
   const int64_t parts = min(group, (16 + tasks - 1) / tasks), heads = (group + parts - 1) / parts;
   GLM4V_TILES((FlashAttnBackwardPlan{heads, flash_attn_tiles_backward_scratch(args)}));
-  return {heads, BackwardScratch::bytes(heads, longest, round_up(args.dim, W))};
+  return {heads, BackwardScratch::bytes(heads, longest, args.dim)};
 }
 
-void flash_attn_varlen_backward_task(const FlashAttnBackward& args, const FlashAttnBackwardTask& task, void* scratch) {
+void flash_attn_varlen_backward_task(const FlashAttnBackward& args, const FlashAttnBackwardTask& task,
+                                     const FlashAttnBackwardTask* next, void* scratch) {
   GLM4V_TILES(flash_attn_tiles_backward_task(args, task, scratch));
-  dispatch(args.dtype, [&](auto zero) { BackwardTask<decltype(zero)>(args, task, scratch).run(); });
+  dispatch(args.dtype, [&](auto zero) { BackwardTask<decltype(zero)>(args, task, next, scratch).run(); });
 }
 
 void flash_attn_varlen_sum_parts(DType dtype, const float* parts, int64_t count, int64_t elements, void* total,

@@ -78,7 +78,7 @@ GLM4V_LOOPS_BF16(void flash_attn_varlen_task(const FlashAttnForward& args, const
                                              const FlashAttnTask& task, const FlashAttnTask* next, void* scratch))
 GLM4V_LOOPS_BF16(FlashAttnBackwardPlan flash_attn_varlen_backward_plan(const FlashAttnBackward& args))
 GLM4V_LOOPS_BF16(void flash_attn_varlen_backward_task(const FlashAttnBackward& args, const FlashAttnBackwardTask& task,
-                                                      void* scratch))
+                                                      const FlashAttnBackwardTask* next, void* scratch))
 // Elements [begin, end) of total = parts[0] + parts[1] + ..., each of `elements` values, added in order.
 GLM4V_LOOPS_BF16(void flash_attn_varlen_sum_parts(DType dtype, const float* parts, int64_t count, int64_t elements,
                                                   void* total, int64_t begin, int64_t end))

@@ -1,8 +1,11 @@
 // Backward of one task: the query heads of a kv head (or some of them) in one segment. One pass, five products per pair
 // of query tile and key block, key blocks outermost: dk and dv of a block are complete when its loop ends, dq gathers
 // in fp32 scratch over the blocks. Everything is added in one fixed order.
-//   P = exp(s - maximum) / sum, dP = dout v^T, dS = P (dP - delta), delta = dout . out:
+//   S = q k^T, P = exp(S - maximum) / sum, dP = dout v^T, dS = P (dP - delta), delta = dout . out:
 //   dv = P^T dout, dk = dS^T q, dq = dS k
+// Scores lie [query][key], keys in lanes: only k and v are transposed, once per block. A product in pairs of bf16 wants
+// pairs of whatever it sums over: of D for S and dP, of keys for dq, of queries for dv and dk. P and dS are rounded to
+// bf16 for the products alone, after dS is made of them.
 // Where a row's keys all lie in one block, delta is the sum of P dP instead: it shares the rounding of dP, which
 // cancels in dP - delta where P is nearly 1. Rows of many keys don't need that.
 #pragma once
@@ -11,81 +14,158 @@
 namespace glm4v::GLM4V_ISA {
 namespace {
 
-constexpr int64_t BACKWARD_KEYS = 256;
+constexpr int64_t BACKWARD_KEYS = 192, BACKWARD_ROWS = 96;        // most of a block, most of a tile
+constexpr int64_t KEY_STRIDE = BACKWARD_KEYS + 16;                // an odd number of cache lines, see copy_stride()
+constexpr int64_t AHEAD = 4 * BACKWARD_KEYS + 3 * BACKWARD_ROWS;  // most rows that a tile prefetches
+constexpr int64_t WEIGHED = 8;       // rows at a time: their chains of dependent steps overlap
 constexpr int64_t DELTA_CHAIN = 16;  // most terms of delta that are summed before they are added to the rest
 
 struct BackwardScratch {
-  float *dq, *delta;                      // [heads][rows][padded D], [heads][rows]
-  float *k, *v, *dk, *dv;                 // [BACKWARD_KEYS][padded D]
-  float *q, *dout;                        // [TILE][padded D], where they need a copy
-  float *q_lanes, *dout_lanes;            // [padded D][TILE]
-  float *scores, *dscores;                // [BACKWARD_KEYS][TILE]
-  float *maximum, *inverse, *tile_delta;  // [TILE]; inverse of the sum
-  float* slopes;                          // [BACKWARD_KEYS][TILE] of the softcap
-  int32_t *begin, *end;                   // [TILE] keys that a lane sees
+  float *dq, *delta;                     // [heads][rows][padded D], [heads][rows]
+  float *k_lanes, *v_lanes;              // [padded D][KEY_STRIDE], as elements of the products
+  float *k, *q, *dout;                   // [BACKWARD_KEYS or BACKWARD_ROWS][stride], as elements; pairs of rows
+  float *q_pairs, *dout_pairs;           // [BACKWARD_ROWS][stride] in pairs of D, where they need a copy
+  float *dk, *dv;                        // [BACKWARD_KEYS][padded D]
+  float *scores, *dscores;               // [BACKWARD_ROWS][KEY_STRIDE]
+  float* slopes;                         // [BACKWARD_ROWS][KEY_STRIDE] of the softcap
+  float *maximum, *inverse, *row_delta;  // [BACKWARD_ROWS]; inverse of the sum
+  int32_t *begin, *end;                  // [BACKWARD_ROWS] keys that a row sees
+  const char** ahead;                    // [AHEAD] rows to prefetch
 
-  static size_t bytes(int64_t heads, int64_t rows, int64_t padded) {
-    return sizeof(float) * (heads * rows * padded + round_up(heads * rows, W) + 4 * BACKWARD_KEYS * padded +
-                            4 * TILE * padded + 3 * BACKWARD_KEYS * TILE + 5 * TILE);
+  static size_t bytes(int64_t heads, int64_t rows, int64_t dim) {
+    const int64_t padded = round_up(dim, W), stride = copy_stride(dim);
+    return sizeof(float) * (heads * rows * padded + round_up(heads * rows, 16) + 2 * padded * KEY_STRIDE +
+                            (BACKWARD_KEYS + 4 * BACKWARD_ROWS) * stride + 2 * BACKWARD_KEYS * padded +
+                            3 * BACKWARD_ROWS * KEY_STRIDE + 5 * BACKWARD_ROWS) +
+           sizeof(void*) * AHEAD;
   }
-  BackwardScratch(void* memory, int64_t heads, int64_t rows, int64_t padded) {
+  BackwardScratch(void* memory, int64_t heads, int64_t rows, int64_t dim) {
+    const int64_t padded = round_up(dim, W), stride = copy_stride(dim);
     float* next = static_cast<float*>(memory);
     const auto take = [&](int64_t count) {
       float* const taken = next;
       next += count;
       return taken;
     };
-    dq = take(heads * rows * padded), delta = take(round_up(heads * rows, W));
-    k = take(BACKWARD_KEYS * padded), v = take(BACKWARD_KEYS * padded);
+    dq = take(heads * rows * padded), delta = take(round_up(heads * rows, 16));
+    k_lanes = take(padded * KEY_STRIDE), v_lanes = take(padded * KEY_STRIDE);
+    k = take(BACKWARD_KEYS * stride), q = take(BACKWARD_ROWS * stride), dout = take(BACKWARD_ROWS * stride);
+    q_pairs = take(BACKWARD_ROWS * stride), dout_pairs = take(BACKWARD_ROWS * stride);
     dk = take(BACKWARD_KEYS * padded), dv = take(BACKWARD_KEYS * padded);
-    q = take(TILE * padded), dout = take(TILE * padded);
-    q_lanes = take(TILE * padded), dout_lanes = take(TILE * padded);
-    scores = take(BACKWARD_KEYS * TILE), dscores = take(BACKWARD_KEYS * TILE);
-    slopes = take(BACKWARD_KEYS * TILE);
-    maximum = take(TILE), inverse = take(TILE), tile_delta = take(TILE);
-    begin = reinterpret_cast<int32_t*>(take(TILE)), end = reinterpret_cast<int32_t*>(take(TILE));
+    scores = take(BACKWARD_ROWS * KEY_STRIDE), dscores = take(BACKWARD_ROWS * KEY_STRIDE);
+    slopes = take(BACKWARD_ROWS * KEY_STRIDE);
+    maximum = take(BACKWARD_ROWS), inverse = take(BACKWARD_ROWS), row_delta = take(BACKWARD_ROWS);
+    begin = reinterpret_cast<int32_t*>(take(BACKWARD_ROWS)), end = reinterpret_cast<int32_t*>(take(BACKWARD_ROWS));
+    ahead = reinterpret_cast<const char**>(next);
   }
 };
 
 template <class T>
 struct BackwardTask {
+  using E = Element<T>;
+  static constexpr bool pairs = std::is_same_v<E, Pair>;
+  static constexpr int64_t N = pairs ? 2 : 1;  // terms of a step
   const FlashAttnBackward& a;
   const FlashAttnBackwardTask& task;
+  const FlashAttnBackwardTask* const next;
   const Segment segment;
-  const int64_t heads, padded;
+  const int64_t block_size, tile_size;
+  const int64_t heads, padded, stride;
   const BackwardScratch s;
-  Prefetch ahead{nullptr, 0};  // nothing: prefetching the next tile's rows gained nothing here
+  Prefetch ahead;
+  bool fresh = true;  // nothing has been added to dk and dv of the block
 
-  BackwardTask(const FlashAttnBackward& args, const FlashAttnBackwardTask& t, void* memory)
+  BackwardTask(const FlashAttnBackward& args, const FlashAttnBackwardTask& t, const FlashAttnBackwardTask* next_task,
+               void* memory)
       : a(args),
         task(t),
+        next(next_task),
         segment(args, t.segment),
+        block_size(block_size_of(segment)),
+        tile_size(tile_size_of(segment)),
         heads(t.head_end - t.head_begin),
         padded(round_up(a.dim, W)),
-        s(memory, heads, segment.rows, padded) {}
+        stride(copy_stride(a.dim)),
+        s(memory, heads, segment.rows, a.dim),
+        ahead(s.ahead, a.dim * static_cast<int64_t>(sizeof(T))) {}
+
+  // Nearly equal parts of at most `most`, in whole `grains`.
+  static int64_t part_size(int64_t count, int64_t most, int64_t grain) {
+    const int64_t parts = max(1, (count + most - 1) / most);
+    return max(grain, round_up((count + parts - 1) / parts, grain));
+  }
+
+  static int64_t block_size_of(const Segment& of) { return part_size(of.keys, BACKWARD_KEYS, N * W); }
+  static int64_t tile_size_of(const Segment& of) { return part_size(of.rows, BACKWARD_ROWS, N); }
 
   void run() {
-    memset(s.dq, 0, sizeof(float) * heads * segment.rows * padded);
-    for (int64_t h = 0; segment.keys > BACKWARD_KEYS && h < heads; ++h)
+    for (int64_t h = 0; segment.keys > block_size && h < heads; ++h)
       for (int64_t i = 0; i < segment.rows; ++i) s.delta[h * segment.rows + i] = delta(segment.q_begin + i, h);
-    for (int64_t k0 = 0; k0 < segment.keys; k0 += BACKWARD_KEYS) {
-      const Range block{k0, min(segment.keys, k0 + BACKWARD_KEYS)};
-      const Rows k = copy_rows<T>(a.k, segment.k_begin + k0, task.kv_head, block.size(), a.dim, s.k);
-      const Rows v = copy_rows<T>(a.v, segment.k_begin + k0, task.kv_head, block.size(), a.dim, s.v);
-      memset(s.dk, 0, sizeof(float) * block.size() * padded);
-      memset(s.dv, 0, sizeof(float) * block.size() * padded);
+    for (int64_t k0 = 0; k0 < segment.keys; k0 += block_size) {
+      const Range block{k0, min(segment.keys, k0 + block_size)};
+      const int64_t token = segment.k_begin + k0;
+      pack(a.k, token, block.size(), s.k_lanes);
+      pack(a.v, token, block.size(), s.v_lanes);
+      const RowsOf<E> k = rows_of(a.k, token, task.kv_head, block.size(), s.k);
+      fresh = true;
       const Range rows = segment.rows_of(block);
-      const int64_t tiles = max(1, (rows.size() + TILE - 1) / TILE);  // of nearly equal height
-      const int64_t step = round_up(max(1, (rows.size() + tiles - 1) / tiles), W);
       for (int64_t h = 0; h < heads; ++h)
-        for (int64_t i = rows.begin; i < rows.end; i += step) attend(h, {i, min(rows.end, i + step)}, block, k, v);
+        for (int64_t i = rows.begin / tile_size * tile_size; i < rows.end; i += tile_size) {
+          const Range tile{i, min(segment.rows, i + tile_size)};
+          look_ahead(h, tile, rows, block);
+          attend(h, tile, block, k);
+        }
+      if (fresh) clear_keys();
       write_keys(block);
     }
     for (int64_t h = 0; h < heads; ++h)
       for (int64_t i = 0; i < segment.rows; ++i) {
         T* to = static_cast<T*>(a.dq) + ((segment.q_begin + i) * a.heads + task.head_begin + h) * a.dim;
-        store_row(to, s.dq + (h * segment.rows + i) * padded, a.dim, splat(a.scale));
+        float* const from = s.dq + (h * segment.rows + i) * padded;
+        const int64_t tile = i / tile_size * tile_size;
+        if (keys_of(tile, min(segment.rows, tile + tile_size)).size() == 0) memset(from, 0, sizeof(float) * padded);
+        store_row(to, from, a.dim, splat(a.scale));
       }
+  }
+
+  // Prefetches what comes after a tile, and the outputs that it completes.
+  void look_ahead(int64_t h, Range tile, Range rows, Range block) {
+    ahead.clear();
+    const bool last_tile = tile.end >= rows.end && h + 1 == heads, last_block = block.end == segment.keys;
+    if (tile.end < rows.end)
+      prefetch_tile(segment, task.head_begin + h, tile.end);
+    else if (!last_tile)
+      prefetch_tile(segment, task.head_begin + h + 1, rows.begin / tile_size * tile_size);
+    else if (!last_block)
+      prefetch_block(segment, task, block.end);
+    else if (next != nullptr)
+      prefetch_block(Segment(a, next->segment), *next, 0);
+    if (last_tile && a.dk_parts == nullptr)
+      for (void* gradient : {a.dk, a.dv})
+        prefetch_output(gradient, segment.k_begin + block.begin, task.kv_head, a.kv_heads, block.size());
+    if (last_block) prefetch_output(a.dq, segment.q_begin + tile.begin, task.head_begin + h, a.heads, tile.size());
+    constexpr int64_t products = tile_rows(MAX_NV) * MAX_NV * W;  // of a step
+    ahead.spread(5 * tile.size() * block.size() * a.dim / (products * N));
+  }
+  void prefetch_tile(const Segment& of, int64_t head, int64_t begin) {
+    const int64_t rows = min(of.rows - begin, tile_size_of(of));
+    prefetch_rows<T>(ahead, a.q, of.q_begin + begin, head, rows);
+    prefetch_rows<T>(ahead, a.dout, of.q_begin + begin, head, rows);
+  }
+  void prefetch_block(const Segment& of, const FlashAttnBackwardTask& t, int64_t begin) {
+    const int64_t keys = min(of.keys - begin, block_size_of(of)), rows = of.rows_of({begin, begin + keys}).begin;
+    prefetch_rows<T>(ahead, a.k, of.k_begin + begin, t.kv_head, keys);
+    prefetch_rows<T>(ahead, a.v, of.k_begin + begin, t.kv_head, keys);
+    prefetch_tile(of, t.head_begin, rows / tile_size_of(of) * tile_size_of(of));
+  }
+  void prefetch_output(void* x, int64_t token, int64_t head, int64_t heads_of_x, int64_t count) {
+    ahead.add(static_cast<T*>(x) + (token * heads_of_x + head) * a.dim,
+              heads_of_x * a.dim * static_cast<int64_t>(sizeof(T)), count);
+  }
+
+  // Keys that any of the rows [begin, end) sees.
+  Range keys_of(int64_t begin, int64_t end) const {
+    return {segment.keys_of(begin).begin, segment.keys_of(end - 1).end};
   }
 
   float delta(int64_t token, int64_t h) const {
@@ -98,93 +178,171 @@ struct BackwardTask {
     return sum(total);
   }
 
-  // Rows of head h against one key block.
-  void attend(int64_t h, Range rows, Range block, Rows k, Rows v) {
-    const Range seen{segment.keys_of(rows.begin).begin, segment.keys_of(rows.end - 1).end};
-    const Range keys{max(block.begin, seen.begin), min(block.end, seen.end)};
-    if (keys.size() == 0) return;
-    const bool whole = keys.begin == seen.begin && keys.end == seen.end;
-    const int64_t count = rows.size(), vectors = (count + W - 1) / W, ld = vectors * W, head = task.head_begin + h;
-    const int64_t token = segment.q_begin + rows.begin, skip = keys.begin - block.begin;
-    const float *kb = k.data + skip * k.stride, *vb = v.data + skip * v.stride;
-    const bool partial = prepare(h, rows, keys, ld, whole);
-    pack<T>(a.q, token, head, count, vectors, s.q_lanes);
-    pack<T>(a.dout, token, head, count, vectors, s.dout_lanes);
-    multiply<Start::zero, true>(keys.size(), vectors, padded, kb, k.stride, s.q_lanes, ld, s.scores, ld, ahead);
-    multiply<Start::zero, true>(keys.size(), vectors, padded, vb, v.stride, s.dout_lanes, ld, s.dscores, ld, ahead);
-    differentiate(keys, vectors, partial, whole);
-    const Rows q = copy_rows<T>(a.q, token, head, count, a.dim, s.q);
-    const Rows dout = copy_rows<T>(a.dout, token, head, count, a.dim, s.dout);
-    const int64_t columns = padded / W;
-    multiply<Start::add, true>(keys.size(), columns, count, s.scores, ld, dout.data, dout.stride, s.dv + skip * padded,
-                               padded, ahead);
-    multiply<Start::add, true>(keys.size(), columns, count, s.dscores, ld, q.data, q.stride, s.dk + skip * padded,
-                               padded, ahead);
-    multiply<Start::add, false>(count, columns, keys.size(), s.dscores, ld, kb, k.stride,
-                                s.dq + (h * segment.rows + rows.begin) * padded, padded, ahead);
-  }
-
-  template <class U>
-  void pack(const HeadRows& x, int64_t token, int64_t head, int64_t count, int64_t vectors, float* to) const {
-    for (int64_t v = 0; v < vectors; ++v)
-      pack_lanes<U>(a.dim, to + v * W, vectors * W, [&](int64_t l) -> const U* {
-        return v * W + l < count ? row_of<U>(x, token + v * W + l, head) : nullptr;
+  // Keys of a block in lanes, up to a whole step of them.
+  void pack(const HeadRows& x, int64_t token, int64_t count, float* to) const {
+    for (int64_t j = 0; j < round_up(count, N * W); j += W)
+      pack_lanes<T>(a.dim, reinterpret_cast<E*>(to) + j, KEY_STRIDE, [&](int64_t l) -> const T* {
+        return j + l < count ? row_of<T>(x, token + j + l, task.kv_head) : nullptr;
       });
   }
 
-  // Per-lane statistics, delta and mask; true when some lane doesn't see some key.
-  bool prepare(int64_t h, Range rows, Range keys, int64_t lanes, bool whole) const {
-    bool partial = false;
-    for (int64_t l = 0; l < lanes; ++l) {
-      const int64_t i = rows.begin + l;
+  // The right side of a product that sums over rows.
+  RowsOf<E> rows_of(const HeadRows& x, int64_t token, int64_t head, int64_t count, float* copy) const {
+    if constexpr (pairs)
+      return pair_rows(x, token, head, count, a.dim, stride, reinterpret_cast<Pair*>(copy));
+    else
+      return copy_rows<T>(x, token, head, count, a.dim, stride, copy);
+  }
+  // The left side of a product that sums over D.
+  RowsOf<E> columns_of(const HeadRows& x, int64_t token, int64_t head, int64_t count, RowsOf<E> rows,
+                       float* copy) const {
+    if constexpr (pairs)
+      return dim_pairs(x, token, head, count, a.dim, stride, reinterpret_cast<Pair*>(copy));
+    else
+      return rows;
+  }
+
+  void clear_keys() {
+    memset(s.dk, 0, sizeof(float) * BACKWARD_KEYS * padded);
+    memset(s.dv, 0, sizeof(float) * BACKWARD_KEYS * padded);
+    fresh = false;
+  }
+
+  // Rows of head h against one key block.
+  void attend(int64_t h, Range rows, Range block, RowsOf<E> k) {
+    const Range seen = keys_of(rows.begin, rows.end);
+    Range keys{max(block.begin, seen.begin), min(block.end, seen.end)};
+    if (keys.size() == 0) return;
+    const bool first = keys.begin == seen.begin, whole = first && keys.end == seen.end;
+    const int64_t skip = (keys.begin - block.begin) / (N * W) * (N * W);
+    keys.begin = block.begin + skip;
+    if (fresh && keys.size() < block.size()) clear_keys();
+    const int64_t count = rows.size(), vectors = round_up(keys.size(), N * W) / W, head = task.head_begin + h;
+    const int64_t token = segment.q_begin + rows.begin, columns = padded / W;
+    const int64_t dim_steps = (a.dim + N - 1) / N, row_steps = (count + N - 1) / N;
+    const int64_t key_steps = (keys.size() + N - 1) / N;
+    const bool partial = prepare(h, rows, keys, round_up(count, N), whole);
+    const RowsOf<E> q = rows_of(a.q, token, head, count, s.q), dout = rows_of(a.dout, token, head, count, s.dout);
+    const RowsOf<E> q_columns = columns_of(a.q, token, head, count, q, s.q_pairs);
+    const RowsOf<E> dout_columns = columns_of(a.dout, token, head, count, dout, s.dout_pairs);
+    multiply<Start::zero, true>(count, vectors, dim_steps, q_columns.data, q_columns.stride,
+                                elements_of(s.k_lanes) + skip, KEY_STRIDE, s.scores, KEY_STRIDE, ahead);
+    multiply<Start::zero, true>(count, vectors, dim_steps, dout_columns.data, dout_columns.stride,
+                                elements_of(s.v_lanes) + skip, KEY_STRIDE, s.dscores, KEY_STRIDE, ahead);
+    differentiate(count, keys, vectors, partial, whole);
+    const E *weights = elements_of(s.scores), *dweights = pairs ? weights + KEY_STRIDE : elements_of(s.dscores);
+    multiply_to<false>(!fresh, keys.size(), columns, row_steps, weights, N * KEY_STRIDE, dout, s.dv + skip * padded);
+    multiply_to<false>(!fresh, keys.size(), columns, row_steps, dweights, N * KEY_STRIDE, q, s.dk + skip * padded);
+    fresh = false;
+    multiply_to<true>(!first, count, columns, key_steps, elements_of(s.dscores), KEY_STRIDE,
+                      {k.data + skip / N * k.stride, k.stride}, s.dq + (h * segment.rows + rows.begin) * padded);
+  }
+
+  static E* elements_of(float* p) { return reinterpret_cast<E*>(p); }
+
+  // A gradient (+)= A b.
+  template <bool row_major>
+  void multiply_to(bool add, int64_t rows, int64_t vectors, int64_t steps, const E* x, int64_t ldx, RowsOf<E> y,
+                   float* to) {
+    if (add)
+      multiply<Start::add, row_major>(rows, vectors, steps, x, ldx, y.data, y.stride, to, padded, ahead);
+    else
+      multiply<Start::zero, row_major>(rows, vectors, steps, x, ldx, y.data, y.stride, to, padded, ahead);
+  }
+
+  // Statistics, delta and mask of each row; true when some row doesn't see some lane. An odd last row gets a blind
+  // partner where rows go in pairs.
+  bool prepare(int64_t h, Range rows, Range keys, int64_t count, bool whole) const {
+    bool partial = keys.size() % (N * W) != 0;
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t i = rows.begin + r;
       const bool real = i < rows.end;
       const int64_t at = (task.head_begin + h) * a.tokens_q + segment.q_begin + i;
       const bool blind = !real || a.sum[at] == 0;  // sees nothing: a maximum of +inf makes its P zero
-      s.maximum[l] = blind ? __builtin_inff() : a.maximum[at];
-      s.inverse[l] = blind ? 0.0f : 1.0f / a.sum[at];
-      s.tile_delta[l] = real && !whole ? s.delta[h * segment.rows + i] : 0.0f;
+      s.maximum[r] = blind ? __builtin_inff() : a.maximum[at];
+      s.inverse[r] = blind ? 0.0f : 1.0f / a.sum[at];
+      s.row_delta[r] = real && !whole ? s.delta[h * segment.rows + i] : 0.0f;
       const Range seen = real ? segment.keys_of(i) : keys;
-      s.begin[l] = static_cast<int32_t>(seen.begin), s.end[l] = static_cast<int32_t>(seen.end);
+      s.begin[r] = static_cast<int32_t>(seen.begin), s.end[r] = static_cast<int32_t>(min(seen.end, keys.end));
       partial |= seen.begin > keys.begin || seen.end < keys.end;
+    }
+    if (count > rows.size()) {
+      memset(s.scores + rows.size() * KEY_STRIDE, 0, sizeof(float) * KEY_STRIDE);
+      memset(s.dscores + rows.size() * KEY_STRIDE, 0, sizeof(float) * KEY_STRIDE);
     }
     return partial;
   }
 
-  // scores: q.k -> P; dscores: dP -> dS, without the factor scale.
-  void differentiate(Range keys, int64_t vectors, bool partial, bool whole) const {
-    const int64_t ld = vectors * W;
+  // q.k of a row -> P, and its delta where all of its keys are here.
+  void weigh(int64_t row, int64_t first_key, int64_t vectors, bool partial, bool whole) const {
+    constexpr int degree = sizeof(T) == sizeof(float) ? 6 : 4;  // as in the forward
     const bool capped = a.softcap > 0;
     const vf unit = splat(unit_of(a)), in = splat(capped ? a.scale / a.softcap : 0), out = splat(a.softcap);
-    for (int64_t v = 0; v < vectors; ++v) {
-      const vf maximum = load(s.maximum + v * W), inverse = load(s.inverse + v * W);
-      const vi low = load_i(s.begin + v * W), high = load_i(s.end + v * W);
-      vf own{};
-      for (int64_t begin = 0; begin < keys.size(); begin += DELTA_CHAIN) {
-        vf part{};
-        for (int64_t j = begin; j < min(keys.size(), begin + DELTA_CHAIN); ++j) {
-          float* const p = s.scores + j * ld + v * W;
-          vf score = load(p);
-          if (capped) {
-            const vf t = tanh(score * in);
-            score = t * out;
-            store(s.slopes + j * ld + v * W, splat(1.0f) - t * t);
-          }
-          vf weight = exp2((score - maximum) * unit) * inverse;
-          if (partial) {
-            const vi key = static_cast<int32_t>(keys.begin + j) - vi{};
-            weight = (key >= low) & (key < high) ? weight : vf{};
-          }
-          store(p, weight);
-          part += weight * load(s.dscores + j * ld + v * W);
+    const vf maximum = splat(s.maximum[row]), inverse = splat(s.inverse[row]);
+    const vi low = s.begin[row] - vi{}, high = s.end[row] - vi{};
+    vi key = static_cast<int32_t>(first_key) + lane_numbers();
+    vf own{};
+    for (int64_t begin = 0; begin < vectors; begin += DELTA_CHAIN) {
+      vf part{};
+      for (int64_t v = begin; v < min(vectors, begin + DELTA_CHAIN); ++v, key += W) {
+        const int64_t at = row * KEY_STRIDE + v * W;
+        vf score = load(s.scores + at);
+        if (capped) {
+          const vf t = tanh(score * in);
+          score = t * out;
+          store(s.slopes + at, splat(1.0f) - t * t);
         }
-        own += part;
+        vf weight = exp2<degree>((score - maximum) * unit) * inverse;
+        if (partial) weight = (key >= low) & (key < high) ? weight : vf{};
+        store(s.scores + at, weight);
+        part += weight * load(s.dscores + at);
       }
-      const vf delta = whole ? own : load(s.tile_delta + v * W);
-      for (int64_t j = 0; j < keys.size(); ++j) {
-        float* const dp = s.dscores + j * ld + v * W;
-        vf dscore = load(s.scores + j * ld + v * W) * (load(dp) - delta);
-        if (capped) dscore *= load(s.slopes + j * ld + v * W);
-        store(dp, dscore);
+      own += part;
+    }
+    if (whole) s.row_delta[row] = sum(own);
+  }
+
+  static vi lane_numbers() {
+    vi lanes;
+    for (int i = 0; i < W; ++i) lanes[i] = i;
+    return lanes;
+  }
+
+  // scores: q.k -> P; dscores: dP -> dS, without the factor scale. Where products take pairs, rows 2i and 2i + 1 of
+  // scores become pairs of queries, of P and of dS, and dscores becomes pairs of keys.
+  void differentiate(int64_t count, Range keys, int64_t vectors, bool partial, bool whole) const {
+    for (int64_t i = 0; i < count; i += N) {
+      if (i % WEIGHED == 0)
+        for (int64_t r = i; r < min(round_up(count, N), i + WEIGHED); ++r)
+          weigh(r, keys.begin, vectors, partial, whole);
+      vf delta[N];
+      for (int64_t r = 0; r < N; ++r) delta[r] = splat(s.row_delta[i + r]);
+      for (int64_t v = 0; v < vectors; v += N) {
+        vf weight[N][N], dscore[N][N];
+#pragma GCC unroll 2
+        for (int64_t r = 0; r < N; ++r)
+#pragma GCC unroll 2
+          for (int64_t c = 0; c < N; ++c) {
+            const int64_t at = (i + r) * KEY_STRIDE + (v + c) * W;
+            weight[r][c] = load(s.scores + at);
+            dscore[r][c] = weight[r][c] * (load(s.dscores + at) - delta[r]);
+            if (a.softcap > 0) dscore[r][c] *= load(s.slopes + at);
+          }
+        if constexpr (pairs) {
+#pragma GCC unroll 2
+          for (int64_t c = 0; c < 2; ++c) {
+            E* const to = elements_of(s.scores) + i * KEY_STRIDE + (v + c) * W;
+            store(to, pairs_of(weight[0][c], weight[1][c]));
+            store(to + KEY_STRIDE, pairs_of(dscore[0][c], dscore[1][c]));
+          }
+#pragma GCC unroll 2
+          for (int64_t r = 0; r < 2; ++r) {
+            bf16* const to = reinterpret_cast<bf16*>(s.dscores + (i + r) * KEY_STRIDE) + v * W;
+            store(to, dscore[r][0]), store(to + W, dscore[r][1]);
+          }
+        } else {
+          store(s.dscores + i * KEY_STRIDE + v * W, dscore[0][0]);
+        }
       }
     }
   }

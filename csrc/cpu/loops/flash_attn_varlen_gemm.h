@@ -2,6 +2,8 @@
 // of B per step, R * NV accumulators in registers. Every product of forward and backward is of this shape, with A and B
 // in the layout that they have anyway. C is fp32; A and B are floats, or pairs of bf16 whose dot product is one step.
 #pragma once
+#include <type_traits>
+
 #include "cpu/loops/vec.h"
 
 namespace glm4v::GLM4V_ISA {
@@ -71,10 +73,12 @@ constexpr int tile_rows(int nv) { return nv == 4 ? 6 : 8; }  // of 32 registers
 constexpr int MAX_NV = 3;
 constexpr int tile_rows(int nv) { return nv == 3 ? 4 : nv == 2 ? 6 : 8; }  // of 16 registers
 #endif
-constexpr int QUERY_NV = 3;    // vectors of a full query tile
-constexpr int64_t CHAIN = 64;  // most terms that are summed before they are added to the rest: longer sums round more
+constexpr int QUERY_NV = 3;  // vectors of a full query tile
+// Most steps that are summed before they are added to the rest: longer sums round more, which counts in fp32 alone.
+template <class E>
+constexpr int64_t CHAIN = std::is_same_v<E, Pair> ? 96 : 64;
 
-// Rows that later work will touch, fetched into the second-level cache from inside the products, a line every few
+// Rows that later work will touch, fetched into the first-level cache from inside the products, a line every few
 // steps: the rows of a head lie far apart, so the hardware doesn't follow them, and a burst of prefetches stalls.
 class Prefetch {
  public:
@@ -86,7 +90,7 @@ class Prefetch {
   // Spreads the rows added so far over the next `steps` steps; those that come too late are dropped.
   void spread(int64_t steps) {
     const int64_t each = steps / (count_ * ((bytes_ + LINE - 1) / LINE) + 1);
-    steps_per_line_ = each < 4 ? 4 : each;
+    steps_per_line_ = each < 2 ? 2 : each;
   }
   int64_t steps_per_line() const { return steps_per_line_; }
   // Asks for the next line, if there is one.
@@ -95,7 +99,7 @@ class Prefetch {
       if (next_ == count_) return;
       line_ = rows_[next_++], left_ = bytes_;
     }
-    __builtin_prefetch(line_, 0, 2);
+    __builtin_prefetch(line_, 0, 3);
     line_ += LINE, left_ -= LINE;
   }
 
@@ -116,6 +120,12 @@ GLM4V_INLINE void multiply_tile(int64_t steps, const E* a, int64_t lda, const E*
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) sum[r][v] = vf{};
+  if constexpr (start != Start::zero) {  // the sums meet C at the end
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; ++v) __builtin_prefetch(c + r * ldc + v * W);
+  }
   for (int64_t s = 0; s < steps;) {
     const int64_t end = s + ahead.steps_per_line() < steps ? s + ahead.steps_per_line() : steps;
     ahead.take();
@@ -176,7 +186,7 @@ __attribute__((noinline)) void multiply_columns(int64_t rows, int64_t steps, con
 template <Start start, bool row_major, class E>
 void multiply(int64_t rows, int64_t vectors, int64_t steps, const E* a, int64_t lda, const E* b, int64_t ldb, float* c,
               int64_t ldc, Prefetch& ahead, const float* factor = nullptr, float* top = nullptr) {
-  const int64_t chunks = (vectors + MAX_NV - 1) / MAX_NV, chain = steps < CHAIN ? steps : CHAIN;
+  const int64_t chunks = (vectors + MAX_NV - 1) / MAX_NV, chain = steps < CHAIN<E> ? steps : CHAIN<E>;
   for (int64_t i = 0; i < chunks; ++i) {
     const int64_t begin = vectors * i / chunks, nv = vectors * (i + 1) / chunks - begin, n = begin * W;
     const auto run = [&](auto count) {

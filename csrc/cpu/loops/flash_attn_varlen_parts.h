@@ -148,6 +148,18 @@ GLM4V_INLINE void pack_lanes(int64_t dim, E* to, int64_t ld, F&& row) {
   }
 }
 
+// Rows of bf16 in pairs along D, as they lie wherever that is possible, else as a copy with an odd last value paired
+// with zero.
+inline RowsOf<Pair> dim_pairs(const HeadRows& x, int64_t token, int64_t head, int64_t count, int64_t dim,
+                              int64_t stride, Pair* copy) {
+  if (dim % 2 == 0 && x.row % 2 == 0) return {reinterpret_cast<const Pair*>(row_of<bf16>(x, token, head)), x.row / 2};
+  for (int64_t i = 0; i < count; ++i) {
+    memset(copy + i * stride + dim / 2, 0, sizeof(Pair));
+    memcpy(copy + i * stride, row_of<bf16>(x, token + i, head), dim * sizeof(bf16));
+  }
+  return {copy, stride};
+}
+
 // Rows of bf16 two by two, zero-padded; an odd last row is paired with zeros.
 inline RowsOf<Pair> pair_rows(const HeadRows& x, int64_t token, int64_t head, int64_t count, int64_t dim,
                               int64_t stride, Pair* copy) {
