@@ -8,7 +8,7 @@ namespace glm4v::cpu {
 namespace {
 
 std::vector<PatchGrid> grids_of(const char* op, const Tensor& grid_thw, int64_t patches) {
-  const Tensor rows = contiguous(grid_thw);
+  const Tensor rows = row_major(grid_thw);
   const void* data = rows.const_data_ptr();
   return rows.scalar_type() == ScalarType::Long
              ? read_grids(op, static_cast<const int64_t*>(data), rows.size(0), patches)
@@ -20,13 +20,14 @@ std::vector<PatchGrid> grids_of(const char* op, const Tensor& grid_thw, int64_t 
 Tensor interpolate_pos_embed(const Tensor& x, const Tensor& table, const Tensor& grid_thw) {
   const auto [patches, width, side, dtype] = check_interpolate_pos_embed(x, table, grid_thw);
   const std::vector<PatchGrid> grids = grids_of("interpolate_pos_embed", grid_thw, patches);
-  const Tensor xc = contiguous(x), tc = contiguous(table);
+  const Tensor xc = row_major(x), tc = row_major(table);
   Tensor out = empty_contiguous(xc);
+  const bool past = goes_past(out, width);
   const auto loops = GLM4V_PICK_BF16(interpolate_pos_embed_rows);
   // A range of patches stands for the row blocks that begin in it, which shares mixed sizes out evenly.
   parallel_for(0, patches, grain_for(width),
                [&, side = side, width = width, dtype = dtype](int64_t begin, int64_t end) {
-                 loops(dtype, xc.const_data_ptr(), tc.const_data_ptr(), out.mutable_data_ptr(), grids.data(),
+                 loops(dtype, past, xc.const_data_ptr(), tc.const_data_ptr(), out.mutable_data_ptr(), grids.data(),
                        static_cast<int64_t>(grids.size()), side, width, begin, end);
                });
   return out;
@@ -36,7 +37,7 @@ Tensor interpolate_pos_embed(const Tensor& x, const Tensor& table, const Tensor&
 Tensor interpolate_pos_embed_backward(const Tensor& dout, const Tensor& grid_thw, int64_t cells) {
   const auto [patches, width, side, dtype] = check_interpolate_pos_embed_backward(dout, grid_thw, cells);
   const std::vector<PatchGrid> grids = grids_of("interpolate_pos_embed_backward", grid_thw, patches);
-  const Tensor gc = contiguous(dout);
+  const Tensor gc = row_major(dout);
   Tensor dtable = zeros_f32({cells, width}, gc);
   float* sums = static_cast<float*>(dtable.mutable_data_ptr());
   const auto loops = GLM4V_PICK_BF16(interpolate_pos_embed_backward_channels);

@@ -10,11 +10,12 @@ namespace glm4v::cpu {
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
   const auto [rows, width, dtype] = check_rms_norm("rms_norm", x, weight);
-  const Tensor xc = contiguous(x), wc = contiguous(weight);
+  const Tensor xc = row_major(x), wc = row_major(weight);
   Tensor out = empty_contiguous(xc);
+  const bool past = goes_past(out, width);
   const auto loops = GLM4V_PICK_BF16(rms_norm_rows);
   parallel_for(0, rows, grain_for(width), [&](int64_t begin, int64_t end) {
-    loops(dtype, xc.const_data_ptr(), wc.const_data_ptr(), out.mutable_data_ptr(), width, static_cast<float>(eps),
+    loops(dtype, past, xc.const_data_ptr(), wc.const_data_ptr(), out.mutable_data_ptr(), width, static_cast<float>(eps),
           begin, end);
   });
   return out;
@@ -23,7 +24,7 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
 std::tuple<Tensor, Tensor> rms_norm_backward_rows(const Tensor& dout, const Tensor& x, const Tensor& weight,
                                                   const void* dskip, double eps, int64_t rows, int64_t width,
                                                   DType dtype) {
-  const Tensor gc = contiguous(dout), xc = contiguous(x), wc = contiguous(weight);
+  const Tensor gc = row_major(dout), xc = row_major(x), wc = row_major(weight);
   Tensor dx = empty_contiguous(xc);
   // A fixed number of row chunks, whatever the thread count: partial sums are then added in one order.
   const int64_t chunks = std::clamp<int64_t>(rows / 16, 1, 32);

@@ -20,7 +20,7 @@ inline void turn(const RopeShape& shape, const Tensor& q, const Tensor& k, const
 
 inline std::tuple<Tensor, Tensor> turned(const RopeShape& shape, const Tensor& q, const Tensor& k,
                                          const Tensor& position_ids, int axis_dim) {
-  const auto adjacent = [](const Tensor& t) { return t.stride(2) == 1 ? t : contiguous(t); };
+  const auto adjacent = [](const Tensor& t) { return t.stride(2) == 1 ? t : row_major(t); };
   Tensor q_out = empty_contiguous(q), k_out = empty_contiguous(k);
   turn(shape, adjacent(q), adjacent(k), position_ids, axis_dim, q_out, k_out);
   return {q_out, k_out};

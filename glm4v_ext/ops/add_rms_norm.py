@@ -8,6 +8,9 @@ from torch import Tensor
 from .autocast import autocast, widen
 from .refuse import refuse_second_grad
 
+# Looked up once: each attribute costs time, in decoding once per layer.
+_add_rms_norm = torch.ops.glm4v_ext.add_rms_norm.default
+
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
     """``total = x + residual``, then ``rms_norm(total, weight, eps)``: the step between two blocks of the vision tower.
@@ -26,7 +29,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-5)
 
     Source: Zhang and Sennrich 2019 (arXiv 1910.07467); order and rounding of transformers' ``Glm4vVisionBlock``.
     """
-    return torch.ops.glm4v_ext.add_rms_norm(x, residual, weight, eps)
+    return _add_rms_norm(x, residual, weight, eps)
 
 
 @torch.library.register_fake("glm4v_ext::add_rms_norm")

@@ -8,6 +8,9 @@ from torch import Tensor
 from .autocast import autocast, widen
 from .refuse import refuse_second_grad
 
+# Looked up once: each attribute costs time, in decoding once per layer.
+_rms_norm = torch.ops.glm4v_ext.rms_norm.default
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
     """``weight * (x * rsqrt(mean(x^2) + eps))``, the mean over the last dimension.
@@ -27,7 +30,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
 
     Source: Zhang and Sennrich 2019 (arXiv 1910.07467); rounding order as in transformers' ``Glm4vRMSNorm``.
     """
-    return torch.ops.glm4v_ext.rms_norm(x, weight, eps)
+    return _rms_norm(x, weight, eps)
 
 
 @torch.library.register_fake("glm4v_ext::rms_norm")

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from .autocast import autocast, widen
 
+# Looked up once: each attribute costs time, in decoding once per layer.
+_rms_norm_add = torch.ops.glm4v_ext.rms_norm_add.default
+
 
 def rms_norm_add(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
     """``residual + rms_norm(x, weight, eps)``: how the decoder's sandwich layers close a branch.
@@ -25,7 +28,7 @@ def rms_norm_add(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-5)
 
     Source: Zhang and Sennrich 2019 (arXiv 1910.07467); order and rounding of transformers' ``Glm4vTextDecoderLayer``.
     """
-    return torch.ops.glm4v_ext.rms_norm_add(x, residual, weight, eps)
+    return _rms_norm_add(x, residual, weight, eps)
 
 
 @torch.library.register_fake("glm4v_ext::rms_norm_add")

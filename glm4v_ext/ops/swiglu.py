@@ -7,6 +7,9 @@ from torch import Tensor
 
 from .refuse import refuse_second_grad
 
+# Looked up once: each attribute costs time, in decoding once per layer.
+_swiglu = torch.ops.glm4v_ext.swiglu.default
+
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """``silu(gate) * up`` where ``gate, up = gate_up.chunk(2, -1)``.
@@ -22,7 +25,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
     Source: Shazeer 2020 (arXiv 2002.05202); rounding order as in transformers' ``Glm4vTextMLP``.
     """
-    return torch.ops.glm4v_ext.swiglu(gate_up)
+    return _swiglu(gate_up)
 
 
 @torch.library.register_fake("glm4v_ext::swiglu")

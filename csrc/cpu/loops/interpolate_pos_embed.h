@@ -8,7 +8,7 @@ namespace glm4v {
 
 // Row blocks whose first patch (of the first frame, counted over all frames of the row block) is in [begin, end):
 // out = x + round(bicubic(table)).
-GLM4V_LOOPS_BF16(void interpolate_pos_embed_rows(DType dtype, const void* x, const void* table, void* out,
+GLM4V_LOOPS_BF16(void interpolate_pos_embed_rows(DType dtype, bool past, const void* x, const void* table, void* out,
                                                  const PatchGrid* grids, int64_t images, int64_t side, int64_t width,
                                                  int64_t begin, int64_t end))
 

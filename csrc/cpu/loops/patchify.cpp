@@ -1,7 +1,7 @@
 // Pictures to patches in one pass: each byte is looked up among the 3 x 256 normalised values and lands in its patch.
 #include "cpu/loops/patchify.h"
 
-#include <cstring>
+#include "cpu/loops/vec.h"
 
 namespace glm4v::GLM4V_ISA {
 namespace {
@@ -25,8 +25,11 @@ void copy_patch(const uint8_t* from, const Pixels& pixels, int64_t any_patch, co
         out[channel * channel_out + x] = values.of[channel][from[x * column + channel * c]];
 }
 
-template <class T>
-void block_rows(const Pixels& pixels, const PatchifyShape& shape, T* out, int64_t begin, int64_t end) {
+// Values of one merge block that are made near the core before they go past the caches.
+constexpr int64_t staged_values = 8192;
+
+template <class T, class How>
+void block_rows(How, const Pixels& pixels, const PatchifyShape& shape, T* out, int64_t begin, int64_t end) {
   Values<T> values;
   for (int c = 0; c < 3; ++c)
     for (int v = 0; v < 256; ++v)
@@ -34,13 +37,16 @@ void block_rows(const Pixels& pixels, const PatchifyShape& shape, T* out, int64_
   const bool usual = shape.patch == 14 && pixels.column_stride == 3 && pixels.channel_stride == 1;
   const int64_t area = shape.patch * shape.patch, channel_out = shape.temporal * area,
                 rows_of_blocks = shape.h / shape.merge;
+  const int64_t block_values = shape.merge * shape.merge * 3 * channel_out;
+  alignas(64) T staged[How::past ? staged_values : 1];
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t t = unit / rows_of_blocks, first_row = unit % rows_of_blocks * shape.merge;
     T* to = out + (t * shape.h + first_row) * shape.w * 3 * channel_out;  // the unit's patches are neighbours
-    for (int64_t block = 0; block < shape.w; block += shape.merge, to += shape.merge * shape.merge * 3 * channel_out)
+    for (int64_t block = 0; block < shape.w; block += shape.merge, to += block_values) {
+      T* const made = How::past ? staged : to;
       for (int64_t d = 0; d < shape.temporal; ++d) {
         const int64_t frame = t * shape.temporal + d;
-        T* patch = to + d * area;
+        T* patch = made + d * area;
         // Beyond the last frame it repeats. The copies follow a whole block of lookups, whose stores have then left for
         // the cache: wide loads of fresh narrow stores would wait for them.
         if (frame >= shape.frames) {
@@ -58,15 +64,23 @@ void block_rows(const Pixels& pixels, const PatchifyShape& shape, T* out, int64_
               copy_patch<0, 0>(from, pixels, shape.patch, values, patch, channel_out);
           }
       }
+      for (int64_t i = 0; How::past && i < block_values; i += static_cast<int64_t>(sizeof(vhh) / sizeof(T))) {
+        vhh v;
+        memcpy(&v, staged + i, sizeof v);
+        stream(to + i, v);
+      }
+    }
   }
 }
 
 }  // namespace
 
-void patchify_block_rows(const Pixels& pixels, const PatchifyShape& shape, void* out, int64_t begin, int64_t end) {
-  dispatch(shape.dtype, [&](auto zero) {
+void patchify_block_rows(bool past, const Pixels& pixels, const PatchifyShape& shape, void* out, int64_t begin,
+                         int64_t end) {
+  const int64_t block_values = shape.merge * shape.merge * 3 * shape.temporal * shape.patch * shape.patch;
+  dispatch(shape.dtype, past && block_values <= staged_values, [&](auto zero, auto how) {
     using T = decltype(zero);
-    block_rows(pixels, shape, static_cast<T*>(out), begin, end);
+    block_rows(how, pixels, shape, static_cast<T*>(out), begin, end);
   });
 }
 

@@ -7,14 +7,14 @@
 namespace glm4v::GLM4V_ISA {
 namespace {
 
-template <class T>
-void forward(const T* x, const T* weight, T* out, int64_t width, float eps, int64_t begin, int64_t end) {
+template <class T, class How>
+void forward(How how, const T* x, const T* weight, T* out, int64_t width, float eps, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const T* xr = x + row * width;
     T* yr = out + row * width;
     const vf scale = splat(inverse_rms(width, eps, [&](int64_t i, auto lanes) { return load2(xr + i, lanes); }));
     over2(width, [&](int64_t i, auto lanes) {
-      store(yr + i, load2(weight + i, lanes) * round_to<T>(load2(xr + i, lanes) * scale), lanes);
+      put(how, yr + i, load2(weight + i, lanes) * round_to<T>(load2(xr + i, lanes) * scale), lanes);
     });
   }
 }
@@ -45,11 +45,11 @@ void backward(const T* dout, const T* x, const T* weight, const T* dskip, T* dx,
 
 }  // namespace
 
-void rms_norm_rows(DType dtype, const void* x, const void* weight, void* out, int64_t width, float eps, int64_t begin,
-                   int64_t end) {
-  dispatch(dtype, [&](auto zero) {
+void rms_norm_rows(DType dtype, bool past, const void* x, const void* weight, void* out, int64_t width, float eps,
+                   int64_t begin, int64_t end) {
+  dispatch(dtype, past, [&](auto zero, auto how) {
     using T = decltype(zero);
-    forward(static_cast<const T*>(x), static_cast<const T*>(weight), static_cast<T*>(out), width, eps, begin, end);
+    forward(how, static_cast<const T*>(x), static_cast<const T*>(weight), static_cast<T*>(out), width, eps, begin, end);
   });
 }
 

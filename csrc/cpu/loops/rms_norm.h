@@ -7,8 +7,8 @@
 namespace glm4v {
 
 // Rows [begin, end): out = weight * round(x * rsqrt(mean(x^2) + eps)).
-GLM4V_LOOPS_BF16(void rms_norm_rows(DType dtype, const void* x, const void* weight, void* out, int64_t width, float eps,
-                                    int64_t begin, int64_t end))
+GLM4V_LOOPS_BF16(void rms_norm_rows(DType dtype, bool past, const void* x, const void* weight, void* out, int64_t width,
+                                    float eps, int64_t begin, int64_t end))
 
 // Rows [begin, end) of dx; their share of dweight is added into the fp32 buffer dweight [C]. dskip, where not null, is
 // a gradient that reaches x past the norm.

@@ -59,9 +59,9 @@ GLM4V_INLINE vf2 sigmoid(vf2 x) {
 
 // silu first, for as many values as stay near the core: in one loop the chain from gate to out is longer than what the
 // core looks ahead.
-template <class T>
-void forward(const T* gate_up, T* out, int64_t inner, int64_t begin, int64_t end) {
-  constexpr int64_t chunk = 1024;
+template <class T, class How>
+void forward(How how, const T* gate_up, T* out, int64_t inner, int64_t begin, int64_t end) {
+  constexpr int64_t chunk = 1024, line = 64 / sizeof(T);
   float silu[chunk];
   for (int64_t row = begin; row < end; ++row)
     for (int64_t first = 0; first < inner; first += chunk) {
@@ -69,11 +69,15 @@ void forward(const T* gate_up, T* out, int64_t inner, int64_t begin, int64_t end
       const T *gate = gate_up + 2 * row * inner + first, *up = gate + inner;
       T* to = out + row * inner + first;
       over2(n, [&](int64_t i, auto lanes) {
+        // The next chunk, often in other pages, where hardware prefetch ends.
+        for (int64_t k = i; k < i + 2 * W; k += line)
+          __builtin_prefetch(gate + chunk + k), __builtin_prefetch(up + chunk + k);
         const vf2 g = load2(gate + i, lanes);
         store(silu + i, g * sigmoid<T>(g));
       });
-      over2(n,
-            [&](int64_t i, auto lanes) { store(to + i, load2(up + i, lanes) * round_to<T>(load2(silu + i)), lanes); });
+      over2(n, [&](int64_t i, auto lanes) {
+        put(how, to + i, load2(up + i, lanes) * round_to<T>(load2(silu + i)), lanes);
+      });
     }
 }
 
@@ -94,10 +98,10 @@ void backward(const T* dout, const T* gate_up, T* dgate_up, int64_t inner, int64
 
 }  // namespace
 
-void swiglu_rows(DType dtype, const void* gate_up, void* out, int64_t inner, int64_t begin, int64_t end) {
-  dispatch(dtype, [&](auto zero) {
+void swiglu_rows(DType dtype, bool past, const void* gate_up, void* out, int64_t inner, int64_t begin, int64_t end) {
+  dispatch(dtype, past, [&](auto zero, auto how) {
     using T = decltype(zero);
-    forward(static_cast<const T*>(gate_up), static_cast<T*>(out), inner, begin, end);
+    forward(how, static_cast<const T*>(gate_up), static_cast<T*>(out), inner, begin, end);
   });
 }
 

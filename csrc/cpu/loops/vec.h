@@ -103,10 +103,16 @@ GLM4V_INLINE void store(bf16* p, vf v) {
 
 #if defined(__AVX512F__)
 GLM4V_INLINE vf load(const f16* p) { return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
-GLM4V_INLINE void store(f16* p, vf v) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, 0)); }
+GLM4V_INLINE vh f16_bits(vf v) { return (vh)_mm512_cvtps_ph((__m512)v, 0); }
 #elif defined(__F16C__)
 GLM4V_INLINE vf load(const f16* p) { return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
-GLM4V_INLINE void store(f16* p, vf v) { _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, 0)); }
+GLM4V_INLINE vh f16_bits(vf v) { return (vh)_mm256_cvtps_ph((__m256)v, 0); }
+#endif
+#if defined(__F16C__)
+GLM4V_INLINE void store(f16* p, vf v) {
+  const vh h = f16_bits(v);
+  memcpy(p, &h, sizeof h);
+}
 #else
 // Conversions in software, long enough to stay out of line.
 static inline __attribute__((noinline)) vf load(const f16* p) {
@@ -207,8 +213,15 @@ template <class T>
 GLM4V_INLINE vf2 round_to(vf2 v) {
   return {round_to<T>(v.a), round_to<T>(v.b)};
 }
-#if !defined(__AVX512BF16__)
 typedef uint16_t vhh __attribute__((vector_size(4 * W)));
+#if defined(__AVX512BF16__)
+// As store's bf16_bits: the instruction puts one vector after the other, a shuffle turns them into neighbours.
+GLM4V_INLINE vhh bf16_bits(vf2 v) {
+  vhh order;
+  for (int i = 0; i < 2 * W; ++i) order[i] = static_cast<uint16_t>(i / 2 + i % 2 * W);
+  return (vhh)_mm512_permutexvar_epi16((__m512i)order, (__m512i)_mm512_cvtne2ps_pbh((__m512)v.b, (__m512)v.a));
+}
+#else
 // The even lanes of one and the odd lanes of the other.
 GLM4V_INLINE vhh alternate(vhh even, vhh odd) {
 #if defined(__AVX512BW__)
@@ -234,6 +247,7 @@ GLM4V_INLINE vhh bf16_bits(vf2 v) {
   return high - (vhh)(low > 0x8000 - (high & 1));
 #endif
 }
+#endif
 GLM4V_INLINE vf2 from_bf16_bits(vhh h) { return {bitcast<vf>((vu)h << 16), bitcast<vf>((vu)h & 0xffff0000u)}; }
 template <>
 inline __attribute__((always_inline)) vf2 load2<bf16>(const bf16* p) {
@@ -246,20 +260,17 @@ inline __attribute__((always_inline)) void store<bf16>(bf16* p, vf2 v) {
   const vhh h = bf16_bits(v);
   memcpy(p, &h, sizeof h);
 }
-// Of the same NaNs; the 16-bit way would use more shifts, of which a cycle has room for few.
 template <>
 inline __attribute__((always_inline)) vf2 round_to<bf16>(vf2 v) {
+#if defined(__AVX512BF16__)
+  return from_bf16_bits(bf16_bits(v));
+#else
+  // Of the same NaNs; the 16-bit way would use more shifts, of which a cycle has room for few.
   const vu a = bitcast<vu>(v.a), b = bitcast<vu>(v.b);
   const vu up_a = a + 0x7fffu + ((a >> 16) & 1u), up_b = b + 0x7fffu + ((b >> 16) & 1u);
   return {bitcast<vf>(up_a & 0xffff0000u), bitcast<vf>(up_b & 0xffff0000u)};
-}
-#else
-template <>
-inline __attribute__((always_inline)) void store<bf16>(bf16* p, vf2 v) {
-  const __m512bh h = _mm512_cvtne2ps_pbh((__m512)v.b, (__m512)v.a);
-  memcpy(p, &h, sizeof h);
-}
 #endif
+}
 
 // As over(), in pairs: the body gets load2's and store's `lanes`.
 template <class T>
@@ -287,6 +298,55 @@ GLM4V_INLINE void over2(int64_t width, F&& body) {
   int64_t i = 0;
   for (; i + 2 * W <= width; i += 2 * W) body(i, AllLanes{});
   if (i < width) body(i, FirstLanes{width - i});
+}
+
+// How an output is written: through the caches, or past them straight to memory, which spares reading the lines first.
+// Past needs addresses that are multiples of 64 bytes; what falls short of two vectors goes through the caches.
+struct Through {
+  static constexpr bool past = false;
+};
+struct Past {
+  static constexpr bool past = true;
+};
+template <class T, class Lanes>
+GLM4V_INLINE void put(Through, T* p, vf2 v, Lanes lanes) {
+  store(p, v, lanes);
+}
+template <class T>
+GLM4V_INLINE void put(Past, T* p, vf2 v, FirstLanes lanes) {
+  store(p, v, lanes);
+}
+#if defined(__AVX2__)
+template <class V>
+GLM4V_INLINE void stream(void* p, V v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == 64) return _mm512_stream_si512(static_cast<__m512i*>(p), bitcast<__m512i>(v));
+#endif
+  if constexpr (sizeof(V) == 32) return _mm256_stream_si256(static_cast<__m256i*>(p), bitcast<__m256i>(v));
+  if constexpr (sizeof(V) == 16) return _mm_stream_si128(static_cast<__m128i*>(p), bitcast<__m128i>(v));
+}
+GLM4V_INLINE void put(Past, float* p, vf2 v, AllLanes) { stream(p, v.a), stream(p + W, v.b); }
+GLM4V_INLINE void put(Past, bf16* p, vf2 v, AllLanes) { stream(p, bf16_bits(v)); }
+GLM4V_INLINE void put(Past, f16* p, vf2 v, AllLanes) { stream(p, f16_bits(v.a)), stream(p + W, f16_bits(v.b)); }
+#else
+template <class V>
+GLM4V_INLINE void stream(void* p, V v) {
+  memcpy(p, &v, sizeof v);
+}
+template <class T>
+GLM4V_INLINE void put(Past, T* p, vf2 v, AllLanes) {
+  store(p, v);
+}
+#endif
+
+// f(dtype's zero, Through or Past), as dispatch(). Stores past the caches are visible to other threads on return.
+template <class F>
+GLM4V_INLINE void dispatch(DType dtype, bool past, F&& f) {
+  if (!past) return dispatch(dtype, [&](auto zero) { f(zero, Through{}); });
+  dispatch(dtype, [&](auto zero) { f(zero, Past{}); });
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
 }
 
 // 1/x within two ulp, for normal x and 1/x.

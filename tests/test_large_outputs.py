@@ -1,0 +1,64 @@
+"""Outputs too large for the caches are written past them: the values are those of small ones, at every level.
+
+The large input of each case is a small one many times over.
+"""
+
+import pytest
+import torch
+
+from glm4v_ext import add_rms_norm, interpolate_pos_embed, patchify, rms_norm, rms_norm_add, swiglu
+from glm4v_ext.testing import DTYPES, forced_isa, isa_levels
+
+LARGE = 16 << 20  # bytes, of goes_past in csrc/cpu/parallel.h
+
+
+def width_for(dtype):  # whole cache lines, in fp32 not whole pairs of vectors
+    return 528 if dtype == torch.float32 else 544
+
+
+def rows(op, *widths):
+    """A case whose inputs are some rows each, of ``widths`` times the width."""
+
+    def case(dtype):
+        width = width_for(dtype)
+        inputs = [torch.randn(37, times * width).to(dtype) for times in widths]
+        weight = torch.randn(width).to(dtype)
+        return inputs, lambda *inputs, times: op(*inputs, weight)
+
+    return case
+
+
+def pos_embed(dtype):
+    width = width_for(dtype)
+    x, table, grid = torch.randn(48, width).to(dtype), torch.randn(25, width).to(dtype), torch.tensor([[1, 6, 8]])
+    return [x], lambda x, times: interpolate_pos_embed(x, table, grid.repeat(times, 1))
+
+
+def patches(dtype):
+    frames = torch.randint(0, 256, (2, 56, 84, 3), dtype=torch.uint8)
+    return [frames], lambda frames, times: patchify(frames, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4], dtype=dtype)[0]
+
+
+CASES = {
+    "rms_norm": rows(lambda x, weight: rms_norm(x, weight, 1e-5), 1),
+    "add_rms_norm": rows(lambda x, residual, weight: torch.cat(add_rms_norm(x, residual, weight, 1e-5), -1), 1, 1),
+    "rms_norm_add": rows(lambda x, residual, weight: rms_norm_add(x, residual, weight, 1e-5), 1, 1),
+    "swiglu": rows(lambda gate_up, weight: swiglu(gate_up), 2),
+    "interpolate_pos_embed": pos_embed,
+    "patchify": patches,
+}
+
+
+@pytest.mark.parametrize("level", isa_levels())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", CASES)
+def test_values_of_small_outputs(op, dtype, level):
+    torch.manual_seed(0)
+    inputs, run = CASES[op](dtype)
+    with forced_isa(level):
+        small = run(*inputs, times=1)
+        times = LARGE // small.nbytes + 1
+        if op == "add_rms_norm":
+            times *= 2  # two outputs, each of which is to be large
+        large = run(*[t.repeat(times, *[1] * (t.dim() - 1)) for t in inputs], times=times)
+    assert torch.equal(large, small.repeat(times, *[1] * (small.dim() - 1)))
