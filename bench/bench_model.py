@@ -1,7 +1,8 @@
 """Whole parts of the model against transformers on the same random weights, real widths.
 
-The tower has its 24 layers; the decoder has 2 and no head, since its layers are alike. Memory is the peak resident size
-of a process that loads the checkpoint and answers a prompt with a picture.
+The tower has its 24 layers; the decoder has 2 and no head, since its layers are alike. --quick times 4 layers of the
+tower and 1 of the decoder. Memory is the peak resident size of a process that loads the checkpoint and answers a prompt
+with a picture.
 Dims: P patches, S context length, C width.
 """
 
@@ -23,14 +24,16 @@ from glm4v import Glm4v, KVCache
 GRIDS = {"336x336": (1, 24, 24), "784x784": (1, 56, 56)}
 CONTEXTS = {"S4096": 4096}
 TOWER, DECODER = (24, 1), (1, 2)
+QUICK_TOWER, QUICK_DECODER = (4, 1), (1, 1)
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    """``pair(dtype, layers)`` -> (ours, transformers'); one pair stands in memory at a time."""
+def pair(request, tmp_path_factory):
+    """``pair(dtype, layers, quick_layers)`` -> (ours, transformers'); one pair stands in memory at a time."""
     made: dict[tuple[torch.dtype, tuple[int, int]], tuple[Glm4v, Glm4vForConditionalGeneration]] = {}
 
-    def get(dtype: torch.dtype, layers: tuple[int, int]):
+    def get(dtype: torch.dtype, layers: tuple[int, int], quick_layers: tuple[int, int]):
+        layers = quick_layers if request.config.option.quick else layers
         key = (dtype, layers)
         if key not in made:
             made.clear()
@@ -43,9 +46,9 @@ def pair(tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize("grid", cases(GRIDS))
+@pytest.mark.parametrize("grid", cases(GRIDS, quick=GRIDS))
 def bench_tower(race, pair, dtype, grid):
-    ours, theirs = pair(dtype, TOWER)
+    ours, theirs = pair(dtype, TOWER, QUICK_TOWER)
     _, h, w = grid
     frame = torch.randn(h * w, 3, 1, 14 * 14).expand(-1, -1, 2, -1)
     patches, thw = frame.reshape(h * w, PATCH_VALUES).to(dtype), torch.tensor([grid])
@@ -60,7 +63,7 @@ def bench_tower(race, pair, dtype, grid):
 
 @pytest.mark.parametrize("context", cases(CONTEXTS))
 def bench_prefill_layers(race, pair, dtype, context):
-    ours, theirs = pair(dtype, DECODER)
+    ours, theirs = pair(dtype, DECODER, QUICK_DECODER)
     x = torch.randn(context, TEXT_WIDTH).to(dtype)
     positions, starts = torch.arange(context).expand(3, -1), torch.tensor([0, context], dtype=torch.int32)
     race(
@@ -76,7 +79,7 @@ def bench_prefill_layers(race, pair, dtype, context):
 
 @pytest.mark.parametrize("context", cases(CONTEXTS))
 def bench_decode_layers(race, pair, dtype, context):
-    ours, theirs = pair(dtype, DECODER)
+    ours, theirs = pair(dtype, DECODER, QUICK_DECODER)
     x = torch.randn(context, TEXT_WIDTH).to(dtype)
     positions, starts = torch.arange(context).expand(3, -1), torch.tensor([0, context], dtype=torch.int32)
     cache, their_cache = KVCache(ours.config.text_config, 1, context + 1, dtype), DynamicCache()

@@ -23,6 +23,9 @@ int64_t most_few_rows(DType dtype) { return product_of(dtype) == Product::own ? 
 // Where no side is shorter, MKL gains 2-4 % on the own product in fp32.
 constexpr int64_t long_side = 1024;
 
+// Of the rows of x that an own product packs at a time.
+constexpr int64_t packed_bytes = 8 << 20;
+
 // glibc maps tensors beyond this anew at every call.
 constexpr int64_t fresh_bytes = 32 << 20;
 
@@ -84,31 +87,59 @@ Tensor packed_linear(DType dtype, const Tensor& x, const Tensor& weight, const s
   sizes.back() = n;
   Tensor out = empty(x, sizes);
   const Tensor row = bias ? contiguous(*bias) : out;
-  const PackedProduct args{rows.const_data_ptr(),
-                           rows.stride(0),
-                           rows.stride(1),
-                           columns.const_data_ptr(),
-                           columns.stride(0),
-                           columns.stride(1),
-                           bias ? row.const_data_ptr() : nullptr,
-                           out.mutable_data_ptr(),
-                           m,
-                           k,
-                           n};
-  const auto loops = GLM4V_PICK(linear_packed);
-  // Parts of the output, of whole vectors, as many as two tasks for each thread need.
   const auto ceil = [](int64_t size, int64_t unit) { return (size + unit - 1) / unit; };
-  const int64_t m_part = ceil(ceil(m, ceil(m, packed_rows)), 48) * 48, m_parts = ceil(m, m_part);
-  const int64_t tasks = 2 * static_cast<int64_t>(torch::stable::get_num_threads());
-  const int64_t least = ceil(n, packed_columns), step = tasks / std::gcd(tasks, m_parts);
-  const int64_t wanted = std::max(least, std::min(ceil(n, 64), ceil(least, step) * step));
-  const int64_t n_part = ceil(ceil(n, wanted), 16) * 16, n_parts = ceil(n, n_part);
-  parallel_tasks(m_parts * n_parts, linear_packed_scratch, [&](int64_t task, int64_t, void* scratch) {
-    const int64_t m_begin = task % m_parts * m_part, n_begin = task / m_parts * n_part;
-    loops(dtype, args, m_begin, std::min(m, m_begin + m_part), n_begin, std::min(n, n_begin + n_part),
-          static_cast<float*>(scratch));
-  });
+  // Packed rows of x that go into the last-level cache.
+  const int64_t most = std::max<int64_t>(1, packed_bytes / (packed_rows * k * 4)) * packed_rows;
+  const int64_t m_chunk = ceil(ceil(m, ceil(m, most)), packed_rows) * packed_rows;
+  const Tensor packed = torch::stable::new_empty(x, {packed_x_floats(std::min(m, m_chunk), k)}, ScalarType::Float);
+  const auto pack = GLM4V_PICK_BF16(linear_pack_x);
+  const auto multiply = GLM4V_PICK_BF16(linear_packed);
+  for (int64_t begin = 0; begin < m; begin += m_chunk) {
+    const int64_t count = std::min(m_chunk, m - begin);
+    const PackedProduct args{
+        static_cast<const char*>(rows.const_data_ptr()) + begin * rows.stride(0) * x.element_size(),
+        rows.stride(0),
+        rows.stride(1),
+        columns.const_data_ptr(),
+        columns.stride(0),
+        columns.stride(1),
+        bias ? row.const_data_ptr() : nullptr,
+        static_cast<char*>(out.mutable_data_ptr()) + begin * n * x.element_size(),
+        count,
+        k,
+        n,
+        static_cast<float*>(packed.mutable_data_ptr())};
+    // Parts of the output, of whole vectors, as many as two tasks for each thread need.
+    const int64_t m_part = ceil(ceil(count, ceil(count, packed_rows)), 48) * 48, m_parts = ceil(count, m_part);
+    const int64_t tasks = 2 * static_cast<int64_t>(torch::stable::get_num_threads());
+    const int64_t least = ceil(n, packed_columns), step = tasks / std::gcd(tasks, m_parts);
+    const int64_t wanted = std::max(least, std::min(ceil(n, 64), ceil(least, step) * step));
+    const int64_t n_part = ceil(ceil(n, wanted), 16) * 16, n_parts = ceil(n, n_part);
+    const int64_t slices = ceil(tasks, m_parts);
+    parallel_tasks(m_parts * slices, 0, [&](int64_t task, int64_t, void*) {
+      const int64_t m_begin = task / slices * m_part;
+      pack(dtype, args, m_begin, std::min(count, m_begin + m_part), task % slices, slices);
+    });
+    parallel_tasks(m_parts * n_parts, linear_packed_scratch, [&](int64_t task, int64_t, void* scratch) {
+      const int64_t m_begin = task % m_parts * m_part, n_begin = task / m_parts * n_part;
+      multiply(dtype, args, m_begin, std::min(count, m_begin + m_part), n_begin, std::min(n, n_begin + n_part),
+               static_cast<float*>(scratch));
+    });
+  }
   return out;
+}
+
+// Where the own product is measured to be the fastest; bench/LOG.md has the tables.
+bool own_is_best(Product product, DType dtype, const Tensor& x, const Tensor& weight) {
+  const int64_t m = x.numel() / weight.size(1), n = weight.size(0), k = weight.size(1);
+  const int64_t shortest = std::min({m, n, k});
+  const bool row_major = weight.stride(1) == 1;
+  if (product == Product::own) return dtype != DType::f32 || shortest < long_side;
+  // oneDNN transposes, as gradients need it, at a lower rate.
+  if (product == Product::onednn) return !row_major && shortest >= 64;
+  // oneDNN's bf16 without tiles is behind by 4-8 % where one block holds all inputs.
+  return dtype == DType::bf16 && active_isa() == Isa::avx512_bf16 && row_major && std::min(m, n) >= 512 &&
+         k <= packed_block_pairs * 2;
 }
 
 }  // namespace
@@ -118,10 +149,8 @@ Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>
   if (weight.numel() == 0 || x.numel() == 0) return torch_linear(x, weight, bias);
   if (x.numel() <= most_few_rows(dtype) * weight.size(1) && weight.stride(1) == 1)
     return few_rows_linear(dtype, x, weight, bias);
-  const int64_t shortest = std::min({x.numel() / weight.size(1), weight.size(0), weight.size(1)});
   const Product product = product_of(dtype);
-  if (product == Product::own && (dtype != DType::f32 || shortest < long_side))
-    return packed_linear(dtype, x, weight, bias);
+  if (own_is_best(product, dtype, x, weight)) return packed_linear(dtype, x, weight, bias);
   return product == Product::onednn ? onednn_linear(x, weight, bias) : torch_linear(x, weight, bias);
 }
 

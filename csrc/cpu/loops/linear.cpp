@@ -1,6 +1,7 @@
 // A matrix product with few rows is as fast as its weight can be read. A block of weight rows streams through the cache
 // once, each loaded vector serving MB rows of x. The hardware follows neither that many streams nor a stream beyond its
-// page, so lines are asked for `ahead` bytes early, at the end of a row those of the block that comes next.
+// page, so lines are asked for `ahead` bytes early, at the end of a row those of the block that comes next. They go into
+// the second-level cache: the first has too few ways for rows a power of two apart.
 #include "cpu/loops/linear.h"
 
 #include "cpu/loops/vec.h"
@@ -48,7 +49,7 @@ GLM4V_INLINE void block(const FewRows& a, int64_t m, int64_t n) {
       if (prefetch) {
         const T* next = w + k + early + (k + early < a.k ? 0 : NB * a.row_stride - a.k);
 #pragma GCC unroll 8
-        for (int r = 0; r < NB; ++r) __builtin_prefetch(next + r * a.row_stride);
+        for (int r = 0; r < NB; ++r) __builtin_prefetch(next + r * a.row_stride, 0, 2);
       }
 #pragma GCC unroll 1  // whole steps follow one another: unrolled they only grow
       for (int64_t part = 0; part < line; part += W) step(k + part, AllLanes{});

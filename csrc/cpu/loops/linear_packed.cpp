@@ -1,8 +1,9 @@
-// A matrix product on fp32 FMAs that converts its operands while it packs them (GotoBLAS). The rows of x lie across the
-// lanes of vectors and the weight is broadcast: so the weight, mostly the larger of the two, needs no transposition.
+// A matrix product that converts its operands while it packs them (GotoBLAS). The rows of x lie across the lanes of
+// vectors and the weight is broadcast: so the weight, mostly the larger of the two, needs no transposition. One step
+// multiplies floats or, where the machine can, pairs of bf16 that are neighbours along K.
 //
-// Per block of `depth` inputs: the rows of x as panels [K][up to 3 W rows], one of which stays in L1; `strip` rows of
-// the weight, which stay in L2; sums [panel][N][rows of the panel] in fp32, transposed when they are written out.
+// x is packed once, as panels [K][up to 3 W rows]. Then per block of at most `depth` steps: `strip` rows of the weight
+// and a panel stay in L2; sums [panel][N][rows of the panel] in fp32, transposed when they are written out.
 #include "cpu/loops/linear_packed.h"
 
 #include "cpu/loops/flash_attn_varlen_gemm.h"
@@ -10,14 +11,57 @@
 namespace glm4v::GLM4V_ISA {
 namespace {
 
-constexpr int64_t depth = 256, strip = 256;
+// AVX-512 machines have second-level caches of 1 MiB and more, others down to 256 KiB.
+constexpr int64_t depth = W == 16 ? packed_block_pairs : 256, strip = W == 16 ? 128 : 256;
 // Rows of the weight that lie side by side where its inputs are far apart.
 constexpr int64_t group = W > 8 ? W : 8;
-// Panels a power of two apart would fall into the same sets of the caches.
-constexpr int64_t gap = 16;
-
+// Rows a power of two apart would fall into the same sets of the caches.
+constexpr int64_t weight_stride = depth + 16;
 GLM4V_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 GLM4V_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// What one step multiplies, four bytes of a packed operand: a float, or a pair of inputs where those are multiplied in
+// pairs.
+template <class T>
+struct Step {
+  using Element = float;
+  static constexpr int64_t inputs = 1;
+};
+#if defined(GLM4V_BF16_PAIRS)
+template <>
+struct Step<bf16> {
+  using Element = Pair;
+  static constexpr int64_t inputs = 2;
+};
+#endif
+
+// W steps of a row at p, which ends `left` inputs later; zeros behind its end.
+template <class T>
+GLM4V_INLINE vf load_steps(const T* p, int64_t left) {
+  if constexpr (Step<T>::inputs == 1) {
+    return left >= W ? load(p) : load_n(p, left);
+  } else {
+    vf v = {};
+    memcpy(&v, p, left >= 2 * W ? sizeof v : left * sizeof(T));
+    return v;
+  }
+}
+// One step of the rows at p (zeros behind the first `rows`) whose inputs, `left` of them, are `k_stride` apart.
+template <class T>
+GLM4V_INLINE vf load_step(const T* p, int64_t k_stride, int64_t rows, int64_t left) {
+  if constexpr (Step<T>::inputs == 1) {
+    return rows >= W ? load(p) : rows > 0 ? load_n(p, rows) : vf{};
+  } else {
+    vh even = {}, odd = {};
+    const size_t bytes = rows >= W ? sizeof even : rows > 0 ? rows * sizeof(T) : 0;
+    memcpy(&even, p, bytes);
+    if (left > 1) memcpy(&odd, p + k_stride, bytes);
+    return bitcast<vf>(widen(even) | widen(odd) << 16);
+  }
+}
+
+// Steps that a row of packed x takes. Odd: panels a power of two apart would fall into the same sets of the caches.
+GLM4V_INLINE int64_t x_stride(int64_t k, int64_t each) { return ((k + each - 1) / each) | 1; }
 
 // The rows of one panel of x.
 struct Panel {
@@ -30,22 +74,46 @@ GLM4V_INLINE Panel panel_at(int64_t rows, int64_t i) {
   return {begin * W, end - begin};
 }
 
+// Rows of the weight that are packed next, fetched into the second-level cache a few lines per tile.
+class Ahead {
+ public:
+  template <class T>
+  Ahead(const T* first, int64_t stride, int64_t rows, int64_t inputs, int64_t tiles)
+      : row_(reinterpret_cast<const char*>(first)),
+        stride_(stride * static_cast<int64_t>(sizeof(T))),
+        bytes_(inputs * static_cast<int64_t>(sizeof(T))),
+        rows_(rows),
+        lines_(rows * (bytes_ / line + 1) / tiles + 1) {}
+  void take() {
+    for (int64_t i = 0; i < lines_ && rows_ > 0; ++i) {
+      __builtin_prefetch(row_ + at_, 0, 2);
+      at_ += line;
+      if (at_ >= bytes_) row_ += stride_, at_ = 0, --rows_;
+    }
+  }
+
+ private:
+  static constexpr int64_t line = 64;
+  const char* row_;
+  int64_t stride_, bytes_, rows_, lines_, at_ = 0;
+};
+
 // sums [R][NV * W] (+)= weight [R, steps] * x [steps, NV * W]
-template <int R, int NV, bool row_major>
-GLM4V_INLINE void tile(int64_t steps, const float* weight, int64_t stride, const float* x, float* sums, bool first) {
+template <int R, int NV, bool row_major, class E>
+GLM4V_INLINE void tile(int64_t steps, const E* weight, int64_t stride, const E* x, float* sums, bool first) {
 #pragma GCC unroll 8
   for (int i = 0; i < R * NV * W; i += 16) __builtin_prefetch(sums + i, 1);
   vf total[R][NV] = {};
 #pragma GCC unroll 1
   for (int64_t s = 0; s < steps; ++s) {
-    vf xs[NV];
+    decltype(load(x)) xs[NV];
 #pragma GCC unroll 3
     for (int v = 0; v < NV; ++v) xs[v] = load(x + v * W);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const vf w = splat(weight[row_major ? r * stride : r]);
+      const auto w = load_splat(weight + (row_major ? r * stride : r));
 #pragma GCC unroll 3
-      for (int v = 0; v < NV; ++v) total[r][v] += w * xs[v];
+      for (int v = 0; v < NV; ++v) total[r][v] = add_product(total[r][v], w, xs[v]);
     }
     weight += row_major ? 1 : stride, x += NV * W;
   }
@@ -58,79 +126,84 @@ GLM4V_INLINE void tile(int64_t steps, const float* weight, int64_t stride, const
     }
 }
 
-template <int NV, bool row_major>
-__attribute__((noinline)) void multiply_panel(int64_t rows, int64_t steps, const float* weight, const float* x,
-                                              float* sums, bool first) {
+template <int NV, bool row_major, class E>
+__attribute__((noinline)) void multiply_panel(int64_t rows, int64_t steps, const E* weight, const E* x, float* sums,
+                                              bool first, Ahead& ahead) {
   constexpr int R = W == 16 || NV == 1 ? 8 : 4;  // of 32 registers, or of 16
   for (int64_t r = 0; r < rows; r += R) {
-    const float* from = row_major ? weight + r * depth : weight + r / group * (group * depth + gap) + r % group;
-    tile<R, NV, row_major>(steps, from, row_major ? depth : group, x, sums + r * NV * W, first);
+    ahead.take();
+    const E* from = weight + (row_major ? r * weight_stride : r / group * (group * weight_stride) + r % group);
+    tile<R, NV, row_major>(steps, from, row_major ? weight_stride : group, x, sums + r * NV * W, first);
   }
 }
 
-template <bool row_major>
-void multiply_strip(int64_t rows, int64_t vectors, int64_t steps, const float* weight, const float* x, float* sums,
-                    bool first) {
-  if (vectors == 1) multiply_panel<1, row_major>(rows, steps, weight, x, sums, first);
-  if (vectors == 2) multiply_panel<2, row_major>(rows, steps, weight, x, sums, first);
-  if (vectors == 3) multiply_panel<3, row_major>(rows, steps, weight, x, sums, first);
+template <bool row_major, class E>
+void multiply_strip(int64_t rows, int64_t vectors, int64_t steps, const E* weight, const E* x, float* sums, bool first,
+                    Ahead& ahead) {
+  if (vectors == 1) multiply_panel<1, row_major>(rows, steps, weight, x, sums, first, ahead);
+  if (vectors == 2) multiply_panel<2, row_major>(rows, steps, weight, x, sums, first, ahead);
+  if (vectors == 3) multiply_panel<3, row_major>(rows, steps, weight, x, sums, first, ahead);
 }
 
-// `rows` rows of x, `steps` inputs, as panels.
+// Panels [begin, end) of `rows` rows of x, `inputs` of each; a row takes `stride` steps.
 template <class T>
-void pack_x(const T* x, int64_t row, int64_t k_stride, int64_t rows, int64_t steps, float* out) {
-  const int64_t panels = panel_count(rows);
+void pack_x(const T* x, int64_t row, int64_t k_stride, int64_t rows, int64_t begin, int64_t end, int64_t inputs,
+            int64_t stride, float* out) {
+  constexpr int64_t each = Step<T>::inputs;
+  const int64_t steps = (inputs + each - 1) / each;
   if (k_stride == 1) {
-    for (int64_t i = 0; i < panels; ++i) {
+    for (int64_t i = begin; i < end; ++i) {
       const auto [first, vectors] = panel_at(rows, i);
       for (int64_t v = 0; v < vectors; ++v) {
         const T* from = x + (first + v * W) * row;
-        float* to = out + first * depth + i * gap + v * W;
+        float* to = out + first * stride + v * W;
         const int64_t filled = least(W, rows - first - v * W);
-        const auto block = [&](int64_t k, auto lanes) __attribute__((always_inline)) {
+        for (int64_t s = 0; s < steps; s += W) {
           vf square[W];
+          if (s % (64 / static_cast<int64_t>(sizeof(T)) / each) == 0)  // too many streams for the hardware
+            for (int r = 0; r < filled; ++r) __builtin_prefetch(from + r * row + (s + 4 * W) * each);
 #pragma GCC unroll 16
-          for (int r = 0; r < W; ++r) square[r] = r < filled ? load(from + r * row + k, lanes) : vf{};
+          for (int r = 0; r < W; ++r)
+            square[r] = r < filled ? load_steps(from + r * row + s * each, inputs - s * each) : vf{};
           transpose(square);
 #pragma GCC unroll 16
-          for (int s = 0; s < W; ++s)
-            if (k + s < steps) store(to + (k + s) * vectors * W, square[s]);
-        };
-        over(steps, block);
+          for (int k = 0; k < W; ++k)
+            if (s + k < steps) store(to + (s + k) * vectors * W, square[k]);
+        }
       }
     }
     return;
   }
   for (int64_t s = 0; s < steps; ++s)
-    for (int64_t i = 0; i < panels; ++i) {
+    for (int64_t i = begin; i < end; ++i) {
       const auto [first, vectors] = panel_at(rows, i);
-      const T* from = x + s * k_stride + first;
-      float* to = out + first * depth + i * gap + s * vectors * W;
-      const int64_t filled = least(vectors * W, rows - first);
+      float* to = out + first * stride + s * vectors * W;
       for (int64_t v = 0; v < vectors * W; v += W)
-        store(to + v, v + W <= filled ? load(from + v) : load_n(from + v, filled - v));
+        store(to + v, load_step(x + s * each * k_stride + first + v, k_stride, rows - first - v, inputs - s * each));
     }
 }
 
-// `rows` rows of the weight, `steps` inputs: [rows][depth] where the inputs are neighbours, else groups [K][group].
+// `rows` rows of the weight, `inputs` of each: [rows][steps] where the inputs are neighbours, else groups [K][group].
 template <class T>
-void pack_weight(const T* weight, int64_t row, int64_t k_stride, int64_t rows, int64_t steps, float* out) {
-  const int64_t padded = round_up(rows, group);
+void pack_weight(const T* weight, int64_t row, int64_t k_stride, int64_t rows, int64_t inputs, float* out) {
+  constexpr int64_t each = Step<T>::inputs;
+  const int64_t padded = round_up(rows, group), steps = (inputs + each - 1) / each;
   if (k_stride == 1) {
     for (int64_t r = 0; r < rows; ++r)
-      over(steps, [&](int64_t k, auto lanes) __attribute__((always_inline)) {
-        store(out + r * depth + k, load(weight + r * row + k, lanes));
-      });
-    memset(out + rows * depth, 0, (padded - rows) * depth * sizeof(float));
+      for (int64_t s = 0; s < steps; s += W)
+        store(out + r * weight_stride + s, load_steps(weight + r * row + s * each, inputs - s * each));
+    memset(out + rows * weight_stride, 0, (padded - rows) * weight_stride * sizeof(float));
     return;
   }
-  for (int64_t s = 0; s < steps; ++s)
+  for (int64_t s = 0; s < steps; ++s) {
+    const T* from = weight + s * each * k_stride;
     for (int64_t r = 0; r < padded; r += W) {
-      const T* from = weight + s * k_stride + r;
-      store(out + r / group * (group * depth + gap) + s * group + r % group, r + W <= rows ? load(from)
-                                                                             : r < rows    ? load_n(from, rows - r)
-                                                                                           : vf{});
+      for (int64_t i = 0; i < each; ++i)  // every line is of another page
+        if (r % (64 / static_cast<int64_t>(sizeof(T))) == 0) __builtin_prefetch(from + (16 * each + i) * k_stride + r);
+      store(out + r / group * (group * weight_stride) + s * group + r % group,
+            load_step(from + r, k_stride, rows - r, inputs - s * each));
     }
+  }
 }
 
 // Sums [N][vectors * W] of a panel of x, to out [rows, N].
@@ -154,34 +227,52 @@ void write_panel(const float* sums, int64_t vectors, const T* bias, T* out, int6
 
 template <class T>
 void product(const PackedProduct& a, int64_t m, int64_t rows, int64_t n, int64_t columns, float* scratch) {
-  float* xs = scratch;
-  float* ws = xs + round_up(rows, W) * depth + panel_count(rows) * gap;
-  float* sums = ws + strip * depth + strip / group * gap;
+  using E = typename Step<T>::Element;
+  constexpr int64_t each = Step<T>::inputs;
+  const T* weight = static_cast<const T*>(a.weight) + n * a.weight_row;
+  float* ws = scratch;
+  float* sums = ws + strip * weight_stride;
   const int64_t wide = round_up(columns, group), panels = panel_count(rows);
-  for (int64_t k = 0; k < a.k; k += depth) {
-    const int64_t steps = least(depth, a.k - k);
-    pack_x(static_cast<const T*>(a.x) + m * a.x_row + k * a.x_k, a.x_row, a.x_k, rows, steps, xs);
+  const int64_t all = (a.k + each - 1) / each, blocks = (all + depth - 1) / depth;
+  const int64_t block = round_up((all + blocks - 1) / blocks, W) * each;
+  const auto multiply = a.weight_k == 1 ? multiply_strip<true, E> : multiply_strip<false, E>;
+  for (int64_t k = 0; k < a.k; k += block) {
+    const int64_t inputs = least(block, a.k - k), steps = (inputs + each - 1) / each;
+    const bool first_block = k == 0, last_block = k + inputs == a.k;
     for (int64_t c = 0; c < columns; c += strip) {
       const int64_t width = least(strip, columns - c);
-      pack_weight(static_cast<const T*>(a.weight) + (n + c) * a.weight_row + k * a.weight_k, a.weight_row, a.weight_k,
-                  width, steps, ws);
+      const T* from = weight + c * a.weight_row + k * a.weight_k;
+      pack_weight(from, a.weight_row, a.weight_k, width, inputs, ws);
+      // The strip that follows: of this block, else the first one of the next.
+      const bool more = c + strip < columns;
+      const T* next = more ? from + strip * a.weight_row : weight + (k + inputs) * a.weight_k;
+      const int64_t next_rows = more ? least(strip, columns - c - strip) : last_block ? 0 : least(strip, columns);
+      const int64_t next_inputs = more ? inputs : least(block, a.k - k - inputs);
+      Ahead ahead(next, a.weight_row, a.weight_k == 1 ? next_rows : 0, next_inputs, panels * (width / 8 + 1));
       for (int64_t i = 0; i < panels; ++i) {
         const auto [first, vectors] = panel_at(rows, i);
-        const float* panel = xs + first * depth + i * gap;
-        float* to = sums + first * wide + c * vectors * W;
-        const auto multiply = a.weight_k == 1 ? multiply_strip<true> : multiply_strip<false>;
-        multiply(round_up(width, group), vectors, steps, ws, panel, to, k == 0);
+        const float* panel = a.packed_x + (m + first) * x_stride(a.k, each) + k / each * vectors * W;
+        float* to = blocks == 1 ? sums : sums + first * wide + c * vectors * W;
+        multiply(round_up(width, group), vectors, steps, reinterpret_cast<const E*>(ws),
+                 reinterpret_cast<const E*>(panel), to, first_block, ahead);
+        if (last_block)
+          write_panel(to, vectors, static_cast<const T*>(a.bias) + (a.bias ? n + c : 0),
+                      static_cast<T*>(a.out) + (m + first) * a.n + n + c, a.n, rows - first, width);
       }
     }
-  }
-  for (int64_t i = 0; i < panels; ++i) {
-    const auto [first, vectors] = panel_at(rows, i);
-    write_panel(sums + first * wide, vectors, static_cast<const T*>(a.bias) + (a.bias ? n : 0),
-                static_cast<T*>(a.out) + (m + first) * a.n + n, a.n, rows - first, columns);
   }
 }
 
 }  // namespace
+
+void linear_pack_x(DType dtype, const PackedProduct& a, int64_t m_begin, int64_t m_end, int64_t slice, int64_t slices) {
+  dispatch(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const int64_t stride = x_stride(a.k, Step<T>::inputs), rows = m_end - m_begin, panels = panel_count(rows);
+    pack_x(static_cast<const T*>(a.x) + m_begin * a.x_row, a.x_row, a.x_k, rows, panels * slice / slices,
+           panels * (slice + 1) / slices, a.k, stride, a.packed_x + m_begin * stride);
+  });
+}
 
 void linear_packed(DType dtype, const PackedProduct& args, int64_t m_begin, int64_t m_end, int64_t n_begin,
                    int64_t n_end, float* scratch) {

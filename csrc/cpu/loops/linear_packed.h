@@ -16,15 +16,24 @@ struct PackedProduct {
   const void* bias;  // [N] or null
   void* out;         // [M, N], contiguous
   int64_t m, k, n;
+  float* packed_x;  // 64-byte aligned, of packed_x_floats(m, k)
 };
+constexpr int64_t packed_x_floats(int64_t m, int64_t k) { return (m + 15) / 16 * 16 * (k | 1); }
 
-// The largest part of the output that one call computes, and the bytes of 64-byte aligned scratch it takes.
+// The largest part of the output that one call computes, and the bytes of 64-byte aligned scratch it takes. Parts begin
+// at multiples of 16 rows.
 constexpr int64_t packed_rows = 576, packed_columns = 640;
-constexpr size_t linear_packed_scratch = 3 << 20;
+constexpr size_t linear_packed_scratch = 2 << 20;
+// Pairs along K that AVX-512 levels sum in registers, without fp32 sums in memory.
+constexpr int64_t packed_block_pairs = 1024;
+
+// One of so many slices of rows [m_begin, m_end) of x to packed_x; linear_packed takes the same rows together.
+GLM4V_LOOPS_BF16(void linear_pack_x(DType dtype, const PackedProduct& args, int64_t m_begin, int64_t m_end,
+                                    int64_t slice, int64_t slices))
 
 // out[m][n] = bias[n] + sum over k of x[m][k] * weight[n][k] for m in [m_begin, m_end) and n in [n_begin, n_end). All
 // is of `dtype`; sums are taken in fp32, each over k in one order, whatever the ranges, and rounded once.
-GLM4V_LOOPS(void linear_packed(DType dtype, const PackedProduct& args, int64_t m_begin, int64_t m_end, int64_t n_begin,
-                               int64_t n_end, float* scratch))
+GLM4V_LOOPS_BF16(void linear_packed(DType dtype, const PackedProduct& args, int64_t m_begin, int64_t m_end,
+                                    int64_t n_begin, int64_t n_end, float* scratch))
 
 }  // namespace glm4v
