@@ -17,10 +17,13 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROGRAM = """
 import ctypes, sys
 import pytest, torch, glm4v_ext
-library, expected, *arguments = sys.argv[1:]
+library, capability, expected, *arguments = sys.argv[1:]
 torch.ops.load_library(library)
+emulator = ctypes.CDLL(library)
+emulator.emulator_capability(int(capability))
 code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-W", "ignore", *arguments])
-assert (ctypes.CDLL(library).emulator_launches() > 0) == (expected == "kernels"), "the CPU's own ops were tested"
+assert (emulator.emulator_launches() > 0) == (expected == "kernels"), "the CPU's own ops were tested"
+assert (emulator.emulator_tiles() > 0) == (int(capability) >= 90), "another GPU's kernels were tested"
 sys.exit(code)
 """
 # Tests of the CPU's loops; and, not to repeat them for every backend, of what Python alone decides.
@@ -38,6 +41,8 @@ KERNELS = {
     "flash_attn_varlen": ["dtype0", "float32"],  # bf16 and fp16 only
     "flash_attn_with_kvcache": ["dtype0", "float32"],
 }
+# Ops with kernels of their own for Hopper, and tests of what these serve.
+HOPPER = {"flash_attn_varlen": "64 or 128 or grouped or neighbours or long"}
 # Torch's products: their glue is tested; they are the CPU's, whose own paths the other tests of these ops are about.
 PRODUCTS = {"patch_embed": "definition", "merge_patches": "definition", "linear": "definition or errors"}
 
@@ -54,16 +59,24 @@ def emulator() -> pathlib.Path:
     return builds[-1].parent / "tests/emulator/libemulator.so"
 
 
-def run_tests(emulator: pathlib.Path, op: str, expected: str, chosen: str) -> None:
-    arguments = [str(emulator), expected, f"tests/ops/test_{op}.py", "-k", chosen]
+def run_tests(emulator: pathlib.Path, op: str, expected: str, chosen: str, capability: int = 80) -> None:
+    arguments = [str(emulator), str(capability), expected, f"tests/ops/test_{op}.py", "-k", chosen]
     done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
 
+def of_kernels(op: str) -> str:
+    return f"not ({' or '.join(f'({text})' for text in NOT_OF_THE_DEVICE + KERNELS[op])})"
+
+
 @pytest.mark.parametrize("op", KERNELS)
 def test_kernels_pass_the_tests_of_the_op(op, emulator):
-    left_out = [f"({text})" for text in NOT_OF_THE_DEVICE + KERNELS[op]]
-    run_tests(emulator, op, "kernels", f"not ({' or '.join(left_out)})")
+    run_tests(emulator, op, "kernels", of_kernels(op))
+
+
+@pytest.mark.parametrize("op", HOPPER)
+def test_kernels_of_hopper_pass_the_tests_of_the_op(op, emulator):
+    run_tests(emulator, op, "kernels", f"{of_kernels(op)} and ({HOPPER[op]})", capability=90)
 
 
 @pytest.mark.parametrize("op", PRODUCTS)

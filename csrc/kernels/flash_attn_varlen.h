@@ -38,6 +38,7 @@ struct FlashAttnForward : FlashAttnArgs {
   void* out;             // [Tq, H, D] contiguous
   float* lse;            // [H, Tq], natural logarithm; -inf where a row sees no key (its out is zero)
   float *maximum, *sum;  // [H, Tq] of the softmax: largest score before the scale (with a softcap before that), weights
+  int* next_tile;        // one, scratch
 };
 
 struct FlashAttnBackward : FlashAttnArgs {
@@ -51,6 +52,8 @@ struct FlashAttnBackward : FlashAttnArgs {
 
 // bf16 and f16 only.
 cudaError_t launch_flash_attn_varlen(DType dtype, const FlashAttnForward& args, cudaStream_t stream);
+bool serves_flash_attn_varlen_sm90(const FlashAttnForward& args);  // head dims 64 and 128, see the kernel
+cudaError_t launch_flash_attn_varlen_sm90(DType dtype, const FlashAttnForward& args, cudaStream_t stream);
 cudaError_t launch_flash_attn_varlen_backward(DType dtype, const FlashAttnBackward& args, cudaStream_t stream);
 
 }  // namespace glm4v::cuda

@@ -85,9 +85,26 @@ def test_long_segments(dtype):  # several key blocks and query tiles in forward 
 
 
 @pytest.mark.parametrize("device", devices())
-@pytest.mark.parametrize("group", [1, 3, 16, 200])
-def test_grouped_heads(group, device):
-    assert_definition(sample(([9, 30], [30, 31]), 2 * group, 2, 16, torch.bfloat16, device), causal=True)
+@pytest.mark.parametrize(("group", "dim"), [(1, 16), (3, 16), (16, 16), (200, 16), (3, 64), (16, 64)])
+def test_grouped_heads(group, dim, device):
+    assert_definition(sample(([9, 30], [30, 31]), 2 * group, 2, dim, torch.bfloat16, device), causal=True)
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [24, 64, 128])
+def test_neighbours_do_not_leak(dim, dtype, device):
+    lengths = ([70, 9, 130], [33, 150, 5])
+    inputs = sample(lengths, 4, 2, dim, dtype, device, padding=40)
+    alone = outputs_and_grads(flash_attn_varlen_func, inputs)
+    poisoned = [x.clone() for x in inputs[:3]]
+    for x, middle in zip(poisoned, (slice(70, 79), slice(33, 183), slice(33, 183)), strict=True):
+        x[middle] = x[-40:] = float("nan")
+    beside = outputs_and_grads(flash_attn_varlen_func, [*poisoned, *inputs[3:]])
+    for result, expected, middle in zip(beside, alone, [slice(70, 79)] * 2 + [slice(33, 183)] * 2, strict=True):
+        assert result[middle].isnan().any()
+        result[middle] = expected[middle]
+        assert torch.equal(result, expected)
 
 
 @pytest.mark.parametrize("device", devices())
