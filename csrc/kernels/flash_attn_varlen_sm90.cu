@@ -311,11 +311,7 @@ cudaError_t launch_dim(DType dtype, const FlashAttnForward& a, cudaStream_t stre
 
 }  // namespace
 
-bool serves_flash_attn_varlen_sm90(const FlashAttnForward& a) {
-  const int group = a.heads / a.kv_heads;
-  return (a.dim == 64 || a.dim == 128) && a.page_size == 0 && a.aligned && group <= 128 && 128 % group == 0 &&
-         fits_ragged_map(a.q, a.heads) && fits_ragged_map(a.k, a.kv_heads) && fits_ragged_map(a.v, a.kv_heads);
-}
+bool serves_flash_attn_varlen_sm90(const FlashAttnForward& a) { return serves_sm90(a); }
 
 cudaError_t launch_flash_attn_varlen_sm90(DType dtype, const FlashAttnForward& a, cudaStream_t stream) {
   return dispatch_half(dtype, [&](auto zero) {

@@ -5,6 +5,13 @@
 
 namespace glm4v::cuda {
 
+// The other calls are served by the kernels of sm_80.
+inline bool serves_sm90(const FlashAttnArgs& a) {
+  const int group = a.heads / a.kv_heads;
+  return (a.dim == 64 || a.dim == 128) && a.page_size == 0 && a.aligned && group <= 128 && 128 % group == 0 &&
+         fits_ragged_map(a.q, a.heads) && fits_ragged_map(a.k, a.kv_heads) && fits_ragged_map(a.v, a.kv_heads);
+}
+
 // 4 words of each lane of a quad: lane q has word q of the four rows, and gets row q.
 __device__ __forceinline__ void transpose_quad(uint32_t (&w)[4]) {
   const int lane = threadIdx.x % 4;
