@@ -54,8 +54,11 @@ std::tuple<Tensor, Tensor, Tensor> flash_attn_varlen(const Tensor& q, const Tens
   const Tensor statistics = empty_f32({2, shape.heads, shape.tokens_q}, q);
   float* const maximum = static_cast<float*>(statistics.mutable_data_ptr());
   const Tensor next_tile = torch::stable::new_empty(q, {1}, ScalarType::Int);
-  const FlashAttnForward args{kernel_args(shape, options, qd, kd, vd, cu_q, cu_k, table), out.mutable_data_ptr(),
-                              static_cast<float*>(lse.mutable_data_ptr()), maximum, maximum + lse.numel(),
+  const FlashAttnForward args{kernel_args(shape, options, qd, kd, vd, cu_q, cu_k, table),
+                              out.mutable_data_ptr(),
+                              static_cast<float*>(lse.mutable_data_ptr()),
+                              maximum,
+                              maximum + lse.numel(),
                               static_cast<int*>(next_tile.mutable_data_ptr())};
   auto launch = launch_flash_attn_varlen;
   if constexpr (GLM4V_SM90)

@@ -314,7 +314,8 @@ cudaError_t launch_dim(const FlashAttnBackward& a, cudaStream_t stream) {
   const int64_t rows = a.tokens_q * (a.heads / a.kv_heads);
   const auto kv_heads = static_cast<unsigned>(a.kv_heads);
   const dim3 keys(static_cast<unsigned>(a.tokens_k / Sizes::OWN + a.segments + 1), kv_heads);
-  const cudaError_t error = launch(flash_attn_varlen_dkdv_kernel<T, D>, keys, 32 * Sizes::WARPS, Sizes::BYTES, stream, a);
+  const cudaError_t error =
+      launch(flash_attn_varlen_dkdv_kernel<T, D>, keys, 32 * Sizes::WARPS, Sizes::BYTES, stream, a);
   if (error != cudaSuccess) return error;
   const dim3 queries(static_cast<unsigned>(rows / Sizes::OWN + a.segments + 1), kv_heads);
   return launch(flash_attn_varlen_dq_kernel<T, D>, queries, 32 * Sizes::WARPS, Sizes::BYTES, stream, a);

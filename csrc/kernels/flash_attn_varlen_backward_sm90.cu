@@ -71,8 +71,8 @@ struct RowShift {
 template <int D, class Sizes>
 __device__ __forceinline__ void copy_all(Sm90BackwardShared<Sizes>& shared, const TensorMap& own_x_map,
                                          const TensorMap& own_y_map, int own_head, const int64_t& own_begin,
-                                         const int& own_length, const TensorMap& x_map, const TensorMap& y_map, int head,
-                                         const int64_t& begin, const int& length, int step) {
+                                         const int& own_length, const TensorMap& x_map, const TensorMap& y_map,
+                                         int head, const int64_t& begin, const int& length, int step) {
   constexpr int STAGES = Sizes::STAGES;
   barrier_arrive_expect(&shared.own_full, 2 * Sizes::OWN_BYTES);
   copy_tiles<D>(shared.own_x, Sizes::OWN_PANEL, own_x_map, &shared.own_full, own_head, own_begin, own_length,
@@ -193,8 +193,7 @@ __global__ void __launch_bounds__(KeysTile<D>::THREADS, 1)
     product_commit();
     product_wait<1>();  // dP
 #pragma unroll
-    for (int i = 0; i < OTHER / 2; ++i)
-      ds[i] = p[i] * (ds[i] - shared.delta[stage][i / 4 * 8 + lane % 4 * 2 + i % 2]);
+    for (int i = 0; i < OTHER / 2; ++i) ds[i] = p[i] * (ds[i] - shared.delta[stage][i / 4 * 8 + lane % 4 * 2 + i % 2]);
     product_wait<0>();  // dv: `words` and dout have been read
     release(shared.y_empty + stage);
     pack_operand<T, OTHER>(words, ds);
@@ -219,8 +218,7 @@ template <class T, int D>
 __global__ void __launch_bounds__(RowsTile<D>::THREADS, 1)
     flash_attn_varlen_dq_sm90_kernel(FlashAttnBackward a, const __grid_constant__ TensorMap q_map,
                                      const __grid_constant__ TensorMap dout_map,
-                                     const __grid_constant__ TensorMap k_map,
-                                     const __grid_constant__ TensorMap v_map) {
+                                     const __grid_constant__ TensorMap k_map, const __grid_constant__ TensorMap v_map) {
   using Sizes = RowsTile<D>;
   constexpr int OWN = Sizes::OWN, OTHER = Sizes::OTHER, STAGES = Sizes::STAGES;
   auto& shared = *static_cast<Sm90BackwardShared<Sizes>*>(dynamic_shared_at(swizzle_bytes));
@@ -238,8 +236,8 @@ __global__ void __launch_bounds__(RowsTile<D>::THREADS, 1)
   if (threadIdx.x < 128) {
     give_registers<Sizes::PRODUCER_REGISTERS>();
     if (threadIdx.x == 0)
-      copy_all<D>(shared, q_map, dout_map, kv_head * group, shared.work.segment.q_begin, shared.work.segment.rows, k_map,
-                  v_map, kv_head, shared.work.segment.k_begin, shared.work.segment.keys, OTHER);
+      copy_all<D>(shared, q_map, dout_map, kv_head * group, shared.work.segment.q_begin, shared.work.segment.rows,
+                  k_map, v_map, kv_head, shared.work.segment.k_begin, shared.work.segment.keys, OTHER);
     return;
   }
 
@@ -326,10 +324,9 @@ __global__ void __launch_bounds__(RowsTile<D>::THREADS, 1)
 
 #pragma unroll
   for (int i = 0; i < 2; ++i)
-    store_row<T, D>(dq, i, a.scale,
-                    rows[i] < count
-                        ? static_cast<T*>(a.dq) + (token_of(rows[i]) * a.heads + head_of(rows[i])) * D
-                        : nullptr);
+    store_row<T, D>(
+        dq, i, a.scale,
+        rows[i] < count ? static_cast<T*>(a.dq) + (token_of(rows[i]) * a.heads + head_of(rows[i])) * D : nullptr);
 }
 
 template <class T, int D>
@@ -337,8 +334,7 @@ cudaError_t launch_dim(DType dtype, const FlashAttnBackward& a, cudaStream_t str
   const int group = a.heads / a.kv_heads;
   const auto kv_heads = static_cast<unsigned>(a.kv_heads);
   // x and y of one side, in boxes of `height` rows.
-  const auto maps = [&](TensorMap (&to)[2], const HeadRows& x, const HeadRows& y, int heads, int box_heads,
-                        int height) {
+  const auto maps = [&](TensorMap(&to)[2], const HeadRows& x, const HeadRows& y, int heads, int box_heads, int height) {
     const cudaError_t error = make_ragged_map(to[0], dtype, x, heads, D, box_heads, height / box_heads);
     return error == cudaSuccess ? make_ragged_map(to[1], dtype, y, heads, D, box_heads, height / box_heads) : error;
   };

@@ -37,8 +37,8 @@ struct Sm90Shared {
   Work work[2];  // of this tile and of the next
 };
 
-// The tile `number` of all, for a whole warp; ascending numbers, one search. What it finds goes to shared memory at once:
-// the producer has few registers.
+// The tile `number` of all, for a whole warp; ascending numbers, one search. What it finds goes to shared memory at
+// once: the producer has few registers.
 template <int M, int N>
 __device__ __forceinline__ void find_work(const FlashAttnForward& a, TileSearch& search, int number, Work& work) {
   const int group = a.heads / a.kv_heads, lane = threadIdx.x % 32;
@@ -103,8 +103,7 @@ __device__ __forceinline__ void produce(const FlashAttnForward& a, const TensorM
     if (lane == 0)
       for (int block = 0; block < work.blocks; ++block, ++turn) {
         const int key = work.start + block * N;
-        if (block + 1 < work.blocks)
-          copy_keys(k_map, shared.k, shared.k_full, shared.k_empty, work, key + N, turn + 1);
+        if (block + 1 < work.blocks) copy_keys(k_map, shared.k, shared.k_full, shared.k_empty, work, key + N, turn + 1);
         copy_keys(v_map, shared.v, shared.v_full, shared.v_empty, work, key, turn);
       }
     __syncwarp();

@@ -1,9 +1,9 @@
 // Primitives of sm_90a: barriers in shared memory, tiles copied by the TMA, products of a warp group (four warps). The
 // tests' emulator brings functions of the same names.
 //
-// The accumulator c [64, N] of a warp group: lane l of warp w holds in c[i] the row 16 w + l / 4 + 8 (i / 2 % 2), column
-// 8 (i / 4) + 2 (l % 4) + i % 2. Four words of an operand a [64, 16] are rows and columns as in tensor_core.cuh: the
-// accumulators of 16 columns, rounded and packed in order. Tiles lie as panels.cuh says.
+// The accumulator c [64, N] of a warp group: lane l of warp w holds in c[i] the row 16 w + l / 4 + 8 (i / 2 % 2),
+// column 8 (i / 4) + 2 (l % 4) + i % 2. Four words of an operand a [64, 16] are rows and columns as in tensor_core.cuh:
+// the accumulators of 16 columns, rounded and packed in order. Tiles lie as panels.cuh says.
 #pragma once
 #include "kernels/panels.cuh"
 #include "kernels/tensor_core.cuh"
@@ -107,40 +107,40 @@ __device__ __forceinline__ void product_wait() {
 template <class T, int N>
 struct Product;
 
-#define GLM4V_R32                                                                                                 \
+#define GLM4V_R32                                                                                                  \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, " \
   "%24, %25, %26, %27, %28, %29, %30, %31"
-#define GLM4V_R48                                                                                                  \
-  GLM4V_R32                                                                                                        \
+#define GLM4V_R48 \
+  GLM4V_R32       \
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
-#define GLM4V_R64                                                                                                  \
-  GLM4V_R48                                                                                                        \
+#define GLM4V_R64                    \
+  GLM4V_R48                          \
   ", %48, %49, %50, %51, %52, %53, " \
   "%54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define GLM4V_C8(i) \
+#define GLM4V_C8(i)                                                                                           \
   "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]), "+f"(c[i + 6]), \
       "+f"(c[i + 7])
 #define GLM4V_C32 GLM4V_C8(0), GLM4V_C8(8), GLM4V_C8(16), GLM4V_C8(24)
 #define GLM4V_C48 GLM4V_C32, GLM4V_C8(32), GLM4V_C8(40)
 #define GLM4V_C64 GLM4V_C48, GLM4V_C8(48), GLM4V_C8(56)
 // The last operands are numbered from the accumulators' end.
-#define GLM4V_PRODUCT(T, TYPE, N, REGISTERS, OPERANDS, X0, X1, X2, X3, X4, X5)                                       \
-  template <>                                                                                                        \
-  struct Product<T, N> {                                                                                             \
-    static __device__ __forceinline__ void shared(float (&c)[N / 2], MatrixPlace a, MatrixPlace b, bool add) {       \
-      asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " X2 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N           \
-                   "k16.f32." TYPE "." TYPE " {" REGISTERS "}, " X0 ", " X1 ", add, 1, 1, 0, 0;\n}"                  \
-                   : OPERANDS                                                                                        \
-                   : "l"(a), "l"(b), "r"(static_cast<int>(add)));                                                    \
-    }                                                                                                                \
-    static __device__ __forceinline__ void registers(float (&c)[N / 2], const uint32_t (&a)[4], MatrixPlace b,       \
-                                                     bool add) {                                                     \
-      asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " X5 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N           \
-                   "k16.f32." TYPE "." TYPE " {" REGISTERS "}, {" X0 ", " X1 ", " X2 ", " X3 "}, " X4                \
-                   ", add, 1, 1, 1;\n}"                                                                              \
-                   : OPERANDS                                                                                        \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));                \
-    }                                                                                                                \
+#define GLM4V_PRODUCT(T, TYPE, N, REGISTERS, OPERANDS, X0, X1, X2, X3, X4, X5)                                 \
+  template <>                                                                                                  \
+  struct Product<T, N> {                                                                                       \
+    static __device__ __forceinline__ void shared(float (&c)[N / 2], MatrixPlace a, MatrixPlace b, bool add) { \
+      asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " X2 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N     \
+                   "k16.f32." TYPE "." TYPE " {" REGISTERS "}, " X0 ", " X1 ", add, 1, 1, 0, 0;\n}"            \
+                   : OPERANDS                                                                                  \
+                   : "l"(a), "l"(b), "r"(static_cast<int>(add)));                                              \
+    }                                                                                                          \
+    static __device__ __forceinline__ void registers(float (&c)[N / 2], const uint32_t (&a)[4], MatrixPlace b, \
+                                                     bool add) {                                               \
+      asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " X5 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N     \
+                   "k16.f32." TYPE "." TYPE " {" REGISTERS "}, {" X0 ", " X1 ", " X2 ", " X3 "}, " X4          \
+                   ", add, 1, 1, 1;\n}"                                                                        \
+                   : OPERANDS                                                                                  \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));          \
+    }                                                                                                          \
   }
 GLM4V_PRODUCT(bf16, "bf16", 64, GLM4V_R32, GLM4V_C32, "%32", "%33", "%34", "%35", "%36", "%37");
 GLM4V_PRODUCT(bf16, "bf16", 96, GLM4V_R48, GLM4V_C48, "%48", "%49", "%50", "%51", "%52", "%53");

@@ -26,7 +26,8 @@ __device__ __forceinline__ void* dynamic_shared() {
 // The same from the first multiple of `alignment`, up to alignment - 1 bytes later.
 __device__ __forceinline__ void* dynamic_shared_at(unsigned alignment) {
   void* const bytes = dynamic_shared();
-  return static_cast<unsigned char*>(bytes) + (-static_cast<unsigned>(__cvta_generic_to_shared(bytes)) & (alignment - 1));
+  return static_cast<unsigned char*>(bytes) +
+         (-static_cast<unsigned>(__cvta_generic_to_shared(bytes)) & (alignment - 1));
 }
 
 }  // namespace glm4v::cuda

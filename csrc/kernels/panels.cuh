@@ -12,9 +12,9 @@ namespace glm4v::cuda {
 
 constexpr int panel_columns = 64, panel_row_bytes = 128, swizzle_bytes = 1024;
 
-// Where an operand of a product begins, and how it goes on; address >> 4 may be added. If its rows lie along the sum (a,
-// and b as [N, 16]): 8 rows every 1024 bytes, 16 columns every 32. If they lie across it (b as [16, N]): 8 rows every 1024
-// bytes, 64 columns every `panel` bytes.
+// Where an operand of a product begins, and how it goes on; address >> 4 may be added. If its rows lie along the sum
+// (a, and b as [N, 16]): 8 rows every 1024 bytes, 16 columns every 32. If they lie across it (b as [16, N]): 8 rows
+// every 1024 bytes, 64 columns every `panel` bytes.
 using MatrixPlace = uint64_t;
 GLM4V_HD MatrixPlace matrix_place(uint32_t address, int panel) {
   constexpr uint64_t eight_rows = 8 * panel_row_bytes, swizzle_128 = 1;
@@ -57,10 +57,10 @@ inline cudaError_t make_ragged_map(TensorMap& map, DType dtype, const HeadRows& 
   const cuuint32_t box[5] = {panel_columns, static_cast<cuuint32_t>(box_heads), static_cast<cuuint32_t>(box_tokens), 1,
                              1};
   const cuuint32_t steps[5] = {1, 1, 1, 1, 1};
-  const CUresult result = encode(
-      &map.map, dtype == DType::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 5,
-      const_cast<void*>(x.data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result =
+      encode(&map.map, dtype == DType::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 5,
+             const_cast<void*>(x.data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 

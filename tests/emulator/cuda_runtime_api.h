@@ -74,7 +74,7 @@ inline int64_t launches;
 inline int capability = 80;  // compute capability, of which the glue chooses kernels
 inline std::mutex one_launch;
 alignas(1024) inline unsigned char shared[shared_base + most_shared_bytes];
-inline size_t shared_bytes;  // of this launch
+inline size_t shared_bytes;                        // of this launch
 inline std::vector<std::function<void()>> copies;  // under way, in order
 inline int64_t tiles;                              // copied by them so far
 struct NamedBarrier {
