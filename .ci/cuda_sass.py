@@ -1,6 +1,6 @@
 """Whether the Hopper kernels of the built library are what their sources say; reads their SASS and asks ptxas again.
 
-Tensor cores fed by the TMA, the planned number of products and of waits (products that ptxas runs one by one have a wait
+Tensor cores fed by the TMA, the planned number of products and of waits (products that ptxas serialises have a wait
 each), exponentials beside a product that is under way instead of behind the wait for it, the registers handed over, no
 spills, and no warning of ptxas that products are serialised. Exit code 3 where cuobjdump is missing.
 """

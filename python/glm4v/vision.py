@@ -122,8 +122,17 @@ class VisionTower(nn.Module):
         position_ids = patch_positions(units).to(patches.device)
         lengths = torch.tensor([0, *(h * w for h, w in units)])
         cu_seqlens = lengths.cumsum(0, dtype=torch.int32).to(patches.device)
-        max_seqlen = int(lengths.max())
+        return self.encode(patches, grid_thw, position_ids, cu_seqlens, int(lengths.max()))
 
+    def encode(
+        self,
+        patches: Tensor,  # [P, 1176]
+        grid_thw: Tensor,  # [I, 3]
+        position_ids: Tensor,  # [P, 2]
+        cu_seqlens: Tensor,  # int32 [units + 1]
+        max_seqlen: int,
+    ) -> Tensor:
+        """`forward` once the host knows the grids: one graph that asks the device nothing."""
         x = self.embeddings(self.post_conv_layernorm(self.patch_embed(patches)), grid_thw)
         blocks = cast("list[Block]", self.blocks)
         normed = blocks[0].norm1(x)
