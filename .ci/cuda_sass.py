@@ -86,8 +86,10 @@ def warnings_of_ptxas() -> list[str]:
     databases = sorted(ROOT.glob("build/temp*/compile_commands.json"), key=lambda p: p.stat().st_mtime)
     entries = json.loads(databases[-1].read_text()) if databases else []
     found = []
-    for entry in (entry for entry in entries if entry["file"].endswith("_sm90.cu")):
+    for entry in entries:
         command = shlex.split(entry["command"])
+        if not entry["file"].endswith("_sm90.cu") or not any(part.endswith("nvcc") for part in command[:2]):
+            continue
         with tempfile.TemporaryDirectory() as folder:
             command[command.index("-o") + 1] = os.path.join(folder, "kernels.o")
             done = subprocess.run([*command, "-Xptxas=-v"], capture_output=True, text=True, cwd=entry["directory"])

@@ -88,6 +88,27 @@ def repeats(device: str, count: int) -> None:
                 assert torch.equal(a, b), f"result {i} of {(heads, kv_heads, dim, causal)} differs in turn {turn}"
 
 
+def probes(timeout_s: float) -> dict[str, Any]:
+    """One primitive of Hopper at a time, for a GPU that is one: how many values of each are wrong."""
+    import torch
+
+    if torch.cuda.get_device_capability() != (9, 0):
+        return {"ok": True, "said": "for Hopper alone"}
+    with tempfile.TemporaryDirectory() as folder:
+        library = os.path.join(folder, "probes.so")
+        source = [str(ROOT / "tests/probes/hopper.cu"), "-I", str(ROOT / "csrc")]
+        flags = ["-std=c++20", "-O3", "-gencode", "arch=compute_90a,code=sm_90a", "-shared", "-Xcompiler", "-fPIC"]
+        code, said = run(["nvcc", *source, *flags, "-o", library], timeout_s)
+        if code:
+            return {"ok": False, "said": said}
+        wrong = {}
+        for name in ("copy", "products", "tiles"):
+            program = f"import ctypes, sys; print(ctypes.CDLL(sys.argv[1]).probe_{name}())"
+            code, said = run([sys.executable, "-c", program, library], 30)
+            wrong[name] = int(said) if code == 0 else -1
+    return {"ok": not any(wrong.values()), "wrong": wrong, "said": str(wrong)}
+
+
 def facts(device: str) -> dict[str, Any]:
     import torch
 
@@ -124,7 +145,7 @@ def measured(op: str, device: str, timeout_s: float) -> dict[str, Any]:
 
 
 def steps(device: str, quick: bool) -> list[tuple[str, float, Callable[[float], dict[str, Any]]]]:
-    """Name, share of the budget in seconds, and what to do in the time given."""
+    """Name, most of the budget that it may take, and what to do in the seconds given."""
     chosen = ["tests/ops/test_rms_norm.py", "tests/ops/test_flash_attn_varlen.py"] if quick else ["tests/ops"]
     few = ["-k", "grouped or bitwise"] if quick else ["-k", "not compile"]  # compiling is the host's work
     count = 2 if quick else 1000
@@ -148,14 +169,15 @@ def steps(device: str, quick: bool) -> list[tuple[str, float, Callable[[float], 
         return step
 
     plan: list[tuple[str, float, Callable[[float], dict[str, Any]]]] = [
-        ("tests of the ops", 150, lambda t: tests([*chosen, *few, "--device", device], t)),
-        ("tests of the model", 60, lambda t: tests(["tests/glm4v/test_device.py", "--device", device], t)),
-        ("repeated runs", 60, again),
+        ("tests of the ops", 0.3, lambda t: tests([*chosen, *few, "--device", device], t)),
+        ("tests of the model", 0.2, lambda t: tests(["tests/glm4v/test_device.py", "--device", device], t)),
+        ("repeated runs", 0.15, again),
     ]
     if device == "cuda":
-        plan += [("memcheck", 50, sanitized("memcheck")), ("racecheck", 50, sanitized("racecheck"))]
+        plan.insert(0, ("primitives", 0.15, probes))
+        plan += [("memcheck", 0.12, sanitized("memcheck")), ("racecheck", 0.12, sanitized("racecheck"))]
     for op in ("rms_norm",) if quick else BENCHMARKS:
-        plan.append((f"bench {op}", 60, lambda t, op=op: measured(op, device, t)))  # type: ignore[misc]
+        plan.append((f"bench {op}", 0.15, lambda t, op=op: measured(op, device, t)))  # type: ignore[misc]
     return plan
 
 
@@ -211,10 +233,10 @@ def main() -> int:
             return 2
     began = time.monotonic()
     done = []
-    for name, share_s, step in steps(given.device, given.quick):
+    for name, share, step in steps(given.device, given.quick):
         left_s = given.budget_s - (time.monotonic() - began)
         at = time.monotonic()
-        result = step(min(share_s, left_s)) if left_s > 5 else {"ok": False, "said": "no time was left"}
+        result = step(min(share * given.budget_s, left_s)) if left_s > 5 else {"ok": False, "said": "no time was left"}
         done.append({"name": name, **result, "seconds": time.monotonic() - at})
         print(f"{'ok    ' if result['ok'] else 'FAILED'} {name} {done[-1]['seconds']:.0f} s\n{result['said']}".rstrip())
     command = " ".join(["python", os.path.relpath(__file__, ROOT), *sys.argv[1:]])

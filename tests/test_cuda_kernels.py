@@ -2,6 +2,7 @@
 the place of the CPU's ops, so that the tests of the ops test the kernels. What was compiled for GPUs is read, too.
 """
 
+import json
 import pathlib
 import re
 import shutil
@@ -87,12 +88,19 @@ def test_products_pass_the_tests_of_the_op(op, emulator):
     run_tests(emulator, op, "products", PRODUCTS[op])
 
 
+@pytest.mark.parametrize("probe", ["copy", "products", "tiles"])
+def test_primitives_of_hopper(probe, emulator):
+    program = f"import ctypes, sys, torch; print(ctypes.CDLL(sys.argv[1]).probe_{probe}())"
+    done = subprocess.run([sys.executable, "-c", program, str(emulator)], capture_output=True, text=True)
+    assert done.stdout == "0\n", f"{done.stdout} wrong values (-1: it could not run) {done.stderr}"
+
+
 def test_every_backend_is_tested():
     sources = {path.stem for path in (ROOT / "csrc/cuda").glob("*.cpp")}
     assert sources == {*KERNELS, *ATTENTION, *PRODUCTS}
 
 
-needs_cuda = pytest.mark.skipif(not glm4v_ext.build_info()["cuda"], reason="needs a build with GLM4V_CUDA=1")
+needs_cuda = pytest.mark.skipif(not glm4v_ext.build_info()["cuda"], reason="needs a build with CUDA kernels")
 
 
 def run_check(name: str) -> str:
@@ -144,3 +152,14 @@ def test_every_glue_serves_its_ops():
     for path in (ROOT / "csrc/cuda").glob("*.cpp"):
         names = re.findall(r'm\.impl\("(\w+)"', path.read_text())
         assert names and all(ops[name]["cuda"] == "C++" for name in names), path
+
+
+def test_gpu_check_runs(tmp_path):
+    options = ["--device", "cpu", "--quick", "--budget-s", "1200", "--out", str(tmp_path)]
+    command = [sys.executable, str(ROOT / ".ci/gpu_check.py"), *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = tmp_path.glob("*.json")
+    steps = {step["name"]: step for step in json.loads(path.read_text())["steps"]}
+    assert steps["tests of the ops"]["passed"] > 0 and steps["bench rms_norm"]["rows"]
+    assert "| repeated runs | ok |" in path.with_suffix(".md").read_text()
