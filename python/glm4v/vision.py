@@ -119,10 +119,9 @@ class VisionTower(nn.Module):
     def forward(self, patches: Tensor, grid_thw: Tensor) -> Tensor:
         """``[P, 1176]`` and ``[I, 3]`` to ``[P / 4, C_out]``."""
         units = [(h, w) for t, h, w in grid_thw.tolist() for _ in range(t)]
-        position_ids = patch_positions(units).to(patches.device)
         lengths = torch.tensor([0, *(h * w for h, w in units)])
-        cu_seqlens = lengths.cumsum(0, dtype=torch.int32).to(patches.device)
-        return self.encode(patches, grid_thw, position_ids, cu_seqlens, int(lengths.max()))
+        index = (grid_thw, patch_positions(units), lengths.cumsum(0, dtype=torch.int32))
+        return self.encode(patches, *(x.to(patches.device, non_blocking=True) for x in index), int(lengths.max()))
 
     def encode(
         self,

@@ -65,6 +65,22 @@ def test_logits(device, tiny_checkpoint, model, batch):
     assert error <= 2 * bound
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("device", devices())
+def test_index_tensors_may_stay_on_the_host(device, model, batch):
+    model, there = on(device, model, batch)
+    assert torch.equal(model(**batch, logits_to_keep=2), model(**there, logits_to_keep=2))
+
+
+def test_forward_waits_for_no_value(model, batch):
+    """On the meta device there are no values: asking for one is an error, wherever a GPU would make the host wait."""
+    nowhere = Glm4v(model.config, dtype=torch.bfloat16, device="meta")
+    assert nowhere(**batch).shape == (len(batch["input_ids"]), model.config.text_config.vocab_size)
+    cache = nowhere.new_cache(2, 64)
+    logits = nowhere.prefill(batch, cache)
+    assert nowhere.decode(logits.argmax(-1), torch.zeros(3, 2, dtype=torch.int64, device="meta"), cache).is_meta
+
+
 def layers_of(model, batch):
     """Functions and arguments of the tower, the prefill and a decode step, each behind what the host has to know."""
     device, text = model.device, model.language_model
