@@ -18,7 +18,7 @@ def main() -> int:
         return 2
     known = json.loads(databases[-1].read_text())
     # CUDA sources are read as the emulator's C++: clang-tidy doesn't know nvcc's options.
-    entries = {entry["file"]: entry for entry in known if "nvcc" not in entry["command"].split()[0]}
+    entries = {entry["file"]: entry for entry in known if "nvcc" not in " ".join(entry["command"].split()[:2])}
     tidy = pathlib.Path(sys.executable).parent / "clang-tidy"
 
     def check(entry: dict[str, str]) -> tuple[str, subprocess.CompletedProcess[str]]:

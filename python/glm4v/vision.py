@@ -121,7 +121,8 @@ class VisionTower(nn.Module):
         units = [(h, w) for t, h, w in grid_thw.tolist() for _ in range(t)]
         lengths = torch.tensor([0, *(h * w for h, w in units)])
         index = (grid_thw, patch_positions(units), lengths.cumsum(0, dtype=torch.int32))
-        return self.encode(patches, *(x.to(patches.device, non_blocking=True) for x in index), int(lengths.max()))
+        grid_thw, position_ids, cu_seqlens = (x.to(patches.device, non_blocking=True) for x in index)
+        return self.encode(patches, grid_thw, position_ids, cu_seqlens, int(lengths.max()))
 
     def encode(
         self,
