@@ -1,5 +1,6 @@
 # make demo   sets everything up and runs the main job
 # make test   sets everything up and runs every test
+# make gpu-check   on a machine with a GPU: tests, races, benchmarks; the record goes to bench/results/
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -7,7 +8,7 @@ CXX := $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
 # Passive waiting in tests only: two busy processes on two cores would otherwise spin at every OpenMP barrier.
 PYTEST := OMP_WAIT_POLICY=passive HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-.PHONY: demo test test-fast test-slow bench lint format build
+.PHONY: demo test test-fast test-slow gpu-check bench lint format build
 
 demo: build
 	$(BIN)/python examples/demo.py
@@ -20,6 +21,9 @@ test-fast: build
 
 test-slow: build
 	$(PYTEST) -m slow -rA
+
+gpu-check: build
+	$(BIN)/python .ci/gpu_check.py
 
 bench: build
 	$(BIN)/python -m pytest bench

@@ -10,7 +10,8 @@ import shutil
 import subprocess
 import sys
 
-LIBRARY = pathlib.Path(__file__).resolve().parent.parent / "glm4v_ext/libglm4v_ops.so"
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+LIBRARY = ROOT / "glm4v_ext/libglm4v_ops.so"
 
 
 def cuobjdump() -> str | None:

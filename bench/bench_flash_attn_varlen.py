@@ -7,6 +7,7 @@ the active level (fp32 FMA, vdpbf16ps or AMX tiles). Causal flops are half of th
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.shapes import HEAD_DIM, PROMPTS, SEGMENTS, TEXT_HEADS, TEXT_KV_HEADS, VISION_HEADS, cases
 from glm4v_ext import _C, build_info, flash_attn_varlen_func
@@ -14,8 +15,10 @@ from glm4v_ext import _C, build_info, flash_attn_varlen_func
 EAGER_SCORES = 2**30  # bytes of one eager score matrix, at most
 
 
-def ceiling(dtype: torch.dtype) -> float:
-    """GFLOP/s of all threads."""
+def ceiling(dtype: torch.dtype, device: str) -> float:
+    """GFLOP/s of all threads; 0, unknown, for a GPU."""
+    if device == "cuda":
+        return 0
     kinds = {"amx": "amx", "avx512_bf16": "bf16_dot"}
     kind = kinds.get(str(build_info()["isa"]), "fp32") if dtype == torch.bfloat16 else "fp32"
     return _C.measure_peak(kind, torch.get_num_threads())
@@ -32,6 +35,11 @@ def sdpa(q, k, v, causal=False):
     """[N, S, H, D]"""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True).transpose(1, 2)
+
+
+def cudnn(function):
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        return function()
 
 
 def eager(q, k, v, causal=False):
@@ -61,6 +69,8 @@ def peers_of(q, k, v, cu_seqlens, lengths, causal, wrap):
     }
     if segments > 1:
         peers["batched sdpa"] = batched
+    if q.is_cuda and longest * segments == len(q):
+        peers["cudnn"] = lambda: cudnn(batched)
     if longest**2 * q.shape[1] * 4 <= EAGER_SCORES:
         peers["eager"] = lambda: each(eager)
     return {name: wrap(peer) for name, peer in peers.items()}
@@ -70,7 +80,7 @@ def peers_of(q, k, v, cu_seqlens, lengths, causal, wrap):
 def bench_forward(race, device, dtype, lengths):
     (q, k, v), cu_seqlens = sample(lengths, VISION_HEADS, VISION_HEADS, device, dtype)
     flops = sum(4 * n * n for n in lengths) * VISION_HEADS * HEAD_DIM
-    race(peers_of(q, k, v, cu_seqlens, lengths, False, lambda f: f), flops=flops, ceiling=ceiling(dtype))
+    race(peers_of(q, k, v, cu_seqlens, lengths, False, lambda f: f), flops=flops, ceiling=ceiling(dtype, device))
 
 
 @pytest.mark.parametrize("lengths", cases(SEGMENTS, quick=["336x336", "64x112x112"]))
@@ -80,11 +90,11 @@ def bench_forward_backward(race, device, dtype, lengths):
     dout = torch.randn(q.shape, device=device).to(dtype)
     flops = 3.5 * sum(4 * n * n for n in lengths) * VISION_HEADS * HEAD_DIM
     peers = peers_of(q, k, v, cu_seqlens, lengths, False, lambda f: lambda: torch.autograd.grad(f(), (q, k, v), dout))
-    race(peers, flops=flops, ceiling=ceiling(dtype), grad=True)
+    race(peers, flops=flops, ceiling=ceiling(dtype, device), grad=True)
 
 
 @pytest.mark.parametrize("tokens", cases(PROMPTS))
 def bench_prefill(race, device, dtype, tokens):
     (q, k, v), cu_seqlens = sample([tokens], TEXT_HEADS, TEXT_KV_HEADS, device, dtype)
     flops = 2 * tokens * tokens * TEXT_HEADS * HEAD_DIM
-    race(peers_of(q, k, v, cu_seqlens, [tokens], True, lambda f: f), flops=flops, ceiling=ceiling(dtype))
+    race(peers_of(q, k, v, cu_seqlens, [tokens], True, lambda f: f), flops=flops, ceiling=ceiling(dtype, device))

@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from bench.cuda import CudaLane
 from bench.peers import Lane, Peer, assert_agree
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -105,7 +106,8 @@ def _case_name(node_name: str) -> str:
 
 def _take_turns(benchmark, peers: dict[str, Peer], device: str, turn_s: float, budget_s: float) -> dict[str, float]:
     sync = torch.cuda.synchronize if device == "cuda" else lambda: None
-    lanes = {name: Lane(peer, turn_s, sync) for name, peer in peers.items()}
+    kind = CudaLane if device == "cuda" else Lane
+    lanes = {name: kind(peer, turn_s, sync) for name, peer in peers.items()}
     ours, *others = lanes.values()
 
     def others_in_turn() -> None:  # forwards in one round, backwards in the next

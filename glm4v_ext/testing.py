@@ -16,11 +16,18 @@ from torch import Tensor
 from . import _C
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Of attention, by device: its CUDA kernels work on tensor cores alone.
+ATTENTION_DTYPES = {"cpu": DTYPES, "cuda": DTYPES[1:]}
 
 
 def devices() -> list[str]:
     """Devices of this machine that the ops serve."""
     return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+def attention_cases() -> list[tuple[str, torch.dtype]]:
+    """Devices of this machine, each with the dtypes that attention takes there."""
+    return [(device, dtype) for device in devices() for dtype in ATTENTION_DTYPES[device]]
 
 
 def isa_levels() -> list[str]:
@@ -82,13 +89,15 @@ def outputs_and_grads(
     ]
 
 
-def assert_as_accurate(op: Callable[..., Any], definition: Callable[..., Any], inputs: Sequence[Any]) -> None:
+def assert_as_accurate(
+    op: Callable[..., Any], definition: Callable[..., Any], inputs: Sequence[Any], expanded: bool = False
+) -> None:
     """Outputs and gradients of ``op`` against ``definition`` in float64, by the rule of this module."""
     wide = [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs]
     actual, plain, exact = (
-        outputs_and_grads(op, inputs),
-        outputs_and_grads(definition, inputs),
-        outputs_and_grads(definition, wide),
+        outputs_and_grads(op, inputs, expanded=expanded),
+        outputs_and_grads(definition, inputs, expanded=expanded),
+        outputs_and_grads(definition, wide, expanded=expanded),
     )
     assert len(actual) == len(exact)
     for i, (a, p, e) in enumerate(zip(actual, plain, exact, strict=True)):

@@ -14,3 +14,14 @@ settings.load_profile("glm4v")
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", choices=["cpu", "cuda"], help="only tests that take a device, on this one")
+
+
+def pytest_collection_modifyitems(config, items):
+    if device := config.getoption("--device"):
+        chosen = [item for item in items if hasattr(item, "callspec") and item.callspec.params.get("device") == device]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen

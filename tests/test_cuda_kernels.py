@@ -2,6 +2,7 @@
 the place of the CPU's ops, so that the tests of the ops test the kernels. What was compiled for GPUs is read, too.
 """
 
+import json
 import pathlib
 import re
 import shutil
@@ -16,11 +17,15 @@ pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROGRAM = """
 import ctypes, sys
-import pytest, torch, glm4v_ext
-library, expected, *arguments = sys.argv[1:]
+import pytest, torch, glm4v_ext, glm4v_ext.testing as testing
+library, capability, expected, *arguments = sys.argv[1:]
 torch.ops.load_library(library)
+testing.ATTENTION_DTYPES["cpu"] = testing.ATTENTION_DTYPES["cuda"]
+emulator = ctypes.CDLL(library)
+emulator.emulator_capability(int(capability))
 code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-W", "ignore", *arguments])
-assert (ctypes.CDLL(library).emulator_launches() > 0) == (expected == "kernels"), "the CPU's own ops were tested"
+assert (emulator.emulator_launches() > 0) == (expected == "kernels"), "the CPU's own ops were tested"
+assert (emulator.emulator_tiles() > 0) == (int(capability) >= 90), "another GPU's kernels were tested"
 sys.exit(code)
 """
 # Tests of the CPU's loops; and, not to repeat them for every backend, of what Python alone decides.
@@ -35,9 +40,11 @@ KERNELS = {
     "interpolate_pos_embed": ["grid10", "grid11", "errors and hold", "errors and even"],
     "rope_2d": [],
     "rope_3d": [],
-    "flash_attn_varlen": ["dtype0", "float32"],  # bf16 and fp16 only
-    "flash_attn_with_kvcache": ["dtype0", "float32"],
 }
+# Of attention, whose kernels know no float32, tests that are for devices.
+ATTENTION = ["flash_attn_varlen", "flash_attn_with_kvcache"]
+# Ops with kernels of their own for Hopper, and tests of what these serve.
+HOPPER = {"flash_attn_varlen": "64 or 128 or grouped or neighbours or long"}
 # Torch's products: their glue is tested; they are the CPU's, whose own paths the other tests of these ops are about.
 PRODUCTS = {"patch_embed": "definition", "merge_patches": "definition", "linear": "definition or errors"}
 
@@ -54,8 +61,8 @@ def emulator() -> pathlib.Path:
     return builds[-1].parent / "tests/emulator/libemulator.so"
 
 
-def run_tests(emulator: pathlib.Path, op: str, expected: str, chosen: str) -> None:
-    arguments = [str(emulator), expected, f"tests/ops/test_{op}.py", "-k", chosen]
+def run_tests(emulator: pathlib.Path, op: str, expected: str, chosen: str, *options: str, capability: int = 80) -> None:
+    arguments = [str(emulator), str(capability), expected, f"tests/ops/test_{op}.py", "-k", chosen, *options]
     done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
@@ -66,27 +73,71 @@ def test_kernels_pass_the_tests_of_the_op(op, emulator):
     run_tests(emulator, op, "kernels", f"not ({' or '.join(left_out)})")
 
 
+@pytest.mark.parametrize("op", ATTENTION)
+def test_attention_passes_the_tests_of_the_op(op, emulator):
+    run_tests(emulator, op, "kernels", "not compile", "--device=cpu")
+
+
+@pytest.mark.parametrize("op", HOPPER)
+def test_attention_of_hopper_passes_the_tests_of_the_op(op, emulator):
+    run_tests(emulator, op, "kernels", HOPPER[op], "--device=cpu", capability=90)
+
+
 @pytest.mark.parametrize("op", PRODUCTS)
 def test_products_pass_the_tests_of_the_op(op, emulator):
     run_tests(emulator, op, "products", PRODUCTS[op])
 
 
+@pytest.mark.parametrize("probe", ["copy", "products", "tiles"])
+def test_primitives_of_hopper(probe, emulator):
+    program = f"import ctypes, sys, torch; print(ctypes.CDLL(sys.argv[1]).probe_{probe}())"
+    done = subprocess.run([sys.executable, "-c", program, str(emulator)], capture_output=True, text=True)
+    assert done.stdout == "0\n", f"{done.stdout} wrong values (-1: it could not run) {done.stderr}"
+
+
 def test_every_backend_is_tested():
     sources = {path.stem for path in (ROOT / "csrc/cuda").glob("*.cpp")}
-    assert sources == {*KERNELS, *PRODUCTS}
+    assert sources == {*KERNELS, *ATTENTION, *PRODUCTS}
 
 
-needs_cuda = pytest.mark.skipif(not glm4v_ext.build_info()["cuda"], reason="needs a build with GLM4V_CUDA=1")
+needs_cuda = pytest.mark.skipif(not glm4v_ext.build_info()["cuda"], reason="needs a build with CUDA kernels")
+
+
+def run_check(name: str) -> str:
+    done = subprocess.run([sys.executable, str(ROOT / ".ci" / name)], capture_output=True, text=True)
+    if done.returncode == 3:
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 @needs_cuda
 def test_kernels_keep_to_registers():
-    done = subprocess.run([sys.executable, str(ROOT / ".ci/cuda_resources.py")], capture_output=True, text=True)
-    if done.returncode == 3:
-        pytest.skip(done.stderr.strip())
-    assert done.returncode == 0, done.stdout + done.stderr
-    archs = set(re.findall(r"sm_\w+", done.stdout))
+    archs = set(re.findall(r"sm_\w+", run_check("cuda_resources.py")))
     assert archs >= {"sm_80", "sm_90a"}, archs
+
+
+@needs_cuda
+def test_hopper_kernels_are_what_they_should_be():
+    run_check("cuda_sass.py")
+
+
+def test_what_the_check_of_hopper_kernels_sees(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / ".ci"))
+    import cuda_sass
+
+    loop = ["HGMMA.64x128x16.F32.BF16 R88, gdesc[UR8], R88, gsb0", "WARPGROUP.DEPBAR.LE gsb0, 0x1"]
+    wait, power = ["WARPGROUP.DEPBAR.LE gsb0, 0x0"], ["MUFU.EX2 R1, R1"]
+    rest = ["UTMALDG.5D [UR8], [UR4]", "USETMAXREG.DEALLOC.CTAPOOL 0x18", "USETMAXREG.TRY_ALLOC.CTAPOOL UP0, 0xf0"]
+    plan = cuda_sass.Plan(shared=1, registers=0, waits=2, beside=1)
+    assert cuda_sass.faults(loop + power + wait + rest, plan) == []
+    assert cuda_sass.faults(loop + wait + power + rest, plan) == [
+        "exponentials beside a product must be at least 1, got 0"
+    ]
+    assert cuda_sass.faults(loop + power + wait + rest[1:] + ["STL [R1], R0"], plan) == [
+        "local loads and stores must be 0, got 1", "tiles must come by UTMALDG, got none",
+    ]  # fmt: skip
+    assert cuda_sass.SERIALISED.search("ptxas info : (C7512) Potential Performance Loss: wgmma")
 
 
 @needs_cuda
@@ -101,3 +152,14 @@ def test_every_glue_serves_its_ops():
     for path in (ROOT / "csrc/cuda").glob("*.cpp"):
         names = re.findall(r'm\.impl\("(\w+)"', path.read_text())
         assert names and all(ops[name]["cuda"] == "C++" for name in names), path
+
+
+def test_gpu_check_runs(tmp_path):
+    options = ["--device", "cpu", "--quick", "--budget-s", "1200", "--out", str(tmp_path)]
+    command = [sys.executable, str(ROOT / ".ci/gpu_check.py"), *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = tmp_path.glob("*.json")
+    steps = {step["name"]: step for step in json.loads(path.read_text())["steps"]}
+    assert steps["tests of the ops"]["passed"] > 0 and steps["bench rms_norm"]["rows"]
+    assert "| repeated runs | ok |" in path.with_suffix(".md").read_text()

@@ -27,6 +27,14 @@ class __attribute__((visibility("hidden"))) OnDevice {
   cudaStream_t stream_;
 };
 
+// Of the device of `t`: 90 for 9.0.
+inline int compute_capability(const Tensor& t) {
+  int major = 0, minor = 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, t.get_device_index());
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, t.get_device_index());
+  return 10 * major + minor;
+}
+
 inline void check_launch(const char* op, cudaError_t error) {
   check(error == cudaSuccess, op, ": the CUDA kernel must launch, got ", cudaGetErrorString(error));
 }

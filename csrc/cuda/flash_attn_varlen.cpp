@@ -53,9 +53,17 @@ std::tuple<Tensor, Tensor, Tensor> flash_attn_varlen(const Tensor& q, const Tens
   const Tensor out = empty_contiguous(q), lse = empty_f32({shape.heads, shape.tokens_q}, q);
   const Tensor statistics = empty_f32({2, shape.heads, shape.tokens_q}, q);
   float* const maximum = static_cast<float*>(statistics.mutable_data_ptr());
-  const FlashAttnForward args{kernel_args(shape, options, qd, kd, vd, cu_q, cu_k, table), out.mutable_data_ptr(),
-                              static_cast<float*>(lse.mutable_data_ptr()), maximum, maximum + lse.numel()};
-  check_launch(op, launch_flash_attn_varlen(shape.dtype, args, device.stream()));
+  const Tensor next_tile = torch::stable::new_empty(q, {1}, ScalarType::Int);
+  const FlashAttnForward args{kernel_args(shape, options, qd, kd, vd, cu_q, cu_k, table),
+                              out.mutable_data_ptr(),
+                              static_cast<float*>(lse.mutable_data_ptr()),
+                              maximum,
+                              maximum + lse.numel(),
+                              static_cast<int*>(next_tile.mutable_data_ptr())};
+  auto launch = launch_flash_attn_varlen;
+  if constexpr (GLM4V_SM90)
+    if (compute_capability(q) == 90 && serves_flash_attn_varlen_sm90(args)) launch = launch_flash_attn_varlen_sm90;
+  check_launch(op, launch(shape.dtype, args, device.stream()));
   return {out, lse, statistics};
 }
 
@@ -76,17 +84,22 @@ std::tuple<Tensor, Tensor, Tensor> flash_attn_varlen_backward(
   const Tensor od = contiguous(out), sd = contiguous(statistics);
   const Tensor cu_q = contiguous(cu_seqlens_q), cu_k = contiguous(cu_seqlens_k);
   const Tensor dq = empty_contiguous(q), dk = empty_contiguous(k), dv = empty_contiguous(v);
-  const Tensor delta = empty_f32({shape.heads, shape.tokens_q}, q);
+  const Tensor scratch = empty_f32({2, shape.heads, shape.tokens_q}, q);
+  const int64_t rows = shape.heads * shape.tokens_q;
 
   FlashAttnBackward args{};
   static_cast<FlashAttnArgs&>(args) = kernel_args(shape, options, qd, kd, vd, cu_q, cu_k, std::nullopt);
   args.aligned = args.aligned && aligned_rows(gd);
   args.dout = {gd.const_data_ptr(), gd.stride(0), gd.stride(1)}, args.out = od.const_data_ptr();
-  args.maximum = static_cast<const float*>(sd.const_data_ptr()), args.sum = args.maximum + delta.numel();
-  args.delta = static_cast<float*>(delta.mutable_data_ptr());
+  args.maximum = static_cast<const float*>(sd.const_data_ptr()), args.sum = args.maximum + rows;
+  args.delta = static_cast<float*>(scratch.mutable_data_ptr()), args.shift = args.delta + rows;
   args.dq = dq.mutable_data_ptr(), args.dk = dk.mutable_data_ptr(), args.dv = dv.mutable_data_ptr();
   args.tokens_k = shape.tokens_k;
-  check_launch(op, launch_flash_attn_varlen_backward(shape.dtype, args, device.stream()));
+  auto launch = launch_flash_attn_varlen_backward;
+  if constexpr (GLM4V_SM90)
+    if (compute_capability(q) == 90 && serves_flash_attn_varlen_backward_sm90(args))
+      launch = launch_flash_attn_varlen_backward_sm90;
+  check_launch(op, launch(shape.dtype, args, device.stream()));
   return {dq, dk, dv};
 }
 

@@ -15,12 +15,6 @@ struct FlashAttnTile {
   static constexpr int BYTES = (M + 2 * N) * ROW * 2;
 };
 
-__device__ inline void write_statistics(const FlashAttnForward& a, int64_t head, int64_t token, float top, float sum) {
-  const int64_t at = head * a.tokens_q + token;
-  a.maximum[at] = top, a.sum[at] = sum;
-  a.lse[at] = sum == 0 ? -INFINITY : top * (a.softcap > 0 ? a.softcap : a.scale) + logf(sum);
-}
-
 // Rows that belong to no segment: out is zero, lse -inf.
 template <class T>
 __device__ void write_padding(const FlashAttnForward& a, int kv_head, int64_t first, int count) {

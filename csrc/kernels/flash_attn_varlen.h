@@ -38,19 +38,27 @@ struct FlashAttnForward : FlashAttnArgs {
   void* out;             // [Tq, H, D] contiguous
   float* lse;            // [H, Tq], natural logarithm; -inf where a row sees no key (its out is zero)
   float *maximum, *sum;  // [H, Tq] of the softmax: largest score before the scale (with a softcap before that), weights
+  int* next_tile;        // one, scratch
 };
 
 struct FlashAttnBackward : FlashAttnArgs {
   HeadRows dout;               // [Tq, H, D]
   const void* out;             // [Tq, H, D] contiguous
   const float *maximum, *sum;  // [H, Tq]
-  float* delta;                // [H, Tq], scratch
+  float *delta, *shift;        // [H, Tq], scratch: dout . out, and P = 2^(score of the softmax / ln 2 - shift)
   void *dq, *dk, *dv;          // contiguous, shaped like q, k, v
   int64_t tokens_k;            // Tk
 };
 
-// bf16 and f16 only.
+// bf16 and f16 only. Those of Hopper serve head dims 64 and 128, groups of heads that divide a tile, no pages; backward
+// no softcap.
 cudaError_t launch_flash_attn_varlen(DType dtype, const FlashAttnForward& args, cudaStream_t stream);
+bool serves_flash_attn_varlen_sm90(const FlashAttnForward& args);
+cudaError_t launch_flash_attn_varlen_sm90(DType dtype, const FlashAttnForward& args, cudaStream_t stream);
 cudaError_t launch_flash_attn_varlen_backward(DType dtype, const FlashAttnBackward& args, cudaStream_t stream);
+bool serves_flash_attn_varlen_backward_sm90(const FlashAttnBackward& args);
+cudaError_t launch_flash_attn_varlen_backward_sm90(DType dtype, const FlashAttnBackward& args, cudaStream_t stream);
+// Of both: delta and shift, and zeros in dq where a token belongs to no segment.
+cudaError_t launch_flash_attn_varlen_delta(DType dtype, const FlashAttnBackward& args, cudaStream_t stream);
 
 }  // namespace glm4v::cuda

@@ -20,7 +20,8 @@ struct FlashAttnBackwardTile {
   static constexpr int BYTES = (2 * OWN + 4 * OTHER) * ROW * 2 + 6 * OTHER * static_cast<int>(sizeof(float));
 };
 
-// delta of the tokens of every segment, a warp to a (token, head); dq of the tokens of no segment becomes zero.
+// delta and shift of the tokens of every segment, a warp to a (token, head); dq of the tokens of no segment becomes
+// zero.
 template <class T>
 __global__ void flash_attn_varlen_delta_kernel(FlashAttnBackward a) {
   const int lane = threadIdx.x % 32;
@@ -37,7 +38,11 @@ __global__ void flash_attn_varlen_delta_kernel(FlashAttnBackward a) {
     else
       sum += to_float(x[d]) * to_float(y[d]);
   for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
-  if (lane == 0) a.delta[head * a.tokens_q + token] = sum;
+  if (lane > 0) return;
+  const int64_t row = head * a.tokens_q + token;
+  const float unit = (a.softcap > 0 ? a.softcap : a.scale) * 1.44269504f, weights = a.sum[row];
+  a.delta[row] = sum;
+  a.shift[row] = weights == 0 ? INFINITY : a.maximum[row] * unit + log2f(weights);  // P is 0 where it sees no key
 }
 
 // c [16, COUNT] = own [16, D] times other [COUNT, D] transposed.
@@ -306,14 +311,11 @@ __global__ void __launch_bounds__(32 * FlashAttnBackwardTile<D>::WARPS, 2)
 template <class T, int D>
 cudaError_t launch_dim(const FlashAttnBackward& a, cudaStream_t stream) {
   using Sizes = FlashAttnBackwardTile<D>;
-  const int64_t pairs = a.tokens_q * a.heads, rows = a.tokens_q * (a.heads / a.kv_heads);
+  const int64_t rows = a.tokens_q * (a.heads / a.kv_heads);
   const auto kv_heads = static_cast<unsigned>(a.kv_heads);
-  cudaError_t error = cudaSuccess;
-  if (pairs > 0)
-    error = launch(flash_attn_varlen_delta_kernel<T>, dim3(static_cast<unsigned>((pairs + 7) / 8)), 256, 0, stream, a);
-  if (error != cudaSuccess) return error;
   const dim3 keys(static_cast<unsigned>(a.tokens_k / Sizes::OWN + a.segments + 1), kv_heads);
-  error = launch(flash_attn_varlen_dkdv_kernel<T, D>, keys, 32 * Sizes::WARPS, Sizes::BYTES, stream, a);
+  const cudaError_t error =
+      launch(flash_attn_varlen_dkdv_kernel<T, D>, keys, 32 * Sizes::WARPS, Sizes::BYTES, stream, a);
   if (error != cudaSuccess) return error;
   const dim3 queries(static_cast<unsigned>(rows / Sizes::OWN + a.segments + 1), kv_heads);
   return launch(flash_attn_varlen_dq_kernel<T, D>, queries, 32 * Sizes::WARPS, Sizes::BYTES, stream, a);
@@ -321,7 +323,18 @@ cudaError_t launch_dim(const FlashAttnBackward& a, cudaStream_t stream) {
 
 }  // namespace
 
+cudaError_t launch_flash_attn_varlen_delta(DType dtype, const FlashAttnBackward& a, cudaStream_t stream) {
+  const int64_t pairs = a.tokens_q * a.heads;
+  if (pairs == 0) return cudaSuccess;
+  return dispatch_half(dtype, [&](auto zero) {
+    const dim3 grid(static_cast<unsigned>((pairs + 7) / 8));
+    return launch(flash_attn_varlen_delta_kernel<decltype(zero)>, grid, 256, 0, stream, a);
+  });
+}
+
 cudaError_t launch_flash_attn_varlen_backward(DType dtype, const FlashAttnBackward& a, cudaStream_t stream) {
+  const cudaError_t error = launch_flash_attn_varlen_delta(dtype, a, stream);
+  if (error != cudaSuccess) return error;
   return dispatch_half(dtype, [&](auto zero) {
     using T = decltype(zero);
     if (a.dim <= 64) return launch_dim<T, 64>(a, stream);

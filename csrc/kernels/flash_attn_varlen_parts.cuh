@@ -51,33 +51,47 @@ GLM4V_HD const T* key_row(const FlashAttnArgs& a, const HeadRows& x, const Segme
   return base + page * a.page_stride + t % a.page_size * x.row;
 }
 
-// Tile `tile` of the lengths cu[n + 1] - cu[n], each times `factor` and cut into pieces of `height`: every warp finds
-// the segment and the piece by itself, 32 segments at a time, so no host needs to know the lengths. Past the last
-// piece, segment is -1 and `piece` counts the tiles beyond it.
+// Tile `tile` of the lengths cu[n + 1] - cu[n], each times `factor`, cut into pieces of `height` and taken `copies`
+// times: every warp finds the segment and the piece by itself, 32 segments at a time, so no host needs to know the
+// lengths. Past the last piece, segment is -1 and `piece` counts the tiles beyond it. Searches for ascending tiles go
+// on where the last one ended.
 struct Tile {
-  int segment, piece, pieces;
+  int segment, piece, pieces;  // pieces: of one copy
 };
-__device__ inline Tile find_tile(int64_t tile, const Index& cu, int segments, int factor, int height) {
+struct TileSearch {
+  int before = 0;  // tiles of the segments before `first`
+  int first = 0;
+};
+__device__ inline Tile find_tile(TileSearch& from, int tile, const Index& cu, int segments, int factor, int height,
+                                 int copies = 1) {
   const int lane = threadIdx.x % 32;
-  int64_t before = 0;
-  for (int first = 0; first < segments; first += 32) {
-    const int n = first + lane;
+  for (; from.first < segments; from.first += 32) {
+    const int n = from.first + lane;
     const int64_t length = n < segments ? (cu[n + 1] - cu[n]) * factor : 0;
     const int pieces = static_cast<int>((length + height - 1) / height);
-    int sum = pieces;
+    int sum = pieces * copies;
     for (int distance = 1; distance < 32; distance *= 2) {
       const int other = __shfl_up_sync(~0u, sum, distance);
       if (lane >= distance) sum += other;
     }
-    const unsigned here = __ballot_sync(~0u, tile < before + sum);
+    const unsigned here = __ballot_sync(~0u, tile < from.before + sum);
     if (here != 0) {
       const int owner = __ffs(static_cast<int>(here)) - 1;
       const int end = __shfl_sync(~0u, sum, owner), count = __shfl_sync(~0u, pieces, owner);
-      return {first + owner, static_cast<int>(tile - before - (end - count)), count};
+      return {from.first + owner, tile - from.before - (end - count * copies), count};
     }
-    before += __shfl_sync(~0u, sum, 31);
+    from.before += __shfl_sync(~0u, sum, 31);
   }
-  return {-1, static_cast<int>(tile - before), 0};
+  return {-1, tile - from.before, 0};
+}
+__device__ inline Tile find_tile(int tile, const Index& cu, int segments, int factor, int height) {
+  TileSearch search;
+  return find_tile(search, tile, cu, segments, factor, height);
+}
+// Pieces of the rows that belong to no segment.
+__device__ inline int padding_pieces(const FlashAttnArgs& a, int height) {
+  const int64_t rows = (a.tokens_q - a.cu_q[a.segments]) * (a.heads / a.kv_heads);
+  return static_cast<int>((rows + height - 1) / height);
 }
 
 // Rows [0, count) into shared memory, D columns at a distance of ROW, zeros beyond `real` rows and beyond `dim`
@@ -96,6 +110,12 @@ __device__ __forceinline__ void load_rows(T* to, int count, int real, int dim, b
       for (int j = 0; j < 8; ++j) at[j] = inside && d + j < dim ? row(r)[d + j] : T{};
     }
   }
+}
+
+__device__ inline void write_statistics(const FlashAttnForward& a, int64_t head, int64_t token, float top, float sum) {
+  const int64_t at = head * a.tokens_q + token;
+  a.maximum[at] = top, a.sum[at] = sum;
+  a.lse[at] = sum == 0 ? -INFINITY : top * (a.softcap > 0 ? a.softcap : a.scale) + logf(sum);
 }
 
 // Calls f with the type and the padded head dim that serve a call, as a value and an integral constant.

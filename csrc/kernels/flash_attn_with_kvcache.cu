@@ -18,11 +18,11 @@ struct KvCacheTile {
                 "the parts of the warps reuse it");
 };
 
-// Adds `count` parts, each [16][D + 2] (values, top, sum), in order, and writes the rows of a tile: or, where `to` is
-// given, leaves the sum there as another part. stride: floats from part to part.
+// Adds `count` parts, each [16][D + 2] (values, top score in powers of two, sum), in order, and writes the rows of a
+// tile: or, where `to` is given, leaves the sum there as another part. stride: floats from part to part.
 template <class T>
-__device__ void merge_parts(const KvCacheArgs& a, const float* parts, int64_t stride, int count, float unit, int b,
-                            int kv_head, int first, int rows, float* to) {
+__device__ void merge_parts(const KvCacheArgs& a, const float* parts, int64_t stride, int count, int b, int kv_head,
+                            int first, int rows, float* to) {
   const int dim = a.dim, width = dim + 2, group = a.heads / a.kv_heads;
   for (int i = threadIdx.x; i < rows * dim; i += blockDim.x) {
     const int r = i / dim, d = i % dim;
@@ -31,7 +31,7 @@ __device__ void merge_parts(const KvCacheArgs& a, const float* parts, int64_t st
     for (int p = 0; p < count; ++p) top = fmaxf(top, at[p * stride + dim]);
     const float shift = top == -INFINITY ? 0 : top;
     for (int p = 0; p < count; ++p) {
-      const float weight = exp2_fast((at[p * stride + dim] - shift) * unit);
+      const float weight = exp2_fast(at[p * stride + dim] - shift);
       value += weight * at[p * stride + d], sum += weight * at[p * stride + dim + 1];
     }
     if (to != nullptr) {
@@ -44,7 +44,7 @@ __device__ void merge_parts(const KvCacheArgs& a, const float* parts, int64_t st
         from_float<T>(sum == 0 ? 0 : value / sum);
     if (d == 0)
       a.lse[(b * static_cast<int64_t>(a.heads) + head) * a.queries + query] =
-          sum == 0 ? -INFINITY : top * unit * 0.693147181f + logf(sum);
+          sum == 0 ? -INFINITY : top * 0.693147181f + logf(sum);
   }
 }
 
@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS) flash_attn_with_kv
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int column = key + n * 8 + lane % 4 * 2 + i % 2;
-        if (capped) p[n][i] = tanhf(p[n][i] * in);
+        p[n][i] = (capped ? tanhf(p[n][i] * in) : p[n][i]) * unit;  // here, since the scale may be negative
         if (column < seen[i / 2].begin || column >= min(end, seen[i / 2].end)) p[n][i] = -INFINITY;
       }
 #pragma unroll
@@ -157,12 +157,12 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS) flash_attn_with_kv
       float most = fmaxf(fmaxf(p[0][2 * i], p[0][2 * i + 1]), fmaxf(p[1][2 * i], p[1][2 * i + 1]));
       most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
       most = fmaxf(fmaxf(most, __shfl_xor_sync(~0u, most, 2)), top[i]);
-      const float shift = most == -INFINITY ? 0 : most * unit, rescale = exp2_fast(top[i] * unit - shift);
+      const float shift = most == -INFINITY ? 0 : most, rescale = exp2_fast(top[i] - shift);
       top[i] = most, total[i] *= rescale;
 #pragma unroll
       for (int n = 0; n < 2; ++n)
 #pragma unroll
-        for (int j = 2 * i; j < 2 * i + 2; ++j) p[n][j] = exp2_fast(p[n][j] * unit - shift), total[i] += p[n][j];
+        for (int j = 2 * i; j < 2 * i + 2; ++j) p[n][j] = exp2_fast(p[n][j] - shift), total[i] += p[n][j];
 #pragma unroll
       for (int d = 0; d < D / 8; ++d) out[d][2 * i] *= rescale, out[d][2 * i + 1] *= rescale;
     }
@@ -199,11 +199,11 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS) flash_attn_with_kv
     if (lane % 4 == 0) row[a.dim] = top[i], row[a.dim + 1] = sum;
   }
   __syncthreads();
-  if (splits == 1) return merge_parts<T>(a, parts, KV_TILE * width, WARPS, unit, b, kv_head, first, rows, nullptr);
+  if (splits == 1) return merge_parts<T>(a, parts, KV_TILE * width, WARPS, b, kv_head, first, rows, nullptr);
 
   const int64_t tile = static_cast<int64_t>(blockIdx.z) * gridDim.y + blockIdx.y;
   float* const mine = a.partials + (tile * gridDim.x + blockIdx.x) * KV_TILE * width;
-  merge_parts<T>(a, parts, KV_TILE * width, WARPS, unit, b, kv_head, first, rows, mine);
+  merge_parts<T>(a, parts, KV_TILE * width, WARPS, b, kv_head, first, rows, mine);
   __threadfence();
   __syncthreads();
   int* const last = reinterpret_cast<int*>(sq);  // q has been read
@@ -211,8 +211,8 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS) flash_attn_with_kv
   __syncthreads();
   if (!*last) return;
   __threadfence();
-  merge_parts<T>(a, a.partials + tile * gridDim.x * KV_TILE * width, KV_TILE * width, splits, unit, b, kv_head, first,
-                 rows, nullptr);
+  merge_parts<T>(a, a.partials + tile * gridDim.x * KV_TILE * width, KV_TILE * width, splits, b, kv_head, first, rows,
+                 nullptr);
 }
 
 template <class T, int D>

@@ -15,8 +15,8 @@
 namespace glm4v::cuda {
 namespace {
 
-constexpr int most_threads = 256;
-constexpr int merge_blocks = 4;  // of a thread block
+constexpr int most_threads = 192;  // 16-byte accesses of a row of 1536: more would leave a block too few registers
+constexpr int merge_blocks = 4;    // of a thread block
 constexpr int merge_patches = merge_side * merge_side;
 
 __device__ __forceinline__ PatchGrid grid_at(const Grids& grids, int64_t image) {

@@ -23,5 +23,11 @@ __device__ __forceinline__ void* dynamic_shared() {
   extern __shared__ __align__(16) unsigned char bytes[];
   return bytes;
 }
+// The same from the first multiple of `alignment`, up to alignment - 1 bytes later.
+__device__ __forceinline__ void* dynamic_shared_at(unsigned alignment) {
+  void* const bytes = dynamic_shared();
+  return static_cast<unsigned char*>(bytes) +
+         (-static_cast<unsigned>(__cvta_generic_to_shared(bytes)) & (alignment - 1));
+}
 
 }  // namespace glm4v::cuda

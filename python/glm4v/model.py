@@ -137,6 +137,7 @@ class Glm4v(nn.Module):
     ) -> Tensor:
         """Token embeddings ``[T, C]`` with the pictures' features in place of ``<|image|>`` tokens, in prompt order.
 
+        Arguments may stay on the host, where ids, lengths and grids are looked at without waiting for the device.
         A video's tokens are those between begin_of_video and end_of_video, an image's are all others.
 
         Raises:
@@ -147,11 +148,13 @@ class Glm4v(nn.Module):
         _check_pictures(
             "pixel_values_videos", pixel_values_videos, "video_grid_thw", video_grid_thw, len(of_videos), "inside"
         )
-        x = self.language_model.embed_tokens(input_ids)
+        x = self.language_model.embed_tokens(self._here(input_ids))
         if pixel_values is not None:
-            x.index_copy_(0, of_images, self.visual(pixel_values, image_grid_thw).to(x.dtype))
+            features = self.visual(self._here(pixel_values), image_grid_thw)
+            x.index_copy_(0, self._here(of_images), features.to(x.dtype))
         if pixel_values_videos is not None:
-            x.index_copy_(0, of_videos, self.visual(pixel_values_videos, video_grid_thw).to(x.dtype))
+            features = self.visual(self._here(pixel_values_videos), video_grid_thw)
+            x.index_copy_(0, self._here(of_videos), features.to(x.dtype))
         return x
 
     def hidden(
@@ -168,7 +171,7 @@ class Glm4v(nn.Module):
             raise ValueError(f"glm4v: cu_seqlens must end at {len(input_ids)}, the input_ids, got {starts[-1]}")
         longest = max((b - a for a, b in pairwise(starts)), default=0)
         x = self.embed(input_ids, cu_seqlens, **pictures)
-        return self.language_model(x, position_ids, cu_seqlens.int(), longest, cache)
+        return self.language_model(x, self._here(position_ids), self._here(cu_seqlens).int(), longest, cache)
 
     def forward(
         self,
@@ -190,9 +193,10 @@ class Glm4v(nn.Module):
         hidden = self.hidden(input_ids, cu_seqlens, position_ids, **pictures)
         if isinstance(logits_to_keep, int):
             ends = cu_seqlens[1:][sequence_ids(cu_seqlens, len(hidden))]
-            hidden = hidden[ends - torch.arange(len(hidden), device=hidden.device) <= logits_to_keep]
-        elif logits_to_keep is not None:
-            hidden = hidden[logits_to_keep]
+            kept = ends - torch.arange(len(hidden), device=ends.device) <= logits_to_keep
+            logits_to_keep = kept.nonzero().flatten()
+        if logits_to_keep is not None:
+            hidden = hidden[self._here(logits_to_keep)]
         return self.lm_head(hidden)
 
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
@@ -203,13 +207,17 @@ class Glm4v(nn.Module):
     def prefill(self, batch: Mapping[str, Any], cache: KVCache) -> Tensor:
         """Reads N prompts, `forward`'s arguments, into an empty cache of N rows: logits ``[N, V]`` of what follows."""
         hidden = self.hidden(**batch, cache=cache)
-        return self.lm_head(hidden[batch["cu_seqlens"][1:] - 1])
+        return self.lm_head(hidden[self._here(batch["cu_seqlens"])[1:] - 1])
 
     @torch.inference_mode()
     def decode(self, input_ids: Tensor, position_ids: Tensor, cache: KVCache) -> Tensor:
         """One more token ``[B]`` for each cache row, at ``position_ids [3, B]``: logits ``[B, V]`` of what follows."""
         x = self.language_model.embed_tokens(input_ids)
         return self.lm_head(self.language_model.decode(x, position_ids, cache))
+
+    def _here(self, x: Tensor) -> Tensor:
+        """On the model's device; a copy from the host waits for nothing that runs there."""
+        return x.to(self.device, non_blocking=True)
 
     def _picture_tokens(self, input_ids: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
         """Where the tokens of images and of videos stand."""

@@ -119,11 +119,20 @@ class VisionTower(nn.Module):
     def forward(self, patches: Tensor, grid_thw: Tensor) -> Tensor:
         """``[P, 1176]`` and ``[I, 3]`` to ``[P / 4, C_out]``."""
         units = [(h, w) for t, h, w in grid_thw.tolist() for _ in range(t)]
-        position_ids = patch_positions(units).to(patches.device)
         lengths = torch.tensor([0, *(h * w for h, w in units)])
-        cu_seqlens = lengths.cumsum(0, dtype=torch.int32).to(patches.device)
-        max_seqlen = int(lengths.max())
+        index = (grid_thw, patch_positions(units), lengths.cumsum(0, dtype=torch.int32))
+        grid_thw, position_ids, cu_seqlens = (x.to(patches.device, non_blocking=True) for x in index)
+        return self.encode(patches, grid_thw, position_ids, cu_seqlens, int(lengths.max()))
 
+    def encode(
+        self,
+        patches: Tensor,  # [P, 1176]
+        grid_thw: Tensor,  # [I, 3]
+        position_ids: Tensor,  # [P, 2]
+        cu_seqlens: Tensor,  # int32 [units + 1]
+        max_seqlen: int,
+    ) -> Tensor:
+        """`forward` once the host knows the grids: one graph that asks the device nothing."""
         x = self.embeddings(self.post_conv_layernorm(self.patch_embed(patches)), grid_thw)
         blocks = cast("list[Block]", self.blocks)
         normed = blocks[0].norm1(x)

@@ -1,5 +1,5 @@
 // What the CUDA sources ask of the CUDA runtime, for a C++ compiler: the kernels then run on the CPU, thread by thread.
-// For tests; it shadows the toolkit's header of the same name. Asynchronous copies and tensor cores are not here.
+// For tests; it shadows the toolkit's header of the same name. Copies and products are in kernels/ beside it.
 //
 // A fiber stands for a CUDA thread and runs until it waits at a barrier. Fibers take turns forwards, then backwards, so
 // that a missing barrier shows; a barrier that some threads do not reach is an error, and so is a launch that a GPU
@@ -19,6 +19,8 @@
 #include <mutex>
 #include <vector>
 
+#include "cuda.h"
+
 #define __global__
 #define __device__
 #define __host__
@@ -31,7 +33,12 @@
 using std::max;
 using std::min;
 
-enum cudaError_t : int { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };
+enum cudaError_t : int {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorNotSupported = 801
+};
 using cudaStream_t = void*;
 
 struct dim3 {
@@ -44,16 +51,18 @@ inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 namespace emulator {
 
 constexpr size_t stack_bytes = 128 << 10, most_shared_bytes = 227 << 10;
+constexpr size_t shared_base = 16;  // dynamic shared memory begins there: at no great power of two
 constexpr unsigned warp = 32;
 
-enum class State { ready, at_warp_barrier, at_block_barrier, done };
+enum class State { ready, at_warp_barrier, at_block_barrier, waiting, done };
 
 struct Fiber {
   ucontext_t start;
   jmp_buf place;
   bool started = false;
   State state = State::ready;
-  uint64_t offered = 0;  // to a shuffle
+  uint64_t offered = 0;         // to a shuffle
+  std::function<bool()> until;  // of State::waiting
   std::unique_ptr<char[]> stack;
 };
 
@@ -62,9 +71,17 @@ inline Fiber* current;
 inline jmp_buf scheduler;
 inline std::function<void()> body;
 inline int64_t launches;
+inline int capability = 80;  // compute capability, of which the glue chooses kernels
 inline std::mutex one_launch;
-alignas(64) inline unsigned char shared[most_shared_bytes];
-inline size_t shared_bytes;  // of this launch
+alignas(1024) inline unsigned char shared[shared_base + most_shared_bytes];
+inline size_t shared_bytes;                        // of this launch
+inline std::vector<std::function<void()>> copies;  // under way, in order
+inline int64_t tiles;                              // copied by them so far
+struct NamedBarrier {
+  int arrived;
+  int64_t turn;
+};
+inline NamedBarrier named_barriers[16];
 
 [[noreturn]] inline void fail(const char* what) {
   std::fprintf(stderr, "emulator: %s in block (%u, %u), thread %u of %u\n", what, blockIdx.x, blockIdx.y, threadIdx.x,
@@ -75,6 +92,14 @@ inline size_t shared_bytes;  // of this launch
 inline void leave(State state) {
   current->state = state;
   if (!_setjmp(current->place)) _longjmp(scheduler, 1);
+}
+
+template <class Condition>
+void wait_until(Condition&& condition) {
+  while (!condition()) {
+    current->until = condition;
+    leave(State::waiting);
+  }
 }
 
 inline void run_fiber() {
@@ -115,7 +140,8 @@ inline bool release(unsigned begin, unsigned end, State barrier) {
 
 inline void run_block() {
   const unsigned threads = blockDim.x;
-  std::memset(shared, 0xff, shared_bytes);
+  std::memset(shared, 0xff, shared_base + shared_bytes);
+  std::fill(std::begin(named_barriers), std::end(named_barriers), NamedBarrier{});
   for (unsigned i = 0; i < threads; ++i) fibers[i]->state = State::ready;
   for (bool forwards = true;; forwards = !forwards) {
     for (unsigned i = 0; i < threads; ++i) {
@@ -124,7 +150,15 @@ inline void run_block() {
     }
     bool moved = release(0, threads, State::at_block_barrier);
     for (unsigned i = 0; i < threads; i += warp) moved |= release(i, min(i + warp, threads), State::at_warp_barrier);
+    for (unsigned i = 0; i < threads; ++i)
+      if (fibers[i]->state == State::waiting && fibers[i]->until()) fibers[i]->state = State::ready, moved = true;
     if (moved) continue;
+    if (!copies.empty()) {  // as late as can be
+      const std::function<void()> copy = std::move(copies.front());
+      copies.erase(copies.begin());
+      copy();
+      continue;
+    }
     for (unsigned i = 0; i < threads; ++i)
       if (fibers[i]->state != State::done) fail("a barrier that some threads do not reach");
     return;
@@ -170,6 +204,35 @@ inline int atomicAdd(int* p, int v) {
   const int old = *p;
   *p += v;
   return old;
+}
+inline cudaError_t cudaMallocManaged(void** p, size_t bytes) {
+  *p = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+  return cudaSuccess;
+}
+inline cudaError_t cudaFree(void* p) {
+  std::free(p);
+  return cudaSuccess;
+}
+inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
+  std::memset(p, value, bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = 3;  // few, so that a block that stays takes many tiles
+  return cudaSuccess;
+}
+enum cudaDriverEntryPointQueryResult { cudaDriverEntryPointSuccess };
+enum cudaDriverEntryPointFlags { cudaEnableDefault };
+inline cudaError_t cudaGetDriverEntryPointByVersion(const char*, void** function, unsigned, cudaDriverEntryPointFlags,
+                                                    cudaDriverEntryPointQueryResult* result) {
+  *function = reinterpret_cast<void*>(&cuTensorMapEncodeTiled), *result = cudaDriverEntryPointSuccess;
+  return cudaSuccess;
 }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline float __expf(float x) { return std::exp(x); }

@@ -202,18 +202,3 @@ def test_random_weights_follow_the_config(model):
     fresh = Glm4v(model.config)
     assert fresh.visual.blocks[0].norm1.weight.eq(1).all() and fresh.visual.downsample.bias.eq(0).all()
     assert 0.015 < fresh.language_model.layers[0].mlp.gate_up_proj.weight.std() < 0.025
-
-
-@torch.no_grad()
-def test_layers_never_ask_the_device(model, hf):
-    """They compile as one graph: nothing in them waits for a value on the host."""
-    batch = pack([BUILD["text"](hf.config)], hf)
-    x = model.language_model.embed_tokens(batch["input_ids"])
-    arguments = (x, batch["position_ids"], batch["cu_seqlens"], len(x))
-    compiled = torch.compile(model.language_model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*arguments), model.language_model(*arguments))
-
-    block, x = model.visual.blocks[0], torch.randn(8, 64)
-    arguments = (x, x, model.visual.post_layernorm, torch.zeros(8, 2, dtype=torch.int64), torch.tensor([0, 4, 8]), 4)
-    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*arguments), block(*arguments))

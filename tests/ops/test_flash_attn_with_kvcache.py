@@ -4,7 +4,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glm4v_ext import flash_attn_with_kvcache, reference
-from glm4v_ext.testing import DTYPES, assert_close_to_exact, devices, forced_isa, isa_levels
+from glm4v_ext.testing import (
+    ATTENTION_DTYPES,
+    DTYPES,
+    assert_close_to_exact,
+    attention_cases,
+    devices,
+    forced_isa,
+    isa_levels,
+)
 
 
 def sample(batch, queries, heads, kv_heads, dim, capacity, new=0, dtype=torch.float32, device="cpu", rows=None):
@@ -46,8 +54,7 @@ def poison(inputs, lengths):
         inputs[2][b, n:] = float("nan")
 
 
-@pytest.mark.parametrize("device", devices())
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("device", "dtype"), attention_cases())
 @pytest.mark.parametrize("heads", [(32, 2), (3, 3), (5, 1)])
 @pytest.mark.parametrize("dim", [128, 64, 80, 256, 33])
 def test_definition(dim, heads, dtype, device):
@@ -69,8 +76,7 @@ def test_isa_levels(queries, dtype, level):
             check(inputs, cache_seqlens=lengths, causal=True)
 
 
-@pytest.mark.parametrize("device", devices())
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("device", "dtype"), attention_cases())
 @pytest.mark.parametrize("options", [
     {}, {"causal": True}, {"window_size": (20, 0)}, {"window_size": (3, 5)}, {"window_size": (-1, 4), "softcap": 2.0},
     {"softmax_scale": 0.3}, {"softmax_scale": 0.3, "softcap": 2.0}, {"num_splits": 7}, {"num_splits": 1000},
@@ -105,30 +111,31 @@ def test_pages(page_size, device):
     check(inputs, cache_seqlens=torch.tensor(lengths, device=device), block_table=table, causal=True)
 
 
-@pytest.mark.parametrize("device", devices())
-def test_queries_without_keys(device):
-    inputs = sample(2, 4, 4, 2, 32, 64, device=device)
+@pytest.mark.parametrize(("device", "dtype"), attention_cases())
+def test_queries_without_keys(device, dtype):
+    inputs = sample(2, 4, 4, 2, 32, 64, dtype=dtype, device=device)
     lengths = torch.tensor([0, 2], device=device)
     check(inputs, cache_seqlens=lengths, causal=True)
     out, lse, _, _ = run(flash_attn_with_kvcache, inputs, cache_seqlens=lengths, causal=True)
     assert (out[0] == 0).all() and (out[1, :2] == 0).all() and torch.isneginf(lse[0]).all()
     for shape in ((0, 1, 4, 2, 32, 64), (2, 0, 4, 2, 32, 64)):
-        assert run(flash_attn_with_kvcache, sample(*shape), cache_seqlens=3)[0].numel() == 0
+        empty = sample(*shape, dtype=dtype, device=device)
+        assert run(flash_attn_with_kvcache, empty, cache_seqlens=3)[0].numel() == 0
 
 
-@pytest.mark.parametrize("device", devices())
-def test_views(device):
-    q, k_cache, v_cache, k, v = sample(2, 2, 8, 2, 64, 128, new=2, device=device)
+@pytest.mark.parametrize(("device", "dtype"), attention_cases())
+def test_views(device, dtype):
+    q, k_cache, v_cache, k, v = sample(2, 2, 8, 2, 64, 128, new=2, dtype=dtype, device=device)
     inputs = [q.transpose(1, 2).contiguous().transpose(1, 2), None, None, k.expand(2, 2, 2, 64), v.flip(1)]
     both = torch.stack((k_cache, v_cache), 3)  # keys and values of a head side by side
-    expected = run(
-        reference.flash_attn_with_kvcache, [q, k_cache, v_cache, *inputs[3:]], cache_seqlens=100, causal=True
+    options = {"cache_seqlens": 100, "causal": True}
+    plain, exact = (
+        run(reference.flash_attn_with_kvcache, [x.to(t) for x in (q, k_cache, v_cache, *inputs[3:])], **options)
+        for t in (dtype, torch.float64)
     )
-    actual = flash_attn_with_kvcache(
-        inputs[0], both[:, :, :, 0], both[:, :, :, 1], *inputs[3:], cache_seqlens=100, causal=True
-    )
-    torch.testing.assert_close(actual, expected[0])
-    assert torch.equal(both[:, :, :, 0], expected[2]) and torch.equal(both[:, :, :, 1], expected[3])
+    actual = flash_attn_with_kvcache(inputs[0], both[:, :, :, 0], both[:, :, :, 1], *inputs[3:], **options)
+    assert_close_to_exact(actual, plain[0], exact[0])
+    assert torch.equal(both[:, :, :, 0], plain[2]) and torch.equal(both[:, :, :, 1], plain[3])
 
 
 @given(
@@ -172,7 +179,7 @@ def test_nan_reaches_only_its_row():
 
 @pytest.mark.parametrize("device", devices())
 def test_opcheck_and_compile(device):
-    q, k_cache, v_cache, k, v = sample(2, 1, 4, 2, 32, 64, new=1, device=device)
+    q, k_cache, v_cache, k, v = sample(2, 1, 4, 2, 32, 64, 1, ATTENTION_DTYPES[device][0], device)
     lengths = torch.tensor([5, 63], dtype=torch.int32, device=device)
     op = torch.ops.glm4v_ext.flash_attn_with_kvcache
     rest = (None, None, lengths, None, None, None, None, True, -1, -1, 0.0, None, 0)

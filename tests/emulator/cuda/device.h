@@ -12,6 +12,8 @@ class OnDevice {
   cudaStream_t stream() const { return nullptr; }
 };
 
+inline int compute_capability(const Tensor&) { return emulator::capability; }
+
 inline void check_launch(const char* op, cudaError_t error) {
   check(error == cudaSuccess, op, ": the CUDA kernel must launch, got error ", static_cast<int>(error));
 }

@@ -22,6 +22,9 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t
   return cudaSuccess;
 }
 
-inline void* dynamic_shared() { return emulator::shared; }
+inline void* dynamic_shared() { return emulator::shared + emulator::shared_base; }
+inline void* dynamic_shared_at(unsigned alignment) {
+  return emulator::shared + (emulator::shared_base + alignment - 1) / alignment * alignment;
+}
 
 }  // namespace glm4v::cuda

@@ -1,0 +1,253 @@
+"""Everything that a GPU has to show, in one record under bench/results/: `make gpu-check`.
+
+Builds the library where it has no CUDA kernels, then: tests of the ops and of the model on the device, repeated runs
+bit for bit, compute-sanitizer's memcheck and racecheck on small cases, benchmarks. Each step has its share of the
+budget; one that fails or runs out of time is recorded as such and the next one begins. Exit code 1 if any failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import pathlib
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree
+from collections.abc import Callable, Iterable
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SMALL = "grouped or without_keys or neighbours or views"  # cases that compute-sanitizer can follow
+BENCHMARKS = (
+    "flash_attn_varlen", "flash_attn_with_kvcache", "rope_2d", "rope_3d", "rms_norm", "add_rms_norm", "rms_norm_add",
+    "swiglu", "interpolate_pos_embed", "patchify", "patch_embed", "merge_patches",
+)  # fmt: skip
+PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+
+
+def run(command: list[str], timeout_s: float, **environment: str) -> tuple[int, str]:
+    """Exit code and the end of what was said; 124 where time ran out."""
+    variables = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'python'}", **environment}
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        return 124, f"ran out of its {timeout_s:.0f} s"
+    return done.returncode, (done.stdout + done.stderr)[-2000:]
+
+
+def tests(arguments: list[str], timeout_s: float, wrapper: Iterable[str] = (), **environment: str) -> dict[str, Any]:
+    """A run of pytest as a step: how many passed, failed and were skipped."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = pathlib.Path(folder) / "report.xml"
+        command = [*wrapper, *PYTEST, f"--junitxml={report}", *arguments]
+        code, said = run(command, timeout_s, **environment)
+        counts = {"passed": 0, "failed": 0, "skipped": 0}
+        if report.exists():
+            suite = next(xml.etree.ElementTree.parse(report).iter("testsuite"))
+            total, skipped = int(suite.get("tests", 0)), int(suite.get("skipped", 0))
+            failed = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+            counts = {"passed": total - failed - skipped, "failed": failed, "skipped": skipped}
+    return {**counts, "ok": code == 0 and counts["passed"] > 0, "said": "" if code == 0 else said}
+
+
+def repeats(device: str, count: int) -> None:
+    """The same bits `count` times, forward, backward and decode: a race would change some."""
+    import torch
+
+    from glm4v_ext import flash_attn_varlen_func, flash_attn_with_kvcache
+
+    dtype = torch.bfloat16
+    for heads, kv_heads, dim, causal in ((4, 4, 128, False), (16, 1, 128, True), (2, 2, 64, True), (4, 2, 80, False)):
+        lengths = torch.tensor([0, 300, 0, 17, 129])
+        cu = lengths.cumsum(0).int().to(device)
+        q, k, v = (
+            torch.randn(int(cu[-1]) + 5, h, dim, device=device).to(dtype).requires_grad_()
+            for h in (heads, kv_heads, kv_heads)
+        )
+        dout = torch.randn_like(q)
+        cache = [torch.randn(3, 700, kv_heads, dim, device=device).to(dtype) for _ in "kv"]
+        used = torch.tensor([1, 300, 700], dtype=torch.int32, device=device)
+        one = torch.randn(3, 1, heads, dim, device=device).to(dtype)
+
+        def results(q=q, k=k, v=v, cu=cu, dout=dout, cache=cache, used=used, one=one, causal=causal):
+            out = flash_attn_varlen_func(q, k, v, cu, cu, 300, 300, causal=causal)
+            with torch.inference_mode():
+                step = flash_attn_with_kvcache(one, *cache, cache_seqlens=used, causal=True)
+            return [out.detach(), step, *torch.autograd.grad(out, (q, k, v), dout)]
+
+        first = results()
+        for turn in range(count):
+            for i, (a, b) in enumerate(zip(results(), first, strict=True)):
+                assert torch.equal(a, b), f"result {i} of {(heads, kv_heads, dim, causal)} differs in turn {turn}"
+
+
+def probes(timeout_s: float) -> dict[str, Any]:
+    """One primitive of Hopper at a time, for a GPU that is one: how many values of each are wrong."""
+    import torch
+
+    if torch.cuda.get_device_capability() != (9, 0):
+        return {"ok": True, "said": "for Hopper alone"}
+    with tempfile.TemporaryDirectory() as folder:
+        library = os.path.join(folder, "probes.so")
+        source = [str(ROOT / "tests/probes/hopper.cu"), "-I", str(ROOT / "csrc")]
+        flags = ["-std=c++20", "-O3", "-gencode", "arch=compute_90a,code=sm_90a", "-shared", "-Xcompiler", "-fPIC"]
+        code, said = run(["nvcc", *source, *flags, "-o", library], timeout_s)
+        if code:
+            return {"ok": False, "said": said}
+        wrong = {}
+        for name in ("copy", "products", "tiles"):
+            program = f"import ctypes, sys; print(ctypes.CDLL(sys.argv[1]).probe_{name}())"
+            code, said = run([sys.executable, "-c", program, library], 30)
+            wrong[name] = int(said) if code == 0 else -1
+    return {"ok": not any(wrong.values()), "wrong": wrong, "said": str(wrong)}
+
+
+def facts(device: str) -> dict[str, Any]:
+    import torch
+
+    import glm4v_ext
+
+    def said(*command: str) -> str:
+        try:
+            return subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout.strip()
+        except FileNotFoundError:
+            return ""
+
+    gpu = device == "cuda"
+    return {
+        "date": datetime.date.today().isoformat(),
+        "device": torch.cuda.get_device_name() if gpu else platform.processor() or platform.machine(),
+        "driver": said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if gpu else "",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": said("git", "rev-parse", "HEAD"),
+        "changed_files": len(said("git", "status", "--porcelain", "--untracked-files=no").splitlines()),
+        "build": glm4v_ext.build_info(),
+    }
+
+
+def measured(op: str, device: str, timeout_s: float) -> dict[str, Any]:
+    """One op's benchmarks as a step, with its table's rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = pathlib.Path(folder) / "bench.json"
+        options = ["--op", op, "--device", device, "--dtype", "bf16", "--quick", f"--benchmark-json={report}"]
+        code, said = run([*PYTEST, "bench", *options], timeout_s)
+        found = json.loads(report.read_text())["benchmarks"] if report.exists() and report.stat().st_size else []
+    rows = [{"case": row["name"], **row["extra_info"]} for row in found]
+    return {"ok": code == 0 and bool(rows), "rows": rows, "said": "" if code == 0 else said}
+
+
+def steps(device: str, quick: bool) -> list[tuple[str, float, Callable[[float], dict[str, Any]]]]:
+    """Name, most of the budget that it may take, and what to do in the seconds given."""
+    chosen = ["tests/ops/test_rms_norm.py", "tests/ops/test_flash_attn_varlen.py"] if quick else ["tests/ops"]
+    few = ["-k", "grouped or bitwise"] if quick else ["-k", "not compile"]  # compiling is the host's work
+    count = 2 if quick else 1000
+
+    def again(timeout_s: float) -> dict[str, Any]:
+        command = [sys.executable, __file__, "--device", device, "--repeats", str(count)]
+        code, said = run(command, timeout_s)
+        return {"ok": code == 0, "repeats": count, "said": "" if code == 0 else said}
+
+    def sanitized(tool: str) -> Callable[[float], dict[str, Any]]:
+        def step(timeout_s: float) -> dict[str, Any]:
+            program = shutil.which("compute-sanitizer", path=f"{os.environ['PATH']}:/usr/local/cuda/bin")
+            if program is None:
+                return {"ok": False, "said": "compute-sanitizer must be on PATH, got none"}
+            wrapper = [program, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all"]
+            files = [f"tests/ops/test_{op}.py" for op in ("flash_attn_varlen", "flash_attn_with_kvcache")]
+            return tests(
+                [*files, "-k", SMALL, "--device", device], timeout_s, wrapper, PYTORCH_NO_CUDA_MEMORY_CACHING="1"
+            )
+
+        return step
+
+    plan: list[tuple[str, float, Callable[[float], dict[str, Any]]]] = [
+        ("tests of the ops", 0.3, lambda t: tests([*chosen, *few, "--device", device], t)),
+        ("tests of the model", 0.2, lambda t: tests(["tests/glm4v/test_device.py", "--device", device], t)),
+        ("repeated runs", 0.15, again),
+    ]
+    if device == "cuda":
+        plan.insert(0, ("primitives", 0.15, probes))
+        plan += [("memcheck", 0.12, sanitized("memcheck")), ("racecheck", 0.12, sanitized("racecheck"))]
+    for op in ("rms_norm",) if quick else BENCHMARKS:
+        plan.append((f"bench {op}", 0.15, lambda t, op=op: measured(op, device, t)))  # type: ignore[misc]
+    return plan
+
+
+def text(record: dict[str, Any]) -> str:
+    """The record as Markdown."""
+    about = record["facts"]
+    lines = [
+        f"# {about['device']}, {about['date']}",
+        "",
+        f"Driver {about['driver'] or '-'}, torch {about['torch']}, Python {about['python']}, commit {about['commit']}"
+        + (f" with {about['changed_files']} files changed" if about["changed_files"] else "")
+        + f". `{record['command']}`",
+        "",
+        "| step | result | passed | failed | skipped | seconds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for step in record["steps"]:
+        counts = " | ".join(str(step.get(name, "")) for name in ("passed", "failed", "skipped"))
+        lines.append(f"| {step['name']} | {'ok' if step['ok'] else 'FAILED'} | {counts} | {step['seconds']:.0f} |")
+    for step in record["steps"]:
+        for row in step.get("rows", []):
+            medians = ", ".join(f"{name} {seconds * 1e6:.1f}" for name, seconds in row["median_s"].items())
+            rate = (
+                f" ({row['flops'] / next(iter(row['median_s'].values())) / 1e12:.1f} TFLOP/s)" if row["flops"] else ""
+            )
+            lines.append(f"- {step['name'].removeprefix('bench ')} {row['case']}: {medians} us{rate}")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--quick", action="store_true", help="a few tests and one benchmark, to try the script itself")
+    parser.add_argument("--budget-s", type=float, default=480, help="for all steps together")
+    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "bench/results")
+    parser.add_argument("--repeats", type=int, help="only repeat the attention ops so often")
+    given = parser.parse_args()
+    sys.path[:0] = [str(ROOT), str(ROOT / "python")]
+    if given.repeats:
+        repeats(given.device, given.repeats)
+        return 0
+    if given.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            print("gpu_check: torch must see a GPU, got none; --device cpu tries the script", file=sys.stderr)
+            return 2
+        code, said = run([sys.executable, "-c", "import glm4v_ext as g; exit(not g.build_info()['cuda'])"], 60)
+        if code:
+            code, said = run([sys.executable, "setup.py", "build_ext", "--inplace"], 600, GLM4V_CUDA="1")
+        if code:
+            print(f"gpu_check: the CUDA build must pass, got\n{said}", file=sys.stderr)
+            return 2
+    began = time.monotonic()
+    done = []
+    for name, share, step in steps(given.device, given.quick):
+        left_s = given.budget_s - (time.monotonic() - began)
+        at = time.monotonic()
+        result = step(min(share * given.budget_s, left_s)) if left_s > 5 else {"ok": False, "said": "no time was left"}
+        done.append({"name": name, **result, "seconds": time.monotonic() - at})
+        print(f"{'ok    ' if result['ok'] else 'FAILED'} {name} {done[-1]['seconds']:.0f} s\n{result['said']}".rstrip())
+    command = " ".join(["python", os.path.relpath(__file__, ROOT), *sys.argv[1:]])
+    record = {"facts": facts(given.device), "command": command, "steps": done}
+    stem = re.sub(r"[^a-z0-9]+", "-", f"{given.device} {record['facts']['device']}".lower()).strip("-")
+    given.out.mkdir(parents=True, exist_ok=True)
+    (given.out / f"check-{stem}.json").write_text(json.dumps(record, indent=1, default=str) + "\n")
+    (given.out / f"check-{stem}.md").write_text(text(record))
+    print(given.out / f"check-{stem}.md")
+    return 0 if all(step["ok"] for step in done) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,322 @@
+// Forward of flash_attn_varlen for Hopper (sm_90a), head dims 64 and 128. A block stays for the whole launch and takes
+// tiles of M packed rows as they come: one warp copies by TMA what two warp groups multiply by wgmma, 64 rows each. The
+// exponentials of one step run beside P V of the step before, and beside the other group's products: the groups issue
+// theirs in turns. Dims as in flash_attn_varlen_parts.cuh; G divides M, so that a tile of Q is one box.
+#include "kernels/flash_attn_varlen_sm90.cuh"
+
+namespace glm4v::cuda {
+
+namespace {
+
+template <int D>
+struct Sm90Tile {
+  static constexpr int M = 128, N = 128, PANELS = D / panel_columns, STAGES = D == 128 ? 2 : 4;
+  static constexpr int Q_PANEL = M * panel_row_bytes, KV_PANEL = N * panel_row_bytes;  // bytes
+  static constexpr int Q_BYTES = PANELS * Q_PANEL, KV_BYTES = PANELS * KV_PANEL;
+  static constexpr int GROUPS = 2, THREADS = 128 * (1 + GROUPS), CONSUMER_WARPS = 4 * GROUPS;
+  // What the producer has and what a consumer has, of 168 a thread at the launch.
+  static constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
+  static_assert(PRODUCER_REGISTERS + GROUPS * CONSUMER_REGISTERS <= 168 * (1 + GROUPS));
+};
+
+// A tile of rows and the keys that they see, in blocks of N.
+struct Work {
+  Segment segment;  // index -1: the rows of no segment; `rows` 0: there are no more tiles
+  int kv_head, first, rows, start, blocks;
+};
+
+// Shared memory of a block.
+template <int D>
+struct Sm90Shared {
+  using Sizes = Sm90Tile<D>;
+  unsigned char q[Sizes::Q_BYTES];
+  unsigned char k[Sizes::STAGES][Sizes::KV_BYTES];
+  unsigned char v[Sizes::STAGES][Sizes::KV_BYTES];
+  Barrier q_full, q_empty;  // of q and of `work`
+  Barrier k_full[Sizes::STAGES], k_empty[Sizes::STAGES], v_full[Sizes::STAGES], v_empty[Sizes::STAGES];
+  Work work[2];  // of this tile and of the next
+};
+
+// The tile `number` of all, for a whole warp; ascending numbers, one search. What it finds goes to shared memory at
+// once: the producer has few registers.
+template <int M, int N>
+__device__ __forceinline__ void find_work(const FlashAttnForward& a, TileSearch& search, int number, Work& work) {
+  const int group = a.heads / a.kv_heads, lane = threadIdx.x % 32;
+  const Tile tile = find_tile(search, number, a.cu_q, a.segments, group, M, a.kv_heads);
+  if (lane > 0) return;
+  const int pieces = tile.segment < 0 ? padding_pieces(a, M) : tile.pieces;
+  work.kv_head = pieces == 0 ? a.kv_heads : tile.piece / pieces;
+  // The last rows first: under a causal mask they are the most work.
+  work.first = pieces == 0 ? 0 : (pieces - 1 - tile.piece % pieces) * M;
+  work.blocks = 0;
+  if (tile.segment < 0) {
+    const int64_t begin = a.cu_q[a.segments];
+    work.segment = {begin, 0, -1, static_cast<int>(a.tokens_q - begin), 0};
+    work.rows = work.kv_head >= a.kv_heads ? 0 : min(M, work.segment.rows * group - work.first);
+    return;
+  }
+  const Segment s = segment_at(a.cu_q, a.cu_k, tile.segment);
+  work.segment = s;
+  work.rows = min(M, s.rows * group - work.first);
+  const int start = s.keys_of(work.first / group, a.left, a.right).begin / N * N;
+  const int end = s.keys_of((work.first + work.rows - 1) / group, a.left, a.right).end;
+  work.start = start;
+  if (start < end) work.blocks = (end - start + N - 1) / N;
+}
+
+// The producer: one warp finds the work, its first lane copies.
+template <int D>
+__device__ __forceinline__ void produce(const FlashAttnForward& a, const TensorMap& q_map, const TensorMap& k_map,
+                                        const TensorMap& v_map, Sm90Shared<D>& shared) {
+  using Sizes = Sm90Tile<D>;
+  constexpr int M = Sizes::M, N = Sizes::N, STAGES = Sizes::STAGES;
+  const int lane = threadIdx.x % 32, group = a.heads / a.kv_heads;
+  const auto copy_keys = [&](const TensorMap& map, auto& to, Barrier* full, Barrier* empty, const Work& work, int key,
+                             uint32_t turn) {
+    const uint32_t stage = turn % STAGES;
+    barrier_wait(empty + stage, turn / STAGES % 2 ^ 1);
+    barrier_arrive_expect(full + stage, Sizes::KV_BYTES);
+    copy_tiles<D>(to[stage], Sizes::KV_PANEL, map, full + stage, work.kv_head, work.segment.k_begin, work.segment.keys,
+                  key);
+  };
+  TileSearch search;
+  find_work<M, N>(a, search, blockIdx.x, shared.work[0]);
+  uint32_t turn = 0;  // blocks of keys so far
+  for (uint32_t tile = 0;; ++tile) {
+    const Work& work = shared.work[tile % 2];
+    if (lane == 0) {
+      if (work.blocks > 0) copy_keys(k_map, shared.k, shared.k_full, shared.k_empty, work, work.start, turn);
+      barrier_wait(&shared.q_empty, tile % 2 ^ 1);
+      if (work.blocks > 0) {
+        barrier_arrive_expect(&shared.q_full, Sizes::Q_BYTES);
+        copy_tiles<D>(shared.q, Sizes::Q_PANEL, q_map, &shared.q_full, work.kv_head * group, work.segment.q_begin,
+                      work.segment.rows, work.first / group);
+      } else {
+        barrier_arrive(&shared.q_full);
+      }
+    }
+    __syncwarp();
+    if (work.rows == 0) return;
+    // The next tile is found while this one is being worked on; its place held the tile before this one.
+    const int taken = lane == 0 ? atomicAdd(a.next_tile, 1) : 0;
+    find_work<M, N>(a, search, static_cast<int>(gridDim.x) + __shfl_sync(~0u, taken, 0), shared.work[(tile + 1) % 2]);
+    if (lane == 0)
+      for (int block = 0; block < work.blocks; ++block, ++turn) {
+        const int key = work.start + block * N;
+        if (block + 1 < work.blocks) copy_keys(k_map, shared.k, shared.k_full, shared.k_empty, work, key + N, turn + 1);
+        copy_keys(v_map, shared.v, shared.v_full, shared.v_empty, work, key, turn);
+      }
+    __syncwarp();
+  }
+}
+
+// Scores to weights, online: this lane's two rows of s [64, N].
+template <int N>
+struct Softmax {
+  float unit;  // of the scores, in powers of two
+  float top[2] = {-INFINITY, -INFINITY}, total[2] = {}, rescale[2];
+
+  __device__ __forceinline__ void apply(float (&s)[N / 2]) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float most = top[i];
+#pragma unroll
+      for (int n = 0; n < N / 8; ++n) most = fmaxf(most, fmaxf(s[4 * n + 2 * i], s[4 * n + 2 * i + 1]));
+      most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
+      most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
+      const float shift = most == -INFINITY ? 0 : most * unit;  // nothing seen yet: -inf stays -inf
+      rescale[i] = exp2_fast(top[i] * unit - shift);
+      top[i] = most, total[i] *= rescale[i];
+#pragma unroll
+      for (int n = 0; n < N / 8; ++n)
+#pragma unroll
+        for (int j = 4 * n + 2 * i; j < 4 * n + 2 * i + 2; ++j) {
+          s[j] = exp2_fast(s[j] * unit - shift);
+          total[i] += s[j];
+        }
+    }
+    keep_before(total[0] + total[1]);
+  }
+};
+
+// A consumer: 64 rows of every tile.
+template <class T, int D, bool CAPPED>
+__device__ __forceinline__ void consume(const FlashAttnForward& a, Sm90Shared<D>& shared) {
+  using Sizes = Sm90Tile<D>;
+  constexpr int N = Sizes::N, STAGES = Sizes::STAGES, THREADS = 128 * Sizes::GROUPS;
+  const int group_index = threadIdx.x / 128 - 1, warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32;
+  const int warp_row = group_index * 64 + warp * 16, group = a.heads / a.kv_heads;
+  const int own_turn = 1 + group_index, other_turn = 2 - group_index;  // named barriers
+  if (group_index == 1) named_arrive(other_turn, THREADS);             // the first group begins
+  const auto release = [&](Barrier* empty) {
+    __syncwarp();
+    if (lane == 0) barrier_arrive(empty);
+  };
+  const MatrixPlace q_place = place_of(shared.q + group_index * 64 * panel_row_bytes);
+  const float in = CAPPED ? a.scale / a.softcap : 0;
+
+  uint32_t turn = 0;  // blocks of keys so far
+  for (uint32_t tile = 0;; ++tile) {
+    barrier_wait(&shared.q_full, tile % 2);
+    const Work work = shared.work[tile % 2];
+    const Segment& s = work.segment;
+    if (work.rows == 0) return;
+    const auto token_of = [&](int row) { return s.q_begin + (work.first + row) / group; };
+    const auto head_of = [&](int row) { return work.kv_head * group + (work.first + row) % group; };
+    if (s.index < 0) {
+      release(&shared.q_empty);
+      for (int row = threadIdx.x - 128; row < work.rows; row += THREADS) {
+        T* const out = static_cast<T*>(a.out) + (token_of(row) * a.heads + head_of(row)) * D;
+        for (int d = 0; d < D; d += 8) *reinterpret_cast<Pack<8, T>*>(out + d) = {};
+        write_statistics(a, head_of(row), token_of(row), -INFINITY, 0);
+      }
+      continue;
+    }
+
+    const auto keys_of = [&](int row) {
+      return s.keys_of((work.first + min(row, work.rows - 1)) / group, a.left, a.right);
+    };
+    const int own[2] = {warp_row + lane / 4, warp_row + lane / 4 + 8};  // this lane's two rows
+    const Span seen[2] = {keys_of(own[0]), keys_of(own[1])};
+    const Span low = keys_of(warp_row), high = keys_of(warp_row + 15);
+    Softmax<N> softmax{(CAPPED ? a.softcap : a.scale) * 1.44269504f};
+    float p[N / 2], out[D / 2];
+    uint32_t weights[N / 16][4];
+
+    const auto multiply_keys = [&](int stage) {  // p = Q K^T
+      product_fence();
+      multiply_rows<T, D, N>(p, q_place, Sizes::Q_PANEL, place_of(shared.k[stage]), Sizes::KV_PANEL);
+      product_commit();
+    };
+    const auto multiply_values = [&](int stage, bool add) {  // out += weights V
+      product_fence();
+      accumulate<T, D, N>(out, weights, place_of(shared.v[stage], Sizes::KV_PANEL), add);
+      product_commit();
+    };
+    const auto weigh = [&](int block) {
+      const int key = work.start + block * N;
+      if constexpr (CAPPED)
+#pragma unroll
+        for (int i = 0; i < N / 2; ++i) p[i] = tanhf(p[i] * in);
+      if (key < high.begin || key + N > low.end)
+#pragma unroll
+        for (int i = 0; i < N / 2; ++i) {
+          const int column = key + i / 4 * 8 + lane % 4 * 2 + i % 2;
+          const Span& of = seen[i / 2 % 2];
+          if (column < of.begin || column >= of.end) p[i] = -INFINITY;
+        }
+      softmax.apply(p);
+    };
+
+    if (work.blocks > 0) {
+      barrier_wait(shared.k_full + turn % STAGES, turn / STAGES % 2);
+      multiply_keys(turn % STAGES);
+      product_wait<0>();
+      release(shared.k_empty + turn % STAGES);
+      weigh(0);
+      pack_operand<T, N>(weights, p);
+      for (int block = 1; block < work.blocks; ++block) {
+        const uint32_t last = turn++;
+        barrier_wait(shared.k_full + turn % STAGES, turn / STAGES % 2);
+        named_sync(own_turn, THREADS);
+        multiply_keys(turn % STAGES);
+        barrier_wait(shared.v_full + last % STAGES, last / STAGES % 2);
+        multiply_values(last % STAGES, block > 1);
+        named_arrive(other_turn, THREADS);
+        product_wait<1>();
+        release(shared.k_empty + turn % STAGES);
+        weigh(block);
+        product_wait<0>();
+        release(shared.v_empty + last % STAGES);
+#pragma unroll
+        for (int i = 0; i < D / 2; ++i) out[i] *= softmax.rescale[i / 2 % 2];
+        pack_operand<T, N>(weights, p);
+      }
+    }
+    release(&shared.q_empty);  // Q has been read, and `work`
+    if (work.blocks > 0) {
+      barrier_wait(shared.v_full + turn % STAGES, turn / STAGES % 2);
+      multiply_values(turn % STAGES, work.blocks > 1);
+      product_wait<0>();
+      release(shared.v_empty + turn % STAGES);
+      ++turn;
+    } else {
+#pragma unroll
+      for (int i = 0; i < D / 2; ++i) out[i] = 0;
+    }
+
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float sum = softmax.total[i];
+      sum += __shfl_xor_sync(~0u, sum, 1);
+      sum += __shfl_xor_sync(~0u, sum, 2);
+      const float factor = sum == 0 ? 0 : 1 / sum;
+      const bool real = own[i] < work.rows;
+      const int64_t token = token_of(own[i]), head = head_of(own[i]);
+      T* const to = static_cast<T*>(a.out) + (token * a.heads + head) * D;
+      store_row<T, D>(out, i, factor, real ? to : nullptr);
+      if (real && lane % 4 == 0) write_statistics(a, head, token, softmax.top[i], sum);
+    }
+  }
+}
+
+template <class T, int D, bool CAPPED>
+__global__ void __launch_bounds__(Sm90Tile<D>::THREADS, 1)
+    flash_attn_varlen_sm90_kernel(FlashAttnForward a, const __grid_constant__ TensorMap q_map,
+                                  const __grid_constant__ TensorMap k_map, const __grid_constant__ TensorMap v_map) {
+  using Sizes = Sm90Tile<D>;
+  auto& shared = *static_cast<Sm90Shared<D>*>(dynamic_shared_at(swizzle_bytes));
+  if (threadIdx.x == 0) {
+    prefetch_map(q_map), prefetch_map(k_map), prefetch_map(v_map);
+    barrier_init(&shared.q_full, 1), barrier_init(&shared.q_empty, Sizes::CONSUMER_WARPS);
+    for (int stage = 0; stage < Sizes::STAGES; ++stage) {
+      barrier_init(shared.k_full + stage, 1), barrier_init(shared.k_empty + stage, Sizes::CONSUMER_WARPS);
+      barrier_init(shared.v_full + stage, 1), barrier_init(shared.v_empty + stage, Sizes::CONSUMER_WARPS);
+    }
+    barrier_init_fence();
+  }
+  __syncthreads();
+  if (threadIdx.x < 128) {
+    give_registers<Sizes::PRODUCER_REGISTERS>();
+    if (threadIdx.x < 32) produce<D>(a, q_map, k_map, v_map, shared);
+  } else {
+    take_registers<Sizes::CONSUMER_REGISTERS>();
+    consume<T, D, CAPPED>(a, shared);
+  }
+}
+
+template <class T, int D>
+cudaError_t launch_dim(DType dtype, const FlashAttnForward& a, cudaStream_t stream) {
+  using Sizes = Sm90Tile<D>;
+  const int group = a.heads / a.kv_heads;
+  TensorMap q, k, v;
+  cudaError_t error = make_ragged_map(q, dtype, a.q, a.heads, D, group, Sizes::M / group);
+  if (error == cudaSuccess) error = make_ragged_map(k, dtype, a.k, a.kv_heads, D, 1, Sizes::N);
+  if (error == cudaSuccess) error = make_ragged_map(v, dtype, a.v, a.kv_heads, D, 1, Sizes::N);
+  if (error == cudaSuccess) error = cudaMemsetAsync(a.next_tile, 0, sizeof *a.next_tile, stream);
+  int device = 0, processors = 0;
+  if (error == cudaSuccess) error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  if (error != cudaSuccess) return error;
+  // As many tiles as the segments can have at most, padding included, or a block to every processor.
+  const int64_t tiles = (a.tokens_q * group / Sizes::M + a.segments + 1) * a.kv_heads;
+  const dim3 grid(static_cast<unsigned>(min(tiles, static_cast<int64_t>(processors))));
+  constexpr int bytes = sizeof(Sm90Shared<D>) + swizzle_bytes;
+  static_assert(bytes <= 227 << 10, "what a block can have");
+  return a.softcap > 0
+             ? launch(flash_attn_varlen_sm90_kernel<T, D, true>, grid, Sizes::THREADS, bytes, stream, a, q, k, v)
+             : launch(flash_attn_varlen_sm90_kernel<T, D, false>, grid, Sizes::THREADS, bytes, stream, a, q, k, v);
+}
+
+}  // namespace
+
+bool serves_flash_attn_varlen_sm90(const FlashAttnForward& a) { return serves_sm90(a); }
+
+cudaError_t launch_flash_attn_varlen_sm90(DType dtype, const FlashAttnForward& a, cudaStream_t stream) {
+  return dispatch_half(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    return a.dim == 64 ? launch_dim<T, 64>(dtype, a, stream) : launch_dim<T, 128>(dtype, a, stream);
+  });
+}
+
+}  // namespace glm4v::cuda
