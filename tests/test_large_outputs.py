@@ -1,7 +1,10 @@
-"""Outputs too large for the caches are written past them: the values are those of small ones, at every level.
+"""Large outputs: written past the caches, with the values of small ones, and in the memory of dead ones.
 
-The large input of each case is a small one many times over.
+The large input of a case is a small one many times over.
 """
+
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ import torch
 from glm4v_ext import add_rms_norm, interpolate_pos_embed, patchify, rms_norm, rms_norm_add, swiglu
 from glm4v_ext.testing import DTYPES, forced_isa, isa_levels
 
-LARGE = 16 << 20  # bytes, of goes_past in csrc/cpu/parallel.h
+LARGE = 16 << 20  # bytes, from csrc/cpu/kept_memory.h
 
 
 def width_for(dtype):  # whole cache lines, in fp32 not whole pairs of vectors
@@ -62,3 +65,56 @@ def test_values_of_small_outputs(op, dtype, level):
             times *= 2  # two outputs, each of which is to be large
         large = run(*[t.repeat(times, *[1] * (t.dim() - 1)) for t in inputs], times=times)
     assert torch.equal(large, small.repeat(times, *[1] * (small.dim() - 1)))
+
+
+def resident_bytes():
+    with open("/proc/self/statm") as pages:
+        return int(pages.read().split()[1]) * 4096
+
+
+def doubled(value):
+    """A large output, ``2 * value`` everywhere: the norm of a row of ones is one."""
+    return rms_norm(torch.full((LARGE // 4096, 1024), 1.0), torch.full((1024,), 2.0 * value), 0.0)
+
+
+needs_kept_memory = pytest.mark.skipif(torch.__version__ < "2.11", reason="torch 2.10 does not tell of a tensor's end")
+
+
+@needs_kept_memory
+def test_takes_over_the_memory_of_the_dead():
+    before = doubled(1).data_ptr()
+    assert doubled(2).data_ptr() == before
+
+
+def test_the_living_share_nothing():
+    outs = [doubled(i) for i in range(1, 8)]
+    views = [out[3:5] for out in outs]
+    del outs
+    more = [doubled(i) for i in range(8, 12)]
+    for i, part in enumerate([*views, *more], start=1):
+        assert (part == 2 * i).all()
+
+
+def test_many_threads():
+    def turn(i):
+        return all((doubled(value) == 2 * value).all() for value in range(i, i + 5))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(turn, range(1, 65)))
+
+
+def test_what_is_kept_is_bounded():
+    doubled(1)
+    before = resident_bytes()
+    outs = [doubled(i) for i in range(1, 41)]
+    assert resident_bytes() - before > 30 * LARGE
+    del outs
+    assert resident_bytes() - before < 300 << 20
+
+
+def test_is_a_tensor_like_others():
+    out = doubled(1)
+    assert out.untyped_storage().nbytes() == LARGE
+    assert torch.equal(pickle.loads(pickle.dumps(out)), out)
+    assert torch.equal(out.clone().share_memory_(), out)
+    assert torch.equal(doubled(1).share_memory_(), out)

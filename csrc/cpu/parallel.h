@@ -9,6 +9,7 @@
 #include <new>
 
 #include "common/check.h"
+#include "cpu/kept_memory.h"
 
 namespace glm4v::cpu {
 
@@ -101,33 +102,36 @@ void parallel_runs(int64_t tasks, size_t scratch_bytes, F&& run) {
 // The stable ABI looks an op up by its name on every call: what every call needs goes past that.
 inline Tensor row_major(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
-// Uninitialised, row-major, in the dtype of `like` unless another is given. A large fresh tensor costs a fault per 4
-// KiB page, often more than the op that fills it: this asks for pages of 2 MiB, as torch does under
-// THP_MEM_ALLOC_ENABLE.
+// Uninitialised, row-major, in the dtype of `like` unless another is given. Fresh memory costs a fault per 4 KiB page,
+// often more than the op that fills it: large outputs take over that of dead ones, others ask for pages of 2 MiB, as
+// torch does under THP_MEM_ALLOC_ENABLE.
 inline Tensor empty(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
                     std::optional<ScalarType> dtype = std::nullopt) {
   using torch::stable::detail::from, torch::stable::detail::to;
+  const auto dims = static_cast<int64_t>(sizes.size());
+  const auto code = to<int32_t>(from(dtype.value_or(like.scalar_type())));
   std::vector<int64_t> strides(sizes.size());
-  int64_t count = 1;
-  for (size_t d = sizes.size(); d-- > 0; count *= std::max<int64_t>(1, sizes[d])) strides[d] = count;
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-      to<int32_t>(from(dtype.value_or(like.scalar_type()))), aoti_torch_device_type_cpu(), 0, &handle));
+  int64_t count = 1, bytes = static_cast<int64_t>(aoti_torch_dtype_element_size(code));
+  for (size_t d = sizes.size(); d-- > 0; count *= std::max<int64_t>(1, sizes[d])) strides[d] = count, bytes *= sizes[d];
+  AtenTensorHandle handle = nullptr;
+  if (bytes >= large_output) handle = take_kept_memory(bytes, dims, sizes.data(), strides.data(), code);
+  if (handle != nullptr) return Tensor(handle);
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dims, sizes.data(), strides.data(), code, aoti_torch_device_type_cpu(), 0, &handle));
   Tensor t(handle);
   constexpr uintptr_t page = 2 << 20;
   const auto address = reinterpret_cast<uintptr_t>(t.mutable_data_ptr());
-  const uintptr_t begin = (address + page - 1) / page * page;
-  const uintptr_t end = (address + static_cast<uintptr_t>(t.numel()) * t.element_size()) / page * page;
+  const uintptr_t begin = (address + page - 1) / page * page, end = (address + bytes) / page * page;
   if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
   return t;
 }
+
 // Whether rows of `out` are written past the caches (loops/vec.h): from this size on they would leave nothing else
 // there, and their reader finds little of them, since its other operand takes room too.
 inline bool goes_past(const Tensor& out, int64_t row_elements) {
-  constexpr int64_t large = 16 << 20, line = 64;
+  constexpr int64_t line = 64;
   const int64_t element = out.element_size();
-  return out.numel() * element >= large && row_elements * element % line == 0;
+  return out.numel() * element >= large_output && row_elements * element % line == 0;
 }
 // Row-major whatever the strides of `like`.
 inline Tensor empty_contiguous(const Tensor& like) { return empty(like, like.sizes()); }

@@ -1,0 +1,105 @@
+// glibc maps every block beyond 32 MiB anew and unmaps it when it dies. The kernel then has to find and clear its pages
+// on each call, and in a virtual machine that returns free pages to its host the host has to as well: two to five times
+// an op's own time. So the last large outputs that died are kept, `most_kept` bytes in all, for the next ones of about
+// their size. Meanwhile their pages are the kernel's to take (MADV_FREE): under memory pressure nothing is held back.
+#include "cpu/kept_memory.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstdint>
+
+// In the stable ABI from torch 2.11 on; null under 2.10.
+extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
+    void* data, int64_t ndim, const int64_t* sizes, const int64_t* strides, int64_t storage_offset, int32_t dtype,
+    int32_t device_type, int32_t device_index, AtenTensorHandle* ret, int32_t layout, const uint8_t* opaque_metadata,
+    int64_t opaque_metadata_size, void (*deleter)(void* data, void* context), void* context);
+
+namespace glm4v::cpu {
+namespace {
+
+constexpr size_t page = 2 << 20, most_kept = 256 << 20;
+
+struct Block {
+  char* memory;
+  size_t bytes;
+};
+// Lock-free, hence safe over fork(); no destructor, since tensors may outlive static objects.
+constinit std::array<std::atomic<Block*>, 4> slots{};
+constinit std::atomic<size_t> kept{0}, hand{0};
+
+void unmap(Block* block) {
+  if (block == nullptr) return;
+  munmap(block->memory, block->bytes);
+  delete block;
+}
+
+Block* empty_slot(std::atomic<Block*>& slot) {
+  Block* block = slot.exchange(nullptr);
+  if (block != nullptr) kept -= block->bytes;
+  return block;
+}
+
+// The oldest blocks make room, so that what is kept follows the sizes in use.
+void keep(Block* block) {
+  if (block->bytes > most_kept) return unmap(block);
+  madvise(block->memory, block->bytes, MADV_FREE);
+  std::atomic<Block*>& slot = slots[hand++ % slots.size()];
+  unmap(empty_slot(slot));
+  for (size_t i = 0; i < slots.size() && kept + block->bytes > most_kept; ++i)
+    unmap(empty_slot(slots[(hand + i) % slots.size()]));
+  kept += block->bytes;
+  Block* displaced = slot.exchange(block);
+  if (displaced == nullptr) return;
+  kept -= displaced->bytes;
+  unmap(displaced);
+}
+
+Block* take(size_t bytes) {
+  for (std::atomic<Block*>& slot : slots) {
+    Block* block = slot.load();
+    // The sizes are read after the exchange, when the block is this thread's alone.
+    if (block == nullptr || (block = empty_slot(slot)) == nullptr) continue;
+    if (block->bytes >= bytes && block->bytes <= bytes + bytes / 4) return block;
+    kept += block->bytes;
+    Block* expected = nullptr;
+    if (!slot.compare_exchange_strong(expected, block)) {
+      kept -= block->bytes;
+      unmap(block);
+    }
+  }
+  return nullptr;
+}
+
+// Whole, aligned pages of 2 MiB.
+Block* map(size_t bytes) {
+  void* memory = mmap(nullptr, bytes + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) return nullptr;
+  char* begin = static_cast<char*>(memory);
+  const size_t before = (page - reinterpret_cast<uintptr_t>(begin) % page) % page;
+  if (before > 0) munmap(begin, before);
+  munmap(begin + before + bytes, page - before);
+  madvise(begin + before, bytes, MADV_HUGEPAGE);
+  return new Block{begin + before, bytes};
+}
+
+}  // namespace
+
+AtenTensorHandle take_kept_memory(size_t bytes, int64_t dims, const int64_t* sizes, const int64_t* strides,
+                                  int32_t dtype) {
+  if (torch_from_blob == nullptr) return nullptr;
+  const size_t whole = (bytes + page - 1) / page * page;
+  Block* block = take(whole);
+  if (block == nullptr) block = map(whole);
+  if (block == nullptr) return nullptr;
+  AtenTensorHandle handle;
+  const auto on_death = [](void*, void* context) { keep(static_cast<Block*>(context)); };
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_from_blob(block->memory, dims, sizes, strides, 0, dtype,
+                                                aoti_torch_device_type_cpu(), -1, &handle, aoti_torch_layout_strided(),
+                                                nullptr, 0, on_death, block));
+  return handle;
+}
+
+}  // namespace glm4v::cpu
