@@ -129,7 +129,8 @@ void softmax_block(float* scores, int64_t keys, int64_t vectors, float unit, flo
       }
     };
     int64_t j = 0;
-    for (; j + 4 <= keys; j += 4) weigh(j, Int<4>{});
+    if constexpr (W == 16)  // 32 registers
+      for (; j + 4 <= keys; j += 4) weigh(j, Int<4>{});
     for (; j + 2 <= keys; j += 2) weigh(j, Int<2>{});
     if (j < keys) weigh(j, Int<1>{});
     store(sum + v * W, load(sum + v * W) * rescale + (total + t1));
