@@ -5,7 +5,9 @@ import torch
 from transformers import Glm4vForConditionalGeneration
 
 from glm4v import Glm4v, KVCache
+from glm4v.layers import Mlp
 from glm4v.weights import parts
+from glm4v_ext import swiglu
 from tests.glm4v.prompts import Prompt, pack
 
 BUILD = {
@@ -202,3 +204,10 @@ def test_random_weights_follow_the_config(model):
     fresh = Glm4v(model.config)
     assert fresh.visual.blocks[0].norm1.weight.eq(1).all() and fresh.visual.downsample.bias.eq(0).all()
     assert 0.015 < fresh.language_model.layers[0].mlp.gate_up_proj.weight.std() < 0.025
+
+
+def test_mlp_takes_many_rows_in_groups():
+    torch.manual_seed(0)
+    mlp, x = Mlp(8, 16), torch.randn(2 * Mlp.group + 3, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(mlp(x), mlp.down_proj(swiglu(mlp.gate_up_proj(x))))

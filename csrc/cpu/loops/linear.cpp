@@ -1,7 +1,7 @@
 // A matrix product with few rows is as fast as its weight can be read. A block of weight rows streams through the cache
 // once, each loaded vector serving MB rows of x. The hardware follows neither that many streams nor a stream beyond its
-// page, so lines are asked for `ahead` bytes early, at the end of a row those of the block that comes next. They go into
-// the second-level cache: the first has too few ways for rows a power of two apart.
+// page, so lines are asked for `ahead` bytes early, at the end of a row those of the block that comes next. They go
+// into the second-level cache: the first has too few ways for rows a power of two apart.
 #include "cpu/loops/linear.h"
 
 #include "cpu/loops/vec.h"
