@@ -12,7 +12,7 @@ import torch
 from glm4v_ext import add_rms_norm, interpolate_pos_embed, patchify, rms_norm, rms_norm_add, swiglu
 from glm4v_ext.testing import DTYPES, forced_isa, isa_levels
 
-LARGE = 16 << 20  # bytes, from csrc/cpu/kept_memory.h
+LARGE = 16 << 20  # bytes, from csrc/cpu/parallel.h
 
 
 def width_for(dtype):  # whole cache lines, in fp32 not whole pairs of vectors

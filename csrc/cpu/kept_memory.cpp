@@ -1,7 +1,8 @@
-// glibc maps every block beyond 32 MiB anew and unmaps it when it dies. The kernel then has to find and clear its pages
-// on each call, and in a virtual machine that returns free pages to its host the host has to as well: two to five times
-// an op's own time. So the last large outputs that died are kept, `most_kept` bytes in all, for the next ones of about
-// their size. Meanwhile their pages are the kernel's to take (MADV_FREE): under memory pressure nothing is held back.
+// glibc maps every block beyond 32 MiB anew and unmaps it when it dies, and gives the end of its heap back whenever
+// others free much. The kernel then has to find and clear the pages on the next call, and in a virtual machine that
+// returns free pages to its host the host has to as well: two to five times an op's own time. So the last large outputs
+// that died are kept, `most_kept` bytes in all, for the next ones of about their size. Meanwhile the pages of big ones
+// are the kernel's to take (MADV_FREE): under memory pressure little is held back.
 #include "cpu/kept_memory.h"
 
 #include <sys/mman.h>
@@ -20,15 +21,18 @@ extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
 namespace glm4v::cpu {
 namespace {
 
-constexpr size_t page = 2 << 20, most_kept = 256 << 20;
+constexpr size_t page = 2 << 20, most_kept = 256 << 20, freed_from = 16 << 20;
+// Tensors begin at different places of a block's first 4 KiB: where inputs and outputs of an op lie a multiple of that
+// apart, loads wait for stores that they have nothing to do with.
+constexpr size_t first_offset = 64, offset_step = 256, offsets = 15, room_for_offset = 4096;
 
 struct Block {
   char* memory;
-  size_t bytes;
+  size_t bytes, offset;
 };
 // Lock-free, hence safe over fork(); no destructor, since tensors may outlive static objects.
-constinit std::array<std::atomic<Block*>, 4> slots{};
-constinit std::atomic<size_t> kept{0}, hand{0};
+constinit std::array<std::atomic<Block*>, 16> slots{};
+constinit std::atomic<size_t> kept{0}, hand{0}, mapped{0};
 
 void unmap(Block* block) {
   if (block == nullptr) return;
@@ -45,7 +49,7 @@ Block* empty_slot(std::atomic<Block*>& slot) {
 // The oldest blocks make room, so that what is kept follows the sizes in use.
 void keep(Block* block) {
   if (block->bytes > most_kept) return unmap(block);
-  madvise(block->memory, block->bytes, MADV_FREE);
+  if (block->bytes >= freed_from) madvise(block->memory, block->bytes, MADV_FREE);
   std::atomic<Block*>& slot = slots[hand++ % slots.size()];
   unmap(empty_slot(slot));
   for (size_t i = 0; i < slots.size() && kept + block->bytes > most_kept; ++i)
@@ -82,7 +86,7 @@ Block* map(size_t bytes) {
   if (before > 0) munmap(begin, before);
   munmap(begin + before + bytes, page - before);
   madvise(begin + before, bytes, MADV_HUGEPAGE);
-  return new Block{begin + before, bytes};
+  return new Block{begin + before, bytes, first_offset + mapped++ % offsets * offset_step};
 }
 
 }  // namespace
@@ -90,13 +94,13 @@ Block* map(size_t bytes) {
 AtenTensorHandle take_kept_memory(size_t bytes, int64_t dims, const int64_t* sizes, const int64_t* strides,
                                   int32_t dtype) {
   if (torch_from_blob == nullptr) return nullptr;
-  const size_t whole = (bytes + page - 1) / page * page;
+  const size_t whole = (bytes + room_for_offset + page - 1) / page * page;
   Block* block = take(whole);
   if (block == nullptr) block = map(whole);
   if (block == nullptr) return nullptr;
   AtenTensorHandle handle;
   const auto on_death = [](void*, void* context) { keep(static_cast<Block*>(context)); };
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_from_blob(block->memory, dims, sizes, strides, 0, dtype,
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_from_blob(block->memory + block->offset, dims, sizes, strides, 0, dtype,
                                                 aoti_torch_device_type_cpu(), -1, &handle, aoti_torch_layout_strided(),
                                                 nullptr, 0, on_death, block));
   return handle;

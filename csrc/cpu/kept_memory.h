@@ -6,8 +6,8 @@
 
 namespace glm4v::cpu {
 
-// Outputs from this size on live in kept memory: in glibc's heap smaller ones take each other's place anyway.
-constexpr int64_t large_output = 16 << 20;
+// Outputs from this size on live in kept memory: smaller ones cost few page faults.
+constexpr int64_t kept_from = 1 << 20;
 
 // An uninitialised tensor in memory of its own, which is kept when the tensor dies; an undefined handle (null) where
 // this torch (2.10) cannot tell of a tensor's end, or where no memory could be mapped. Any number of threads.

@@ -114,7 +114,7 @@ inline Tensor empty(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef
   int64_t count = 1, bytes = static_cast<int64_t>(aoti_torch_dtype_element_size(code));
   for (size_t d = sizes.size(); d-- > 0; count *= std::max<int64_t>(1, sizes[d])) strides[d] = count, bytes *= sizes[d];
   AtenTensorHandle handle = nullptr;
-  if (bytes >= large_output) handle = take_kept_memory(bytes, dims, sizes.data(), strides.data(), code);
+  if (bytes >= kept_from) handle = take_kept_memory(bytes, dims, sizes.data(), strides.data(), code);
   if (handle != nullptr) return Tensor(handle);
   STABLE_TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(dims, sizes.data(), strides.data(), code, aoti_torch_device_type_cpu(), 0, &handle));
@@ -129,9 +129,9 @@ inline Tensor empty(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef
 // Whether rows of `out` are written past the caches (loops/vec.h): from this size on they would leave nothing else
 // there, and their reader finds little of them, since its other operand takes room too.
 inline bool goes_past(const Tensor& out, int64_t row_elements) {
-  constexpr int64_t line = 64;
+  constexpr int64_t large = 16 << 20, line = 64;
   const int64_t element = out.element_size();
-  return out.numel() * element >= large_output && row_elements * element % line == 0;
+  return out.numel() * element >= large && row_elements * element % line == 0;
 }
 // Row-major whatever the strides of `like`.
 inline Tensor empty_contiguous(const Tensor& like) { return empty(like, like.sizes()); }
