@@ -1,4 +1,5 @@
-"""Everything that a GPU has to show, in one record under bench/results/: `make gpu-check`.
+"""Everything that a GPU has to show, in one record under bench/results/: `make gpu-check`, or this file by any Python
+that has torch and the tests' packages.
 
 Builds the library where it has no CUDA kernels, then: tests of the ops and of the model on the device, repeated runs
 bit for bit, compute-sanitizer's memcheck and racecheck on small cases, benchmarks. Each step has its share of the

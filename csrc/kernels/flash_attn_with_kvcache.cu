@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS) flash_attn_with_kv
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int column = key + n * 8 + lane % 4 * 2 + i % 2;
-        p[n][i] = (capped ? tanhf(p[n][i] * in) : p[n][i]) * unit;  // here, since the scale may be negative
+        p[n][i] = (capped ? tanhf(p[n][i] * in) : p[n][i]) * unit;  // in powers of two
         if (column < seen[i / 2].begin || column >= min(end, seen[i / 2].end)) p[n][i] = -INFINITY;
       }
 #pragma unroll
