@@ -33,7 +33,7 @@ template <auto contract, class = decltype(contract)>
 struct Check;
 template <auto contract, class Result, class... Arguments>
 struct Check<contract, Result (*)(Arguments...)> {
-  static void run(Boxed<Arguments>... arguments) { contract(unboxed(arguments)...); }
+  static void run(const Boxed<Arguments>&... arguments) { contract(unboxed(arguments)...); }
 };
 
 }  // namespace

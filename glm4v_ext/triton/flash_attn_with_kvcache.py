@@ -208,10 +208,12 @@ def flash_attn_with_kvcache(
 
 
 def tile_options(q: Tensor, rows: int) -> dict[str, Any]:
-    """Tiles of few rows, whose time goes by on reading keys."""
+    """Tiles of few rows, whose time goes by on reading keys; float32 products are made without tensor cores."""
     block_d = max(16, triton.next_power_of_2(q.shape[-1]))
-    keys = max(16, min(64, 8192 // block_d) // (q.element_size() // 2))
+    most, warps, stages = (64, 4, 2) if q.element_size() == 2 else (32, 8, 1)
+    tile = max(16, min(most, triton.next_power_of_2(max(rows, 1))))
+    keys = 64 if tile == 16 and q.element_size() == 2 else 32
     return {
-        "BLOCK_D": block_d, "BLOCK_M": max(16, min(64, triton.next_power_of_2(max(rows, 1)))), "BLOCK_N": keys,
-        "num_warps": 4, "num_stages": 2, "enable_fp_fusion": True,
+        "BLOCK_D": block_d, "BLOCK_M": tile, "BLOCK_N": min(keys, keys * 128 // block_d), "num_warps": warps,
+        "num_stages": stages, "enable_fp_fusion": True,
     }  # fmt: skip
