@@ -212,8 +212,8 @@ def tile_options(q: Tensor, rows: int) -> dict[str, Any]:
     block_d = max(16, triton.next_power_of_2(q.shape[-1]))
     most, warps, stages = (64, 4, 2) if q.element_size() == 2 else (32, 8, 1)
     tile = max(16, min(most, triton.next_power_of_2(max(rows, 1))))
-    keys = 64 if tile == 16 and q.element_size() == 2 else 32
+    keys = 16 if q.element_size() == 4 else 64 if tile == 16 else 32
     return {
-        "BLOCK_D": block_d, "BLOCK_M": tile, "BLOCK_N": min(keys, keys * 128 // block_d), "num_warps": warps,
+        "BLOCK_D": block_d, "BLOCK_M": tile, "BLOCK_N": max(16, min(keys, keys * 128 // block_d)), "num_warps": warps,
         "num_stages": stages, "enable_fp_fusion": True,
     }  # fmt: skip
