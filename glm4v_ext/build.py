@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import pathlib
 
 import torch
@@ -20,7 +21,9 @@ def _load() -> None:
 
 
 _load()
-from . import _C  # noqa: E402  (links against the library that was just loaded)
+from . import _C, triton  # noqa: E402  (_C links against the library that was just loaded)
+
+checks = torch.ops.glm4v_ext_checks  # the contracts of the ops, for backends that are not C++
 
 if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # a torch built without oneDNN
     _C.force_product("fp32", "F.linear")
@@ -31,13 +34,14 @@ def build_info() -> dict[str, object]:
 
     Returns:
         dict with ``version``, ``compiler``, ``cpu_archs`` (levels compiled in), ``cuda`` (whether CUDA kernels were
-        compiled in), ``isa`` (the CPU level in use), ``products`` (dtype -> what serves
-        ``linear``: F.linear, oneDNN or glm4v_ext) and ``ops``: op name -> {device: backend that serves it}, with
-        ``gpu_verified`` where that is CUDA's: whether a GPU has passed the op's tests.
+        compiled in), ``triton`` (version of the installed one, or ""), ``isa`` (the CPU level in use), ``products``
+        (dtype -> what serves ``linear``: F.linear, oneDNN or glm4v_ext) and ``ops``: op name -> {device: backend that
+        serves it, C++ or Triton}, with ``gpu_verified`` where that is CUDA's: whether a GPU has passed the op's tests.
     """
     facts: dict[str, object] = dict(_C.build_facts())
     for archs in ("cpu_archs", "cuda_archs"):
         facts[archs] = str(facts[archs]).split()
+    facts["triton"] = _triton_version()
     facts["ops"] = {name: _backends(name) for name in _op_names()}
     return facts
 
@@ -53,11 +57,25 @@ def _op_names() -> list[str]:
 _GPU_VERIFIED: frozenset[str] = frozenset()
 
 
+def _has_kernel(op: str, device: str) -> bool:
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"glm4v_ext::{op}", device))
+
+
+# Decided once: Triton serves what no CUDA kernel does.
+_CUDA = frozenset(op for op in _op_names() if _has_kernel(op, "CUDA"))
+_TRITON = triton.register(_CUDA)
+
+
 def _backends(op: str) -> dict[str, str | bool]:
-    has = torch._C._dispatch_has_kernel_for_dispatch_key
-    backends: dict[str, str | bool] = {
-        device.lower(): "C++" for device in ("CPU", "CUDA") if has(f"glm4v_ext::{op}", device)
-    }
-    if "cuda" in backends:
+    backends: dict[str, str | bool] = {"cpu": "C++"} if _has_kernel(op, "CPU") else {}
+    if op in _CUDA | _TRITON:
+        backends["cuda"] = "C++" if op in _CUDA else "Triton"
         backends["gpu_verified"] = op in _GPU_VERIFIED
     return backends
+
+
+def _triton_version() -> str:
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return ""

@@ -153,6 +153,7 @@ def test_an_op_has_every_room(op):
         f"csrc/ops/{op}.h",
         f"csrc/cpu/{op}.cpp",
         f"glm4v_ext/ops/{op}.py",
+        f"glm4v_ext/triton/{op}.py",
         f"tests/ops/test_{op}.py",
         f"bench/bench_{op}.py",
     ):

@@ -1,0 +1,88 @@
+"""Runs tests of ops on their Triton twins: `python interpreted.py OP EXPRESSION …`, in a process of its own.
+
+EXPRESSION chooses tests of tests/ops/test_OP.py as pytest's -k does.
+
+Triton's interpreter runs kernels on CPU tensors, so the twins take the place of the CPU's ops. It knows no bfloat16:
+it keeps the bits in integers, cuts fp32 off where a GPU rounds, and multiplies the integers in a dot. Both are set
+right here.
+"""
+
+import os
+import sys
+
+os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
+
+import numpy as np
+import pytest
+import torch
+import triton.language as tl
+from triton.runtime import interpreter
+
+from glm4v_ext import triton as twins
+
+calls: dict[str, int] = {}
+
+
+def widened(handle):
+    if handle.dtype.scalar != tl.bfloat16:
+        return handle
+    return interpreter.TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+
+def rounded(data):
+    bits = torch.from_numpy(np.ascontiguousarray(data)).bfloat16().view(torch.uint16)
+    return bits.numpy().reshape(data.shape)
+
+
+def repair(builder):
+    cast, dot = builder.cast_impl, builder.create_dot
+
+    def cast_impl(self, src, to):
+        if src.dtype.scalar == tl.float32 and to.scalar == tl.bfloat16:
+            return interpreter.TensorHandle(rounded(src.data), tl.bfloat16)
+        return cast(self, src, to)
+
+    def create_dot(self, a, b, d, *options):
+        return dot(self, widened(a), widened(b), d, *options)
+
+    builder.cast_impl, builder.create_dot = cast_impl, create_dot
+
+
+def with_native_statistics(twin, native):
+    """Attention whose backward, which has no twin, gets its own forward's statistics: it repeats them to the bit."""
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+
+    def run(*arguments):
+        out, lse, statistics = twin(*arguments)
+        expected = native.call_boxed(keys, *arguments)[2]
+        torch.testing.assert_close(statistics, expected, rtol=1e-4, atol=1e-4, equal_nan=True)  # the same quantities
+        return out, lse, expected
+
+    return run
+
+
+def counted(kernel, op):
+    def run(*arguments):
+        calls[op] = calls.get(op, 0) + 1
+        return kernel(*arguments)
+
+    return run
+
+
+if __name__ == "__main__":
+    repair(interpreter.InterpreterBuilder)
+    attention = torch.library.get_kernel("glm4v_ext::flash_attn_varlen", "CPU")
+    make = twins._kernel
+
+    def kernel_of(op):
+        kernel = counted(make(op), op)
+        return with_native_statistics(kernel, attention) if op == "flash_attn_varlen" else kernel
+
+    twins._kernel = kernel_of
+    twins.register(["flash_attn_varlen_backward"], "CPU")
+    for op, expression in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+        file = f"tests/ops/test_{op}.py"
+        code = pytest.main(
+            ["-q", "-x", "-p", "no:cacheprovider", "-W", "ignore", "--durations=5", file, "-k", expression]
+        )
+        assert code == 0 and calls[op] > 0, f"{op}: pytest's exit code is {code}"

@@ -1,0 +1,55 @@
+"""Every twin in Triton's interpreter, held to the definition by the tests of its op."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+# Tests of the CPU's loops and products, of what Python alone decides, and of threads.
+NOT_OF_THE_DEVICE = ["isa", "transformers", "trace", "compile", "in_place_refuses", "angles and not generic"]
+# Tests that ask for more than a device can tell without waiting, the values of its index tensors; for pages; and for
+# more programs than the interpreter runs in minutes.
+LEFT_OUT = {
+    "interpolate_pos_embed": ["grid10", "grid11", "errors and (hold or even)", "random", "bitwise"],
+    "flash_attn_varlen": ["ascending", "given", "max_seqlen", "errors_of_pages and (table3 or table4)"],
+    "flash_attn_with_kvcache": ["pages", "errors"],
+    "linear": ["not definition and not errors"],  # the others are about the CPU's paths
+}
+# What runs each kernel and branch at least once.
+QUICK = {
+    "rms_norm": "definition or errors",
+    "add_rms_norm": "definition and dtype1 or errors",
+    "rms_norm_add": "definition and dtype1 or errors",
+    "swiglu": "definition and (shape1 or shape3) or errors",
+    "linear": "definition and dtype0 or errors",
+    "patch_embed": "definition and dtype0 or errors",
+    "merge_patches": "definition and dtype0 or errors",
+    "patchify": "definition or views or errors",
+    "interpolate_pos_embed": "definition and index1 and dtype1 and (case2 or case4 or case5) or errors",
+    "rope_2d": "definition and index0 and dtype1 and (shape1 or shape5) or packed and dtype1 or errors",
+    "rope_3d": "definition and index1 and dtype1 and (shape1 or shape2) or packed and dtype1 or errors",
+    "flash_attn_varlen": "definition and (2-1-128 and dtype1 or 3-3-7 and softcap) or without_keys or packed or pages",
+    "flash_attn_with_kvcache": "128-heads0 and dtype1 or dtype2 and (options4 or options7) or rows_of",
+}
+
+
+def run(*chosen):
+    left_out = {op: " or ".join(f"({text})" for text in NOT_OF_THE_DEVICE + LEFT_OUT.get(op, [])) for op, _ in chosen}
+    arguments = [text for op, wanted in chosen for text in (op, f"({wanted}) and not ({left_out[op]})")]
+    command = [sys.executable, "tests/triton/interpreted.py", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+def test_every_kernel():
+    run(*QUICK.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", QUICK)
+def test_all_tests_of_the_op(op):
+    run((op, "test"))
