@@ -23,15 +23,19 @@ class CMakeBuild(build_ext):
             sys.exit("glm4v-ext: the build needs torch >= 2.10 in this environment; install it first")
         import pybind11
 
+        # This environment's CMake and ninja come first, whether it is active or not.
+        path = os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+        tools = {**os.environ, "PATH": path}
         output = pathlib.Path(self.get_ext_fullpath(ext.name)).parent.resolve()
         build = pathlib.Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
         subprocess.check_call(
             ["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
              f"-DGLM4V_TORCH_DIR={pathlib.Path(torch.origin).parent}", f"-DGLM4V_OUTPUT_DIR={output}",
-             f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
+             f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"],
+            env=tools,
         )  # fmt: skip
-        subprocess.check_call(["cmake", "--build", str(build), "--parallel", str(os.cpu_count() or 1)])
+        subprocess.check_call(["cmake", "--build", str(build), "--parallel", str(os.cpu_count() or 1)], env=tools)
 
     def copy_extensions_to_source(self) -> None:  # in-place and editable builds
         super().copy_extensions_to_source()
