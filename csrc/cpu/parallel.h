@@ -57,7 +57,7 @@ class Scratch {
 
 // run(task, next, scratch) for every task, handed out one by one: tasks of unequal size balance. A task must write the
 // same values whichever thread runs it, and whenever. `next` is what this worker does afterwards (it may prefetch for
-// it), or `tasks` when there is nothing left.
+// it), or `tasks` when that is open: the last tasks, one per worker, go to whoever is free first.
 template <class F>
 void parallel_tasks(int64_t tasks, size_t scratch_bytes, F&& run) {
   std::atomic<int64_t> counter{0};
@@ -65,9 +65,9 @@ void parallel_tasks(int64_t tasks, size_t scratch_bytes, F&& run) {
   parallel_for(0, workers, 1, [&](int64_t, int64_t) {
     const Scratch scratch(scratch_bytes);
     for (int64_t task = counter++; task < tasks;) {
-      const int64_t next = std::min<int64_t>(tasks, counter++);
+      const int64_t next = counter < tasks - workers ? std::min<int64_t>(tasks, counter++) : tasks;
       run(task, next, scratch.get());
-      task = next;
+      task = next < tasks ? next : counter++;
     }
   });
 }

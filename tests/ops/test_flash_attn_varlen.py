@@ -87,6 +87,14 @@ def test_long_segments(device, dtype):  # several key blocks and query tiles in 
     assert_definition(sample(([300], [530]), 2, 1, 64, dtype, device), causal=True)
 
 
+@pytest.mark.parametrize("level", isa_levels())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("options", [{"causal": True}, {"window_size": (400, 90), "softcap": 5.0}], ids=str)
+def test_long_and_short_segments(level, dtype, options):  # beyond 1024 rows backward takes larger key blocks
+    with forced_isa(level):
+        assert_definition(sample(([40, 1031, 7], [601, 805, 7]), 2, 1, 40, dtype), **options)
+
+
 @pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize(("group", "dim"), [(1, 16), (3, 16), (16, 16), (200, 16), (3, 64), (16, 64)])
 def test_grouped_heads(group, dim, device):

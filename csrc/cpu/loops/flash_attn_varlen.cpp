@@ -34,14 +34,19 @@ void flash_attn_varlen_task(const FlashAttnForward& args, const FlashAttnTask* p
 }
 
 FlashAttnBackwardPlan flash_attn_varlen_backward_plan(const FlashAttnBackward& args) {
-  int64_t longest = 0;
-  for (int64_t n = 0; n < args.segments; ++n) longest = max(longest, args.cu_q[n + 1] - args.cu_q[n]);
   // Splitting a group costs an fp32 copy of dk and dv per part; it pays where a few kv heads are all there is to share
   // out.
   const int64_t group = args.heads / args.kv_heads, tasks = max(1, args.segments * args.kv_heads);
   const int64_t parts = min(group, (16 + tasks - 1) / tasks), heads = (group + parts - 1) / parts;
   GLM4V_TILES((FlashAttnBackwardPlan{heads, flash_attn_tiles_backward_scratch(args)}));
-  return {heads, BackwardScratch::bytes(heads, longest, args.dim)};
+  return dispatch(args.dtype, [&](auto zero) -> FlashAttnBackwardPlan {
+    int64_t rows = 0, keys = 0;
+    for (int64_t n = 0; n < args.segments; ++n) {
+      const Segment segment(args, n);
+      rows = max(rows, segment.rows), keys = max(keys, BackwardTask<decltype(zero)>::block_size_of(segment));
+    }
+    return {heads, BackwardScratch::bytes(heads, rows, keys, args.dim)};
+  });
 }
 
 void flash_attn_varlen_backward_task(const FlashAttnBackward& args, const FlashAttnBackwardTask& task,

@@ -14,33 +14,36 @@
 namespace glm4v::GLM4V_ISA {
 namespace {
 
-constexpr int64_t BACKWARD_KEYS = 192, BACKWARD_ROWS = 96;        // most of a block, most of a tile
-constexpr int64_t KEY_STRIDE = BACKWARD_KEYS + 16;                // an odd number of cache lines, see copy_stride()
-constexpr int64_t AHEAD = 4 * BACKWARD_KEYS + 3 * BACKWARD_ROWS;  // most rows that a tile prefetches
+// Most keys of a block, most rows of a tile. dq, q and dout of a long segment come from beyond the second-level cache,
+// once per key block: fewer, larger blocks are worth more there than the room that they take in that cache.
+constexpr int64_t BACKWARD_KEYS = 192, BACKWARD_LONG_KEYS = 384, BACKWARD_ROWS = 96;
+constexpr int64_t LONG_SEGMENT = 1024;                                 // rows, beyond which a segment is long
+constexpr int64_t AHEAD = 4 * BACKWARD_LONG_KEYS + 3 * BACKWARD_ROWS;  // most rows that a tile prefetches
 constexpr int64_t WEIGHED = 8;       // rows at a time: their chains of dependent steps overlap
 constexpr int64_t DELTA_CHAIN = 16;  // most terms of delta that are summed before they are added to the rest
 
+// For a key block of `keys`.
 struct BackwardScratch {
   float *dq, *delta;                     // [heads][rows][padded D], [heads][rows]
-  float *k_lanes, *v_lanes;              // [padded D][KEY_STRIDE], as elements of the products
-  float *k, *q, *dout;                   // [BACKWARD_KEYS or BACKWARD_ROWS][stride], as elements; pairs of rows
+  float *k_lanes, *v_lanes;              // [padded D][copy_stride(keys)], as elements of the products
+  float *k, *q, *dout;                   // [keys or BACKWARD_ROWS][stride], as elements; pairs of rows
   float *q_pairs, *dout_pairs;           // [BACKWARD_ROWS][stride] in pairs of D, where they need a copy
-  float *dk, *dv;                        // [BACKWARD_KEYS][padded D]
-  float *scores, *dscores;               // [BACKWARD_ROWS][KEY_STRIDE]
-  float* slopes;                         // [BACKWARD_ROWS][KEY_STRIDE] of the softcap
+  float *dk, *dv;                        // [keys][padded D]
+  float *scores, *dscores;               // [BACKWARD_ROWS][copy_stride(keys)]
+  float* slopes;                         // [BACKWARD_ROWS][copy_stride(keys)] of the softcap
   float *maximum, *inverse, *row_delta;  // [BACKWARD_ROWS]; inverse of the sum
   int32_t *begin, *end;                  // [BACKWARD_ROWS] keys that a row sees
   const char** ahead;                    // [AHEAD] rows to prefetch
 
-  static size_t bytes(int64_t heads, int64_t rows, int64_t dim) {
-    const int64_t padded = round_up(dim, W), stride = copy_stride(dim);
-    return sizeof(float) * (heads * rows * padded + round_up(heads * rows, 16) + 2 * padded * KEY_STRIDE +
-                            (BACKWARD_KEYS + 4 * BACKWARD_ROWS) * stride + 2 * BACKWARD_KEYS * padded +
-                            3 * BACKWARD_ROWS * KEY_STRIDE + 5 * BACKWARD_ROWS) +
+  static size_t bytes(int64_t heads, int64_t rows, int64_t keys, int64_t dim) {
+    const int64_t padded = round_up(dim, W), stride = copy_stride(dim), key_stride = copy_stride(keys);
+    return sizeof(float) * (heads * rows * padded + round_up(heads * rows, 16) + 2 * padded * key_stride +
+                            (keys + 4 * BACKWARD_ROWS) * stride + 2 * keys * padded + 3 * BACKWARD_ROWS * key_stride +
+                            5 * BACKWARD_ROWS) +
            sizeof(void*) * AHEAD;
   }
-  BackwardScratch(void* memory, int64_t heads, int64_t rows, int64_t dim) {
-    const int64_t padded = round_up(dim, W), stride = copy_stride(dim);
+  BackwardScratch(void* memory, int64_t heads, int64_t rows, int64_t keys, int64_t dim) {
+    const int64_t padded = round_up(dim, W), stride = copy_stride(dim), key_stride = copy_stride(keys);
     float* next = static_cast<float*>(memory);
     const auto take = [&](int64_t count) {
       float* const taken = next;
@@ -48,12 +51,12 @@ struct BackwardScratch {
       return taken;
     };
     dq = take(heads * rows * padded), delta = take(round_up(heads * rows, 16));
-    k_lanes = take(padded * KEY_STRIDE), v_lanes = take(padded * KEY_STRIDE);
-    k = take(BACKWARD_KEYS * stride), q = take(BACKWARD_ROWS * stride), dout = take(BACKWARD_ROWS * stride);
+    k_lanes = take(padded * key_stride), v_lanes = take(padded * key_stride);
+    k = take(keys * stride), q = take(BACKWARD_ROWS * stride), dout = take(BACKWARD_ROWS * stride);
     q_pairs = take(BACKWARD_ROWS * stride), dout_pairs = take(BACKWARD_ROWS * stride);
-    dk = take(BACKWARD_KEYS * padded), dv = take(BACKWARD_KEYS * padded);
-    scores = take(BACKWARD_ROWS * KEY_STRIDE), dscores = take(BACKWARD_ROWS * KEY_STRIDE);
-    slopes = take(BACKWARD_ROWS * KEY_STRIDE);
+    dk = take(keys * padded), dv = take(keys * padded);
+    scores = take(BACKWARD_ROWS * key_stride), dscores = take(BACKWARD_ROWS * key_stride);
+    slopes = take(BACKWARD_ROWS * key_stride);
     maximum = take(BACKWARD_ROWS), inverse = take(BACKWARD_ROWS), row_delta = take(BACKWARD_ROWS);
     begin = reinterpret_cast<int32_t*>(take(BACKWARD_ROWS)), end = reinterpret_cast<int32_t*>(take(BACKWARD_ROWS));
     ahead = reinterpret_cast<const char**>(next);
@@ -70,7 +73,7 @@ struct BackwardTask {
   const FlashAttnBackwardTask* const next;
   const Segment segment;
   const int64_t block_size, tile_size;
-  const int64_t heads, padded, stride;
+  const int64_t heads, padded, stride, key_stride;
   const BackwardScratch s;
   Prefetch ahead;
   bool fresh = true;  // nothing has been added to dk and dv of the block
@@ -86,7 +89,8 @@ struct BackwardTask {
         heads(t.head_end - t.head_begin),
         padded(round_up(a.dim, W)),
         stride(copy_stride(a.dim)),
-        s(memory, heads, segment.rows, a.dim),
+        key_stride(copy_stride(block_size)),
+        s(memory, heads, segment.rows, block_size, a.dim),
         ahead(s.ahead, a.dim * static_cast<int64_t>(sizeof(T))) {}
 
   // Nearly equal parts of at most `most`, in whole `grains`.
@@ -95,7 +99,9 @@ struct BackwardTask {
     return max(grain, round_up((count + parts - 1) / parts, grain));
   }
 
-  static int64_t block_size_of(const Segment& of) { return part_size(of.keys, BACKWARD_KEYS, N * W); }
+  static int64_t block_size_of(const Segment& of) {
+    return part_size(of.keys, of.rows > LONG_SEGMENT ? BACKWARD_LONG_KEYS : BACKWARD_KEYS, N * W);
+  }
   static int64_t tile_size_of(const Segment& of) { return part_size(of.rows, BACKWARD_ROWS, N); }
 
   void run() {
@@ -181,7 +187,7 @@ struct BackwardTask {
   // Keys of a block in lanes, up to a whole step of them.
   void pack(const HeadRows& x, int64_t token, int64_t count, float* to) const {
     for (int64_t j = 0; j < round_up(count, N * W); j += W)
-      pack_lanes<T>(a.dim, reinterpret_cast<E*>(to) + j, KEY_STRIDE, [&](int64_t l) -> const T* {
+      pack_lanes<T>(a.dim, reinterpret_cast<E*>(to) + j, key_stride, [&](int64_t l) -> const T* {
         return j + l < count ? row_of<T>(x, token + j + l, task.kv_head) : nullptr;
       });
   }
@@ -203,8 +209,8 @@ struct BackwardTask {
   }
 
   void clear_keys() {
-    memset(s.dk, 0, sizeof(float) * BACKWARD_KEYS * padded);
-    memset(s.dv, 0, sizeof(float) * BACKWARD_KEYS * padded);
+    memset(s.dk, 0, sizeof(float) * block_size * padded);
+    memset(s.dv, 0, sizeof(float) * block_size * padded);
     fresh = false;
   }
 
@@ -226,15 +232,15 @@ struct BackwardTask {
     const RowsOf<E> q_columns = columns_of(a.q, token, head, count, q, s.q_pairs);
     const RowsOf<E> dout_columns = columns_of(a.dout, token, head, count, dout, s.dout_pairs);
     multiply<Start::zero, true>(count, vectors, dim_steps, q_columns.data, q_columns.stride,
-                                elements_of(s.k_lanes) + skip, KEY_STRIDE, s.scores, KEY_STRIDE, ahead);
+                                elements_of(s.k_lanes) + skip, key_stride, s.scores, key_stride, ahead);
     multiply<Start::zero, true>(count, vectors, dim_steps, dout_columns.data, dout_columns.stride,
-                                elements_of(s.v_lanes) + skip, KEY_STRIDE, s.dscores, KEY_STRIDE, ahead);
+                                elements_of(s.v_lanes) + skip, key_stride, s.dscores, key_stride, ahead);
     differentiate(count, keys, vectors, partial, whole);
-    const E *weights = elements_of(s.scores), *dweights = pairs ? weights + KEY_STRIDE : elements_of(s.dscores);
-    multiply_to<false>(!fresh, keys.size(), columns, row_steps, weights, N * KEY_STRIDE, dout, s.dv + skip * padded);
-    multiply_to<false>(!fresh, keys.size(), columns, row_steps, dweights, N * KEY_STRIDE, q, s.dk + skip * padded);
+    const E *weights = elements_of(s.scores), *dweights = pairs ? weights + key_stride : elements_of(s.dscores);
+    multiply_to<false>(!fresh, keys.size(), columns, row_steps, weights, N * key_stride, dout, s.dv + skip * padded);
+    multiply_to<false>(!fresh, keys.size(), columns, row_steps, dweights, N * key_stride, q, s.dk + skip * padded);
     fresh = false;
-    multiply_to<true>(!first, count, columns, key_steps, elements_of(s.dscores), KEY_STRIDE,
+    multiply_to<true>(!first, count, columns, key_steps, elements_of(s.dscores), key_stride,
                       {k.data + skip / N * k.stride, k.stride}, s.dq + (h * segment.rows + rows.begin) * padded);
   }
 
@@ -267,8 +273,8 @@ struct BackwardTask {
       partial |= seen.begin > keys.begin || seen.end < keys.end;
     }
     if (count > rows.size()) {
-      memset(s.scores + rows.size() * KEY_STRIDE, 0, sizeof(float) * KEY_STRIDE);
-      memset(s.dscores + rows.size() * KEY_STRIDE, 0, sizeof(float) * KEY_STRIDE);
+      memset(s.scores + rows.size() * key_stride, 0, sizeof(float) * key_stride);
+      memset(s.dscores + rows.size() * key_stride, 0, sizeof(float) * key_stride);
     }
     return partial;
   }
@@ -285,7 +291,7 @@ struct BackwardTask {
     for (int64_t begin = 0; begin < vectors; begin += DELTA_CHAIN) {
       vf part{};
       for (int64_t v = begin; v < min(vectors, begin + DELTA_CHAIN); ++v, key += W) {
-        const int64_t at = row * KEY_STRIDE + v * W;
+        const int64_t at = row * key_stride + v * W;
         vf score = load(s.scores + at);
         if (capped) {
           const vf t = tanh(score * in);
@@ -323,7 +329,7 @@ struct BackwardTask {
         for (int64_t r = 0; r < N; ++r)
 #pragma GCC unroll 2
           for (int64_t c = 0; c < N; ++c) {
-            const int64_t at = (i + r) * KEY_STRIDE + (v + c) * W;
+            const int64_t at = (i + r) * key_stride + (v + c) * W;
             weight[r][c] = load(s.scores + at);
             dscore[r][c] = weight[r][c] * (load(s.dscores + at) - delta[r]);
             if (a.softcap > 0) dscore[r][c] *= load(s.slopes + at);
@@ -331,17 +337,17 @@ struct BackwardTask {
         if constexpr (pairs) {
 #pragma GCC unroll 2
           for (int64_t c = 0; c < 2; ++c) {
-            E* const to = elements_of(s.scores) + i * KEY_STRIDE + (v + c) * W;
+            E* const to = elements_of(s.scores) + i * key_stride + (v + c) * W;
             store(to, pairs_of(weight[0][c], weight[1][c]));
-            store(to + KEY_STRIDE, pairs_of(dscore[0][c], dscore[1][c]));
+            store(to + key_stride, pairs_of(dscore[0][c], dscore[1][c]));
           }
 #pragma GCC unroll 2
           for (int64_t r = 0; r < 2; ++r) {
-            bf16* const to = reinterpret_cast<bf16*>(s.dscores + (i + r) * KEY_STRIDE) + v * W;
+            bf16* const to = reinterpret_cast<bf16*>(s.dscores + (i + r) * key_stride) + v * W;
             store(to, dscore[r][0]), store(to + W, dscore[r][1]);
           }
         } else {
-          store(s.dscores + i * KEY_STRIDE + v * W, dscore[0][0]);
+          store(s.dscores + i * key_stride + v * W, dscore[0][0]);
         }
       }
     }
