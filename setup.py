@@ -15,6 +15,11 @@ LIBRARY = "glm4v_ext/libglm4v_ops.so"
 
 
 class CMakeBuild(build_ext):
+    def run(self) -> None:
+        # An editable install's own build folder is temporary: it takes that of in-place builds, which find it all done.
+        self.stays = self.inplace or self.editable_mode
+        super().run()
+
     def build_extension(self, ext: Extension) -> None:
         if not sys.platform.startswith("linux"):
             sys.exit(f"glm4v-ext: the build needs Linux (x86-64 is supported), got {sys.platform}")
@@ -27,7 +32,7 @@ class CMakeBuild(build_ext):
         path = os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         tools = {**os.environ, "PATH": path}
         output = pathlib.Path(self.get_ext_fullpath(ext.name)).parent.resolve()
-        build = pathlib.Path(self.build_temp).resolve()
+        build = ROOT / "build/in_place" if self.stays else pathlib.Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
         subprocess.check_call(
             ["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
