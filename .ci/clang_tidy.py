@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def main() -> int:
-    databases = sorted(ROOT.glob("build/temp*/compile_commands.json"), key=lambda p: p.stat().st_mtime)
+    databases = sorted(ROOT.glob("build/*/compile_commands.json"), key=lambda p: p.stat().st_mtime)
     if not databases:
         print("clang_tidy: build/ must hold a compile_commands.json, got none; run `make build`", file=sys.stderr)
         return 2

@@ -24,7 +24,7 @@ template <class T>
 using Boxed = std::conditional_t<std::is_same_v<T, const char*>, std::string, std::decay_t<T>>;
 
 template <class T>
-const T& unboxed(const T& argument) {
+T unboxed(const T& argument) {
   return argument;
 }
 inline const char* unboxed(const std::string& text) { return text.c_str(); }

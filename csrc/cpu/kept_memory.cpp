@@ -63,9 +63,9 @@ void keep(Block* block) {
 
 Block* take(size_t bytes) {
   for (std::atomic<Block*>& slot : slots) {
-    Block* block = slot.load();
-    // The sizes are read after the exchange, when the block is this thread's alone.
-    if (block == nullptr || (block = empty_slot(slot)) == nullptr) continue;
+    if (slot.load() == nullptr) continue;
+    Block* const block = empty_slot(slot);  // from here on this thread's alone
+    if (block == nullptr) continue;
     if (block->bytes >= bytes && block->bytes <= bytes + bytes / 4) return block;
     kept += block->bytes;
     Block* expected = nullptr;

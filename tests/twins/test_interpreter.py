@@ -40,7 +40,7 @@ QUICK = {
 def run(*chosen):
     left_out = {op: " or ".join(f"({text})" for text in NOT_OF_THE_DEVICE + LEFT_OUT.get(op, [])) for op, _ in chosen}
     arguments = [text for op, wanted in chosen for text in (op, f"({wanted}) and not ({left_out[op]})")]
-    command = [sys.executable, "tests/triton/interpreted.py", *arguments]
+    command = [sys.executable, "tests/twins/interpreted.py", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
