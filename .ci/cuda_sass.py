@@ -83,7 +83,7 @@ def faults(instructions: list[str], plan: Plan) -> list[str]:
 
 def warnings_of_ptxas() -> list[str]:
     """Compiles the Hopper kernels again, for what ptxas says of them."""
-    databases = sorted(ROOT.glob("build/temp*/compile_commands.json"), key=lambda p: p.stat().st_mtime)
+    databases = sorted(ROOT.glob("build/*/compile_commands.json"), key=lambda p: p.stat().st_mtime)
     entries = json.loads(databases[-1].read_text()) if databases else []
     found = []
     for entry in entries:

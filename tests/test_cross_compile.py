@@ -15,7 +15,7 @@ COMPILER = "aarch64-linux-gnu-g++"
 def generic_commands() -> list[tuple[str, list[str]]]:
     """File and arguments of every source that the latest build compiled at the generic level."""
     found = []
-    for database in ROOT.glob("build/temp*/compile_commands.json"):
+    for database in ROOT.glob("build/*/compile_commands.json"):
         for entry in json.loads(database.read_text()):
             arguments = shlex.split(entry["command"])
             if "-DGLM4V_ISA=generic" in arguments:

@@ -51,7 +51,7 @@ PRODUCTS = {"patch_embed": "definition", "merge_patches": "definition", "linear"
 
 @pytest.fixture(scope="module")
 def emulator() -> pathlib.Path:
-    builds = sorted(ROOT.glob("build/temp*/CMakeCache.txt"), key=lambda p: p.stat().st_mtime)
+    builds = sorted(ROOT.glob("build/*/CMakeCache.txt"), key=lambda p: p.stat().st_mtime)
     cmake = shutil.which("cmake", path=str(pathlib.Path(sys.executable).parent)) or shutil.which("cmake")
     if not builds or not cmake:
         pytest.skip("needs cmake and a build in this tree")
