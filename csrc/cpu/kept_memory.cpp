@@ -31,7 +31,7 @@ struct Block {
   size_t bytes, offset;
 };
 // Lock-free, hence safe over fork(); no destructor, since tensors may outlive static objects.
-constinit std::array<std::atomic<Block*>, 16> slots{};
+constinit std::array<std::atomic<Block*>, 6> slots{};
 constinit std::atomic<size_t> kept{0}, hand{0}, mapped{0};
 
 void unmap(Block* block) {
