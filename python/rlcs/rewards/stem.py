@@ -87,7 +87,7 @@ class Stem:
 
     def _ratio(self, mine: str, theirs: str) -> list[float] | None:
         try:
-            return worker.call("rlcs.rewards.symbolic:ratio_of_units", mine, theirs, deadline_s=self.deadline_s)
+            return worker.call("rlcs.rewards.units:ratio_of_units", mine, theirs, deadline_s=self.deadline_s)
         except worker.WorkerFault as fault:
             if str(fault).startswith("ValueError"):
                 return None  # not a unit that pint knows

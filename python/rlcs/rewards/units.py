@@ -1,11 +1,12 @@
 """Units by their names: the everyday ones in English and Chinese as pint spells them.
 
-Two texts that name one unit need no conversion; the others go to pint, in a worker.
+Two texts that name one unit need no conversion; the others go to pint, by :func:`ratio_of_units` in a worker.
 """
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 _NAMES = {
     "米": "m", "厘米": "cm", "毫米": "mm", "千米": "km", "公里": "km", "分米": "dm", "微米": "um", "纳米": "nm",
@@ -40,3 +41,29 @@ def unit_name(text: str) -> str:
     text = re.sub(r"(?<=[A-Za-zΩ])\s*[*·]?\s+(?=[A-Za-zΩ])", "*", text)
     parts = re.split(r"([*/()^]|\bper\b)", text)
     return "".join("/" if part == "per" else _NAMES.get(part.strip(), part.strip()) for part in parts)
+
+
+_units: Any = None
+
+
+def ratio_of_units(answer: str, truth: str) -> list[float] | None:
+    """[factor, offset] that turn a number of the answer's unit into one of the truth's; None if they don't compare.
+
+    Raises:
+        ValueError: the truth's unit is unknown.
+    """
+    global _units
+    if _units is None:
+        import pint
+
+        _units = pint.UnitRegistry(autoconvert_offset_to_baseunit=True, cache_folder=None)
+    try:
+        target = _units.parse_units(truth)
+    except Exception as error:  # pint raises many kinds, from its tokenizer on
+        raise ValueError(f"the unit {truth!r} of the truth is unknown: {error}") from None
+    try:
+        source = _units.parse_units(answer)
+        at_0, at_1 = (_units.Quantity(x, source).to(target).magnitude for x in (0.0, 1.0))
+    except Exception:
+        return None
+    return [float(at_1 - at_0), float(at_0)]

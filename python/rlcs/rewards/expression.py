@@ -1,0 +1,335 @@
+"""Mathematical texts, plain or LaTeX, read into sympy's trees.
+
+A small grammar of our own, never ``eval``, which sympy's ``sympify`` and ``parse_expr`` call. What it does not know is
+:class:`Unreadable`. Imports sympy: for workers (see worker.py).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import sympy
+from sympy import Expr, FiniteSet, Integer, Interval, Rational, S, Symbol, Tuple, Union
+
+from .number import unmark
+
+LARGEST_POWER = 10_000  # of integers; larger ones are refused before they are computed
+
+_FUNCTIONS = {
+    "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "asin", "acos", "atan", "exp", "log", "ln",
+    "sqrt", "abs", "arcsin", "arccos", "arctan", "lg",
+}  # fmt: skip
+_ALIASES = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "ln": "log", "abs": "Abs"}
+_CONSTANTS = {"pi": sympy.pi, "π": sympy.pi, "e": sympy.E, "i": sympy.I, "inf": S.Infinity, "infinity": S.Infinity,
+              "infty": S.Infinity, "∞": S.Infinity, "oo": S.Infinity}  # fmt: skip
+_ALPHABET = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega"
+)
+_GREEK = _ALPHABET.split()
+_LETTERS = dict(zip("αβγδεζηθικλμνξρστυφχψω", _GREEK, strict=True))
+_RELATIONS = {"=": "=", "==": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "≤": "<=", "≥": ">=", "\\le": "<=",
+              "\\ge": ">=", "\\leq": "<=", "\\geq": ">=", "\\lt": "<", "\\gt": ">", "≠": "!=", "!=": "!=",
+              "\\ne": "!=", "\\neq": "!="}  # fmt: skip
+_TOKEN = re.compile(
+    r"\s*(?:(?P<number>\d+(?:,\d{3})+(?:\.\d+)?|\d+\.?\d*(?:[eE][+-]?\d+(?![\w.]))?|\.\d+)"
+    r"|(?P<word>\\[A-Za-z]+|[^\W\d_]+)"
+    r"|(?P<sign>\*\*|<=|>=|==|!=|\\[{}|]|[-+*/^!()\[\]{}|,;=<>≤≥≠±∞∪∈√'_]))"
+)
+
+
+class Unreadable(ValueError):
+    """Not a text of the small grammar."""
+
+
+class Relation:
+    def __init__(self, left: Any, kind: str, right: Any) -> None:
+        self.left, self.kind, self.right = left, kind, right
+
+
+class Choices(tuple):
+    """Values side by side, in any order: the roots of an equation."""
+
+
+class Around(tuple):
+    """(value, uncertainty)"""
+
+
+def parse(text: str) -> Any:
+    """A text of the small grammar as sympy's objects, :class:`Relation`, :class:`Choices` or :class:`Around`."""
+    text = re.sub(r"[\u20d7\u0304]|\\vec(?![A-Za-z])", "", unmark(text)).replace("根号", "√").replace("ℏ", "h_bar")
+    text = re.sub(r"\\(?:cup)(?![A-Za-z])", "∪", text)
+    text = re.sub(r"\\pm(?![A-Za-z])", "±", text)
+    text = re.sub(r"\bU\b(?=\s*[\[(])", "∪", text)
+    parser = _Parser(text)
+    value = parser.everything()
+    if parser.kind:
+        raise Unreadable(f"unexpected {parser.token!r}")
+    return value
+
+
+class _Parser:
+    def __init__(self, text: str) -> None:
+        if len(text) > 2000:
+            raise Unreadable("too long")
+        self._text, self._at = text.rstrip(" .。"), 0
+        self.advance()
+
+    def advance(self) -> str:
+        token = getattr(self, "token", "")
+        if self._at >= len(self._text):
+            self.kind, self.token = "", ""
+            return token
+        found = _TOKEN.match(self._text, self._at)
+        if found is None:
+            if self._text[self._at :].strip():
+                raise Unreadable(f"unexpected {self._text[self._at :][:10]!r}")
+            self.kind, self.token = "", ""
+            return token
+        self._at, self.kind = found.end(), str(found.lastgroup)
+        self.token = found[self.kind]
+        return token
+
+    def take(self, *tokens: str) -> str:
+        return self.advance() if self.token in tokens and self.kind else ""
+
+    def need(self, token: str) -> None:
+        if not self.take(token):
+            raise Unreadable(f"{token!r} is missing before {self.token!r}")
+
+    # everything := relation (, relation)*
+    def everything(self) -> Any:
+        values = [self.relation()]
+        while self.take(",", ";"):
+            values.append(self.relation())
+        if len(values) == 1:
+            return values[0]
+        return Choices(values)
+
+    def relation(self) -> Any:
+        left = self.union()
+        if self.kind and self.token in _RELATIONS:
+            kind = _RELATIONS[self.advance()]
+            relation = Relation(left, kind, self.union())
+            if self.kind and self.token in _RELATIONS:
+                raise Unreadable("a chain of relations")
+            return relation
+        return left
+
+    def union(self) -> Any:
+        value = self.sum()
+        while self.take("∪"):
+            value = Union(value, self.sum())
+        return value
+
+    def sum(self) -> Any:
+        if self.take("±"):
+            value = self.product()
+            return Choices((value, -value))
+        value = self.product()
+        while self.kind and self.token in ("+", "-", "±"):
+            sign = self.advance()
+            right = self.product()
+            _expressions(value, right)
+            if sign == "±":
+                value = Around((value, right))
+                break
+            value = value + right if sign == "+" else value - right
+        return value
+
+    def product(self) -> Any:
+        value = self.signed()
+        while self.kind:
+            if self.take("*"):
+                right = self.signed()
+                _expressions(value, right)
+                value = value * right
+            elif self.take("/"):
+                right = self.signed()
+                _expressions(value, right)
+                value = value / right
+            elif self.begins_factor():
+                right = self.power()
+                _expressions(value, right)
+                value = value * right
+            else:
+                break
+        return value
+
+    def begins_factor(self) -> bool:
+        return (
+            self.kind == "number"
+            or (self.kind == "word" and self.token not in _RELATIONS)
+            or self.token in ("(", "√", "{", "∞")
+        )
+
+    def signed(self) -> Any:
+        if sign := self.take("-", "+"):
+            value = self.signed()
+            _expressions(value)
+            return -value if sign == "-" else value
+        return self.power()
+
+    def power(self) -> Any:
+        base = self.factorial()
+        if self.take("^", "**"):
+            exponent = self.group() if self.token == "{" else self.signed()
+            _expressions(base, exponent)
+            return _raise(base, exponent)
+        return base
+
+    def factorial(self) -> Any:
+        value = self.atom()
+        while self.take("!"):
+            _expressions(value)
+            if not (value.is_Integer and 0 <= value <= 1000) and not value.free_symbols:
+                raise Unreadable("a factorial of what is no small integer")
+            value = sympy.factorial(value)
+        return value
+
+    def group(self) -> Any:
+        self.need("{")
+        value = self.sum()
+        self.need("}")
+        return value
+
+    def atom(self) -> Any:
+        if self.kind == "number":
+            digits = self.advance().replace(",", "")
+            return Rational(digits)
+        if self.token in ("\\frac", "\\dfrac"):
+            self.advance()
+            top, bottom = self.group(), self.group()
+            _expressions(top, bottom)
+            return top / bottom
+        if self.token in ("\\sqrt", "√", "sqrt"):
+            self.advance()
+            degree = Integer(2)
+            if self.take("["):
+                degree = self.sum()
+                self.need("]")
+            value = self.group() if self.token == "{" else self.atom()
+            _expressions(value, degree)
+            return value ** (1 / degree)
+        if self.token == "|":
+            self.advance()
+            value = self.sum()
+            self.need("|")
+            _expressions(value)
+            return sympy.Abs(value)
+        if self.token in ("(", "["):
+            return self.brackets()
+        if self.token in ("\\{", "{"):
+            return self.braces()
+        if self.take("∞"):
+            return S.Infinity
+        if self.kind == "word":
+            return self.word()
+        raise Unreadable(f"unexpected {self.token!r}")
+
+    def brackets(self) -> Any:
+        opening = self.advance()
+        values = [self.sum() if opening == "[" else self.union()]
+        while self.take(","):
+            values.append(self.sum())
+        closing = self.advance()
+        if closing not in (")", "]"):
+            raise Unreadable(f"a bracket is missing before {closing!r}")
+        if len(values) == 1 and opening + closing in ("()", "[]"):
+            return values[0] if opening == "(" else Tuple(values[0])
+        if len(values) == 2 and (
+            opening + closing in ("(]", "[)") or any(v in (S.Infinity, -S.Infinity) for v in values)
+        ):
+            return Interval(values[0], values[1], opening == "(", closing == ")")
+        if opening + closing not in ("()", "[]"):
+            raise Unreadable("brackets that don't match")
+        _expressions(*values)
+        return Tuple(*values)
+
+    def braces(self) -> Any:
+        closing = "\\}" if self.advance() == "\\{" else "}"
+        if self.take(closing):
+            return FiniteSet()
+        values = [self.sum()]
+        while self.take(","):
+            values.append(self.sum())
+        self.need(closing)
+        return FiniteSet(*values)
+
+    def word(self) -> Any:
+        end = self._at
+        word = self.advance().lstrip("\\")
+        lower = _LETTERS.get(word, word)
+        if word in _FUNCTIONS:
+            return self.function(word)
+        if lower in _CONSTANTS and (lower != "e" or word == "e"):
+            return _CONSTANTS[lower]
+        if lower in _GREEK or len(word) == 1:
+            return self.symbol(lower)
+        if word.casefold() in _FUNCTIONS:
+            return self.function(word.casefold())
+        # Letters side by side are a product; a name or function may hide among them ("2sinx", "πr").
+        known = next((n for n in sorted(_FUNCTIONS, key=len, reverse=True) if word.startswith(n)), None)
+        head = known or word[0]
+        self._at = end - (len(word) - len(head))
+        self.advance()
+        if known:
+            return self.function(known)
+        head = _LETTERS.get(head, head)
+        return _CONSTANTS[head] if head in _CONSTANTS else Symbol(head)
+
+    def symbol(self, name: str) -> Symbol:
+        """A name with its subscript: ``v_0``, ``v_{max}``, ``v0`` (a digit that touches it)."""
+        if self.token == "_":
+            self.advance()
+            if self.take("{"):
+                parts = []
+                while self.kind and self.token != "}":
+                    parts.append(self.advance())
+                self.need("}")
+                return Symbol(f"{name}_{''.join(parts)}")
+            return Symbol(f"{name}_{self.advance()}")
+        if self.kind == "number" and self.token.isdigit() and self._text[self._at - len(self.token) - 1] != " ":
+            return Symbol(f"{name}_{self.advance()}")
+        return Symbol(name)
+
+    def function(self, name: str) -> Any:
+        exponent = self.signed_exponent()
+        if name == "log" and self.take("_"):
+            base = self.group() if self.token == "{" else self.atom()
+            value = sympy.log(self.argument(), base)
+        elif name == "lg":
+            value = sympy.log(self.argument(), 10)
+        else:
+            value = getattr(sympy, _ALIASES.get(name, name))(self.argument())
+        return value if exponent is None else _raise(value, exponent)
+
+    def signed_exponent(self) -> Any:
+        """The 2 of ``sin^2 x``."""
+        if not self.take("^", "**"):
+            return None
+        return self.group() if self.token == "{" else self.atom()
+
+    def argument(self) -> Expr:
+        value = self.group() if self.token == "{" else self.brackets() if self.token == "(" else self.bare_argument()
+        _expressions(value)
+        return value
+
+    def bare_argument(self) -> Any:
+        """``2x`` of ``sin 2x``: factors, up to the next sign or function."""
+        value = self.power()
+        while self.begins_factor() and self.token.lstrip("\\") not in _FUNCTIONS and self.token != "(":
+            value = value * self.power()
+        return value
+
+
+def _expressions(*values: Any) -> None:
+    for value in values:
+        if not isinstance(value, Expr):
+            raise Unreadable("arithmetic on what is no expression")
+
+
+def _raise(base: Expr, exponent: Expr) -> Expr:
+    if base.is_Rational and exponent.is_Rational and abs(exponent) > LARGEST_POWER:
+        raise Unreadable(f"a power beyond {LARGEST_POWER}")
+    return base**exponent
