@@ -134,27 +134,32 @@ class Glm4v(nn.Module):
         image_grid_thw: Tensor | None = None,  # [I, 3]
         pixel_values_videos: Tensor | None = None,
         video_grid_thw: Tensor | None = None,
+        image_rows: Tensor | None = None,  # of the images' features, one row for each token of an image
+        video_rows: Tensor | None = None,
     ) -> Tensor:
-        """Token embeddings ``[T, C]`` with the pictures' features in place of ``<|image|>`` tokens, in prompt order.
+        """Token embeddings ``[T, C]`` with the pictures' features in place of ``<|image|>`` tokens.
 
-        Arguments may stay on the host, where ids, lengths and grids are looked at without waiting for the device.
-        A video's tokens are those between begin_of_video and end_of_video, an image's are all others.
+        The tokens take the features in prompt order, or those that ``image_rows`` and ``video_rows`` name: sequences
+        can share a picture that is encoded once. Arguments may stay on the host, where ids, lengths and grids are
+        looked at without waiting for the device. A video's tokens are those between begin_of_video and end_of_video,
+        an image's are all others.
 
         Raises:
-            ValueError: tokens, grids and patches do not count the same; nothing has been computed then.
+            ValueError: tokens, grids, patches and rows do not count the same; nothing has been computed then.
         """
         of_images, of_videos = self._picture_tokens(input_ids, cu_seqlens)
-        _check_pictures("pixel_values", pixel_values, "image_grid_thw", image_grid_thw, len(of_images), "outside")
-        _check_pictures(
-            "pixel_values_videos", pixel_values_videos, "video_grid_thw", video_grid_thw, len(of_videos), "inside"
+        places = (
+            (of_images, pixel_values, image_grid_thw, image_rows, "pixel_values", "image", "outside"),
+            (of_videos, pixel_values_videos, video_grid_thw, video_rows, "pixel_values_videos", "video", "inside"),
         )
+        for at, pixels, grid, rows, name, kind, where in places:
+            _check_pictures(name, pixels, f"{kind}_grid_thw", grid, len(at), where, f"{kind}_rows", rows)
         x = self.language_model.embed_tokens(self._here(input_ids))
-        if pixel_values is not None:
-            features = self.visual(self._here(pixel_values), image_grid_thw)
-            x.index_copy_(0, self._here(of_images), features.to(x.dtype))
-        if pixel_values_videos is not None:
-            features = self.visual(self._here(pixel_values_videos), video_grid_thw)
-            x.index_copy_(0, self._here(of_videos), features.to(x.dtype))
+        for at, pixels, grid, rows, *_ in places:
+            if pixels is not None:
+                features = self.visual(self._here(pixels), grid).to(x.dtype)
+                features = features if rows is None else features[self._here(rows)]
+                x.index_copy_(0, self._here(at), features)
         return x
 
     def hidden(
@@ -244,7 +249,14 @@ class Glm4v(nn.Module):
 
 
 def _check_pictures(
-    pixels_name: str, pixels: Tensor | None, grid_name: str, grid: Tensor | None, tokens: int, where: str
+    pixels_name: str,
+    pixels: Tensor | None,
+    grid_name: str,
+    grid: Tensor | None,
+    tokens: int,
+    where: str,
+    rows_name: str,
+    rows: Tensor | None,
 ) -> None:
     if (pixels is None) != (grid is None):
         raise ValueError(f"glm4v: {pixels_name} and {grid_name} must come together, got only one of them")
@@ -257,6 +269,11 @@ def _check_pictures(
     patches = sum(t * h * w for t, h, w in units)
     if pixels is not None and (pixels.ndim != 2 or len(pixels) != patches):
         raise ValueError(f"glm4v: {pixels_name} must have {patches} rows for {grid_name}, got {list(pixels.shape)}")
-    if tokens != patches // MERGE_SIZE**2:
+    if rows is not None:
+        least, most = (int(rows.min()), int(rows.max())) if len(rows) else (0, -1)
+        if len(rows) != tokens or least < 0 or most >= patches // MERGE_SIZE**2:
+            expectation = f"{tokens} rows, one for each <|image|> token {where} videos, of {patches // MERGE_SIZE**2}"
+            raise ValueError(f"glm4v: {rows_name} must be {expectation}, got {len(rows)} from {least} to {most}")
+    elif tokens != patches // MERGE_SIZE**2:
         expectation = f"{patches // MERGE_SIZE**2} <|image|> tokens {where} videos for {grid_name}"
         raise ValueError(f"glm4v: input_ids must have {expectation}, got {tokens}")

@@ -114,26 +114,18 @@ def imbalance(shares: list[list[list[int]]], costs: Sequence[float]) -> float:
 
 def batch_of(samples: Sequence[Sample], total: int) -> PackedBatch:
     """One micro-step; ``total`` is the number of samples of the whole step, over all ranks."""
-    ids = [np.concatenate([s.prompt_ids, s.rollout.token_ids]) for s in samples]
-    targets, trained, logprobs = [], [], []
-    for sample, row in zip(samples, ids, strict=True):
-        prompt = len(sample.prompt_ids)
-        if prompt == 0:
-            raise ValueError("batch_of: a sample must have a prompt, got none: its first token has no predecessor")
-        targets.append(np.append(row[1:], row[-1]))  # the last token predicts nothing, and is not trained on
-        known = np.zeros(len(row), dtype=bool)
-        known[prompt - 1 : -1] = sample.rollout.sampled
-        behaviour = np.zeros(len(row), dtype=np.float32)
-        behaviour[prompt - 1 : -1] = sample.rollout.logprobs
-        trained.append(known)
-        logprobs.append(behaviour)
-    lengths = [0, *map(len, ids)]
+
+    def shifted(rows: Sequence[np.ndarray]) -> np.ndarray:
+        """What stands at a token's successor; the last token of a sample predicts nothing, and is not trained on."""
+        return np.concatenate([np.append(row[1:], row.dtype.type(0)) for row in rows])
+
+    ids = [sample.token_ids for sample in samples]
     return PackedBatch(
         input_ids=np.concatenate(ids).astype(np.int64),
-        cu_seqlens=np.cumsum(lengths).astype(np.int32),
-        targets=np.concatenate(targets).astype(np.int64),
-        trained=np.concatenate(trained),
-        logprobs=np.concatenate(logprobs),
+        cu_seqlens=np.cumsum([0, *map(len, ids)]).astype(np.int32),
+        targets=shifted(ids).astype(np.int64),
+        trained=shifted([s.trained for s in samples]),
+        logprobs=shifted([s.logprobs for s in samples]).astype(np.float32),
         advantages=np.array([s.advantage for s in samples], dtype=np.float32),
         sources=np.array([s.source for s in samples], dtype=np.int64),
         weight=len(samples) / total,

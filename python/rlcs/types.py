@@ -7,7 +7,7 @@ A token of a rollout is either sampled (it has a behaviour log-probability and i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -71,16 +71,35 @@ class Group:
 
 @dataclass(frozen=True)
 class Sample:
-    """One sequence to train on: a prompt with one answer."""
+    """One sequence to train on: a prompt with one answer, or a document."""
 
-    prompt_ids: np.ndarray  # [P] int64, images expanded to their placeholders
-    rollout: Rollout
-    advantage: float
-    patches: int = 0  # of the vision tower, for the cost
-    source: int = 0  # which prompt of the step: its images are encoded once for all of its samples in a micro-step
+    token_ids: np.ndarray  # [L] int64, images expanded to their placeholders
+    trained: np.ndarray  # [L] bool: the token is learned from; never the first, which has no predecessor
+    logprobs: np.ndarray  # [L] float32 of the behaviour policy, 0 where there is none
+    advantage: float = 1.0
+    source: int = 0  # which prompt of the step: its pictures are encoded once for all of its samples in a micro-step
+
+    def __post_init__(self) -> None:
+        for name in ("trained", "logprobs"):
+            if len(getattr(self, name)) != len(self.token_ids):
+                raise ValueError(f"sample: {name} must be as long as token_ids ({len(self.token_ids)})")
+        if len(self.token_ids) == 0 or self.trained[0]:
+            raise ValueError("sample: the first token must not be trained on: it has no predecessor")
+
+    @classmethod
+    def of_rollout(cls, prompt_ids: np.ndarray, rollout: Rollout, advantage: float, source: int = 0) -> Sample:
+        """A prompt with one answer to it."""
+        before = np.zeros(len(prompt_ids))
+        return cls(
+            np.concatenate([prompt_ids, rollout.token_ids]),
+            np.concatenate([before.astype(bool), rollout.sampled]),
+            np.concatenate([before.astype(np.float32), rollout.logprobs]),
+            advantage,
+            source,
+        )
 
     def __len__(self) -> int:
-        return len(self.prompt_ids) + len(self.rollout.token_ids)
+        return len(self.token_ids)
 
 
 @dataclass(frozen=True)
@@ -95,4 +114,3 @@ class PackedBatch:
     advantages: np.ndarray  # [N] float32
     sources: np.ndarray  # [N] int64
     weight: float  # share of the step's samples that is here: gradients of micro-steps add up to the whole batch's
-    extras: Mapping[str, Any] = field(default_factory=dict)  # positions and pixels, which the trainer adds

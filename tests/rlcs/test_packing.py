@@ -42,7 +42,7 @@ def test_a_sample_beyond_the_budget_is_named():
 def sample(prompt, answer, sampled, advantage=1.0):
     answer = np.array(answer)
     rollout = Rollout(answer, np.arange(len(answer), dtype=np.float32), np.array(sampled), "", "stop", right())
-    return Sample(np.array(prompt), rollout, advantage)
+    return Sample.of_rollout(np.array(prompt), rollout, advantage)
 
 
 def test_targets_follow_their_tokens_and_inserted_ones_are_masked():
@@ -58,6 +58,8 @@ def test_targets_follow_their_tokens_and_inserted_ones_are_masked():
 def test_rollouts_say_what_does_not_fit():
     with pytest.raises(ValueError, match="sampled must be as long as token_ids"):
         sample([1], [2, 3], [True])
+    with pytest.raises(ValueError, match="the first token must not be trained on"):
+        sample([], [2, 3], [True, True])
 
 
 def test_advantages():

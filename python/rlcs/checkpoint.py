@@ -1,0 +1,106 @@
+"""Checkpoints of a run: a folder that is there whole or not at all, without pickle.
+
+``checkpoints/step-000040/`` holds the model in Hugging Face layout, ``trainer.safetensors`` (moments, masters) and
+``state.json`` (everything else that the next step depends on).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+PART = ".part"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint on disk."""
+
+    folder: Path
+
+    @property
+    def step(self) -> int:
+        return int(self.folder.name.removeprefix("step-"))
+
+    def state(self) -> dict[str, Any]:
+        path = self.folder / "state.json"
+        try:
+            return json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"checkpoint: {path} cannot be read: {error}") from None
+
+    def tensors(self) -> dict[str, Tensor]:
+        path = self.folder / "trainer.safetensors"
+        try:
+            return load_file(path)
+        except Exception as error:  # the library raises its own and OS errors
+            raise ValueError(f"checkpoint: {path} cannot be read: {error}") from None
+
+
+def save(
+    folder: Path,
+    step: int,
+    write_model: Callable[[Path], None],
+    tensors: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    keep: int,
+) -> Saved:
+    """Writes ``step-<step>`` beside its final name, down to the disk, renames it, and removes all but ``keep``.
+
+    A crash at any moment leaves the older checkpoints as they were.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"step-{step:06d}"
+    part = final.with_name(final.name + PART)
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    try:
+        write_model(part)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part / "trainer.safetensors")
+        (part / "state.json").write_text(json.dumps(state))
+        for path in (*part.iterdir(), part):
+            _sync(path)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    if final.exists():  # the same step again, of a run that went back: the older one goes only now
+        os.rename(final, old := final.with_name(final.name + ".old" + PART))
+        os.rename(part, final)
+        shutil.rmtree(old)
+    else:
+        os.rename(part, final)
+    _sync(folder)
+    for saved in every(folder)[:-keep]:
+        shutil.rmtree(saved.folder)
+    return Saved(final)
+
+
+def every(folder: Path) -> list[Saved]:
+    """Whole checkpoints, oldest first."""
+    found = [Saved(path) for path in folder.glob("step-*") if not path.name.endswith(PART)] if folder.is_dir() else []
+    return sorted(found, key=lambda saved: saved.step)
+
+
+def latest(folder: Path) -> Saved | None:
+    """The newest whole checkpoint, if any; what a crash has left half-written goes."""
+    if folder.is_dir():
+        for path in folder.glob(f"*{PART}"):
+            shutil.rmtree(path, ignore_errors=True)
+    found = every(folder)
+    return found[-1] if found else None
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

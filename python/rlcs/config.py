@@ -1,0 +1,181 @@
+"""Settings of a run, as a file (YAML) or as flags. What the paper fixes is the default; the rest is our choice.
+
+Every group of settings is a frozen dataclass that checks itself; names that don't exist are errors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from .alarms import Limits
+from .curriculum import Settings as CurriculumSettings
+from .loss import LossSettings
+from .optimizer import OptimizerSettings
+from .rollout import RolloutSettings
+
+Part = Literal["vision", "merger", "language"]
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which model, and what of it is trained."""
+
+    path: Path = Path("model")  # a checkpoint in Hugging Face layout
+    dtype: Literal["float32", "bfloat16"] | None = None  # of the weights; None keeps the file's
+    device: str = "cpu"
+    freeze: tuple[Part, ...] = ()
+    lora_rank: int = 0  # 0 trains the weights themselves
+    lora_alpha: float = 16.0
+    activation_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.lora_rank < 0:
+            raise ValueError(f"model: lora_rank must be 0 or more, got {self.lora_rank}")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Where a run keeps its files, how long it goes on, and how often it saves and looks at itself."""
+
+    out: Path = Path("runs/rlcs")
+    steps: int = 100  # optimizer steps of `rlcs sft`, waves of `rlcs train`
+    seconds: float | None = None  # stop after so long; the learning rate then follows the clock
+    seed: int = 0
+    save_every: int = 50  # steps or waves; 0 saves at the end only
+    keep: int = 2  # checkpoints
+    eval_every: int = 0  # 0 evaluates at the end only
+    threads: int | None = None  # of torch; small models are fastest with 1
+    resume: bool = True  # take up the run that is in the folder, if there is one
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("save_every", 0), ("keep", 1), ("eval_every", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"run: {name} must be {least} or more, got {getattr(self, name)}")
+        if self.seconds is not None and not self.seconds > 0:
+            raise ValueError(f"run: seconds must be above 0, got {self.seconds}")
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """Held-out tasks, and how they are answered."""
+
+    tasks: Path | None = None  # JSON lines; None evaluates nothing
+    limit: int | None = None  # at most so many tasks of each domain
+    samples: int = 1  # answers to each task at temperature 1
+    greedy: bool = True  # also one answer at temperature 0
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """`rlcs sft`: supervised training on answers (or on all tokens of documents)."""
+
+    data: Path = Path("sft.jsonl")
+    model: ModelSettings = field(default_factory=ModelSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+    optimizer: OptimizerSettings = field(default_factory=lambda: OptimizerSettings(lr=1e-5))
+    eval: EvalSettings = field(default_factory=EvalSettings)
+    rollout: RolloutSettings = field(default_factory=RolloutSettings)  # of the evaluation
+    batch: int = 32  # samples of an optimizer step; the paper's for SFT
+    tokens: int = 32768  # of a micro-step, at most; the paper's context
+    all_tokens: bool = False  # pre-training: learn every token of a document, pictures aside
+    thinking: bool = True  # learn what stands before </think>
+    turns: Literal["all", "last"] = "all"  # which of an assistant's turns are learned
+    bad_rows: Literal["fatal", "skip"] = "fatal"
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"sft: {name} must be 1 or more, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """`rlcs train`: reinforcement learning with curriculum sampling."""
+
+    tasks: Path = Path("tasks.jsonl")
+    model: ModelSettings = field(default_factory=ModelSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+    optimizer: OptimizerSettings = field(default_factory=lambda: OptimizerSettings(decay="constant"))
+    eval: EvalSettings = field(default_factory=EvalSettings)
+    rollout: RolloutSettings = field(default_factory=RolloutSettings)
+    curriculum: CurriculumSettings = field(default_factory=CurriculumSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+    alarms: Limits = field(default_factory=Limits)
+    groups: int = 32  # valid groups that a wave should yield to train on
+    updates: int = 1  # optimizer steps of a wave, over disjoint parts of its samples
+    tokens: int = 32768  # of a micro-step, at most; the paper's context
+    normalise: bool = True  # advantages by the group's standard deviation
+    surplus: Literal["carry", "record"] = "carry"  # valid groups beyond those wanted: train on them in the next wave?
+    refill: bool = False  # DAPO's way in place of expansion: more waves until enough groups are valid
+    act_on_alarms: bool = True  # down-weight and quarantine domains; otherwise only warn
+    bad_rows: Literal["fatal", "skip"] = "fatal"
+
+    def __post_init__(self) -> None:
+        for name in ("groups", "updates", "tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train: {name} must be 1 or more, got {getattr(self, name)}")
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "pretrain": {"all_tokens": True, "tokens": 8192, "batch": 1536, "run": {"steps": 120_000}},
+    "long-context": {"all_tokens": True, "tokens": 32768, "batch": 1536, "run": {"steps": 10_000}},
+    "sft": {"tokens": 32768, "batch": 32},
+}
+"""The paper's stages (section 4): tokens of a packed sequence, samples of a step, steps."""
+
+T = TypeVar("T")
+
+
+def read(kind: type[T], path: Path | None) -> T:
+    """A configuration from a YAML file (or the defaults): every name and type is checked.
+
+    Raises:
+        ValueError: the text names the file and the setting.
+    """
+    if path is None:
+        return kind()
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"config: {path}: is not YAML: {str(error).splitlines()[0]}") from None
+    return build(kind, found, str(path))
+
+
+def build(kind: type[T], found: Any, where: str) -> T:
+    """A configuration from plain dicts and lists."""
+    import pydantic
+
+    _known(kind, found, where)
+    try:
+        return pydantic.TypeAdapter(kind).validate_python(found)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        at, said = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"config: {where}: {at + ': ' if at else ''}{said}, got {first['input']!r}") from None
+
+
+def _known(kind: Any, found: Any, where: str, at: str = "") -> None:
+    """Refuses names that a dataclass doesn't have."""
+    if not isinstance(found, dict):
+        raise ValueError(f"config: {where}: {at.rstrip('.') or 'the file'} must be a mapping, got {found!r}")
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for name, value in found.items():
+        if name not in fields:
+            raise ValueError(f"config: {where}: {at}{name} must be one of {', '.join(fields)}")
+        default = getattr(kind(), name)
+        if dataclasses.is_dataclass(default):
+            _known(type(default), value, where, f"{at}{name}.")
+
+
+def plain(config: Any) -> Any:
+    """A configuration as JSON's and YAML's types."""
+    if dataclasses.is_dataclass(config):
+        return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, tuple | list):
+        return [plain(x) for x in config]
+    return str(config) if isinstance(config, Path) else config

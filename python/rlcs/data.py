@@ -1,0 +1,163 @@
+"""Training data: JSON lines in the usual messages format, read with every row checked.
+
+A row of `rlcs sft`: ``{"messages": [{"role": ..., "content": ...}, ...], "images": [...], "videos": [...]}``; with
+``all_tokens`` it may be ``{"text": ..., "images": ...}``. Content is text, in which ``<image>`` and ``<video>`` stand
+for the next of the row's paths, or a list of parts as ``glm4v.Processor`` takes them. A row of `rlcs train` also has
+``id, domain, truth`` and perhaps ``category, tier, pass_rate, attempts, question``, and ends with a user's turn.
+Paths are relative to the file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from .curriculum import TIERS
+from .types import Task
+
+MARK = re.compile("<(image|video)>")
+BadRows = Literal["fatal", "skip"]
+T = TypeVar("T")
+
+
+def read_rows(
+    path: Path, row_of: Callable[[Mapping[str, Any], Path], T], bad_rows: BadRows, note: Callable[[str], None] = print
+) -> list[T]:
+    """Rows of a file; a bad one is an error that names file and line, or is noted and left out.
+
+    Raises:
+        ValueError: the file is empty, or a row is bad and ``bad_rows`` is "fatal".
+    """
+    rows, skipped = [], 0
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                found = json.loads(line)
+                if not isinstance(found, dict):
+                    raise ValueError(f"must be a JSON object, got {type(found).__name__}")
+                rows.append(row_of(found, path.parent))
+            except (ValueError, RecursionError) as error:
+                said = f"data: {path}, line {number}: {error}"
+                if bad_rows == "fatal":
+                    raise ValueError(said) from None
+                skipped += 1
+                note(said)
+    if not rows:
+        raise ValueError(f"data: {path} must hold a row, got none" + (f" but {skipped} bad ones" if skipped else ""))
+    return rows
+
+
+def conversation_of(row: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """Messages of a row, its pictures in their places."""
+    messages = row.get("messages")
+    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
+        raise ValueError(f"messages must be a list of objects with role and content, got {messages!r}")
+    pictures = {kind: iter(_paths(row, f"{kind}s")) for kind in ("image", "video")}
+    found = [
+        {"role": message.get("role"), "content": _content(message.get("content"), pictures, folder)}
+        for message in messages
+    ]
+    for kind, rest in pictures.items():
+        if (left := list(rest)) and len(left) < len(_paths(row, f"{kind}s")):
+            raise ValueError(f"{kind}s must be as many as <{kind}> marks, got {len(left)} more")
+        if left:  # no mark at all: pictures come first, as most data sets mean it
+            user = next((m for m in found if m["role"] == "user"), None)
+            if user is None:
+                raise ValueError(f"{kind}s must belong to a user's message, got none")
+            parts = [{"type": "text", "text": user["content"]}] if isinstance(user["content"], str) else user["content"]
+            user["content"] = [{"type": kind, kind: _place(path, folder)} for path in left] + parts
+    return found
+
+
+def document_of(row: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """A document as one message: text with pictures in between."""
+    text = row.get("text")
+    if not isinstance(text, str) or not text:
+        raise ValueError(f"text must be a text, got {text!r}")
+    return conversation_of({**row, "messages": [{"role": "user", "content": text}]}, folder)
+
+
+def task_of(row: Mapping[str, Any], folder: Path) -> Task:
+    """A row of `rlcs train`."""
+    for name in ("id", "domain", "truth"):
+        if not isinstance(row.get(name), str) or (name != "truth" and not row[name]):
+            raise ValueError(f"{name} must be a text, got {row.get(name)!r}")
+    for name in ("category", "question"):
+        if not isinstance(row.get(name, ""), str | None):
+            raise ValueError(f"{name} must be a text, got {row[name]!r}")
+    if row.get("tier") not in (None, *TIERS):
+        raise ValueError(f"tier must be one of {', '.join(TIERS)}, got {row['tier']!r}")
+    rate, attempts = row.get("pass_rate"), row.get("attempts")
+    if rate is not None and not (isinstance(rate, int | float) and 0 <= rate <= 1):
+        raise ValueError(f"pass_rate must be from 0 to 1, got {rate!r}")
+    if attempts is not None and not (isinstance(attempts, int) and attempts > 0):
+        raise ValueError(f"attempts must be 1 or more, got {attempts!r}")
+    messages = conversation_of(row, folder)
+    if messages[-1]["role"] != "user":
+        raise ValueError(f"messages must end with a user's, got {messages[-1]['role']!r}")
+    return Task(
+        id=row["id"],
+        domain=row["domain"],
+        messages=messages,
+        truth=row["truth"],
+        category=row.get("category") or "",
+        tier=row.get("tier"),
+        pass_rate=rate,
+        attempts=attempts,
+        question=row.get("question"),
+    )
+
+
+def read_tasks(path: Path, bad_rows: BadRows = "fatal", note: Callable[[str], None] = print) -> list[Task]:
+    """Tasks of a file; ids must differ."""
+    tasks = read_rows(path, task_of, bad_rows, note)
+    seen: set[str] = set()
+    for task in tasks:
+        if task.id in seen:
+            raise ValueError(f"data: {path}: ids must differ, got {task.id!r} twice")
+        seen.add(task.id)
+    return tasks
+
+
+def _paths(row: Mapping[str, Any], name: str) -> list[Any]:
+    found = row.get(name) or []
+    if not isinstance(found, list) or not all(isinstance(x, str | list) for x in found):
+        raise ValueError(f"{name} must be a list of paths, got {found!r}")
+    return found
+
+
+def _content(content: Any, pictures: Mapping[str, Iterator[Any]], folder: Path) -> Any:
+    """Text with marks as parts; parts with their paths made whole."""
+    if isinstance(content, list):
+        return [_part(part, folder) if isinstance(part, dict) else part for part in content]
+    if not isinstance(content, str) or not MARK.search(content):
+        return content
+    parts: list[dict[str, Any]] = []
+    for i, piece in enumerate(MARK.split(content)):  # text, kind, text, kind, ..., text
+        if i % 2 == 0:
+            parts += [{"type": "text", "text": piece}] if piece else []
+            continue
+        path = next(pictures[piece], None)
+        if path is None:
+            raise ValueError(f"{piece}s must be as many as <{piece}> marks, got fewer")
+        parts.append({"type": piece, piece: _place(path, folder)})
+    return parts
+
+
+def _part(part: dict[str, Any], folder: Path) -> dict[str, Any]:
+    kind = part.get("type")
+    return {**part, kind: _place(part[kind], folder)} if kind in ("image", "video") and kind in part else part
+
+
+def _place(path: Any, folder: Path) -> Any:
+    """A path beside the file; a video may be a list of frames; URLs and absolute paths stay."""
+    if isinstance(path, list):
+        return [_place(one, folder) for one in path]
+    if not isinstance(path, str) or re.match(r"[a-z]+:", path):
+        return path
+    return str(folder / path)

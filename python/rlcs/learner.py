@@ -1,0 +1,110 @@
+"""Samples to a step of the optimizer: packed under a token budget, a forward and a backward for each micro-step.
+
+Dims: T tokens of a micro-step, N samples, R trained tokens, C width, V vocab.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from glm4v import Glm4v
+from glm4v_ext import token_logprob
+
+from .batches import arguments, cost_of
+from .optimizer import Optimizer
+from .packing import Cost, batch_of, pack
+from .prompts import Prompt
+from .types import PackedBatch, Sample
+
+
+@dataclass(frozen=True)
+class Micro:
+    """What a loss is made of. ``new`` has a graph; ``trained`` says where it counts."""
+
+    batch: PackedBatch
+    new: Tensor  # [T] log-probabilities of the targets, 0 where not trained
+    trained: Tensor  # [T] bool
+    entropy: Tensor  # scalar, mean over the trained tokens
+    tokens: int  # trained ones, here
+    all_tokens: int  # trained ones, of the whole step
+
+
+Loss = Callable[[Micro], tuple[Tensor, dict[str, Tensor]]]
+"""Loss of a micro-step, already weighted so that the micro-steps of a step add up, and means over its tokens to log."""
+
+
+def model_cost(model: Glm4v) -> Cost:
+    """What tokens and patches cost in this model."""
+    text, vision = model.config.text_config, model.config.vision_config
+    return Cost.of_model(
+        (text.hidden_size, text.intermediate_size, text.num_hidden_layers),
+        (vision.hidden_size, vision.out_hidden_size, vision.depth),
+    )
+
+
+def target_logprobs(
+    model: Glm4v, batch: PackedBatch, prompts: Sequence[Prompt], temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """``[T]`` log-probabilities of the targets that are trained on (0 elsewhere), and their mean entropy."""
+    hidden = model.hidden(**arguments(batch, prompts))
+    at = torch.from_numpy(batch.trained).nonzero().flatten().to(hidden.device)
+    targets = torch.from_numpy(batch.targets).to(hidden.device)[at]
+    found, entropy = token_logprob(hidden[at], model.lm_head.weight, targets, temperature, return_entropy=True)
+    every = torch.zeros(len(batch.targets), dtype=found.dtype, device=found.device).index_copy(0, at, found)
+    return every, entropy.mean() if len(at) else entropy.new_zeros(())
+
+
+class Learner:
+    """``update(samples, prompts, loss, rate)`` makes one step of the optimizer."""
+
+    def __init__(self, model: Glm4v, optimizer: Optimizer, tokens: int) -> None:
+        self.model, self.optimizer, self.tokens = model, optimizer, tokens
+        self.cost = model_cost(model)
+
+    def update(
+        self, samples: Sequence[Sample], prompts: Sequence[Prompt], loss: Loss, rate: float, temperature: float = 1.0
+    ) -> dict[str, float]:
+        """Gradients of all micro-steps, then one step; ``samples[i]`` belongs to ``prompts[samples[i].source]``.
+
+        Returns:
+            Means of what the losses logged, weighted by trained tokens; ``loss``, ``entropy``, ``grad_norm``,
+            ``rate``, ``micro_steps``, ``tokens`` (all) and ``trained_tokens``. A gradient that is not finite moves
+            nothing, and ``skipped`` is 1.
+        """
+        lengths = [len(sample) for sample in samples]
+        costs = [cost_of(self.cost, len(s), prompts[s.source]) for s in samples]
+        micro_steps = [micro for micro in pack(lengths, self.tokens, costs)[0] if micro]
+        every = sum(int(sample.trained.sum()) for sample in samples)
+        if not every:
+            raise ValueError("update: samples must hold a token to train on, got none")
+        total, means = 0.0, dict[str, float]()
+        for chosen in micro_steps:
+            batch = batch_of([samples[i] for i in chosen], len(samples))
+            new, entropy = target_logprobs(self.model, batch, prompts, temperature)
+            here = int(batch.trained.sum())
+            part, facts = loss(Micro(batch, new, torch.from_numpy(batch.trained).to(new.device), entropy, here, every))
+            part.backward()
+            total += float(part.detach())
+            for name, value in {**facts, "entropy": entropy}.items():
+                means[name] = means.get(name, 0.0) + float(value.detach()) * here / every
+        norm = self.optimizer.step(rate)
+        return {
+            "loss": total,
+            **means,
+            "grad_norm": norm,
+            "rate": rate,
+            "skipped": float(not math.isfinite(norm)),
+            "micro_steps": float(len(micro_steps)),
+            "tokens": float(sum(lengths)),
+            "trained_tokens": float(every),
+        }
+
+
+def sft_loss(micro: Micro) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean negative log-likelihood over the step's trained tokens."""
+    return -micro.new.sum() / micro.all_tokens, {}

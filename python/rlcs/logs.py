@@ -1,0 +1,142 @@
+"""What a run writes down: ``metrics.jsonl`` and TensorBoard always, wandb where asked for, and every rollout.
+
+A row of metrics is flat: ``kind`` (sft, wave, eval, alarm), ``step``, ``seconds`` of training so far, and numbers by
+name. Rollouts stand by wave in ``rollouts/000040.jsonl``, one group a line, its pictures beside them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .types import Group
+
+
+class Log:
+    """Appends rows to ``folder``; those after ``since``, of a run that was cut off, are dropped first."""
+
+    def __init__(self, folder: Path, since: int = 0, wandb: str | None = None, config: Any = None) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        path = folder / "metrics.jsonl"
+        kept = [row for row in read_metrics(folder) if row["step"] <= since] if since else []
+        part = path.with_name(path.name + ".part")
+        part.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        os.replace(part, path)
+        self._file = open(path, "a", buffering=1)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=since + 1)
+        self._wandb = None
+        if wandb is not None:
+            try:
+                import wandb as library
+            except ImportError:
+                raise ValueError("run: wandb must be installed to log to it: pip install wandb") from None
+            self._wandb = library.init(project=wandb, dir=str(folder), config=config, resume="allow")
+
+    def write(self, kind: str, step: int, seconds: float, values: Mapping[str, Any]) -> None:
+        """One row. Numbers that are not finite become null: JSON has no name for them."""
+        row = {"kind": kind, "step": step, "seconds": round(seconds, 3)}
+        for name, value in values.items():
+            if isinstance(value, float):
+                value = float(f"{value:.6g}") if math.isfinite(value) else None
+            row[name] = value
+        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        numbers = {f"{kind}/{k}": v for k, v in row.items() if isinstance(v, int | float) and k not in ("kind", "step")}
+        for name, value in numbers.items():
+            self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log({**numbers, "step": step})
+
+    def rollouts(self, wave: int, groups: Iterable[Group], trained: Iterable[Group], carried: Iterable[Group]) -> None:
+        """All groups of one wave, whether they were trained on, and the pictures they are about."""
+        folder = self.folder / "rollouts"
+        (folder / "pictures").mkdir(parents=True, exist_ok=True)
+        now, later = {id(group) for group in trained}, {id(group) for group in carried}
+        rows = []
+        for group in groups:
+            task = group.task
+            rows.append(
+                {
+                    "task": task.id,
+                    "domain": task.domain,
+                    "category": task.category,
+                    "tier": task.tier,
+                    "prompt": [_shown(part, folder, task.id, i) for i, part in enumerate(_parts(task.messages))],
+                    "truth": task.truth,
+                    "used": "trained" if id(group) in now else "carried" if id(group) in later else "recorded",
+                    "answers": [
+                        {
+                            "text": r.text,
+                            "outcome": r.verdict.outcome,
+                            "score": r.verdict.score,
+                            "detail": r.verdict.detail,
+                            "tokens": len(r.token_ids),
+                            "forced": r.forced,
+                            "finish_reason": r.finish_reason,
+                        }
+                        for r in group.rollouts
+                    ],
+                }
+            )
+        path = folder / f"{wave:06d}.jsonl"
+        part = path.with_name(path.name + ".part")
+        part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        os.replace(part, path)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Rows of a run's metrics; a last line that a crash cut off is left out."""
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return []
+    rows = []
+    lines = path.read_text().splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise ValueError(f"metrics: {path}, line {number}: is not JSON") from None
+    return rows
+
+
+def _parts(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """All parts of all messages, with the role in front where there is more than one message."""
+    out: list[dict[str, Any]] = []
+    for message in messages:
+        if len(messages) > 1:
+            out.append({"type": "text", "text": f"[{message['role']}]"})
+        content = message["content"]
+        out += [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+    return out
+
+
+def _shown(part: Mapping[str, Any], folder: Path, name: str, index: int) -> dict[str, Any]:
+    """A part as JSON: pictures in memory are written once, as a PNG; a video's frames side by side."""
+    kind = part.get("type")
+    if kind not in ("image", "video"):
+        return {"type": "text", "text": part.get("text", "")}
+    source = part[kind]
+    if isinstance(source, str | Path) or (isinstance(source, list) and all(isinstance(x, str) for x in source)):
+        return {"type": kind, kind: source if isinstance(source, list) else str(source)}
+    from PIL import Image
+
+    file = Path("pictures") / f"{''.join(c if c.isalnum() or c in '-_' else '_' for c in name)}-{index}.png"
+    if not (folder / file).exists():
+        array = np.concatenate(list(source), axis=1) if kind == "video" else np.asarray(source)
+        Image.fromarray(array).save(folder / file)
+    return {"type": "image", "image": str(file)}

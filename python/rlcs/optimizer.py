@@ -1,0 +1,115 @@
+"""AdamW with a warm-up and a decay, gradient clipping, and fp32 master weights for a model in bf16.
+
+The paper gives no optimizer; everything here is our choice. Dims: none, parameters have any shape.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """How weights move."""
+
+    lr: float = 1e-6
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0  # of matrices
+    clip_norm: float = 1.0
+    warmup: float = 0.02  # share of the run over which the rate rises from 0
+    decay: Literal["cosine", "tail", "constant"] = "cosine"
+    tail: float = 0.3  # share of the run over which "tail" falls linearly, after a constant stretch
+    final: float = 0.05  # of lr, at the end
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("lr", 0, 1), ("weight_decay", 0, 1), ("clip_norm", 1e-6, 1e6), ("warmup", 0, 1), ("tail", 0, 1),
+            ("final", 0, 1),
+        ):  # fmt: skip
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"optimizer: {name} must be from {least} to {most}, got {getattr(self, name)}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer: betas must be from 0 to below 1, got {self.betas}")
+
+    def rate(self, progress: float) -> float:
+        """The learning rate when ``progress`` in [0, 1] of the run is behind us."""
+        if progress < self.warmup:
+            return self.lr * (progress / self.warmup)
+        if self.decay == "cosine":
+            done = (progress - self.warmup) / max(1 - self.warmup, 1e-9)
+            share = (1 + math.cos(math.pi * min(done, 1.0))) / 2
+        elif self.decay == "tail":
+            share = min(1.0, (1 - progress) / self.tail) if self.tail else 1.0
+        else:
+            share = 1.0
+        return self.lr * (self.final + (1 - self.final) * max(share, 0.0))
+
+
+class Optimizer:
+    """``step(rate)`` after the gradients of a batch have been summed into the model's parameters.
+
+    A model in bf16 or fp16 gets fp32 copies of its trained weights; the steps happen there and are rounded back.
+    """
+
+    def __init__(self, model: nn.Module, settings: OptimizerSettings) -> None:
+        self.settings = settings
+        self.names, self.weights = [], []
+        for name, weight in model.named_parameters():
+            if weight.requires_grad:
+                self.names.append(name)
+                self.weights.append(weight)
+        if not self.weights:
+            raise ValueError("optimizer: the model must have a weight to train, got none: everything is frozen")
+        self.masters = [w if w.dtype == torch.float32 else w.detach().float() for w in self.weights]
+        groups = [
+            {"params": [m for m in self.masters if m.ndim > 1], "weight_decay": settings.weight_decay},
+            {"params": [m for m in self.masters if m.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.adam = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
+
+    def step(self, rate: float) -> float:
+        """Clips the gradients, moves the weights, clears the gradients; returns the norm before clipping.
+
+        A norm that is not finite moves nothing.
+        """
+        for master, weight in zip(self.masters, self.weights, strict=True):
+            if master is not weight:
+                master.grad = None if weight.grad is None else weight.grad.float()
+        norm = float(nn.utils.clip_grad_norm_(self.masters, self.settings.clip_norm))
+        if math.isfinite(norm):
+            for group in self.adam.param_groups:
+                group["lr"] = rate
+            self.adam.step()
+        with torch.no_grad():
+            for master, weight in zip(self.masters, self.weights, strict=True):
+                if master is not weight:
+                    weight.copy_(master)
+                    master.grad = None
+                weight.grad = None
+        return norm
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Moments, step counts and masters under their parameter's name."""
+        out = {}
+        for name, master, weight in zip(self.names, self.masters, self.weights, strict=True):
+            for key, value in self.adam.state.get(master, {}).items():
+                out[f"{key}.{name}"] = value
+            if master is not weight:
+                out[f"master.{name}"] = master
+        return out
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes up where :meth:`state_dict` was taken."""
+        for name, master, weight in zip(self.names, self.masters, self.weights, strict=True):
+            kept = {key: state[f"{key}.{name}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")
+                    if f"{key}.{name}" in state}  # fmt: skip
+            if kept:
+                self.adam.state[master] = kept
+            if master is not weight:
+                master.copy_(state[f"master.{name}"])
