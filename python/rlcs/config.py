@@ -48,6 +48,7 @@ class RunSettings:
     keep: int = 2  # checkpoints
     eval_every: int = 0  # 0 evaluates at the end only
     threads: int | None = None  # of torch; small models are fastest with 1
+    wandb: str | None = None  # a project to log to as well
     resume: bool = True  # take up the run that is in the folder, if there is one
 
     def __post_init__(self) -> None:
@@ -110,6 +111,7 @@ class TrainConfig:
     normalise: bool = True  # advantages by the group's standard deviation
     surplus: Literal["carry", "record"] = "carry"  # valid groups beyond those wanted: train on them in the next wave?
     refill: bool = False  # DAPO's way in place of expansion: more waves until enough groups are valid
+    recompute: bool = False  # the ratio's log-probabilities by the trainer: for rollouts of another engine
     act_on_alarms: bool = True  # down-weight and quarantine domains; otherwise only warn
     bad_rows: Literal["fatal", "skip"] = "fatal"
 

@@ -24,9 +24,9 @@ T = TypeVar("T")
 
 
 def read_rows(
-    path: Path, row_of: Callable[[Mapping[str, Any], Path], T], bad_rows: BadRows, note: Callable[[str], None] = print
+    path: Path, row_of: Callable[[Mapping[str, Any], Path, int], T], bad_rows: BadRows, note: Callable[[str], None] = print
 ) -> list[T]:
-    """Rows of a file; a bad one is an error that names file and line, or is noted and left out.
+    """``row_of(row, folder, line)`` of every row; a bad one is an error that names file and line, or noted and left out.
 
     Raises:
         ValueError: the file is empty, or a row is bad and ``bad_rows`` is "fatal".
@@ -40,7 +40,7 @@ def read_rows(
                 found = json.loads(line)
                 if not isinstance(found, dict):
                     raise ValueError(f"must be a JSON object, got {type(found).__name__}")
-                rows.append(row_of(found, path.parent))
+                rows.append(row_of(found, path.parent, number))
             except (ValueError, RecursionError) as error:
                 said = f"data: {path}, line {number}: {error}"
                 if bad_rows == "fatal":
@@ -115,7 +115,7 @@ def task_of(row: Mapping[str, Any], folder: Path) -> Task:
 
 def read_tasks(path: Path, bad_rows: BadRows = "fatal", note: Callable[[str], None] = print) -> list[Task]:
     """Tasks of a file; ids must differ."""
-    tasks = read_rows(path, task_of, bad_rows, note)
+    tasks = read_rows(path, lambda row, folder, _: task_of(row, folder), bad_rows, note)
     seen: set[str] = set()
     for task in tasks:
         if task.id in seen:

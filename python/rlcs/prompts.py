@@ -47,24 +47,28 @@ class Prompts:
         self._kept: OrderedDict[str, Prompt] = OrderedDict()
         self._bytes = 0
 
-    def __call__(self, id: str, messages: Sequence[Mapping[str, Any]]) -> Prompt:
+    def __call__(
+        self, id: str, messages: Sequence[Mapping[str, Any]], processor: Processor | None = None
+    ) -> Prompt:
         if id in self._kept:
             self._kept.move_to_end(id)
             return self._kept[id]
-        prompt = self._kept[id] = self.make(messages)
+        prompt = self._kept[id] = make(messages, processor or self.processor)
         self._bytes += prompt.nbytes
         while self._bytes > self.most_bytes and len(self._kept) > 1:
             self._bytes -= self._kept.popitem(last=False)[1].nbytes
         return prompt
 
-    def make(self, messages: Sequence[Mapping[str, Any]]) -> Prompt:
-        batch = self.processor(messages)
-        return Prompt(
-            batch.input_ids,
-            batch.position_ids,
-            int(batch.next_positions[0]),
-            batch.pixel_values,
-            batch.image_grid_thw,
-            batch.pixel_values_videos,
-            batch.video_grid_thw,
-        )
+
+def make(messages: Sequence[Mapping[str, Any]], processor: Processor) -> Prompt:
+    """One conversation through the processor."""
+    batch = processor(messages)
+    return Prompt(
+        batch.input_ids,
+        batch.position_ids,
+        int(batch.next_positions[0]),
+        batch.pixel_values,
+        batch.image_grid_thw,
+        batch.pixel_values_videos,
+        batch.video_grid_thw,
+    )

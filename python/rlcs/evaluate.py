@@ -1,0 +1,127 @@
+"""Held-out tasks answered and judged: a mean and its error for each domain, sampled and greedy.
+
+Sampled answers at temperature 1 are what RL moves; greedy ones are what a user sees. Both are always shown.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from glm4v import Glm4v
+
+from .prompts import Prompts
+from .rewards import verify
+from .rollout import Answer, RolloutSettings, rollouts
+from .types import Group, Rollout, Task
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean score of one domain (``all``: the mean over domains) and its standard error over tasks."""
+
+    domain: str
+    mode: str  # "sampled" or "greedy"
+    mean: float
+    error: float
+    tasks: int
+    format_share: float  # answers of a bad format
+    forced_share: float
+    tokens: float  # mean length
+
+
+def answer(
+    model: Glm4v,
+    tasks: Sequence[Task],
+    prompts: Prompts,
+    group: int,
+    seed: tuple[int, ...],
+    settings: RolloutSettings,
+    wave: int = 0,
+    progress: Progress | None = None,
+) -> list[Group]:
+    """``group`` judged answers to each task, in the order of the tasks."""
+    made = [prompts(task.id, task.messages) for task in tasks]
+    seeds = [(*seed, i) for i in range(len(tasks))]
+    found: list[Group | None] = [None] * len(tasks)
+    for i, answers in rollouts(model, made, group, seeds, settings, progress=progress):
+        found[i] = Group(tasks[i], tuple(judge(tasks[i], one) for one in answers), wave)
+    return [one for one in found if one is not None]
+
+
+def judge(task: Task, answer: Answer) -> Rollout:
+    """An answer with the verdict of its domain."""
+    return Rollout(
+        token_ids=answer.token_ids,
+        logprobs=answer.logprobs,
+        sampled=answer.sampled,
+        text=answer.text,
+        finish_reason=answer.finish_reason,
+        verdict=verify(task.domain, answer.text, task.truth, task.question),
+    )
+
+
+def evaluate(
+    model: Glm4v,
+    tasks: Sequence[Task],
+    prompts: Prompts,
+    settings: RolloutSettings,
+    samples: int = 1,
+    greedy: bool = True,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[Score]:
+    """Scores by domain, and over all; a verifier error is left out of the mean."""
+    modes = [("sampled", samples, dataclasses.replace(settings, temperature=1.0, top_p=1.0))] if samples else []
+    modes += [("greedy", 1, dataclasses.replace(settings, temperature=0.0))] if greedy else []
+    scores = []
+    for mode, count, how in modes:
+        groups = answer(model, tasks, prompts, count, (seed, 0), how, progress=progress)
+        scores += scores_of(groups, mode)
+    return scores
+
+
+def scores_of(groups: Sequence[Group], mode: str) -> list[Score]:
+    """One score for each domain, and the mean over domains."""
+    scores = []
+    for domain in dict.fromkeys(group.task.domain for group in groups):
+        here = [group for group in groups if group.task.domain == domain]
+        means = [np.mean(known) for g in here if (known := [r for r in g.rewards if r is not None])]
+        answers = [rollout for group in here for rollout in group.rollouts]
+        scores.append(
+            Score(
+                domain=domain,
+                mode=mode,
+                mean=float(np.mean(means)) if means else math.nan,
+                error=float(np.std(means, ddof=1) / math.sqrt(len(means))) if len(means) > 1 else math.nan,
+                tasks=len(here),
+                format_share=sum(r.verdict.outcome == "format" for r in answers) / len(answers),
+                forced_share=sum(r.forced for r in answers) / len(answers),
+                tokens=float(np.mean([len(r.token_ids) for r in answers])),
+            )
+        )
+    if not scores:
+        return []
+
+    def over(name: str) -> float:
+        return float(np.mean([getattr(score, name) for score in scores]))
+
+    error = math.sqrt(sum(score.error**2 for score in scores)) / len(scores)
+    shares = (over("format_share"), over("forced_share"), over("tokens"))
+    return [*scores, Score("all", mode, over("mean"), error, sum(s.tasks for s in scores), *shares)]
+
+
+def flat(scores: Sequence[Score]) -> dict[str, float]:
+    """As a row of metrics: ``sampled/ocr``, ``sampled/ocr/error``, ..."""
+    row: dict[str, float] = {}
+    for score in scores:
+        row[f"{score.mode}/{score.domain}"] = score.mean
+        row[f"{score.mode}/{score.domain}/error"] = score.error
+        row[f"{score.mode}/{score.domain}/tasks"] = float(score.tasks)
+    return row

@@ -1,0 +1,168 @@
+"""What `rlcs sft` and `rlcs train` share: a folder, a model, a clock, checkpoints, evaluation.
+
+A run is taken up where its newest checkpoint was written: with the same settings the next steps are the same to the
+last bit (on the CPU; a run bounded by ``seconds`` follows the clock and isn't).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glm4v import Glm4v, Processor
+
+from . import checkpoint, evaluate
+from .config import EvalSettings, ModelSettings, RunSettings, SftConfig, TrainConfig, plain
+from .data import read_tasks
+from .learner import Learner
+from .logs import Log
+from .optimizer import Optimizer
+from .progress import Bar
+from .prompts import Prompts
+from .rollout import RolloutSettings
+from .types import Task
+
+CARRIED_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
+    "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
+)  # fmt: skip
+
+
+class Run:
+    """Model, optimizer, folder and clock of one training run.
+
+    Args:
+        config: of the run.
+        note: what is told to a person, line by line.
+    """
+
+    def __init__(self, config: SftConfig | TrainConfig, note: Callable[[str], None]) -> None:
+        run: RunSettings = config.run
+        if run.threads is not None:
+            torch.set_num_threads(run.threads)
+        self.config, self.settings, self.note = config, run, note
+        self.checkpoints = run.out / "checkpoints"
+        saved = checkpoint.latest(self.checkpoints) if run.resume else None
+        if saved is None and checkpoint.every(self.checkpoints):
+            raise ValueError(f"run: {run.out} must be empty without --run.resume, got checkpoints in it")
+        source = config.model.path if saved is None else saved.folder
+        self.model = load_model(source, config.model)
+        self.prompts = Prompts(Processor.from_pretrained(config.model.path, dtype=self.model.dtype))
+        self.model.processor = self.prompts.processor
+        self.optimizer = Optimizer(self.model, config.optimizer)
+        self.learner = Learner(self.model, self.optimizer, config.tokens)
+        self.step = 0  # optimizer steps of SFT, waves of RL
+        self.seconds = 0.0  # of training, evaluation and saving left out
+        self.state: dict[str, Any] = {}  # what the trainer kept
+        if saved is not None:
+            self.state = saved.state()
+            self.optimizer.load_state_dict(saved.tensors())
+            self.step, self.seconds = saved.step, self.state["seconds"]
+            note(f"going on from {saved.folder}")
+        self.eval_tasks = eval_tasks(config.eval)
+        self.log = Log(run.out, self.step, run.wandb, plain(config))
+        write_config(run.out, config)
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is behind us."""
+        if self.settings.seconds is not None:
+            return min(1.0, self.seconds / self.settings.seconds)
+        return min(1.0, self.step / self.settings.steps)
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """Time in here counts."""
+        start = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - start
+
+    def due(self, every: int) -> bool:
+        """Whether it is time, in the middle of the run, for what happens each so many steps."""
+        return bool(every) and self.step % every == 0 and self.progress < 1
+
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        return self.config.optimizer.rate(self.progress)
+
+    def save(self, state: dict[str, Any]) -> None:
+        """A checkpoint of this step; ``state`` is what the trainer needs beside the model."""
+        checkpoint.save(
+            self.checkpoints,
+            self.step,
+            lambda folder: write_model(self.model, self.config.model.path, folder),
+            self.optimizer.state_dict(),
+            {**state, "seconds": self.seconds, "config": plain(self.config)},
+            self.settings.keep,
+        )
+
+    def evaluate(self, bar: Bar) -> list[evaluate.Score]:
+        """Scores on the held-out tasks, logged; none where there are no tasks."""
+        if not self.eval_tasks:
+            return []
+        how: EvalSettings = self.config.eval
+        scores = evaluate.evaluate(
+            self.model,
+            self.eval_tasks,
+            self.prompts,
+            eval_settings(self.config.rollout),
+            how.samples,
+            how.greedy,
+            progress=bar.inner("evaluation"),
+        )
+        self.log.write("eval", self.step, self.seconds, evaluate.flat(scores))
+        return scores
+
+
+def load_model(source: Path, settings: ModelSettings) -> Glm4v:
+    """The model with its trained parts; weights are its own, not those mapped from the file."""
+    dtype = None if settings.dtype is None else getattr(torch, settings.dtype)
+    model = Glm4v.from_pretrained(source, dtype, settings.device)
+    model.train()
+    model.activation_checkpointing = settings.activation_checkpointing
+    merger = {id(w) for part in (model.visual.merger, model.visual.downsample) for w in part.parameters()}
+    for name, weight in model.named_parameters():
+        weight.data = weight.data.clone()
+        vision = name.startswith("model.visual.")
+        part = "merger" if id(weight) in merger else "vision" if vision else "language"
+        weight.requires_grad_(part not in settings.freeze)
+    return model
+
+
+def write_model(model: Glm4v, source: Path, folder: Path) -> None:
+    """The model in Hugging Face layout, with the tokenizer, template and picture settings that it came with."""
+    model.save_pretrained(folder)
+    for name in CARRIED_FILES:
+        if (source / name).exists():
+            shutil.copyfile(source / name, folder / name)
+
+
+def eval_tasks(settings: EvalSettings) -> list[Task]:
+    """Held-out tasks, at most ``limit`` of each domain."""
+    if settings.tasks is None:
+        return []
+    tasks, counts = [], dict[str, int]()
+    for task in read_tasks(settings.tasks):
+        counts[task.domain] = counts.get(task.domain, 0) + 1
+        if settings.limit is None or counts[task.domain] <= settings.limit:
+            tasks.append(task)
+    return tasks
+
+
+def eval_settings(rollout: RolloutSettings) -> RolloutSettings:
+    """Answers of an evaluation are as long as those of training, with one thinking budget for all."""
+    return dataclasses.replace(rollout, random_budgets=None)
+
+
+def write_config(folder: Path, config: SftConfig | TrainConfig) -> None:
+    import yaml
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(plain(config), sort_keys=False))

@@ -1,0 +1,329 @@
+"""Reinforcement learning with curriculum sampling (arXiv 2507.01006, section 5): the loop that joins the stages.
+
+A wave: the curriculum draws prompts, enough for one wave to yield the wanted number of valid groups; the model answers
+each G times; verifiers judge; every group, the surplus included, goes back to the curriculum; the balanced subset of
+valid groups is trained on. Valid groups beyond it are carried at most one wave, with their own log-probabilities.
+
+Counted apart: waves, rollouts, tokens (sampled and trained), optimizer steps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .advantage import group_advantages
+from .alarms import Alarms, Facts
+from .config import TrainConfig
+from .curriculum import Curriculum, is_valid
+from .data import read_tasks
+from .evaluate import Score, answer
+from .learner import Loss, Micro, target_logprobs
+from .loss import policy_loss
+from .progress import Bar
+from .prompts import Prompt
+from .rewards import Verdict
+from .run import Run, load_model
+from .types import Group, Rollout, Sample
+
+MOST_REFILLS = 10  # waves of one batch where groups are refilled instead of expanded
+DOWN_WEIGHT = 0.25  # of a domain whose alarm stands
+
+
+class Trainer:
+    """``run()`` goes on to the end; ``wave()`` makes one iteration."""
+
+    def __init__(self, config: TrainConfig, note: Callable[[str], None] = print) -> None:
+        self.config = config
+        self.run_ = run = Run(config, note)
+        tasks = read_tasks(config.tasks, config.bad_rows, note)
+        self.tasks = {task.id: task for task in tasks}
+        settings = config.curriculum
+        self.curriculum = Curriculum(tasks, config.run.seed, settings)
+        self.alarms = Alarms(config.alarms)
+        self.carried: list[Group] = []
+        self.proxies: dict[str, float] = {}  # held-out score of each domain, of the last evaluation
+        self.totals = {"waves": 0, "rollouts": 0, "sampled_tokens": 0, "trained_tokens": 0, "optimizer_steps": 0}
+        self.reference = load_model(config.model.path, config.model).eval() if config.loss.kl else None
+        self._seconds: dict[str, float] = {}
+        if run.state:
+            self._load(run.state)
+
+    # --- one wave ---
+
+    def wave(self, bar: Bar) -> dict[str, Any]:
+        """Draws, answers, judges, observes, selects, trains."""
+        config, run = self.config, self.run_
+        self._seconds = {}
+        with run.training():
+            groups, draws = self._collect(bar)
+            with self._phase("select"):
+                valid = [group for group in groups if is_valid(group.rewards)]
+                chosen = self.curriculum.select([*self.carried, *groups], config.groups)
+                taken = {id(group) for group in chosen}
+                left = [group for group in valid if id(group) not in taken]
+            with self._phase("update"):
+                facts = self._train(chosen)
+        alarms = self._watch(groups, bar)
+        old = {id(group) for group in self.carried}
+        values: dict[str, Any] = {
+            **facts,
+            "prompts": len(groups),
+            "valid": len(valid),
+            "valid_share": len(valid) / len(groups),
+            "trained_groups": len(chosen),
+            "trained_carried": sum(id(group) in old for group in chosen),
+            "draws": draws,
+            **_means(groups),
+            **{f"curriculum/{name}": value for name, value in self.curriculum.metrics().items()},
+            **self.alarms.metrics(),
+            **{f"seconds/{name}": value for name, value in self._seconds.items()},
+            **{f"total/{name}": value for name, value in self.totals.items()},
+        }
+        self.carried = left if config.surplus == "carry" else []
+        run.step += 1
+        run.log.rollouts(run.step, groups, chosen, self.carried)
+        run.log.write("wave", run.step, run.seconds, values)
+        for alarm in alarms:
+            said = f"{alarm.domain}: {alarm.signal}: {alarm.detail} ({alarm.action})"
+            bar.note(f"alarm: {said}")
+            run.log.write("alarm", run.step, run.seconds, {"alarm": said})
+        return values
+
+    def _collect(self, bar: Bar) -> tuple[list[Group], int]:
+        """Judged groups of one wave; with ``refill`` of as many waves as it takes, and their count."""
+        config, run, groups = self.config, self.run_, list[Group]()
+        for draw in range(MOST_REFILLS if config.refill else 1):
+            ids = self.curriculum.draw(config.groups)
+            with self._phase("rollout"):
+                new = answer(
+                    run.model,
+                    [self.tasks[id] for id in ids],
+                    run.prompts,
+                    config.curriculum.group_size,
+                    (config.run.seed, run.step, draw),
+                    config.rollout,
+                    run.step,
+                    bar.inner("rollouts"),
+                )
+            for group in new:
+                self.curriculum.observe(group.task.id, group.rewards)
+            groups += new
+            self.totals["waves"] += 1
+            self.totals["rollouts"] += sum(len(group.rollouts) for group in new)
+            self.totals["sampled_tokens"] += sum(int(r.sampled.sum()) for group in new for r in group.rollouts)
+            if sum(is_valid(group.rewards) for group in groups) >= config.groups:
+                break
+        return groups, draw + 1
+
+    def _train(self, groups: Sequence[Group]) -> dict[str, float]:
+        """``updates`` steps over disjoint parts of the groups' samples, in random order."""
+        config, run = self.config, self.run_
+        prompts = [run.prompts(group.task.id, group.task.messages) for group in groups]
+        samples = [sample for i, group in enumerate(groups) for sample in _samples(group, prompts[i], i, config.normalise)]
+        if not samples:
+            return {}
+        order = np.random.default_rng([config.run.seed, run.step]).permutation(len(samples))
+        rows = []
+        for part in np.array_split(order, min(config.updates, len(samples))):
+            mine = [samples[i] for i in part]
+            rows.append(
+                run.learner.update(mine, prompts, self._loss(mine, prompts), run.rate(), config.rollout.temperature)
+            )
+        self.totals["optimizer_steps"] += len(rows)
+        self.totals["trained_tokens"] += int(sum(row["trained_tokens"] for row in rows))
+        summed = ("micro_steps", "tokens", "trained_tokens", "skipped")
+        return {
+            **{name: sum(row[name] for row in rows) / (1 if name in summed else len(rows)) for name in rows[0]},
+            "mismatch_first": rows[0]["mismatch"],
+            "trained_rollouts": float(len(samples)),
+        }
+
+    def _loss(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Loss:
+        """The policy loss of a step over these samples.
+
+        The ratio is taken to the log-probabilities of the rollouts. Where those are another engine's, the trainer's own
+        stand in for them, and the difference is weighed by truncated importance sampling.
+        """
+        config, run = self.config, self.run_
+        temperature = config.rollout.temperature
+
+        def without_graph(model: Any, micro: Micro) -> Tensor:
+            with torch.no_grad():
+                return target_logprobs(model, micro.batch, prompts, temperature)[0]
+
+        def loss(micro: Micro) -> tuple[Tensor, dict[str, Tensor]]:
+            device = micro.new.device
+            rolled = torch.from_numpy(micro.batch.logprobs).to(device)
+            one_step = config.updates == 1
+            own = (micro.new.detach() if one_step else without_graph(run.model, micro)) if config.recompute else None
+            value, facts = policy_loss(
+                micro.new,
+                rolled if own is None else own,
+                torch.from_numpy(micro.batch.advantages).to(device),
+                micro.trained,
+                torch.from_numpy(micro.batch.cu_seqlens).to(device),
+                config.loss,
+                behaviour=None if own is None else rolled,
+                reference=None if self.reference is None else without_graph(self.reference, micro),
+            )
+            gap = torch.where(micro.trained, micro.new.detach() - rolled, micro.new.new_zeros(()))
+            facts["mismatch"] = gap.abs().sum() / max(micro.tokens, 1)
+            weight = micro.batch.weight if config.loss.mean == "sample" else micro.tokens / micro.all_tokens
+            return value * weight, facts
+
+        return loss
+
+    def _watch(self, groups: Sequence[Group], bar: Bar) -> list[Any]:
+        """Shows each domain's rollouts to the alarms, and acts on what they say."""
+        facts = {}
+        for domain in dict.fromkeys(group.task.domain for group in groups):
+            here = [group for group in groups if group.task.domain == domain]
+            rollouts = [rollout for group in here for rollout in group.rollouts]
+            known = [r.reward for r in rollouts if r.reward is not None]
+            facts[domain] = Facts(
+                reward=float(np.mean(known)) if known else 0.0,
+                errors=sum(r.verdict.failed for r in rollouts),
+                rollouts=len(rollouts),
+                answers=[r.text for r in rollouts],
+                truths=[group.task.truth for group in here for _ in group.rollouts],
+                proxy=self.proxies.get(domain),
+            )
+        alarms = self.alarms.observe(facts)
+        if self.config.act_on_alarms:
+            for alarm in alarms:
+                if alarm.action != "warn":
+                    self.curriculum.scale(alarm.domain, 0.0 if alarm.action == "quarantine" else DOWN_WEIGHT)
+        return alarms
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+
+    # --- the whole run ---
+
+    def run(self) -> list[Score]:
+        """Waves until the end; saves and evaluates on the way. Returns the last scores."""
+        run = self.run_
+        with Bar("RLCS") as bar:
+            bar(run.progress, 1.0)
+            if run.step == 0 and run.settings.eval_every:
+                self._evaluate(bar)
+            while run.progress < 1:
+                row = self.wave(bar)
+                speed = row["total/sampled_tokens"] / max(run.seconds, 1e-9)
+                bar(run.progress, 1.0, f"reward {row['reward']:.3f}, valid {row['valid_share']:.0%}, {speed:.0f} tokens/s")
+                if run.due(run.settings.eval_every):
+                    self._evaluate(bar)
+                if run.due(run.settings.save_every):
+                    run.save(self.state_dict())
+            scores = self._evaluate(bar)
+            run.save(self.state_dict())
+        self.curriculum.ledger.export(run.settings.out / "ledger.jsonl")
+        run.log.close()
+        return scores
+
+    def _evaluate(self, bar: Bar) -> list[Score]:
+        scores = self.run_.evaluate(bar)
+        self.proxies = {s.domain: s.mean for s in scores if s.mode == "sampled"} or self.proxies
+        return scores
+
+    # --- state ---
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next wave depends on beside model and optimizer, as JSON's types."""
+        return {
+            "curriculum": self.curriculum.state_dict(),
+            "alarms": self.alarms.state_dict(),
+            "carried": [_group_state(group) for group in self.carried],
+            "proxies": self.proxies,
+            "totals": self.totals,
+        }
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.curriculum.load_state_dict(state["curriculum"])
+        self.alarms.load_state_dict(state["alarms"])
+        self.carried = [
+            Group(self.tasks[one["task"]], tuple(_rollout(row) for row in one["rollouts"]), one["wave"])
+            for one in state["carried"]
+            if one["task"] in self.tasks
+        ]
+        self.proxies, self.totals = dict(state["proxies"]), dict(state["totals"])
+
+
+def train(config: TrainConfig, note: Callable[[str], None] = print) -> list[Score]:
+    """`rlcs train`: goes on to the end and returns the last scores."""
+    return Trainer(config, note).run()
+
+
+def _samples(group: Group, prompt: Prompt, source: int, normalise: bool) -> list[Sample]:
+    """One sample for each judged rollout that has something to learn from."""
+    ids = prompt.input_ids.numpy()
+    pairs = zip(group.rollouts, group_advantages(group.rewards, normalise), strict=True)
+    return [
+        Sample.of_rollout(ids, rollout, float(advantage), source)
+        for rollout, advantage in pairs
+        if not np.isnan(advantage) and rollout.sampled.any()
+    ]
+
+
+def _means(groups: Sequence[Group]) -> dict[str, float]:
+    """What a wave's answers were like, over all and by domain."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    known = [[r for r in group.rewards if r is not None] for group in groups]
+
+    def share(outcome: str) -> float:
+        return sum(r.verdict.outcome == outcome for r in rollouts) / len(rollouts)
+
+    row = {
+        "reward": float(np.mean([r for rewards in known for r in rewards] or [0.0])),
+        "pass_at_k": float(np.mean([max(rewards) for rewards in known if rewards] or [0.0])),
+        "length": float(np.mean([len(r.token_ids) for r in rollouts])),
+        "forced": sum(r.forced for r in rollouts) / len(rollouts),
+        "unfinished": sum(r.finish_reason == "length" for r in rollouts) / len(rollouts),
+        "format": share("format"),
+        "verifier_errors": share("error"),
+    }
+    forced = [r.reward for r in rollouts if r.forced and r.reward is not None]
+    if forced:
+        row["reward_forced"] = float(np.mean(forced))
+    for domain in dict.fromkeys(group.task.domain for group in groups):
+        here = [rewards for group, rewards in zip(groups, known, strict=True) if group.task.domain == domain and rewards]
+        if here:
+            row[f"reward/{domain}"] = float(np.mean([r for rewards in here for r in rewards]))
+            row[f"pass_at_k/{domain}"] = float(np.mean([max(rewards) for rewards in here]))
+    return row
+
+
+def _group_state(group: Group) -> dict[str, Any]:
+    rows = [
+        {
+            "token_ids": r.token_ids.tolist(),
+            "logprobs": r.logprobs.tolist(),
+            "sampled": r.sampled.tolist(),
+            "text": r.text,
+            "finish_reason": r.finish_reason,
+            "verdict": [r.verdict.outcome, r.verdict.score, r.verdict.detail],
+        }
+        for r in group.rollouts
+    ]
+    return {"task": group.task.id, "wave": group.wave, "rollouts": rows}
+
+
+def _rollout(row: dict[str, Any]) -> Rollout:
+    return Rollout(
+        np.array(row["token_ids"], dtype=np.int64),
+        np.array(row["logprobs"], dtype=np.float32),
+        np.array(row["sampled"], dtype=bool),
+        row["text"],
+        row["finish_reason"],
+        Verdict(*row["verdict"]),
+    )
