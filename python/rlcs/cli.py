@@ -1,13 +1,23 @@
-"""The `rlcs` command: exits with 0 when all is well, 2 where the input is at fault, else 1; errors are one line."""
+"""The `rlcs` command: exits with 0 when all is well, 2 where the input is at fault, 130 after Ctrl-C, else 1.
+
+Errors are one line. `sft` and `train` take a YAML file by ``--config`` and any setting as a flag over it.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, TypeVar
 
-NEEDS = ("typer", "rich", "numpy", "sympy", "math_verify", "pint")  # what the extra [rlcs] brings
+NEEDS = (
+    "tyro", "rich", "yaml", "pydantic", "tensorboard", "matplotlib", "pyarrow", "sympy", "math_verify", "pint",
+    "safetensors", "tokenizers", "jinja2", "PIL", "av",
+)  # fmt: skip
+"""What the extra [rlcs] brings."""
+
+T = TypeVar("T")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -15,65 +25,140 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if missing := [name for name in NEEDS if find_spec(name) is None]:
         print(f"rlcs: {', '.join(missing)} must be installed: pip install 'glm4v-ext[rlcs]'", file=sys.stderr)
         sys.exit(1)
-    import typer
-
-    app = typer.Typer(
-        add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="RLCS for GLM-4.1V."
-    )
-    app.callback()(_program)
-    app.command()(verify)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print(_overview())
+        sys.exit(0)
+    name, rest = given[0], given[1:]
+    if name not in COMMANDS:
+        print(f"rlcs: the command must be one of {', '.join(COMMANDS)}, got {name}", file=sys.stderr)
+        sys.exit(2)
     try:
-        app(None if arguments is None else list(arguments), prog_name="rlcs")
+        sys.exit(COMMANDS[name](rest) or 0)
+    except KeyboardInterrupt:
+        print(f"rlcs {name}: interrupted", file=sys.stderr)
+        sys.exit(130)
     except (ValueError, OSError) as error:
         print(f"rlcs: {error}", file=sys.stderr)
         sys.exit(2)
 
 
-def _program() -> None:
+def sft(arguments: list[str]) -> None:
+    """Supervised training: a cold start on answers with thinking, or (--all-tokens) pre-training on documents."""
+    from .config import PRESETS, SftConfig
+    from .sft import sft as run
+
+    preset = _take(arguments, "--preset")
+    if preset is not None and preset not in PRESETS:
+        raise ValueError(f"sft: --preset must be one of {', '.join(PRESETS)}, got {preset}")
+    _print_scores(run(_configuration(SftConfig, "sft", sft, arguments, PRESETS.get(preset or "", {}))))
+
+
+def train(arguments: list[str]) -> None:
     """Reinforcement learning with curriculum sampling."""
+    from .config import TrainConfig
+    from .trainer import train as run
+
+    _print_scores(run(_configuration(TrainConfig, "train", train, arguments)))
 
 
-def verify(
-    domain: list[str] | None = None, verifier: str | None = None, cases: Path | None = None, show: int = 5
-) -> None:
-    """Checks verifiers on golden cases and their rewritings, and prints false positives and negatives.
+def evaluate(arguments: list[str]) -> None:
+    """Answers held-out tasks, sampled and greedy, and prints scores with their errors."""
+    import tyro
 
-    --domain D: only these (may be given several times). --verifier module:name: another verifier in their place.
-    --cases FILE: JSON lines with domain, answer, truth, expect (a score) and perhaps question, in place of the golden
-    ones. --show N: faults printed per domain. Exit code 1 when a verdict was wrong.
-    """
-    from rich.console import Console
-    from rich.progress import track
-    from rich.table import Table
+    from .evaluate import evaluate_files as run
 
-    from . import rewards
-    from .rewards import kit
+    _print_scores(tyro.cli(run, args=arguments, prog="rlcs eval"))
 
-    rows = kit.read_cases(cases or kit.GOLDEN)
-    if domain:
-        known = {row["domain"] for row in rows}
-        if unknown := [name for name in domain if name not in known]:
-            raise ValueError(f"verify: --domain must be one of {', '.join(sorted(known))}, got {unknown[0]}")
-        rows = [row for row in rows if row["domain"] in domain]
 
-    def judging(name: str, response: str, truth: str, question: str | None) -> rewards.Verdict:
-        return rewards.verify(verifier or name, response, truth, question)
+def verify(arguments: list[str]) -> int:
+    """Checks verifiers on golden cases and their rewritings: false positives and negatives."""
+    import tyro
 
-    every = list(kit.cases_of(rows))
-    errors = Console(stderr=True)
-    tallies = kit.check(
-        judging, track(every, "verdicts", console=errors, transient=True, disable=not errors.is_terminal)
+    from .verify import verify as run
+
+    return tyro.cli(run, args=arguments, prog="rlcs verify")
+
+
+def show(arguments: list[str]) -> None:
+    """Prints prompts, pictures, answers and verdicts of one wave."""
+    import tyro
+
+    from .show import show as run
+
+    tyro.cli(run, args=arguments, prog="rlcs show")
+
+
+def report(arguments: list[str]) -> None:
+    """Makes one HTML page, plots inline, of one run or several side by side."""
+    import tyro
+
+    from .report import report as run
+
+    print(tyro.cli(run, args=arguments, prog="rlcs report"))
+
+
+def demo(arguments: list[str]) -> None:
+    """Teaches a tiny GLM-4.1V to see and answer, in minutes on a CPU: cold start, RLCS, control, report."""
+    import tyro
+
+    from .demo import demo as run
+
+    tyro.cli(run, args=arguments, prog="rlcs demo")
+
+
+COMMANDS: dict[str, Callable[[list[str]], Any]] = {
+    "sft": sft, "train": train, "eval": evaluate, "verify": verify, "show": show, "report": report, "demo": demo,
+}  # fmt: skip
+
+
+def _overview() -> str:
+    lines = [f"  {name:8}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        ["usage: rlcs COMMAND [--help] ...", "", "Reinforcement learning with curriculum sampling.", "", *lines]
     )
-    table = Table("domain", "cases", "false positives", "false negatives", "errors")
-    for name, tally in tallies.items():
-        rates = (f"{n} ({n / tally.cases:.1%})" for n in (tally.false_positives, tally.false_negatives))
-        table.add_row(name, str(tally.cases), *rates, str(tally.errors))
-    Console().print(table)
-    for name, tally in tallies.items():
-        for fault in tally.faults[:show]:
-            print(f"{name}: {fault}")
-    if any(tally.faults for tally in tallies.values()):
-        sys.exit(1)
+
+
+def _configuration(
+    kind: type[T], name: str, command: Callable[..., Any], arguments: list[str], preset: dict[str, Any] | None = None
+) -> T:
+    """The settings of a command: those of ``--config FILE``, over a preset's, under the flags."""
+    import tyro
+
+    from .config import read
+
+    path = _take(arguments, "--config")
+    default = read(kind, None if path is None else Path(path), preset)
+    extra = "--config FILE: settings from a YAML file; flags go over them."
+    if preset is not None:
+        extra += " --preset pretrain|long-context|sft: the paper's stages."
+    return tyro.cli(
+        kind, args=arguments, default=default, prog=f"rlcs {name}", description=f"{command.__doc__}\n\n{extra}"
+    )
+
+
+def _take(arguments: list[str], flag: str) -> str | None:
+    """Removes ``flag VALUE`` (or ``flag=VALUE``) from the arguments."""
+    for i, argument in enumerate(arguments):
+        if argument == flag:
+            if i + 1 == len(arguments):
+                raise ValueError(f"rlcs: {flag} must have a value, got none")
+            value = arguments[i + 1]
+            del arguments[i : i + 2]
+            return value
+        if argument.startswith(flag + "="):
+            del arguments[i]
+            return argument.partition("=")[2]
+    return None
+
+
+def _print_scores(scores: Sequence[Any]) -> None:
+    from .evaluate import table
+
+    if scores:
+        from rich.console import Console
+
+        Console().print(table(scores))
 
 
 if __name__ == "__main__":

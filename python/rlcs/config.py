@@ -6,6 +6,7 @@ Every group of settings is a frozen dataclass that checks itself; names that don
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -131,21 +132,21 @@ PRESETS: dict[str, dict[str, Any]] = {
 T = TypeVar("T")
 
 
-def read(kind: type[T], path: Path | None) -> T:
-    """A configuration from a YAML file (or the defaults): every name and type is checked.
+def read(kind: type[T], path: Path | None, under: Mapping[str, Any] | None = None) -> T:
+    """A configuration from a YAML file (or the defaults), over the settings in ``under``: all names and types checked.
 
     Raises:
         ValueError: the text names the file and the setting.
     """
     if path is None:
-        return kind()
+        return build(kind, dict(under or {}), "the preset")
     import yaml
 
     try:
         found = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"config: {path}: is not YAML: {str(error).splitlines()[0]}") from None
-    return build(kind, found, str(path))
+    return build(kind, _over(under or {}, found), str(path))
 
 
 def build(kind: type[T], found: Any, where: str) -> T:
@@ -159,6 +160,15 @@ def build(kind: type[T], found: Any, where: str) -> T:
         first = error.errors()[0]
         at, said = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
         raise ValueError(f"config: {where}: {at + ': ' if at else ''}{said}, got {first['input']!r}") from None
+
+
+def _over(under: Mapping[str, Any], found: Any) -> Any:
+    """``found`` with what only ``under`` has."""
+    if not isinstance(found, dict):
+        return found
+    both = {name: _over(value, found[name]) if isinstance(value, dict) else found[name]
+            for name, value in under.items() if name in found}  # fmt: skip
+    return {**under, **found, **both}
 
 
 def _known(kind: Any, found: Any, where: str, at: str = "") -> None:

@@ -24,9 +24,12 @@ T = TypeVar("T")
 
 
 def read_rows(
-    path: Path, row_of: Callable[[Mapping[str, Any], Path, int], T], bad_rows: BadRows, note: Callable[[str], None] = print
+    path: Path,
+    row_of: Callable[[Mapping[str, Any], Path, int], T],
+    bad_rows: BadRows,
+    note: Callable[[str], None] = print,
 ) -> list[T]:
-    """``row_of(row, folder, line)`` of every row; a bad one is an error that names file and line, or noted and left out.
+    """``row_of(row, folder, line)`` of every row; a bad one is an error that names its line, or noted and left out.
 
     Raises:
         ValueError: the file is empty, or a row is bad and ``bad_rows`` is "fatal".

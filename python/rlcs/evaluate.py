@@ -1,4 +1,4 @@
-"""Held-out tasks answered and judged: a mean and its error for each domain, sampled and greedy.
+"""`rlcs eval`: held-out tasks answered and judged: a mean and its error for each domain, sampled and greedy.
 
 Sampled answers at temperature 1 are what RL moves; greedy ones are what a user sees. Both are always shown.
 """
@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -125,3 +128,64 @@ def flat(scores: Sequence[Score]) -> dict[str, float]:
         row[f"{score.mode}/{score.domain}/error"] = score.error
         row[f"{score.mode}/{score.domain}/tasks"] = float(score.tasks)
     return row
+
+
+def table(scores: Sequence[Score]) -> Any:
+    """Scores for a terminal."""
+    from rich.table import Table
+
+    out = Table("domain", "mode", "score", "± error", "tasks", "bad format", "forced", "tokens")
+    for score in scores:
+        shares = (f"{score.format_share:.1%}", f"{score.forced_share:.1%}", f"{score.tokens:.0f}")
+        out.add_row(score.domain, score.mode, f"{score.mean:.3f}", f"{score.error:.3f}", str(score.tasks), *shares)
+    return out
+
+
+def evaluate_files(
+    model: Path,
+    tasks: Path,
+    samples: int = 1,
+    greedy: bool = True,
+    limit: int | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+    threads: int | None = None,
+    rollout: RolloutSettings | None = None,
+) -> list[Score]:
+    """Answers held-out tasks, sampled at temperature 1 and greedy, and prints scores with their standard errors.
+
+    Args:
+        model: a checkpoint in Hugging Face layout.
+        tasks: JSON lines as `rlcs train` reads them.
+        samples: answers to each task at temperature 1; 0 leaves them out.
+        greedy: also one answer at temperature 0.
+        limit: at most so many tasks of each domain.
+        seed: of the sampling.
+        out: also write the scores to this JSON file.
+        threads: of torch.
+        rollout: how answers are made.
+    """
+    import json
+
+    import torch
+
+    from glm4v import Processor
+
+    from .config import EvalSettings
+    from .progress import Bar
+    from .run import eval_tasks
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    chosen = eval_tasks(EvalSettings(tasks, limit))
+    reader = Glm4v.from_pretrained(model)
+    prompts = Prompts(Processor.from_pretrained(model, dtype=reader.dtype))
+    reader.processor = prompts.processor
+    with Bar("evaluation") as bar:
+        inner = bar.inner("answers")
+        scores = evaluate(reader, chosen, prompts, rollout or RolloutSettings(), samples, greedy, seed, inner)
+    if out is not None:
+        part = out.with_name(out.name + ".part")
+        part.write_text(json.dumps([dataclasses.asdict(score) for score in scores], indent=1) + "\n")
+        os.replace(part, out)
+    return scores

@@ -31,7 +31,7 @@ class Log:
         part = path.with_name(path.name + ".part")
         part.write_text("".join(json.dumps(row) + "\n" for row in kept))
         os.replace(part, path)
-        self._file = open(path, "a", buffering=1)
+        self._file = open(path, "a", buffering=1)  # noqa: SIM115 (held until close)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=since + 1)
         self._wandb = None
         if wandb is not None:

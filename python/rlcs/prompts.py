@@ -47,9 +47,7 @@ class Prompts:
         self._kept: OrderedDict[str, Prompt] = OrderedDict()
         self._bytes = 0
 
-    def __call__(
-        self, id: str, messages: Sequence[Mapping[str, Any]], processor: Processor | None = None
-    ) -> Prompt:
+    def __call__(self, id: str, messages: Sequence[Mapping[str, Any]], processor: Processor | None = None) -> Prompt:
         if id in self._kept:
             self._kept.move_to_end(id)
             return self._kept[id]

@@ -150,7 +150,9 @@ def sft(config: SftConfig, note: Callable[[str], None] = print) -> list[Score]:
                     prompts.append(prompt)
                 facts = run.learner.update(samples, prompts, sft_loss, run.rate())
                 run.step += 1
-            run.log.write("sft", run.step, run.seconds, {**facts, "samples": position, "epoch": position / len(lessons)})
+            run.log.write(
+                "sft", run.step, run.seconds, {**facts, "samples": position, "epoch": position / len(lessons)}
+            )
             bar(run.progress, 1.0, f"loss {facts['loss']:.3f}, {position / max(run.seconds, 1e-9):.0f} samples/s")
             if run.due(run.settings.save_every):
                 run.save({"position": position})

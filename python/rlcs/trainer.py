@@ -126,7 +126,9 @@ class Trainer:
         """``updates`` steps over disjoint parts of the groups' samples, in random order."""
         config, run = self.config, self.run_
         prompts = [run.prompts(group.task.id, group.task.messages) for group in groups]
-        samples = [sample for i, group in enumerate(groups) for sample in _samples(group, prompts[i], i, config.normalise)]
+        samples = [
+            sample for i, group in enumerate(groups) for sample in _samples(group, prompts[i], i, config.normalise)
+        ]
         if not samples:
             return {}
         order = np.random.default_rng([config.run.seed, run.step]).permutation(len(samples))
@@ -220,7 +222,11 @@ class Trainer:
             while run.progress < 1:
                 row = self.wave(bar)
                 speed = row["total/sampled_tokens"] / max(run.seconds, 1e-9)
-                bar(run.progress, 1.0, f"reward {row['reward']:.3f}, valid {row['valid_share']:.0%}, {speed:.0f} tokens/s")
+                bar(
+                    run.progress,
+                    1.0,
+                    f"reward {row['reward']:.3f}, valid {row['valid_share']:.0%}, {speed:.0f} tokens/s",
+                )
                 if run.due(run.settings.eval_every):
                     self._evaluate(bar)
                 if run.due(run.settings.save_every):
@@ -296,7 +302,9 @@ def _means(groups: Sequence[Group]) -> dict[str, float]:
     if forced:
         row["reward_forced"] = float(np.mean(forced))
     for domain in dict.fromkeys(group.task.domain for group in groups):
-        here = [rewards for group, rewards in zip(groups, known, strict=True) if group.task.domain == domain and rewards]
+        here = [
+            rewards for group, rewards in zip(groups, known, strict=True) if group.task.domain == domain and rewards
+        ]
         if here:
             row[f"reward/{domain}"] = float(np.mean([r for rewards in here for r in rewards]))
             row[f"pass_at_k/{domain}"] = float(np.mean([max(rewards) for rewards in here]))

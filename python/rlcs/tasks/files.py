@@ -26,7 +26,10 @@ def write_tasks(
     with open(tasks_path, "w") as task_file, open(answers_path, "w") as answer_file:
         for number, (task, response) in enumerate(tasks, 1):
             messages = [
-                {**message, "content": [_part(part, pictures, f"{task.id}-{i}") for i, part in enumerate(message["content"])]}
+                {
+                    **message,
+                    "content": [_part(part, pictures, f"{task.id}-{i}") for i, part in enumerate(message["content"])],
+                }
                 for message in task.messages
             ]
             row = {
