@@ -15,6 +15,7 @@
 #include "ops/rope_2d.h"
 #include "ops/rope_3d.h"
 #include "ops/swiglu.h"
+#include "ops/token_logprob.h"
 
 namespace glm4v {
 namespace {
@@ -69,6 +70,10 @@ STABLE_TORCH_LIBRARY(glm4v_ext_checks, m) {
   m.def(
       "rope_3d(str op, Tensor q, Tensor k, Tensor position_ids, int time_pairs, int row_pairs, int column_pairs, float "
       "theta, int rotary_dim, bool interleaved) -> ()");
+  m.def("token_logprob(str op, Tensor hidden, Tensor weight, Tensor targets, float temperature) -> ()");
+  m.def(
+      "token_logprob_backward(Tensor dlogprob, Tensor? dentropy, Tensor hidden, Tensor weight, Tensor targets, Tensor "
+      "statistics, Tensor entropy, float temperature) -> ()");
   m.def("rope_in_place(str op, str name, Tensor t) -> ()");
 }
 
@@ -92,5 +97,7 @@ STABLE_TORCH_LIBRARY_IMPL(glm4v_ext_checks, CompositeExplicitAutograd, m) {
   m.impl("interpolate_pos_embed_backward", TORCH_BOX(&Check<&check_interpolate_pos_embed_backward>::run));
   m.impl("rope_2d", TORCH_BOX(&Check<&check_rope_2d>::run));
   m.impl("rope_3d", TORCH_BOX(&Check<&check_rope_3d>::run));
+  m.impl("token_logprob", TORCH_BOX(&Check<&check_token_logprob>::run));
+  m.impl("token_logprob_backward", TORCH_BOX(&Check<&check_token_logprob_backward>::run));
   m.impl("rope_in_place", TORCH_BOX(&Check<&check_rope_in_place>::run));
 }

@@ -14,6 +14,13 @@ STABLE_TORCH_LIBRARY(glm4v_ext, m) {
   m.def("patch_embed(Tensor patches, Tensor weight, Tensor bias, bool still) -> Tensor");
   m.def("merge_patches(Tensor x, Tensor weight, Tensor bias) -> Tensor");
   m.def(
+      "token_logprob(Tensor hidden, Tensor weight, Tensor targets, float temperature, bool return_entropy) -> (Tensor "
+      "logprob, Tensor entropy, Tensor statistics)");
+  m.def(
+      "token_logprob_backward(Tensor dlogprob, Tensor? dentropy, Tensor hidden, Tensor weight, Tensor targets, Tensor "
+      "statistics, Tensor entropy, float temperature, bool needs_dhidden, bool needs_dweight) -> (Tensor dhidden, "
+      "Tensor dweight)");
+  m.def(
       "flash_attn_varlen(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, SymInt max_seqlen_q, "
       "SymInt max_seqlen_k, float dropout_p, float? softmax_scale, bool causal, int window_left, int window_right, "
       "float softcap, Tensor? alibi_slopes, Tensor? block_table) -> (Tensor out, Tensor lse, Tensor statistics)");

@@ -15,6 +15,7 @@ from .ops.rms_norm_add import rms_norm_add
 from .ops.rope_2d import rope_2d, rope_2d_
 from .ops.rope_3d import rope_3d, rope_3d_
 from .ops.swiglu import swiglu
+from .ops.token_logprob import token_logprob
 
 __all__ = [
     "__version__",
@@ -35,4 +36,5 @@ __all__ = [
     "rope_3d",
     "rope_3d_",
     "swiglu",
+    "token_logprob",
 ]

@@ -2,7 +2,8 @@
 
 Each function takes the arguments of the public op of its name and works in the dtype of its inputs, so that the same
 code run in float64 is the exact answer and run in bfloat16 is what plain PyTorch makes of it.
-Dims: T tokens, H query heads, K kv heads, D head dim, C width, P patches, I images, N sequences.
+Dims: T tokens, H query heads, K kv heads, D head dim, C width, P patches, I images, N sequences,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -136,6 +137,15 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
+
+
+def token_logprob(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0, return_entropy: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    logits = F.linear(hidden, weight).to(_statistics_dtype(hidden)) / temperature
+    logprobs = logits.log_softmax(-1)
+    logprob = logprobs.gather(-1, targets.long()[:, None]).squeeze(-1)
+    return (logprob, -(logprobs.exp() * logprobs).sum(-1)) if return_entropy else logprob
 
 
 def patch_embed(patches: Tensor, weight: Tensor, bias: Tensor, still: bool = False) -> Tensor:
