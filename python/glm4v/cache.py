@@ -1,8 +1,9 @@
 """Keys and values of the tokens seen so far, written in place.
 
-One row per sequence; rows have different lengths and share one capacity, given up front. The decode step appends inside
-the attention op, so that the cache is never copied while tokens come.
-Dims: B rows, S capacity, K kv heads, D head dim, T prompt tokens.
+`KVCache` has one row per sequence; rows have different lengths and share one capacity, given up front. `PagedCache` has
+pages, of which sequences own some and share others. The decode step appends inside the attention op, so that nothing is
+copied while tokens come.
+Dims: B rows, S capacity, K kv heads, D head dim, T prompt tokens, M pages of the longest sequence.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ class KVCache:
 
     ``used`` bounds the longest row from the host, so that a full cache is noticed without asking the device.
     """
+
+    block_table: Tensor | None = None  # rows are not made of pages
 
     def __init__(
         self,
@@ -58,8 +61,7 @@ class KVCache:
             raise ValueError(f"cache: the cache of a prefill must be {expectation}, got {found}")
         self.reserve(max_seqlen)
         self.seqlens.copy_(cu_seqlens.diff())
-        rows = sequence_ids(cu_seqlens, tokens)
-        return rows, torch.arange(tokens, device=rows.device) - cu_seqlens[rows]
+        return token_slots(cu_seqlens, tokens)
 
     def write(self, layer: int, k: Tensor, v: Tensor, rows: Tensor, slots: Tensor) -> None:
         """Stores packed ``k, v [T, K, D]`` at ``(rows, slots)``, each ``[T]``. Autocast's dtype may be another."""
@@ -77,3 +79,52 @@ class KVCache:
                 tensors[layer] = old.new_empty(len(rows), *old.shape[1:])
                 tensors[layer][:, : self.used] = old[:, : self.used][rows]  # memory beyond stays untouched
         self.seqlens = self.seqlens.index_select(0, rows)
+
+
+class PagedCache(KVCache):
+    """``k[layer]`` and ``v[layer]`` are ``[pages, page_size, K, D]``; whoever owns it deals out the pages.
+
+    Before each prefill or decode step the owner tells, by `hold`, which sequences take part. Sequences may share pages
+    and go on in pages of their own: only the page that holds the next token is written.
+
+    Args:
+        page_size: tokens of a page, a multiple of 16.
+    """
+
+    def __init__(
+        self,
+        config: TextConfig,
+        pages: int,
+        page_size: int = 16,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(config, pages, page_size, dtype, device)
+        self.page_size = page_size
+
+    def hold(self, block_table: Tensor, seqlens: Tensor) -> None:
+        """Sequences of the next step: the pages of each in order ``[B, M]``, and the tokens that it holds ``[B]``."""
+        self.block_table, self.seqlens = block_table, seqlens
+
+    def reserve(self, tokens: int) -> None:
+        """Nothing: the op itself tells of a sequence without a page for its next token."""
+
+    def start(self, cu_seqlens: Tensor, max_seqlen: int, tokens: int) -> tuple[Tensor, Tensor]:
+        """Takes in the N = B prompts that `hold` announced: page and slot of each token, ``[T]`` each."""
+        assert self.block_table is not None
+        rows, slots = token_slots(cu_seqlens, tokens)
+        return self.block_table[rows, slots // self.page_size], slots % self.page_size
+
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        """Whole pages onto others; both ``[n]``."""
+        for tensor in (*self.k, *self.v):
+            tensor[target] = tensor[source]
+
+    def select(self, rows: Tensor) -> None:
+        raise NotImplementedError("cache: sequences of pages are chosen by hold")
+
+
+def token_slots(cu_seqlens: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+    """Sequence of each of T packed tokens, and its place in it."""
+    rows = sequence_ids(cu_seqlens, tokens)
+    return rows, torch.arange(tokens, device=rows.device) - cu_seqlens[rows]

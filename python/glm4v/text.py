@@ -92,9 +92,15 @@ class LanguageModel(nn.Module):
         cache.reserve(1)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            rows = cache.k[layer], cache.v[layer]
             out = flash_attn_with_kvcache(
-                q[:, None], *rows, k[:, None], v[:, None], cache_seqlens=cache.seqlens, causal=True
+                q[:, None],
+                cache.k[layer],
+                cache.v[layer],
+                k[:, None],
+                v[:, None],
+                cache_seqlens=cache.seqlens,
+                block_table=cache.block_table,
+                causal=True,
             )
             return out[:, 0]
 
