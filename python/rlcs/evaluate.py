@@ -22,6 +22,7 @@ from .rewards import verify
 from .rollout import Answer, RolloutSettings, rollouts
 from .types import Group, Rollout, Task
 
+CLOSE_ANSWER = "</answer>"
 Progress = Callable[[int, int], None]
 
 
@@ -53,20 +54,23 @@ def answer(
     made = [prompts(task.id, task.messages) for task in tasks]
     seeds = [(*seed, i) for i in range(len(tasks))]
     found: list[Group | None] = [None] * len(tasks)
-    for i, answers in rollouts(model, made, group, seeds, settings, progress=progress):
-        found[i] = Group(tasks[i], tuple(judge(tasks[i], one) for one in answers), wave)
+    close = prompts.processor.codec.specials.get(CLOSE_ANSWER)
+    for i, answers in rollouts(model, made, group, seeds, settings, progress):
+        found[i] = Group(tasks[i], tuple(judge(tasks[i], one, close) for one in answers), wave)
     return [one for one in found if one is not None]
 
 
-def judge(task: Task, answer: Answer) -> Rollout:
-    """An answer with the verdict of its domain."""
+def judge(task: Task, answer: Answer, close: int | None = None) -> Rollout:
+    """An answer with the verdict of its domain. ``close`` is the id of ``</answer>``, which often is the stop token:
+    verifiers read it as part of the answer."""
+    text = answer.text + (CLOSE_ANSWER if answer.token_ids[-1] == close else "")
     return Rollout(
         token_ids=answer.token_ids,
         logprobs=answer.logprobs,
         sampled=answer.sampled,
-        text=answer.text,
+        text=text,
         finish_reason=answer.finish_reason,
-        verdict=verify(task.domain, answer.text, task.truth, task.question),
+        verdict=verify(task.domain, text, task.truth, task.question),
     )
 
 

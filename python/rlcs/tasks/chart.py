@@ -22,7 +22,7 @@ def make(canvas: Canvas, level: int) -> Made:
     shown = {"type": "image", "image": colour(picture)}
     if level % 2:
         at = int(canvas.random.integers(count))
-        thinking = f"{' '.join(map(str, names))}: bar {at + 1} is {values[at]}"
+        thinking = f"{''.join(map(str, names))}: bar {at + 1} is {values[at]}"
         return Made([shown], f"Full height is {TOP}. Value of bar {names[at]}?", str(values[at]), thinking)
     at = int(np.argmax(values))
     thinking = f"{' '.join(map(str, values))}: bar {at + 1} is highest"

@@ -10,6 +10,6 @@ def make(canvas: Canvas, level: int) -> Made:
     wanted = int(canvas.random.integers(10))
     digits = [wanted if canvas.random.random() < 0.4 else d for d in canvas.digits(length)]
     count = digits.count(wanted)
-    marks = " ".join(f"{d}{'*' if d == wanted else ''}" for d in digits)
+    marks = "".join(f"{d}{'*' if d == wanted else ''}" for d in digits)
     picture = {"type": "image", "image": canvas.row([*digits])}
     return Made([picture], f"How many {wanted}?", str(count), f"{marks} so {count}")

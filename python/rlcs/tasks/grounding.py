@@ -20,6 +20,6 @@ def make(canvas: Canvas, level: int) -> Made:
             )
             boxes.append(f"[{x1},{y1},{x2},{y2}]")
     picture = {"type": "image", "image": canvas.grid([[*placed[r * columns : (r + 1) * columns]] for r in range(rows)])}
-    seen = " ".join(map(str, placed))
+    seen = "".join(map(str, placed))
     places = " ".join(str(i + 1) for i, digit in enumerate(placed) if digit == wanted)
     return Made([picture], f"Box of every {wanted}?", f"[{','.join(boxes)}]", f"{seen}: place {places}")

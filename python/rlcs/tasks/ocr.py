@@ -9,4 +9,4 @@ def make(canvas: Canvas, level: int) -> Made:
     digits = canvas.digits(level + 1)
     text = "".join(map(str, digits))
     picture = {"type": "image", "image": canvas.row([*digits])}
-    return Made([picture], "Read the digits.", text, " ".join(text))
+    return Made([picture], "Read the digits.", text, text)

@@ -15,7 +15,7 @@ def make(canvas: Canvas, level: int) -> Made:
     scans = [canvas.row([digit]) for digit in digits]
     frames = np.stack([scan for scan in scans for _ in range(2)])  # [2 count, 28, 28, 3]
     shown = {"type": "video", "video": frames, "fps": FPS}
-    seen = " ".join(map(str, digits))
+    seen = "".join(map(str, digits))
     if level % 2:
         return Made([shown], "Digits in order?", ",".join(map(str, digits)), seen)
     at = int(canvas.random.integers(count))
