@@ -150,10 +150,10 @@ def test_any_lengths(lengths, queries, left, right, causal, heads, dim, splits):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_bits_depend_on_the_sequence_alone(dtype):
-    inputs = sample(5, 1, 32, 2, 128, 2000, dtype=dtype)
-    lengths = torch.tensor([2000, 3, 1500, 800, 1999])
+@pytest.mark.parametrize(("device", "dtype"), attention_cases())
+def test_bits_depend_on_the_sequence_alone(dtype, device):
+    inputs = sample(5, 1, 32, 2, 128, 2000, dtype=dtype, device=device)
+    lengths = torch.tensor([2000, 3, 1500, 800, 1999], device=device)
     first = run(flash_attn_with_kvcache, inputs, cache_seqlens=lengths)
     threads = torch.get_num_threads()
     try:
@@ -166,12 +166,13 @@ def test_bits_depend_on_the_sequence_alone(dtype):
     assert torch.equal(first[0][2:3], alone[0])
 
 
-def test_nan_reaches_only_its_row():
-    inputs = sample(2, 1, 16, 1, 64, 200, dtype=torch.bfloat16)
+@pytest.mark.parametrize("device", devices())
+def test_nan_reaches_only_its_row(device):
+    inputs = sample(2, 1, 16, 1, 64, 200, dtype=torch.bfloat16, device=device)
     inputs[0][1, 0, 3, 5] = float("nan")
     out = run(flash_attn_with_kvcache, inputs)[0]
     assert out[1, 0, 3].isnan().all() and int(out.isnan().sum()) == 64
-    inputs = sample(2, 1, 16, 1, 64, 200, dtype=torch.bfloat16)
+    inputs = sample(2, 1, 16, 1, 64, 200, dtype=torch.bfloat16, device=device)
     inputs[2][0, 7, 0, 9] = float("nan")
     out = run(flash_attn_with_kvcache, inputs)[0]
     assert out[0, 0, :, 9].isnan().all() and int(out.isnan().sum()) == 16

@@ -68,11 +68,12 @@ def test_transformers(dtype):
         torch.testing.assert_close(a, b, rtol=torch.finfo(dtype).eps, atol=2e-5)
 
 
+@pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_in_place_on_a_packed_qkv(dtype):
-    qkv = torch.randn(21, 3, 4, 80).to(dtype)
+def test_in_place_on_a_packed_qkv(dtype, device):
+    qkv = torch.randn(21, 3, 4, 80, device=device).to(dtype)
     q, k, v = qkv.unbind(1)
-    position_ids = torch.randint(0, 99, (21, 2))
+    position_ids = torch.randint(0, 99, (21, 2), device=device)
     expected, untouched = rope_2d(q, k, position_ids), v.clone()
     assert rope_2d_(q, k, position_ids) is None
     assert torch.equal(qkv, torch.stack((*expected, untouched), 1))
