@@ -1,5 +1,5 @@
-"""What every CUDA kernel of the built library takes, per architecture; fails where one has a stack (spills, frames), and
-where code or PTX is missing of an architecture that the library was built for.
+"""What every CUDA kernel of the built library takes, per architecture; fails where one has a stack (spills, frames),
+and where code or PTX is missing of an architecture that the library was built for.
 
 Reads the library itself, with cuobjdump from the toolkit or the triton wheel; exit code 3 where neither is there.
 """
