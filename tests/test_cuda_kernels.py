@@ -159,12 +159,6 @@ def test_what_the_check_of_hopper_kernels_sees(monkeypatch):
 
 
 @needs_cuda
-def test_a_backend_that_no_gpu_ran_says_so():
-    for op, backends in glm4v_ext.build_info()["ops"].items():
-        assert ("gpu_verified" in backends) == ("cuda" in backends), op
-
-
-@needs_cuda
 def test_every_glue_serves_its_ops():
     ops = glm4v_ext.build_info()["ops"]
     for path in (ROOT / "csrc/cuda").glob("*.cpp"):
