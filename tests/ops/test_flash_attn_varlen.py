@@ -215,6 +215,7 @@ def test_one_graph_for_all_lengths(dim, device):
     graph = None
     if device == "cuda":
         warming, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        warming.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(warming):
             both(cu)
         torch.cuda.current_stream().wait_stream(warming)

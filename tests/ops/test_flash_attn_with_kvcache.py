@@ -138,6 +138,19 @@ def test_views(device, dtype):
     assert torch.equal(both[:, :, :, 0], plain[2]) and torch.equal(both[:, :, :, 1], plain[3])
 
 
+@pytest.mark.parametrize("device", devices())
+def test_rows_far_apart(device):
+    """Beyond 2^31 elements from the first token to the last; nobody touches what lies between."""
+    q, k_cache, v_cache, k, v = sample(2, 1, 4, 2, 64, 16, new=1, dtype=torch.bfloat16, device=device)
+    step = 2**31 // 31 // 64 * 64 + 64
+    memory = torch.empty(32 * step, dtype=torch.bfloat16, device=device)
+    strides = (16 * step, step, 64, 1)
+    far = [memory[i * 128 :].as_strided(x.shape, strides).copy_(x) for i, x in enumerate((k_cache, v_cache))]
+    options = {"cache_seqlens": torch.tensor([3, 15], device=device), "causal": True}
+    found, expected = (flash_attn_with_kvcache(q, *cache, k, v, **options) for cache in (far, (k_cache, v_cache)))
+    assert torch.equal(found, expected) and torch.equal(far[0], k_cache) and torch.equal(far[1], v_cache)
+
+
 @given(
     st.lists(st.integers(0, 90), min_size=1, max_size=4), st.integers(1, 6), st.integers(-1, 40), st.integers(-1, 9),
     st.booleans(), st.sampled_from([(1, 1), (2, 1), (9, 3)]), st.integers(1, 70), st.integers(0, 3),

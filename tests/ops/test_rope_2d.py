@@ -80,6 +80,19 @@ def test_in_place_on_a_packed_qkv(dtype, device):
 
 
 @pytest.mark.parametrize("device", devices())
+def test_rows_far_apart(device):
+    """Beyond 2^31 elements from the first token to the last; nobody touches what lies between."""
+    q, k, position_ids, theta = sample((20, 4, 2, 80), torch.bfloat16, device)
+    step = 2**31 // 19 // 64 * 64 + 64
+    memory = torch.empty(20 * step, dtype=torch.bfloat16, device=device)
+    far = [memory[i * 320 :].as_strided(x.shape, (step, 80, 1)).copy_(x) for i, x in enumerate((q, k))]
+    expected = rope_2d(q, k, position_ids, theta)
+    assert all(map(torch.equal, rope_2d(*far, position_ids, theta), expected))
+    rope_2d_(*far, position_ids, theta)
+    assert all(map(torch.equal, far, expected))
+
+
+@pytest.mark.parametrize("device", devices())
 def test_views_and_expanded_gradients(device):
     q = torch.randn(40, 3, 6, device=device).transpose(0, 2)[:, ::2]  # [6, 2, 40], no dim adjacent
     k = torch.randn(6, 1, 80, device=device)[..., ::2]
