@@ -1,4 +1,5 @@
-"""What every CUDA kernel of the built library takes, per architecture; fails where one has a stack (spills, frames).
+"""What every CUDA kernel of the built library takes, per architecture; fails where one has a stack (spills, frames),
+and where code or PTX is missing of an architecture that the library was built for.
 
 Reads the library itself, with cuobjdump from the toolkit or the triton wheel; exit code 3 where neither is there.
 """
@@ -12,6 +13,8 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "glm4v_ext/libglm4v_ops.so"
+sys.path.insert(0, str(ROOT))
+from glm4v_ext import build_info  # noqa: E402
 
 
 def cuobjdump() -> str | None:
@@ -38,6 +41,22 @@ def kernels(text: str) -> list[tuple[str, str, dict[str, int]]]:
     return found
 
 
+def held(tool: str) -> set[str]:
+    """What the library holds, by architecture: "code of sm_80", "PTX of sm_100"."""
+    found = set()
+    for kind, name in (("elf", "code"), ("ptx", "PTX")):
+        listed = subprocess.run([tool, f"--list-{kind}", str(LIBRARY)], capture_output=True, text=True).stdout
+        found |= {f"{name} of {arch}" for arch in re.findall(r"\.(sm_\w+)\.", listed)}
+    return found
+
+
+def wanted(archs: list[str]) -> set[str]:
+    """What CMake's list of architectures asks for: 80-real, 100-virtual, or both by 100 alone."""
+    return {f"code of sm_{a.removesuffix('-real')}" for a in archs if not a.endswith("-virtual")} | {
+        f"PTX of sm_{a.removesuffix('-virtual')}" for a in archs if not a.endswith("-real")
+    }
+
+
 def main() -> int:
     tool = cuobjdump()
     if tool is None:
@@ -53,8 +72,10 @@ def main() -> int:
         short = re.sub(r"\(anonymous namespace\)::|glm4v::cuda::|glm4v::|^void |\(.*", "", name)
         print(f"{'FAULT' if fault else 'ok   '} {arch:7} {use['REG']:4} registers {use['SHARED']:6} B shared "
               f"{use['STACK']:4} B stack  {short}")  # fmt: skip
-    print(f"{len(found)} kernels, {faults} with a stack")
-    return 1 if faults or not found else 0
+    present = held(tool)
+    absent = wanted(build_info()["cuda_archs"]) - present
+    print(f"{len(found)} kernels, {faults} with a stack; {', '.join(sorted(present))}; missing: {sorted(absent)}")
+    return 1 if faults or absent or not found else 0
 
 
 if __name__ == "__main__":

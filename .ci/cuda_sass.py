@@ -82,10 +82,10 @@ def faults(instructions: list[str], plan: Plan) -> list[str]:
 
 
 def warnings_of_ptxas() -> list[str]:
-    """Compiles the Hopper kernels again, for what ptxas says of them."""
+    """Compiles the Hopper kernels again, for what ptxas says of them; a warning of ours if it can't."""
     databases = sorted(ROOT.glob("build/*/compile_commands.json"), key=lambda p: p.stat().st_mtime)
     entries = json.loads(databases[-1].read_text()) if databases else []
-    found = []
+    found, compiled = [], 0
     for entry in entries:
         command = shlex.split(entry["command"])
         if not entry["file"].endswith("_sm90.cu") or not any(part.endswith("nvcc") for part in command[:2]):
@@ -93,10 +93,11 @@ def warnings_of_ptxas() -> list[str]:
         with tempfile.TemporaryDirectory() as folder:
             command[command.index("-o") + 1] = os.path.join(folder, "kernels.o")
             done = subprocess.run([*command, "-Xptxas=-v"], capture_output=True, text=True, cwd=entry["directory"])
+        compiled += 1
         if done.returncode:
             found.append(f"{entry['file']}: {done.stderr}")
         found += [line for line in done.stderr.splitlines() if SERIALISED.search(line)]
-    return found
+    return found if compiled else [f"{ROOT}/build must hold the compile commands of the Hopper kernels, got none"]
 
 
 def main() -> int:

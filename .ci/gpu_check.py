@@ -2,20 +2,23 @@
 that has torch and the tests' packages.
 
 Builds the library where it has no CUDA kernels, then: tests of the ops and of the model on the device, repeated runs
-bit for bit, compute-sanitizer's memcheck and racecheck on small cases, benchmarks. Each step has its share of the
-budget; one that fails or runs out of time is recorded as such and the next one begins. Exit code 1 if any failed.
+bit for bit, compute-sanitizer's memcheck and racecheck on small cases, benchmarks. Each step is a process with its
+share of the budget; one that fails, hangs or runs out of time is recorded with its reason and the next one begins.
+Exit code 1 if any failed, 2 if it could not begin.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.util
 import json
 import os
 import pathlib
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,37 +28,61 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SMALL = "grouped or without_keys or neighbours or views"  # cases that compute-sanitizer can follow
+# Cases that compute-sanitizer can follow, at least one of each kernel.
+SMALL = "grouped or without_keys or neighbours or views or (pages and 16) or expanded_gradients"
+ATTENTION = [f"tests/ops/test_{op}.py" for op in ("flash_attn_varlen", "flash_attn_with_kvcache")]
+PACKAGES = ("torch", "numpy", "pytest", "hypothesis")  # of every step; what one more needs, its own failure says
 BENCHMARKS = (
     "flash_attn_varlen", "flash_attn_with_kvcache", "rope_2d", "rope_3d", "rms_norm", "add_rms_norm", "rms_norm_add",
     "swiglu", "interpolate_pos_embed", "patchify", "patch_embed", "merge_patches",
 )  # fmt: skip
-PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+# A test that hangs says where it does.
+PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=40"]
+TOOLS = f"{os.environ.get('PATH', os.defpath)}:{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin"
 
 
 def run(command: list[str], timeout_s: float, **environment: str) -> tuple[int, str]:
-    """Exit code and the end of what was said; 124 where time ran out."""
-    variables = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'python'}", **environment}
-    try:
-        done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        return 124, f"ran out of its {timeout_s:.0f} s"
-    return done.returncode, (done.stdout + done.stderr)[-2000:]
+    """Exit code and the end of what was said; 124 where time ran out, 127 where there is no such program."""
+    variables = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'python'}", "PYTHONDONTWRITEBYTECODE": "1", **environment}
+    with tempfile.TemporaryFile("w+", errors="replace") as output:
+        try:
+            # A session of its own: whoever is left when time is up would keep the device.
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=variables, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        except OSError as error:
+            return 127, str(error)
+        try:
+            code = process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            code = 124
+        output.seek(0)
+        said = output.read()[-2000:]
+    return code, said + f"\nran out of its {timeout_s:.0f} s" if code == 124 else said
 
 
 def tests(arguments: list[str], timeout_s: float, wrapper: Iterable[str] = (), **environment: str) -> dict[str, Any]:
-    """A run of pytest as a step: how many passed, failed and were skipped."""
+    """A run of pytest as a step: how many passed, failed and were skipped, and the names of those that failed."""
     with tempfile.TemporaryDirectory() as folder:
         report = pathlib.Path(folder) / "report.xml"
         command = [*wrapper, *PYTEST, f"--junitxml={report}", *arguments]
         code, said = run(command, timeout_s, **environment)
         counts = {"passed": 0, "failed": 0, "skipped": 0}
+        failures: list[str] = []
         if report.exists():
             suite = next(xml.etree.ElementTree.parse(report).iter("testsuite"))
             total, skipped = int(suite.get("tests", 0)), int(suite.get("skipped", 0))
             failed = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
             counts = {"passed": total - failed - skipped, "failed": failed, "skipped": skipped}
-    return {**counts, "ok": code == 0 and counts["passed"] > 0, "said": "" if code == 0 else said}
+            failures = [
+                f"{case.get('classname')}::{case.get('name')}"
+                for case in suite.iter("testcase")
+                if case.find("failure") is not None or case.find("error") is not None
+            ]
+    ok = code == 0 and counts["passed"] > 0
+    return {**counts, "ok": ok, "failures": failures, "said": "" if code == 0 else said}
 
 
 def repeats(device: str, count: int) -> None:
@@ -99,14 +126,14 @@ def probes(timeout_s: float) -> dict[str, Any]:
         library = os.path.join(folder, "probes.so")
         source = [str(ROOT / "tests/probes/hopper.cu"), "-I", str(ROOT / "csrc")]
         flags = ["-std=c++20", "-O3", "-gencode", "arch=compute_90a,code=sm_90a", "-shared", "-Xcompiler", "-fPIC"]
-        code, said = run(["nvcc", *source, *flags, "-o", library], timeout_s)
+        code, said = run([shutil.which("nvcc", path=TOOLS) or "nvcc", *source, *flags, "-o", library], timeout_s)
         if code:
             return {"ok": False, "said": said}
-        wrong = {}
+        wrong: dict[str, int | str] = {}
         for name in ("copy", "products", "tiles"):
             program = f"import ctypes, sys; print(ctypes.CDLL(sys.argv[1]).probe_{name}())"
             code, said = run([sys.executable, "-c", program, library], 30)
-            wrong[name] = int(said) if code == 0 else -1
+            wrong[name] = int(said.split()[-1]) if code == 0 else f"exit code {code}: {said}"
     return {"ok": not any(wrong.values()), "wrong": wrong, "said": str(wrong)}
 
 
@@ -116,10 +143,8 @@ def facts(device: str) -> dict[str, Any]:
     import glm4v_ext
 
     def said(*command: str) -> str:
-        try:
-            return subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout.strip()
-        except FileNotFoundError:
-            return ""
+        code, text = run([*command], 30)
+        return text.strip() if code == 0 else ""
 
     gpu = device == "cuda"
     return {
@@ -128,7 +153,7 @@ def facts(device: str) -> dict[str, Any]:
         "driver": said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if gpu else "",
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "commit": said("git", "rev-parse", "HEAD"),
+        "commit": said("git", "rev-parse", "HEAD") or "unknown",
         "changed_files": len(said("git", "status", "--porcelain", "--untracked-files=no").splitlines()),
         "build": glm4v_ext.build_info(),
     }
@@ -147,38 +172,46 @@ def measured(op: str, device: str, timeout_s: float) -> dict[str, Any]:
 
 def steps(device: str, quick: bool) -> list[tuple[str, float, Callable[[float], dict[str, Any]]]]:
     """Name, most of the budget that it may take, and what to do in the seconds given."""
-    chosen = ["tests/ops/test_rms_norm.py", "tests/ops/test_flash_attn_varlen.py"] if quick else ["tests/ops"]
-    few = ["-k", "grouped or bitwise"] if quick else ["-k", "not compile"]  # compiling is the host's work
+    others = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests/ops").glob("test_*.py"))]
+    others = ["tests/ops/test_rms_norm.py"] if quick else [path for path in others if path not in ATTENTION]
     count = 2 if quick else 1000
+
+    def tested(files: list[str], chosen: str) -> Callable[[float], dict[str, Any]]:
+        return lambda timeout_s: tests([*files, "-k", chosen, "--device", device], timeout_s)
 
     def again(timeout_s: float) -> dict[str, Any]:
         command = [sys.executable, __file__, "--device", device, "--repeats", str(count)]
         code, said = run(command, timeout_s)
         return {"ok": code == 0, "repeats": count, "said": "" if code == 0 else said}
 
-    def sanitized(tool: str) -> Callable[[float], dict[str, Any]]:
+    def sanitized(tool: str, files: list[str]) -> Callable[[float], dict[str, Any]]:
         def step(timeout_s: float) -> dict[str, Any]:
-            program = shutil.which("compute-sanitizer", path=f"{os.environ['PATH']}:/usr/local/cuda/bin")
+            program = shutil.which("compute-sanitizer", path=TOOLS)
             if program is None:
-                return {"ok": False, "said": "compute-sanitizer must be on PATH, got none"}
+                return {"ok": False, "said": "compute-sanitizer must be on PATH or in CUDA_HOME/bin, got none"}
             wrapper = [program, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all"]
-            files = [f"tests/ops/test_{op}.py" for op in ("flash_attn_varlen", "flash_attn_with_kvcache")]
-            return tests(
-                [*files, "-k", SMALL, "--device", device], timeout_s, wrapper, PYTORCH_NO_CUDA_MEMORY_CACHING="1"
-            )
+            chosen = ["-k", SMALL, "--device", device]
+            return tests([*files, *chosen], timeout_s, wrapper, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
 
         return step
 
+    # A process each: what follows an illegal access in the same one fails, too. Compiling is the host's work: last.
+    device_only = "grouped or bitwise" if quick else "not compile"
     plan: list[tuple[str, float, Callable[[float], dict[str, Any]]]] = [
-        ("tests of the ops", 0.3, lambda t: tests([*chosen, *few, "--device", device], t)),
-        ("tests of the model", 0.2, lambda t: tests(["tests/glm4v/test_device.py", "--device", device], t)),
+        ("tests of the ops", 0.2, tested(others, device_only)),
+        *((f"tests of {path[15:-3]}", 0.15, tested([path], device_only)) for path in ATTENTION[: 1 if quick else 2]),
+        ("tests of the model", 0.2, tested(["tests/glm4v/test_device.py"], "")),
         ("repeated runs", 0.15, again),
     ]
     if device == "cuda":
         plan.insert(0, ("primitives", 0.15, probes))
-        plan += [("memcheck", 0.12, sanitized("memcheck")), ("racecheck", 0.12, sanitized("racecheck"))]
+        for tool in ("memcheck", "racecheck"):
+            plan.append((f"{tool} of attention", 0.12, sanitized(tool, ATTENTION)))
+            plan.append((f"{tool} of the other ops", 0.08, sanitized(tool, others)))
     for op in ("rms_norm",) if quick else BENCHMARKS:
         plan.append((f"bench {op}", 0.15, lambda t, op=op: measured(op, device, t)))  # type: ignore[misc]
+    if not quick:
+        plan.append(("opcheck and compile", 0.25, tested(["tests/ops"], "compile")))
     return plan
 
 
@@ -198,6 +231,11 @@ def text(record: dict[str, Any]) -> str:
     for step in record["steps"]:
         counts = " | ".join(str(step.get(name, "")) for name in ("passed", "failed", "skipped"))
         lines.append(f"| {step['name']} | {'ok' if step['ok'] else 'FAILED'} | {counts} | {step['seconds']:.0f} |")
+    lines.append("")
+    for step in record["steps"]:
+        if not step["ok"]:
+            reason = [line for line in step["said"].splitlines() if line.strip()] or ["nothing was run"]
+            lines += [f"- {step['name']} failed: {reason[-1]}", *(f"  - {name}" for name in step.get("failures", []))]
     for step in record["steps"]:
         for row in step.get("rows", []):
             medians = ", ".join(f"{name} {seconds * 1e6:.1f}" for name, seconds in row["median_s"].items())
@@ -220,6 +258,17 @@ def main() -> int:
     if given.repeats:
         repeats(given.device, given.repeats)
         return 0
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        print(
+            f"gpu_check: {sys.executable} must have {', '.join(PACKAGES)}, got no {', '.join(missing)}", file=sys.stderr
+        )
+        return 2
+    try:
+        given.out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=given.out).close()
+    except OSError as error:
+        print(f"gpu_check: --out must be a folder that can be written, got {error}", file=sys.stderr)
+        return 2
     if given.device == "cuda":
         import torch
 
@@ -232,18 +281,25 @@ def main() -> int:
         if code:
             print(f"gpu_check: the CUDA build must pass, got\n{said}", file=sys.stderr)
             return 2
+    about = facts(given.device)  # before anything can go wrong
     began = time.monotonic()
     done = []
     for name, share, step in steps(given.device, given.quick):
         left_s = given.budget_s - (time.monotonic() - began)
         at = time.monotonic()
-        result = step(min(share * given.budget_s, left_s)) if left_s > 5 else {"ok": False, "said": "no time was left"}
+        result = {"ok": False, "said": "no time was left"}
+        try:
+            if left_s > 5:
+                result = step(min(share * given.budget_s, left_s))
+        except (
+            Exception
+        ) as error:  # a report that was cut off, a device that is gone: the record is written all the same
+            result = {"ok": False, "said": f"{type(error).__name__}: {error}"}
         done.append({"name": name, **result, "seconds": time.monotonic() - at})
         print(f"{'ok    ' if result['ok'] else 'FAILED'} {name} {done[-1]['seconds']:.0f} s\n{result['said']}".rstrip())
     command = " ".join(["python", os.path.relpath(__file__, ROOT), *sys.argv[1:]])
-    record = {"facts": facts(given.device), "command": command, "steps": done}
+    record = {"facts": about, "command": command, "steps": done}
     stem = re.sub(r"[^a-z0-9]+", "-", f"{given.device} {record['facts']['device']}".lower()).strip("-")
-    given.out.mkdir(parents=True, exist_ok=True)
     (given.out / f"check-{stem}.json").write_text(json.dumps(record, indent=1, default=str) + "\n")
     (given.out / f"check-{stem}.md").write_text(text(record))
     print(given.out / f"check-{stem}.md")

@@ -53,8 +53,8 @@ def _op_names() -> list[str]:
     return sorted(name.split(".")[0] for name in names)
 
 
-# Ops whose CUDA backend a record in bench/results/ shows to have passed on a GPU.
-_GPU_VERIFIED: frozenset[str] = frozenset()
+# Ops of each CUDA backend that a record in bench/results/ shows to have passed on a GPU.
+_GPU_VERIFIED: dict[str, frozenset[str]] = {"C++": frozenset(), "Triton": frozenset()}
 
 
 def _has_kernel(op: str, device: str) -> bool:
@@ -69,8 +69,8 @@ _TRITON = triton.register(_CUDA)
 def _backends(op: str) -> dict[str, str | bool]:
     backends: dict[str, str | bool] = {"cpu": "C++"} if _has_kernel(op, "CPU") else {}
     if op in _CUDA | _TRITON:
-        backends["cuda"] = "C++" if op in _CUDA else "Triton"
-        backends["gpu_verified"] = op in _GPU_VERIFIED
+        backend = "C++" if op in _CUDA else "Triton"
+        backends["cuda"], backends["gpu_verified"] = backend, op in _GPU_VERIFIED[backend]
     return backends
 
 

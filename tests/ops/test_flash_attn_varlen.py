@@ -200,6 +200,56 @@ def test_bitwise_repeatable(device):
 
 
 @pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dim", [64, 80])
+def test_one_graph_for_all_lengths(dim, device):
+    """Captured once for so many tokens and segments, it serves fewer: the rest is padding and empty segments."""
+    q, k, v, *_ = sample(([200], [200]), 4, 2, dim, torch.bfloat16, device)
+    dout = torch.randn_like(q)
+    cu = offsets([200, 0, 0, 0], device=device)
+
+    def both(cu):
+        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+        out = flash_attn_varlen_func(*leaves, cu, cu, 200, 200, causal=True)
+        return [out.detach(), *torch.autograd.grad(out, leaves, dout)]
+
+    graph = None
+    if device == "cuda":
+        warming, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        warming.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(warming):
+            both(cu)
+        torch.cuda.current_stream().wait_stream(warming)
+        with torch.cuda.graph(graph):
+            captured = both(cu)
+    for lengths in ([200, 0, 0, 0], [70, 0, 129, 1], [3, 5, 0, 0], [0, 0, 0, 0]):
+        cu.copy_(offsets(lengths))
+        if graph:
+            graph.replay()
+        results, expected = captured if graph else both(cu), both(offsets(lengths, device=device))
+        for found, alone in zip(results, expected, strict=True):
+            assert torch.equal(found, alone) and not found[sum(lengths) :].any()
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dim", [64, 80])
+def test_rows_far_apart(dim, device):
+    """Beyond 2^31 elements from the first row to the last; nobody touches what lies between."""
+    shape, step = (20, 4, dim), 2**31 // 19 // 64 * 64 + 64
+    memory = torch.empty(20 * step, dtype=torch.bfloat16, device=device)
+    near = [torch.randn(shape, device=device).bfloat16() for _ in "qkv"]
+    far = [memory[i * 4 * dim :].as_strided(shape, (step, dim, 1)).copy_(x) for i, x in enumerate(near)]
+    cu = offsets([9, 11], device=device)
+
+    def both(qkv):
+        leaves = [x.detach().requires_grad_() for x in qkv]
+        out = flash_attn_varlen_func(*leaves, cu, cu, 11, 11, causal=True)
+        return [out, *torch.autograd.grad(out, leaves, torch.ones_like(out))]
+
+    for a, b in zip(both(far), both(near), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("device", devices())
 def test_opcheck_and_compile(device):
     q, k, v, *index = sample(([6, 11], [11, 9]), 4, 2, 24, ATTENTION_DTYPES[device][0], device)
     for x in (q, k, v):
@@ -224,11 +274,12 @@ def test_compiled_once_for_all_lengths():
     assert len(set(counts)) == 1
 
 
-def test_nan_reaches_only_the_rows_that_see_it():
-    q, k, v, *index = sample(([8, 8], [8, 8]), 2, 1, 16, torch.float32)
+@pytest.mark.parametrize("device", devices())
+def test_nan_reaches_only_the_rows_that_see_it(device):
+    q, k, v, *index = sample(([8, 8], [8, 8]), 2, 1, 16, ATTENTION_DTYPES[device][0], device)
     q[3, 0, 5] = k[12, 0, 3] = float("nan")
     out = flash_attn_varlen_func(q, k, v, *index, causal=True)
-    poisoned = torch.zeros(16, 2, dtype=torch.bool)
+    poisoned = torch.zeros(16, 2, dtype=torch.bool, device=device)
     poisoned[3, 0] = True
     poisoned[12:] = True  # the second sequence's rows from its key 4 on
     assert (out.isnan().all(-1) == poisoned).all() and (out.isnan().any(-1) == poisoned).all()

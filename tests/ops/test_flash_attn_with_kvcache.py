@@ -138,6 +138,19 @@ def test_views(device, dtype):
     assert torch.equal(both[:, :, :, 0], plain[2]) and torch.equal(both[:, :, :, 1], plain[3])
 
 
+@pytest.mark.parametrize("device", devices())
+def test_rows_far_apart(device):
+    """Beyond 2^31 elements from the first token to the last; nobody touches what lies between."""
+    q, k_cache, v_cache, k, v = sample(2, 1, 4, 2, 64, 16, new=1, dtype=torch.bfloat16, device=device)
+    step = 2**31 // 31 // 64 * 64 + 64
+    memory = torch.empty(32 * step, dtype=torch.bfloat16, device=device)
+    strides = (16 * step, step, 64, 1)
+    far = [memory[i * 128 :].as_strided(x.shape, strides).copy_(x) for i, x in enumerate((k_cache, v_cache))]
+    options = {"cache_seqlens": torch.tensor([3, 15], device=device), "causal": True}
+    found, expected = (flash_attn_with_kvcache(q, *cache, k, v, **options) for cache in (far, (k_cache, v_cache)))
+    assert torch.equal(found, expected) and torch.equal(far[0], k_cache) and torch.equal(far[1], v_cache)
+
+
 @given(
     st.lists(st.integers(0, 90), min_size=1, max_size=4), st.integers(1, 6), st.integers(-1, 40), st.integers(-1, 9),
     st.booleans(), st.sampled_from([(1, 1), (2, 1), (9, 3)]), st.integers(1, 70), st.integers(0, 3),
@@ -150,10 +163,10 @@ def test_any_lengths(lengths, queries, left, right, causal, heads, dim, splits):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_bits_depend_on_the_sequence_alone(dtype):
-    inputs = sample(5, 1, 32, 2, 128, 2000, dtype=dtype)
-    lengths = torch.tensor([2000, 3, 1500, 800, 1999])
+@pytest.mark.parametrize(("device", "dtype"), attention_cases())
+def test_bits_depend_on_the_sequence_alone(dtype, device):
+    inputs = sample(5, 1, 32, 2, 128, 2000, dtype=dtype, device=device)
+    lengths = torch.tensor([2000, 3, 1500, 800, 1999], device=device)
     first = run(flash_attn_with_kvcache, inputs, cache_seqlens=lengths)
     threads = torch.get_num_threads()
     try:
@@ -166,12 +179,13 @@ def test_bits_depend_on_the_sequence_alone(dtype):
     assert torch.equal(first[0][2:3], alone[0])
 
 
-def test_nan_reaches_only_its_row():
-    inputs = sample(2, 1, 16, 1, 64, 200, dtype=torch.bfloat16)
+@pytest.mark.parametrize("device", devices())
+def test_nan_reaches_only_its_row(device):
+    inputs = sample(2, 1, 16, 1, 64, 200, dtype=torch.bfloat16, device=device)
     inputs[0][1, 0, 3, 5] = float("nan")
     out = run(flash_attn_with_kvcache, inputs)[0]
     assert out[1, 0, 3].isnan().all() and int(out.isnan().sum()) == 64
-    inputs = sample(2, 1, 16, 1, 64, 200, dtype=torch.bfloat16)
+    inputs = sample(2, 1, 16, 1, 64, 200, dtype=torch.bfloat16, device=device)
     inputs[2][0, 7, 0, 9] = float("nan")
     out = run(flash_attn_with_kvcache, inputs)[0]
     assert out[0, 0, :, 9].isnan().all() and int(out.isnan().sum()) == 16

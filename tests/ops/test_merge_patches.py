@@ -67,9 +67,11 @@ def test_channels_last_weight(dtype):
     assert_as_accurate(merge_patches, reference.merge_patches, [x, weight.to(memory_format=torch.channels_last), bias])
 
 
-def test_views():
-    weight = torch.randn(2, 2, 10, 6).permute(3, 2, 0, 1)
-    assert_as_accurate(merge_patches, reference.merge_patches, [torch.randn(10, 8).t(), weight, torch.randn(12)[::2]])
+@pytest.mark.parametrize("device", devices())
+def test_views(device):
+    weight = torch.randn(2, 2, 10, 6, device=device).permute(3, 2, 0, 1)
+    x, bias = torch.randn(10, 8, device=device).t(), torch.randn(12, device=device)[::2]
+    assert_as_accurate(merge_patches, reference.merge_patches, [x, weight, bias])
 
 
 @pytest.mark.parametrize(

@@ -69,14 +69,16 @@ def test_expanded_gradients(device):
     )
 
 
-def test_still_is_the_whole_convolution():
-    patches, weight, bias, _ = sample((7, 10, 3, 2, 14, 14, True), torch.float32)
+@pytest.mark.parametrize("device", devices())
+def test_still_is_the_whole_convolution(device):
+    patches, weight, bias, _ = sample((7, 10, 3, 2, 14, 14, True), torch.float32, device)
     torch.testing.assert_close(patch_embed(patches, weight, bias, still=True), patch_embed(patches, weight, bias))
 
 
-def test_views():
-    _, weight, bias, _ = sample((4, 6, 3, 2, 2, 2, False), torch.float32)
-    patches = torch.randn(24, 8).t()
+@pytest.mark.parametrize("device", devices())
+def test_views(device):
+    _, weight, bias, _ = sample((4, 6, 3, 2, 2, 2, False), torch.float32, device)
+    patches = torch.randn(24, 8, device=device).t()
     for still in (False, True):
         assert_as_accurate(patch_embed, reference.patch_embed, [patches, weight.flip(0)[::2], bias[::2], still])
 

@@ -27,9 +27,10 @@ def test_definition(shape, dtype, device):
     assert_equal(patchify(frames, MEAN, STD, dtype=dtype), reference.patchify(frames, MEAN, STD, dtype=dtype))
 
 
+@pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize("shape", [(0, 28, 56), (1, 0, 56), (3, 28, 0)])
-def test_empty(shape):
-    patches, grid_thw = patchify(pixels(*shape, 3), MEAN, STD)
+def test_empty(shape, device):
+    patches, grid_thw = patchify(pixels(*shape, 3, device=device), MEAN, STD)
     assert patches.shape == (0, 1176)
     assert grid_thw.tolist() == [[(shape[0] + 1) // 2, shape[1] // 14, shape[2] // 14]]
 

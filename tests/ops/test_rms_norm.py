@@ -55,8 +55,9 @@ def test_opcheck_and_compile(device):
     assert_traceable(torch.ops.glm4v_ext.rms_norm, rms_norm, sample((4, 24), torch.float32, device))
 
 
-def test_nan_reaches_only_its_row():
-    x, weight, eps = sample((3, 50), torch.float32)
+@pytest.mark.parametrize("device", devices())
+def test_nan_reaches_only_its_row(device):
+    x, weight, eps = sample((3, 50), torch.float32, device)
     x[1, 17] = float("nan")
     out = rms_norm(x, weight, eps)
     assert out[1].isnan().all() and not out[[0, 2]].isnan().any()

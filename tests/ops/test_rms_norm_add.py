@@ -51,13 +51,15 @@ def test_expanded_gradients(device):
     assert_takes_expanded_gradients(rms_norm_add, reference.rms_norm_add, sample((4, 24), torch.float32, device))
 
 
-def test_views():
-    x, residual = torch.randn(64, 40).t()[:, ::2], torch.randn(32, 40).t()
-    assert_as_accurate(rms_norm_add, reference.rms_norm_add, [x, residual, torch.randn(64)[::2], 1e-6])
+@pytest.mark.parametrize("device", devices())
+def test_views(device):
+    x, residual = torch.randn(64, 40, device=device).t()[:, ::2], torch.randn(32, 40, device=device).t()
+    assert_as_accurate(rms_norm_add, reference.rms_norm_add, [x, residual, torch.randn(64, device=device)[::2], 1e-6])
 
 
-def test_nan_reaches_only_its_row():
-    inputs = sample((3, 50), torch.float32)
+@pytest.mark.parametrize("device", devices())
+def test_nan_reaches_only_its_row(device):
+    inputs = sample((3, 50), torch.float32, device)
     inputs[1][1, 17] = float("nan")
     out = rms_norm_add(*inputs)
     assert out[1].isnan().any() and not out[[0, 2]].isnan().any()

@@ -68,14 +68,28 @@ def test_transformers(dtype):
         torch.testing.assert_close(a, b, rtol=torch.finfo(dtype).eps, atol=2e-5)
 
 
+@pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_in_place_on_a_packed_qkv(dtype):
-    qkv = torch.randn(21, 3, 4, 80).to(dtype)
+def test_in_place_on_a_packed_qkv(dtype, device):
+    qkv = torch.randn(21, 3, 4, 80, device=device).to(dtype)
     q, k, v = qkv.unbind(1)
-    position_ids = torch.randint(0, 99, (21, 2))
+    position_ids = torch.randint(0, 99, (21, 2), device=device)
     expected, untouched = rope_2d(q, k, position_ids), v.clone()
     assert rope_2d_(q, k, position_ids) is None
     assert torch.equal(qkv, torch.stack((*expected, untouched), 1))
+
+
+@pytest.mark.parametrize("device", devices())
+def test_rows_far_apart(device):
+    """Beyond 2^31 elements from the first token to the last; nobody touches what lies between."""
+    q, k, position_ids, theta = sample((20, 4, 2, 80), torch.bfloat16, device)
+    step = 2**31 // 19 // 64 * 64 + 64
+    memory = torch.empty(20 * step, dtype=torch.bfloat16, device=device)
+    far = [memory[i * 320 :].as_strided(x.shape, (step, 80, 1)).copy_(x) for i, x in enumerate((q, k))]
+    expected = rope_2d(q, k, position_ids, theta)
+    assert all(map(torch.equal, rope_2d(*far, position_ids, theta), expected))
+    rope_2d_(*far, position_ids, theta)
+    assert all(map(torch.equal, far, expected))
 
 
 @pytest.mark.parametrize("device", devices())

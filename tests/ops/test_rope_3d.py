@@ -76,12 +76,13 @@ def test_transformers():
         torch.testing.assert_close(a, b[0].transpose(0, 1), rtol=0, atol=5e-4)  # their angles are fp32
 
 
+@pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize("interleaved", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_in_place_on_a_packed_qkv(dtype, interleaved):
-    qkv = torch.randn(21, 10, 80).to(dtype)
+def test_in_place_on_a_packed_qkv(dtype, interleaved, device):
+    qkv = torch.randn(21, 10, 80, device=device).to(dtype)
     q, k, v = qkv.split((6, 2, 2), 1)
-    settings = [torch.randint(0, 99, (3, 21)), (8, 12, 4), 1e4, 48, interleaved]
+    settings = [torch.randint(0, 99, (3, 21), device=device), (8, 12, 4), 1e4, 48, interleaved]
     expected, untouched = rope_3d(q, k, *settings), v.clone()
     assert rope_3d_(q, k, *settings) is None
     assert torch.equal(qkv, torch.cat((*expected, untouched), 1))

@@ -50,8 +50,9 @@ def test_expanded_gradients(device):
     assert_takes_expanded_gradients(swiglu, reference.swiglu, sample((4, 24), torch.float32, device))
 
 
-def test_views():
-    assert_as_accurate(swiglu, reference.swiglu, [torch.randn(64, 40).t()[:, ::2]])
+@pytest.mark.parametrize("device", devices())
+def test_views(device):
+    assert_as_accurate(swiglu, reference.swiglu, [torch.randn(64, 40, device=device).t()[:, ::2]])
 
 
 @pytest.mark.parametrize("level", isa_levels())

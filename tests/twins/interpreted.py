@@ -21,6 +21,7 @@ from triton.runtime import interpreter
 from glm4v_ext import triton as twins
 
 calls: dict[str, int] = {}
+launched: set[str] = set()
 
 
 def widened(handle):
@@ -61,6 +62,16 @@ def with_native_statistics(twin, native):
     return run
 
 
+def note_launches(function):
+    run = function.run
+
+    def noted(self, *arguments, **options):
+        launched.add(self.__name__)
+        return run(self, *arguments, **options)
+
+    function.run = noted
+
+
 def counted(kernel, op):
     def run(*arguments):
         calls[op] = calls.get(op, 0) + 1
@@ -71,6 +82,7 @@ def counted(kernel, op):
 
 if __name__ == "__main__":
     repair(interpreter.InterpreterBuilder)
+    note_launches(interpreter.InterpretedFunction)
     attention = torch.library.get_kernel("glm4v_ext::flash_attn_varlen", "CPU")
     make = twins._kernel
 
@@ -86,3 +98,4 @@ if __name__ == "__main__":
             ["-q", "-x", "-p", "no:cacheprovider", "-W", "ignore", "--durations=5", file, "-k", expression]
         )
         assert code == 0 and calls[op] > 0, f"{op}: pytest's exit code is {code}"
+    print("launched:", *sorted(launched))

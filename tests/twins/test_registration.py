@@ -1,5 +1,6 @@
 """Which ops Triton serves, and what is said where it cannot."""
 
+import pathlib
 import subprocess
 import sys
 
@@ -27,9 +28,10 @@ def test_every_op_has_one_cuda_backend():
     assert {op: backends["cuda"] for op, backends in OPS.items() if "cuda" in backends} == expected
 
 
-def test_no_gpu_has_run_them():
+def test_what_no_gpu_has_run_says_so():
     assert all(("cuda" in backends) == ("gpu_verified" in backends) for backends in OPS.values())
-    assert not any(backends.get("gpu_verified") for backends in OPS.values())
+    if not list((pathlib.Path(__file__).resolve().parents[2] / "bench/results").glob("check-cuda-*.json")):
+        assert not any(backends.get("gpu_verified") for backends in OPS.values())
 
 
 @needs_twins
