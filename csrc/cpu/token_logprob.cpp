@@ -12,8 +12,8 @@ using torch::stable::narrow, torch::stable::transpose;
 
 namespace {
 
-// Of logits that exist at a time: they go into the last-level cache.
-constexpr int64_t chunk_bytes = 32 << 20;
+// Of logits that exist at a time: they go into the last-level cache, and their memory is used again.
+constexpr int64_t chunk_bytes = 16 << 20;
 
 Tensor targets_of(const Tensor& targets) { return row_major(torch::stable::to(targets, ScalarType::Long)); }
 

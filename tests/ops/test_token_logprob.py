@@ -202,7 +202,7 @@ print(megabytes("VmHWM") - before)
 
 
 def test_memory_is_that_of_a_chunk():
-    # [T, V] would take 592 MiB, a chunk takes 32; the gradient of the weight 19. Libraries keep buffers of their own.
+    # [T, V] would take 592 MiB, a chunk takes 16; the gradient of the weight 19. Libraries keep buffers of their own.
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 250
