@@ -28,7 +28,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 SMALL = "grouped or without_keys or neighbours or views"  # cases that compute-sanitizer can follow
 BENCHMARKS = (
     "flash_attn_varlen", "flash_attn_with_kvcache", "rope_2d", "rope_3d", "rms_norm", "add_rms_norm", "rms_norm_add",
-    "swiglu", "interpolate_pos_embed", "patchify", "patch_embed", "merge_patches",
+    "swiglu", "interpolate_pos_embed", "patchify", "patch_embed", "merge_patches", "token_logprob",
 )  # fmt: skip
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 

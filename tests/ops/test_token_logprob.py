@@ -11,7 +11,6 @@ from glm4v_ext.testing import (
     assert_as_accurate,
     assert_repeatable,
     assert_takes_expanded_gradients,
-    assert_traceable,
     devices,
     forced_isa,
     isa_levels,
