@@ -34,7 +34,7 @@ ATTENTION = [f"tests/ops/test_{op}.py" for op in ("flash_attn_varlen", "flash_at
 PACKAGES = ("torch", "numpy", "pytest", "hypothesis")  # of every step; what one more needs, its own failure says
 BENCHMARKS = (
     "flash_attn_varlen", "flash_attn_with_kvcache", "rope_2d", "rope_3d", "rms_norm", "add_rms_norm", "rms_norm_add",
-    "swiglu", "interpolate_pos_embed", "patchify", "patch_embed", "merge_patches",
+    "swiglu", "interpolate_pos_embed", "patchify", "patch_embed", "merge_patches", "token_logprob",
 )  # fmt: skip
 # A test that hangs says where it does.
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=40"]

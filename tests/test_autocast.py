@@ -18,6 +18,7 @@ from glm4v_ext import (
     rope_2d,
     rope_3d,
     swiglu,
+    token_logprob,
 )
 
 GRID, PAIRS, TRIPLES = (
@@ -25,13 +26,15 @@ GRID, PAIRS, TRIPLES = (
     torch.ones(4, 2, dtype=torch.int64),
     torch.ones(3, 4, dtype=torch.int64),
 )
-HEADS = (4, 2, 8)
+HEADS, TARGETS = (4, 2, 8), torch.tensor([0, 3, 1])
 LOWER = {
     "linear": (linear, [(3, 8), (4, 8), (4,)]),
     "patch_embed": (patch_embed, [(3, 24), (4, 3, 2, 2, 2), (4,)]),
     "merge_patches": (merge_patches, [(8, 3), (4, 3, 2, 2), (4,)]),
     "flash_attn_varlen": (flash_attn_func, [(1, *HEADS)] * 3),
+    "token_logprob": (lambda hidden, weight: token_logprob(hidden, weight, TARGETS), [(3, 8), (5, 8)]),
 }
+OUTPUT = {"token_logprob": float32}  # where it isn't the dtype worked in
 WIDEN = {
     "rms_norm": (rms_norm, [(3, 8), (8,)]),
     "add_rms_norm": (add_rms_norm, [(3, 8), (3, 8), (8,)]),
@@ -65,7 +68,7 @@ def test_dtypes(op, given, dtype):
         compiled = outputs(torch.compile(function, fullgraph=True, backend="aot_eager")(*inputs))
     cast = outputs(function(*(x.to(expected) for x in inputs)))
     for a, b, c in zip(found, cast, compiled, strict=True):
-        assert a.dtype == expected and torch.equal(a, b) and torch.equal(a, c)
+        assert a.dtype == OUTPUT.get(op, expected) and torch.equal(a, b) and torch.equal(a, c)
 
 
 @pytest.mark.parametrize("op", [*LOWER, *WIDEN])

@@ -130,6 +130,7 @@ SECOND_GRADIENTS = {
     "add_rms_norm": (glm4v_ext.add_rms_norm, [(3, 8), (3, 8), (8,)]),
     "swiglu": (glm4v_ext.swiglu, [(3, 8)]),
     "interpolate_pos_embed": (lambda x, table: glm4v_ext.interpolate_pos_embed(x, table, GRID), [(4, 8), (9, 8)]),
+    "token_logprob": (lambda hidden, weight: glm4v_ext.token_logprob(hidden, weight, CU), [(2, 8), (5, 8)]),
     "flash_attn_varlen": (lambda *qkv: glm4v_ext.flash_attn_varlen_func(*qkv, CU, CU, 4, 4), [(4, 2, 8)] * 3),
 }  # by op; rms_norm_add shares rms_norm's backward, and the others' backward is made of ops that have gradients
 

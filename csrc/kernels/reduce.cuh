@@ -1,5 +1,5 @@
-// Sums over the threads of a block, and over the rows of partial sums. Every sum has one order, so that runs repeat
-// bit for bit.
+// Sums and maxima over the threads of a block, and sums over the rows of partial sums. Every sum has one order, so that
+// runs repeat bit for bit.
 #pragma once
 #include "common/dtype.h"
 #include "kernels/launch.cuh"
@@ -20,6 +20,18 @@ __device__ __forceinline__ float block_sum(float v) {
   for (unsigned warp = 0; warp < blockDim.x / 32; ++warp) total += of_warp[warp];
   __syncthreads();  // before the next sum writes
   return total;
+}
+
+// The largest v of a block of whole warps, for every thread; NaN counts as nothing.
+__device__ __forceinline__ float block_max(float v) {
+  __shared__ float of_warp[32];
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, distance));
+  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = v;
+  __syncthreads();
+  for (unsigned warp = 0; warp < blockDim.x / 32; ++warp) v = fmaxf(v, of_warp[warp]);
+  __syncthreads();  // before the next maximum writes
+  return v;
 }
 
 // 1 / sqrt(mean + eps) of a row, from each thread's part of its sum of squares.

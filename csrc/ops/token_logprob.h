@@ -1,6 +1,6 @@
-// Argument contract of token_logprob, and how the vocabulary is cut. Dims: T tokens, C width, V vocabulary.
+// Argument contract of token_logprob, and how every backend cuts the vocabulary. Dims: T tokens, C width, V vocabulary.
 #pragma once
-#include <cmath>
+#include <algorithm>
 #include <limits>
 
 #include "common/check.h"
@@ -71,6 +71,60 @@ void check_targets(const Index* targets, int64_t tokens, int64_t vocabulary) {
   for (int64_t t = 0; t < tokens; ++t)
     check(targets[t] >= 0 && targets[t] < vocabulary,
           "token_logprob: targets must be at least 0 and below V = ", vocabulary, ", got ", targets[t], " at ", t);
+}
+
+// A chunk of the vocabulary: its part of the weight, and the logits of all tokens, before the temperature.
+struct VocabularyChunk {
+  int64_t first, columns;
+  Tensor weight, logits;  // [columns, C], [T, columns]
+};
+
+// Calls run(chunk) for the chunks of the vocabulary in order; `linear` is the backend's product.
+template <class Linear, class Run>
+void each_chunk(const TokenLogprobShape& shape, const Tensor& hidden, const Tensor& weight, int64_t chunk_bytes,
+                Linear&& linear, Run&& run) {
+  Tensor whole = weight;  // narrow() takes no const one
+  const int64_t most = chunk_columns(shape.tokens, shape.vocabulary, hidden.element_size(), chunk_bytes);
+  for (int64_t first = 0; first < shape.vocabulary; first += most) {
+    const int64_t columns = std::min(most, shape.vocabulary - first);
+    const Tensor part = torch::stable::narrow(whole, 0, first, columns);
+    run(VocabularyChunk{first, columns, part, linear(hidden, part, std::nullopt)});
+  }
+}
+
+// The gradients of hidden and weight, with [0, C] for one that isn't needed. What a chunk of the weight gets needs no
+// other chunk; the gradient of hidden adds up over them, in fp32.
+//   differentiate(chunk)       makes the chunk's logits their gradients
+//   add(part, sum)             sum [T, C] fp32 += part [T, C]
+//   empty(sizes)               an uninitialised tensor of hidden's dtype
+template <class Linear, class Differentiate, class Add, class Empty>
+std::tuple<Tensor, Tensor> chunked_gradients(const TokenLogprobShape& shape, const Tensor& hidden, const Tensor& weight,
+                                             bool needs_dhidden, bool needs_dweight, int64_t chunk_bytes,
+                                             Linear&& linear, Differentiate&& differentiate, Add&& add, Empty&& empty) {
+  using torch::stable::transpose;
+  Tensor dhidden = empty({0, shape.width}), dweight = dhidden;
+  std::optional<Tensor> sum;
+  each_chunk(shape, hidden, weight, chunk_bytes, linear, [&](const VocabularyChunk& chunk) {
+    differentiate(chunk);
+    const bool only = chunk.columns == shape.vocabulary;
+    if (needs_dhidden) {
+      dhidden = linear(chunk.logits, transpose(chunk.weight, 0, 1), std::nullopt);
+      if (!only && !sum) sum = torch::stable::new_zeros(hidden, {shape.tokens, shape.width}, ScalarType::Float);
+      if (sum) add(dhidden, *sum);
+    }
+    if (needs_dweight) {
+      const Tensor rows = linear(transpose(chunk.logits, 0, 1), transpose(hidden, 0, 1), std::nullopt);
+      if (only) {
+        dweight = rows;
+      } else {
+        if (chunk.first == 0) dweight = empty({shape.vocabulary, shape.width});
+        Tensor to = torch::stable::narrow(dweight, 0, chunk.first, chunk.columns);
+        torch::stable::copy_(to, rows);
+      }
+    }
+  });
+  if (sum) dhidden = torch::stable::to(*sum, hidden.scalar_type());
+  return {dhidden, dweight};
 }
 
 }  // namespace glm4v

@@ -24,7 +24,7 @@ _FILES = {
         "rms_norm", "rms_norm_backward", "add_rms_norm", "add_rms_norm_backward", "rms_norm_add", "swiglu",
         "swiglu_backward", "linear", "patch_embed", "merge_patches", "patchify", "interpolate_pos_embed",
         "interpolate_pos_embed_backward", "rope_2d", "rope_2d_", "rope_3d", "rope_3d_", "flash_attn_varlen",
-        "flash_attn_with_kvcache",
+        "flash_attn_with_kvcache", "token_logprob", "token_logprob_backward",
     )
 }  # fmt: skip
 

@@ -11,7 +11,6 @@ from glm4v_ext.testing import (
     assert_as_accurate,
     assert_repeatable,
     assert_takes_expanded_gradients,
-    assert_traceable,
     devices,
     forced_isa,
     isa_levels,
@@ -202,7 +201,7 @@ print(megabytes("VmHWM") - before)
 
 
 def test_memory_is_that_of_a_chunk():
-    # [T, V] would take 592 MiB, a chunk takes 32; the gradient of the weight 19. Libraries keep buffers of their own.
+    # [T, V] would take 592 MiB, a chunk takes 16; the gradient of the weight 19. Libraries keep buffers of their own.
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 250

@@ -70,6 +70,7 @@ GRID, CU = torch.tensor([[1, 24, 24]]), torch.tensor([0, 64], dtype=torch.int32)
 NORM, TABLE = [(64, 4096), (4096,)], [(576, 1536), (576, 1536)]
 PAIRS, TRIPLES = torch.zeros(64, 2, dtype=torch.int64), torch.zeros(3, 64, dtype=torch.int64)
 PICTURE = torch.empty(1, 336, 336, 3, dtype=torch.uint8)
+HEAD, ROWS, TARGETS = tensors((64, 64), (5000, 64)), tensors((2, 64), (64,), dtype=float32), PAIRS[:, 0]
 TEXT = (8, 12, 12, 1e4, 64, True)
 
 
@@ -97,6 +98,11 @@ LAUNCHES = {
     "rms_norm_add": ("rms_norm_add", [*tensors(NORM[0], *NORM), 1e-5]),
     "swiglu": ("swiglu", tensors((64, 2 * 13696))),
     "swiglu_backward": ("swiglu_backward", tensors((64, 13696), (64, 2 * 13696))),
+    "token_logprob": ("token_logprob", [*HEAD, TARGETS, 1.0, True]),
+    "token_logprob_backward": (
+        "token_logprob_backward",
+        [*tensors((64,), (64,), dtype=float32), *HEAD, TARGETS, *ROWS, 1.0, True, True],
+    ),
     "patchify": ("patchify", [PICTURE, [0.5] * 3, [0.3] * 3, 2, 14, 2, bfloat16]),
     "interpolate_pos_embed": ("interpolate_pos_embed", [*tensors(*TABLE), GRID]),
     "interpolate_pos_embed_backward": ("interpolate_pos_embed_backward", [*tensors(TABLE[0]), GRID, 576]),
