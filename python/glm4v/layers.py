@@ -5,10 +5,16 @@ Dims: T rows (tokens or patches), C width, F inner width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from glm4v_ext import linear, rms_norm, swiglu
+
+T = TypeVar("T")
 
 
 class Linear(nn.Linear):
@@ -37,6 +43,13 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [T, C]
         return rms_norm(x, self.weight, self.eps)
+
+
+def run(block: Callable[..., T], recompute: bool, *inputs: Any) -> T:
+    """``block(*inputs)``; with ``recompute`` its inner values are not kept for the backward pass."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return block(*inputs)
 
 
 class Mlp(nn.Module):

@@ -126,6 +126,10 @@ class Glm4v(nn.Module):
         for name, text in texts.items():
             write_text(Path(folder) / name, text)
 
+    def recompute_activations(self, on: bool = True) -> None:
+        """Training keeps only what goes into each block and computes the rest again in the backward pass."""
+        self.visual.recompute = self.language_model.recompute = on
+
     def embed(
         self,
         input_ids: Tensor,  # [T]

@@ -16,7 +16,7 @@ from glm4v_ext import flash_attn_varlen_func, flash_attn_with_kvcache, rms_norm_
 
 from .cache import KVCache
 from .config import TextConfig
-from .layers import Linear, Mlp, RMSNorm
+from .layers import Linear, Mlp, RMSNorm, run
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q [T, H, D], k and v [T, K, D] -> [T, H, D]
 
@@ -64,6 +64,7 @@ class Layer(nn.Module):
 class LanguageModel(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
+        self.recompute = False  # see Glm4v.recompute_activations
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList([Layer(config) for _ in range(config.num_hidden_layers)])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -110,5 +111,5 @@ class LanguageModel(nn.Module):
 
     def _run(self, x: Tensor, position_ids: Tensor, attend: Attend) -> Tensor:
         for i, layer in enumerate(self.layers):
-            x = layer(x, position_ids, i, attend)
+            x = run(layer, self.recompute, x, position_ids, i, attend)
         return self.norm(x)

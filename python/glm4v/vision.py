@@ -25,7 +25,7 @@ from glm4v_ext import (
 )
 
 from .config import CHANNELS, MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, VisionConfig
-from .layers import Kernel, Linear, Mlp, RMSNorm
+from .layers import Kernel, Linear, Mlp, RMSNorm, run
 
 
 class PatchEmbed(nn.Module):
@@ -108,6 +108,7 @@ class VisionTower(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         c = config.hidden_size
+        self.recompute = False  # see Glm4v.recompute_activations
         self.embeddings = Embeddings(config)
         self.patch_embed = PatchEmbed(config)
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.depth)])
@@ -137,7 +138,7 @@ class VisionTower(nn.Module):
         blocks = cast("list[Block]", self.blocks)
         normed = blocks[0].norm1(x)
         for block, after in zip(blocks, [*(b.norm1 for b in blocks[1:]), self.post_layernorm], strict=True):
-            x, normed = block(x, normed, after, position_ids, cu_seqlens, max_seqlen)
+            x, normed = run(block, self.recompute, x, normed, after, position_ids, cu_seqlens, max_seqlen)
         return self.merger(merge_patches(normed, self.downsample.weight, self.downsample.bias))
 
 

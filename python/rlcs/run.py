@@ -126,7 +126,7 @@ def load_model(source: Path, settings: ModelSettings) -> Glm4v:
     dtype = None if settings.dtype is None else getattr(torch, settings.dtype)
     model = Glm4v.from_pretrained(source, dtype, settings.device)
     model.train()
-    model.activation_checkpointing = settings.activation_checkpointing
+    model.recompute_activations(settings.activation_checkpointing)
     merger = {id(w) for part in (model.visual.merger, model.visual.downsample) for w in part.parameters()}
     for name, weight in model.named_parameters():
         weight.data = weight.data.clone()

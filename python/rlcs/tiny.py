@@ -1,7 +1,8 @@
 """A GLM-4.1V of half a million parameters with every real component, in Hugging Face layout: what the demo trains.
 
 Sizes are those that learned most in minutes on a CPU (measured: wider and deeper ones are slower and no better in the
-same time). The vocabulary is the 256 bytes, some merges and GLM's special tokens; one scan of 28 x 28 pixels is one merged token.
+same time). The vocabulary is the 256 bytes, some merges and GLM's special tokens; one scan of 28 x 28 pixels is one
+merged token.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def make_tokenizer(texts: Iterable[str], merges: int = 128) -> Tokenizer:
 
 def make_model(tokenizer: Tokenizer, seed: int = 0) -> Glm4v:
     """Random weights; residual branches start small, as their norms' weights do."""
-    id_of = tokenizer.token_to_id
+    ids = tokenizer.get_vocab()
+    id_of = ids.__getitem__
     stop = [id_of(token) for token in STOP_TOKENS]
     config = Config(
         vision_config=VisionConfig(
