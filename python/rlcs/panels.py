@@ -250,7 +250,8 @@ def optimisation(sheet: Sheet) -> None:
     sheet.curves("Clip fractions", "Trained tokens whose ratio was clipped.", "share", clipped)
     sheet.curves("Gradient norm", "Before clipping.", "norm", {"norm": sheet("grad_norm")}, log=True)
     gaps = {"all steps": sheet("mismatch"), "first step": sheet("mismatch_first")}
-    caption = "Mean |log-probability of the trainer − of the rollout|; in a wave's first step it should be rounding."
+    caption = "Mean |log-probability of the trainer − of the rollout|. In a wave's first step it should be rounding, "
+    caption += "unless groups were carried from the wave before."
     sheet.curves("Mismatch", caption, "nats", gaps, log=True)
     sheet.curves("Learning rate", f"Of each {sheet.over}.", "rate", {"rate": sheet("rate")}, smooth=False)
 

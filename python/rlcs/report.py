@@ -53,7 +53,7 @@ def report(runs: tuple[Path, ...], /, out: Path | None = None) -> Path:
 
 
 def page_of(records: Sequence[Record]) -> str:
-    title = " and ".join(record.name for record in records)
+    title = _listed([record.name for record in records])
     body = [f"<h1>{escape(title)}</h1>"]
     body += [f"<p>{headline(record)}</p>" for record in records]
     body += [f'<p class="verdict">{escape(sentence)}</p>' for sentence in verdicts(records)]
@@ -158,7 +158,7 @@ def _side_by_side(arms: Mapping[str, Result], words: str) -> str:
     if len(ranked) == 1:
         return f"{words}, {best}: {signed(gain)} points, {_sureness(gain)} over runs."
     gap = gain - arms[ranked[1]]
-    others = " and ".join(f"{signed(arms[label])} of {label}" for label in ranked[1:])
+    others = _listed([f"{signed(arms[label])} of {label}" for label in ranked[1:]])
     if gap.mean > SURE * gap.error:
         text = f"{words}, {best} gains more: {signed(gain)} points against {others}"
     else:
@@ -238,7 +238,7 @@ def _cells(records: Sequence[Record], mode: str, domain: str) -> list[str]:
     for record in records:
         first, last = span(record, records, mode, domain)
         gain = last - first if first and last else None
-        tasks = last.tasks if last and last.tasks >= 0 else tasks
+        tasks = tasks if tasks >= 0 or last is None else last.tasks
         cells += [_points(first), _points(last)]
         cells.append(f'<td class="{_kind(gain)}">{signed(gain)}</td>' if gain else "")
     return [f"{tasks:.0f}" if tasks >= 0 else "", *cells]
@@ -294,6 +294,11 @@ def clock(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {whole % 60:02d} s" if minutes else f"{whole} s"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    """a, b and c."""
+    return " and ".join([*([", ".join(parts[:-1])] if parts[1:] else []), *parts[-1:]])
 
 
 def _points(one: Result | None) -> str:
