@@ -28,6 +28,8 @@ CONTROL_TOKENS = (
 ANSWER_TOKENS = ("<think>", "</think>", "<answer>", "</answer>", "<|begin_of_box|>", "<|end_of_box|>")
 STOP_TOKENS = ("<|endoftext|>", "<|user|>", "<|observation|>", "</answer>")
 CONTEXT = 2048
+BRANCH = 0.2  # what a block adds at first, over what it reads
+EMBED = 0.5
 
 
 def make_tokenizer(texts: Iterable[str], merges: int = 128) -> Tokenizer:
@@ -81,9 +83,10 @@ def make_model(tokenizer: Tokenizer, seed: int = 0) -> Glm4v:
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim == 1:
-                weight.fill_(0.0 if name.endswith("bias") else 1.0)
+                branch = "post_self_attn" in name or "post_mlp" in name
+                weight.fill_(0.0 if name.endswith("bias") else BRANCH if branch else 1.0)
             elif "embed" in name and "patch" not in name:
-                weight.normal_(std=0.3, generator=generator)
+                weight.normal_(std=EMBED, generator=generator)
             else:
                 weight.normal_(std=weight[0].numel() ** -0.5, generator=generator)
     model.generation_config = {"do_sample": False, "eos_token_id": stop, "pad_token_id": stop[0]}
