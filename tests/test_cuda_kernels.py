@@ -36,7 +36,7 @@ KERNELS = {
     "add_rms_norm": [],
     "rms_norm_add": [],
     "swiglu": [],
-    "token_logprob": ["refused", "memory", "shape8", "shape9"],
+    "token_logprob": ["refused", "memory", "shape8", "bitwise and shape1", "entropy and shape4 and not dtype0"],
     "patchify": [],
     "interpolate_pos_embed": ["grid10", "grid11", "errors and hold", "errors and even"],
     "rope_2d": [],

@@ -17,7 +17,7 @@ from glm4v_ext.testing import (
     outputs_and_grads,
 )
 
-# T, C, V: the last three have several chunks of the vocabulary
+# T, C, V: the last has two chunks of the vocabulary, on a GPU in float32
 SHAPES = [
     (1, 7, 5),
     (3, 64, 48),
@@ -27,8 +27,7 @@ SHAPES = [
     (0, 5, 6),
     (4, 0, 3),
     (40, 96, 128),
-    (8300, 3, 2111),
-    (9000, 16, 1100),
+    (8300, 3, 1100),
 ]
 
 
@@ -54,7 +53,7 @@ def test_definition(shape, dtype, device):
 
 @pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2], SHAPES[3], SHAPES[5], SHAPES[-2]])
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2], SHAPES[3], SHAPES[5], SHAPES[-1]])
 def test_definition_of_entropy(shape, dtype, device):
     inputs = sample(shape, dtype, device, torch.int32)
     assert_as_accurate(with_entropy(token_logprob), with_entropy(reference.token_logprob), inputs)
@@ -85,7 +84,7 @@ def test_chunks_at_isa_levels(dtype, level):
 
 
 @pytest.mark.parametrize("device", devices())
-@pytest.mark.parametrize("shape", [(64, 515, 80), (8300, 16, 2111)])
+@pytest.mark.parametrize("shape", [(64, 515, 80), (8300, 16, 1100)])
 def test_bitwise_repeatable(shape, device):
     assert_repeatable(with_entropy(token_logprob), sample(shape, torch.bfloat16, device))
 
@@ -129,7 +128,7 @@ def test_views(device):
 
 @pytest.mark.parametrize("device", devices())
 def test_only_what_is_needed_gets_a_gradient(device):
-    hidden, weight, targets = sample((8300, 16, 2111), torch.float32, device)
+    hidden, weight, targets = sample((8300, 16, 1100), torch.float32, device)
     both = outputs_and_grads(lambda h, w: token_logprob(h, w, targets), [hidden, weight])
     h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
     cotangent = torch.randn(len(targets), generator=torch.Generator().manual_seed(0)).to(device)
@@ -162,7 +161,7 @@ def test_large_logits(dtype, device):
 
 @pytest.mark.parametrize("device", devices())
 def test_logits_of_minus_infinity_have_no_share(device):
-    hidden, weight, targets = sample((70, 4, 2111), torch.float32, device)
+    hidden, weight, targets = sample((7, 4, 2111), torch.float32, device)
     hidden, barred = hidden.abs() + 0.1, weight.clone()
     barred[3:1500] = -float("inf")
     kept = torch.cat([weight[:3], weight[1500:]])
