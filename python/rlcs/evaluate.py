@@ -131,6 +131,9 @@ def flat(scores: Sequence[Score]) -> dict[str, float]:
         row[f"{score.mode}/{score.domain}"] = score.mean
         row[f"{score.mode}/{score.domain}/error"] = score.error
         row[f"{score.mode}/{score.domain}/tasks"] = float(score.tasks)
+        row[f"{score.mode}/{score.domain}/format"] = score.format_share
+        row[f"{score.mode}/{score.domain}/forced"] = score.forced_share
+        row[f"{score.mode}/{score.domain}/tokens"] = score.tokens
     return row
 
 

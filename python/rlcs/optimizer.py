@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 
 
+FIRST = 0.1  # share of the rate at the very first step, which would else be wasted
+
+
 @dataclass(frozen=True)
 class OptimizerSettings:
     """How weights move."""
@@ -22,7 +25,7 @@ class OptimizerSettings:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0  # of matrices
     clip_norm: float = 1.0
-    warmup: float = 0.02  # share of the run over which the rate rises from 0
+    warmup: float = 0.02  # share of the run over which the rate rises, from a tenth
     decay: Literal["cosine", "tail", "constant"] = "cosine"
     tail: float = 0.3  # share of the run over which "tail" falls linearly, after a constant stretch
     final: float = 0.05  # of lr, at the end
@@ -40,7 +43,7 @@ class OptimizerSettings:
     def rate(self, progress: float) -> float:
         """The learning rate when ``progress`` in [0, 1] of the run is behind us."""
         if progress < self.warmup:
-            return self.lr * (progress / self.warmup)
+            return self.lr * (FIRST + (1 - FIRST) * progress / self.warmup)
         if self.decay == "cosine":
             done = (progress - self.warmup) / max(1 - self.warmup, 1e-9)
             share = (1 + math.cos(math.pi * min(done, 1.0))) / 2

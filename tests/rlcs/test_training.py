@@ -144,7 +144,7 @@ def test_a_checkpoint_is_there_whole_or_not_at_all(tmp_path):
 def test_a_run_without_resume_does_not_write_over_another(demo, tmp_path):
     config = sft_config(demo, tmp_path / "run")
     sft(config)
-    with pytest.raises(ValueError, match="must be empty without --run.resume"):
+    with pytest.raises(ValueError, match=r"must be empty without --run\.resume"):
         sft(dataclasses.replace(config, run=dataclasses.replace(config.run, resume=False)))
 
 
@@ -226,7 +226,7 @@ def test_the_loss_is_the_plain_one(demo):
             video_grid_thw=prompt.video_grid_thw,
         ).log_softmax(-1)
         at = np.flatnonzero(sample.trained)
-        total -= float(logits[at - 1, sample.token_ids[at]].sum())
+        total -= float(logits[at - 1, sample.token_ids[at]].sum().detach())
         count += len(at)
     assert facts["loss"] == pytest.approx(total / count, rel=1e-5)
     assert facts["trained_tokens"] == count
@@ -274,7 +274,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing(demo):
 
 def test_learning_rates():
     tail = OptimizerSettings(lr=1.0, warmup=0.1, decay="tail", tail=0.5, final=0.0)
-    assert [round(tail.rate(p), 3) for p in (0, 0.05, 0.1, 0.5, 0.75, 1)] == [0, 0.5, 1, 1, 0.5, 0]
+    assert [round(tail.rate(p), 3) for p in (0, 0.05, 0.1, 0.5, 0.75, 1)] == [0.1, 0.55, 1, 1, 0.5, 0]
     cosine = OptimizerSettings(lr=1.0, warmup=0.0, final=0.1)
     assert [round(cosine.rate(p), 3) for p in (0, 0.5, 1)] == [1, 0.55, 0.1]
     with pytest.raises(ValueError, match="optimizer: lr must be from 0 to 1, got 2"):
@@ -305,7 +305,7 @@ def test_thinking_and_turns_that_are_learned(demo):
     stop = [processor.codec.id(token) for token in ("</answer>", "<|user|>")]
     messages = [
         {"role": "user", "content": "One?"},
-        {"role": "assistant", "content": "<think>so</think><answer>1</answer>"},
+        {"role": "assistant", "content": "<think>why</think><answer>1</answer>"},
         {"role": "user", "content": "Two?"},
         {"role": "assistant", "content": "2"},
     ]
@@ -319,11 +319,11 @@ def test_thinking_and_turns_that_are_learned(demo):
 
     first, second = lessons_of(messages, "all", 1)
     assert lessons_of(messages, "last", 1) == [second]
-    assert learned(first)[0] == "<think>so</think><answer>1</answer>"
+    assert learned(first)[0] == "<think>why</think><answer>1</answer>"
     said, given = learned(first, thinking=False)
-    assert said == "<answer>1</answer>" and given.endswith("<think>so</think>")
+    assert said == "<answer>1</answer>" and given.endswith("<think>why</think>")
     said, given = learned(second)
-    assert said == "2<|user|>" and "so" not in given and "1" in given  # earlier thinking is gone, as at inference
+    assert said == "2<|user|>" and "why" not in given and "1" in given  # earlier thinking is gone, as at inference
     with pytest.raises(ValueError, match="must hold an assistant's turn after a user's"):
         lessons_of(messages[:1], "all", 1)
 

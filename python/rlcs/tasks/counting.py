@@ -6,7 +6,7 @@ from .canvas import Canvas, Made
 
 
 def make(canvas: Canvas, level: int) -> Made:
-    length = level + 2
+    length = level + 1
     wanted = int(canvas.random.integers(10))
     digits = [wanted if canvas.random.random() < 0.4 else d for d in canvas.digits(length)]
     count = digits.count(wanted)

@@ -6,7 +6,7 @@ from .canvas import Canvas, Made
 
 
 def make(canvas: Canvas, level: int) -> Made:
-    digits = canvas.digits(level + 1)
+    digits = canvas.digits(level)
     text = "".join(map(str, digits))
     picture = {"type": "image", "image": canvas.row([*digits])}
     return Made([picture], "Read the digits.", text, text)
