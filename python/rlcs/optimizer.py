@@ -13,7 +13,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-
 FIRST = 0.1  # share of the rate at the very first step, which would else be wasted
 
 
