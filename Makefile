@@ -1,4 +1,4 @@
-# make demo   sets everything up and runs the main job
+# make demo   sets everything up and teaches a tiny GLM-4.1V to see and answer
 # make test   sets everything up and runs every test
 # make gpu-check   on a machine with a GPU: tests, races, benchmarks; the record goes to bench/results/
 PYTHON ?= python3
@@ -11,7 +11,7 @@ PYTEST := OMP_WAIT_POLICY=passive HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 .PHONY: demo test test-fast test-slow gpu-check bench lint format build
 
 demo: build
-	$(BIN)/python examples/demo.py
+	$(BIN)/python -m rlcs.cli demo --out runs/demo
 
 test: build
 	$(PYTEST) -m "not slow"

@@ -200,18 +200,21 @@ def _summary(out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    rows = {
-        name: [r for r in read_metrics(out / name) if r["kind"] == "eval"][-1] for name in ("cold", "rlcs", "control")
-    }
-    table = Table("held-out scans", "after the cold start", "RLCS", "SFT for the same time", title_justify="left")
-    for mode, words in (("sampled", "temperature 1"), ("greedy", "greedy")):
-        for domain in [k.split("/")[1] for k in rows["cold"] if k.startswith(f"{mode}/") and k.count("/") == 1]:
-            cells = [
-                f"{100 * row[f'{mode}/{domain}']:.1f} ± {100 * row[f'{mode}/{domain}/error']:.1f}"
-                for row in rows.values()
-            ]
-            table.add_row(f"{domain}, {words}", *cells, style="bold" if domain == "all" else "")
+    names = ("cold", "rlcs", "control")
+    rows = {name: [row for row in read_metrics(out / name) if row["kind"] == "eval"][-1] for name in names}
+
+    def cell(row: dict[str, float], key: str) -> str:
+        return f"{100 * row[key]:.1f} ± {100 * row[f'{key}/error']:.1f}"
+
+    table = Table("held-out scans", "", "cold start", "+ RLCS", "+ SFT as long")
+    for mode in ("sampled", "greedy"):
+        for key in [key for key in rows["cold"] if key.startswith(f"{mode}/") and key.count("/") == 1]:
+            domain, style = key.split("/")[1], "bold" if key.endswith("/all") else ""
+            table.add_row(domain, mode, *(cell(row, key) for row in rows.values()), style=style)
     Console().print(table)
+    gains = {name: 100 * (rows[name]["sampled/all"] - rows["cold"]["sampled/all"]) for name in names[1:]}
+    more = "RLCS gains more" if gains["rlcs"] > gains["control"] else "the control gains more"
+    _say(f"points at temperature 1: RLCS {gains['rlcs']:+.1f}, continued SFT {gains['control']:+.1f}: {more}")
 
 
 def _answer(folder: Path, tasks: Path, seed: int) -> None:

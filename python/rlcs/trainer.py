@@ -84,6 +84,9 @@ class Trainer:
             **{f"curriculum/{name}": value for name, value in self.curriculum.metrics().items()},
             **self.alarms.metrics(),
             **{f"seconds/{name}": value for name, value in self._seconds.items()},
+            "rollout_tokens_per_s": sum(len(r.token_ids) for g in groups for r in g.rollouts)
+            / self._seconds["rollout"],
+            "update_tokens_per_s": facts.get("tokens", 0.0) / self._seconds["update"],
             **{f"total/{name}": value for name, value in self.totals.items()},
         }
         self.carried = left if config.surplus == "carry" else []

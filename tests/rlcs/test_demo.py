@@ -1,0 +1,40 @@
+"""The demo, in the small: files, runs, report, answer."""
+
+import subprocess
+import sys
+
+import pytest
+
+from rlcs import demo
+from rlcs.logs import read_metrics
+
+
+def test_the_demo_goes_from_nothing_to_an_answer(tmp_path, monkeypatch, capsys):
+    for name, value in {"COLD_SCANS": 20, "COLD_SAMPLES": 60, "PROMPTS": 60, "HELD_OUT": 2}.items():
+        monkeypatch.setattr(demo, name, value)
+    out = tmp_path / "demo"
+    demo.demo(out, budget=0.1, seed=1)
+    page = (out / "report.html").read_text()
+    assert "RLCS" in page and "data:image" in page and "http://" not in page.replace("http://www.w3.org", "")
+    for run in ("cold", "rlcs", "control"):
+        rows = read_metrics(out / run)
+        assert rows[-1]["kind"] == "eval" and rows[-1]["greedy/all/tasks"] == 12
+    said = capsys.readouterr()
+    assert "Read the digits." in said.out and "truth:" in said.out
+    assert "points at temperature 1: RLCS" in said.err
+    from transformers import Glm4vForConditionalGeneration
+
+    Glm4vForConditionalGeneration.from_pretrained(out / "final")
+
+
+def test_it_replaces_only_a_demo(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="--out must be empty or an earlier demo"):
+        demo.demo(tmp_path)
+    with pytest.raises(ValueError, match="--budget must be above 0, got 0"):
+        demo.demo(tmp_path / "new", budget=0)
+
+
+def test_help():
+    done = subprocess.run([sys.executable, "-m", "rlcs.cli", "demo", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "--budget" in done.stdout
