@@ -48,25 +48,29 @@ def demo(out: Path = Path("runs/demo"), budget: float = 5.0, seed: int = 0, full
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     (out / "demo.json").write_text(json.dumps({"budget": budget, "seed": seed, "full": full}) + "\n")
-    domains = prepare(out, seed, full)
-    cold, rl, control = configurations(out, 60 * budget, seed, domains)
-    for name, config in (("cold", cold), ("rlcs", rl), ("control", control)):
-        _write(config, out / f"{name}.yaml")
+    prepare(out, seed, full)
+    cold, *_ = configurations(out, 60 * budget, seed, out)
+    _write(cold, out / "cold.yaml")
     _say(
         f"1  cold start: {cold.run.seconds:.0f} s of SFT on {COLD_SAMPLES} samples of {COLD_SCANS} scans, with thinking"
     )
-    _watch([_start("sft", out / "cold.yaml", out, core=None)], ["cold start"], [cold.run])
+    _watch([_start("sft", out / "cold.yaml", core=None)], ["cold start"], [cold.run])
+    start = latest(cold.run.out / "checkpoints")
+    assert start is not None, "a run that ended well has a checkpoint"
+    _, rl, control = configurations(out, 60 * budget, seed, start.folder)
+    _write(rl, out / "rlcs.yaml")
+    _write(control, out / "control.yaml")
     _say(
         f"2  for {rl.run.seconds:.0f} s: RLCS on {PROMPTS} prompts with answers only; the cold start's data as control"
     )
     names, runs = ["RLCS", "control"], [rl.run, control.run]
     commands = [("train", out / "rlcs.yaml"), ("sft", out / "control.yaml")]
     if (os.cpu_count() or 1) > 1:
-        started = [_start(command, file, out, core) for core, (command, file) in enumerate(commands)]
+        started = [_start(command, file, core) for core, (command, file) in enumerate(commands)]
         _watch(started, names, runs)
     else:
         for (command, file), name, run in zip(commands, names, runs, strict=True):
-            _watch([_start(command, file, out, None)], [name], [run])
+            _watch([_start(command, file, None)], [name], [run])
     from .report import report
 
     page = report((out / "cold", out / "rlcs", out / "control"), out=out / "report.html")
@@ -79,8 +83,8 @@ def demo(out: Path = Path("runs/demo"), budget: float = 5.0, seed: int = 0, full
     _say(f"report: {page}\nmodel, in Hugging Face layout: {model}\nrollouts: rlcs show {rl.run.out}")
 
 
-def prepare(out: Path, seed: int, full: bool) -> int:
-    """Writes tasks and the untrained model; returns how many domains there are."""
+def prepare(out: Path, seed: int, full: bool) -> None:
+    """Writes tasks and the untrained model."""
     from .tasks import FULL, MAKERS, make_tasks
     from .tasks.files import write_tasks
     from .tiny import make_checkpoint
@@ -99,11 +103,10 @@ def prepare(out: Path, seed: int, full: bool) -> int:
         write_tasks(out, "train", make_tasks(PROMPTS, 10 * seed + 1, makers=makers), progress)
         write_tasks(out, "test", make_tasks(HELD_OUT * len(makers), 10 * seed + 2, "test", makers), progress)
     make_checkpoint(out / "model", [text for task, response in cold for text in (task.question or "", response)], seed)
-    return len(makers)
 
 
-def configurations(out: Path, seconds: float, seed: int, domains: int) -> tuple[SftConfig, TrainConfig, SftConfig]:
-    """Cold start, RLCS and control of a demo, as the runs' files say them."""
+def configurations(out: Path, seconds: float, seed: int, start: Path) -> tuple[SftConfig, TrainConfig, SftConfig]:
+    """Cold start, RLCS and control of a demo; the latter two begin with the checkpoint ``start``."""
     held_out = EvalSettings(out / "test.jsonl")
     run = RunSettings(out=out / "cold", seconds=seconds * COLD_SHARE, seed=seed, save_every=0, threads=1, keep=1)
     cold = SftConfig(
@@ -115,7 +118,7 @@ def configurations(out: Path, seconds: float, seed: int, domains: int) -> tuple[
         rollout=ROLLOUT,
         batch=32,
     )
-    started = ModelSettings(path=out / "start")
+    started = ModelSettings(path=start)
     rest = dataclasses.replace(run, seconds=seconds * (1 - COLD_SHARE))
     rl = TrainConfig(
         tasks=out / "train.jsonl",
@@ -143,16 +146,10 @@ def _write(config: SftConfig | TrainConfig, path: Path) -> None:
     path.write_text(yaml.safe_dump(plain(config), sort_keys=False))
 
 
-def _start(command: str, config: Path, out: Path, core: int | None) -> subprocess.Popen[bytes]:
+def _start(command: str, config: Path, core: int | None) -> subprocess.Popen[bytes]:
     """A run as a process of its own, on one core; what it says goes to a file."""
-    start = out / "start"
-    if command != "sft" or config.stem != "cold":
-        cold = latest(out / "cold" / "checkpoints")
-        assert cold is not None, "the cold start has ended well"
-        if not start.exists():
-            shutil.copytree(cold.folder, start, ignore=shutil.ignore_patterns("trainer.safetensors", "state.json"))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    log = open(out / f"{config.stem}.log", "wb")  # noqa: SIM115 (the process writes to it)
+    log = open(config.with_suffix(".log"), "wb")  # noqa: SIM115 (the process writes to it)
     process = subprocess.Popen(
         [sys.executable, "-m", "rlcs.cli", command, "--config", str(config)], env=environment, stdout=log, stderr=log
     )
