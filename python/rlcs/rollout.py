@@ -30,6 +30,7 @@ from glm4v.sampling import Sampling, cut
 from .prompts import Prompt
 
 PAGE = 16  # tokens; what two answers of a prompt cannot share is less than a page
+STEP = 16  # rows: batches grow and shrink by as many, since libraries prepare a product for each new size
 PACK = 8192  # tokens of the prompts that are read together
 NEVER = np.iinfo(np.int64).max
 
@@ -209,8 +210,10 @@ class Rollouts:
             if not len(running):
                 continue
             if table is None:
-                table = pages.table(running)
-            ended, stays = [], self._decode(running, table)
+                # The last answer fills up the batch: its token is written again, to the same place.
+                rows = np.pad(running, (0, -len(running) % STEP if len(running) > STEP else 0), mode="edge")
+                table = pages.table(rows)
+            ended, stays = [], self._decode(running, rows, table)
             if not stays.all():
                 ended, running, table = running[~stays].tolist(), running[stays], None
                 pages.take_back(ended)
@@ -250,15 +253,15 @@ class Rollouts:
         self.statistics.prefill_tokens += int(batch["cu_seqlens"][-1])
         return answers[stays], answers[~stays].tolist()
 
-    def _decode(self, running: np.ndarray, table: Tensor) -> np.ndarray:
-        """One more token for each of B answers: which of them go on."""
-        length, device = self._length[running], self.model.device
+    def _decode(self, running: np.ndarray, rows: np.ndarray, table: Tensor) -> np.ndarray:
+        """One more token for each of B answers, which ``rows`` begin with: which of them go on."""
+        length, device = self._length[rows], self.model.device
         step = np.stack(
             (
-                self._token_ids[running, length - 1],
-                self._first_position[running] + length - 1,
-                self._prompt_length[running] + length - 1,  # tokens in the cache
-                self._uniform[running, self._drawn[running]].view(np.int64),
+                self._token_ids[rows, length - 1],
+                self._first_position[rows] + length - 1,
+                self._prompt_length[rows] + length - 1,  # tokens in the cache
+                self._uniform[rows, self._drawn[rows]].view(np.int64),
             )
         )
         tokens, positions, held, uniform = torch.from_numpy(step).to(device)
@@ -267,7 +270,7 @@ class Rollouts:
         chosen = _choose(logits, uniform.view(torch.float64)[:, None], self.settings, self._banned)
         self.statistics.steps += 1
         self.statistics.row_steps += len(running)
-        return self._accept(running, chosen)
+        return self._accept(running, chosen[:, : len(running)])
 
     def _accept(self, answers: np.ndarray, chosen: Tensor) -> np.ndarray:
         """Takes in the next token of each answer, or the one that its budget forces: bool, which answers go on.

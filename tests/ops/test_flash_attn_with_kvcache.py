@@ -65,6 +65,21 @@ def test_definition(dim, heads, dtype, device):
 
 
 @pytest.mark.parametrize("level", isa_levels())
+@pytest.mark.parametrize("heads", [(3, 3), (4, 2), (3, 1), (4, 1), (5, 1)])
+def test_few_rows_of_short_heads(heads, level):
+    lengths = torch.tensor([0, 1, 15, 16, 63, 64, 127, 128, 199])
+    with forced_isa(level):
+        for dim in (32, 8, 31, 20):
+            inputs = sample(len(lengths), 1, *heads, dim, 201, new=1)
+            poison(inputs, lengths)
+            for options in ({}, {"window_size": (20, 0)}, {"softcap": 0.7}, {"cache_leftpad": lengths // 2}):
+                check(inputs, cache_seqlens=lengths, causal=True, **options)
+            inputs = sample(len(lengths), 2, heads[0], heads[0], dim, 201, new=2)
+            poison(inputs, lengths)
+            check(inputs, cache_seqlens=lengths, causal=True, window_size=(30, 0))
+
+
+@pytest.mark.parametrize("level", isa_levels())
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("queries", [1, 3])
 def test_isa_levels(queries, dtype, level):

@@ -1,11 +1,12 @@
 // Attention of a few packed query rows against a long cache. Scores are computed transposed, [key][row], so that a row
 // is a lane: maximum, exponential and sum need no horizontal step, and keys and values are read where they lie, by
-// broadcasts. Blocks of keys follow the online softmax with the exact maximum of each block.
+// broadcasts. Blocks of keys follow the online softmax with the exact maximum of each block. Where rows are so few that
+// most lanes would be empty, they have products and a softmax of their own.
 #include "cpu/loops/flash_attn_with_kvcache.h"
 
 #include <type_traits>
 
-#include "cpu/loops/exp.h"
+#include "cpu/loops/flash_attn_with_kvcache_few.h"
 #include "cpu/loops/flash_attn_with_kvcache_fp32.h"
 #if defined(__AVX512BF16__)
 #include "cpu/loops/flash_attn_with_kvcache_bf16.h"
@@ -13,9 +14,6 @@
 
 namespace glm4v::GLM4V_ISA {
 namespace {
-
-// A softcap is applied to the scores before the softmax; a scale alone goes into its exponent.
-float log2_factor(const KvCacheArgs& a) { return a.softcap > 0 ? LOG2E : LOG2E * a.scale; }
 
 // Running maximum and sum of the rows, and what turns a block of scores into weights: [keys][rows], or [pairs of keys]
 // [rows] in the first half of their place.
@@ -84,13 +82,22 @@ struct Softmax {
   }
 };
 
+template <class Products>
+struct SoftmaxOf {
+  using Type = Softmax<Products>;
+};
+template <int R>
+struct SoftmaxOf<FewProducts<R>> {
+  using Type = FewSoftmax<FewProducts<R>>;
+};
+
 // `next` is the task after this one, if known: its first keys are fetched ahead.
 template <class Products>
 void run_task(const KvCacheArgs& a, const KvCacheTask& task, const KvCacheTask* next, const KvCachePartial* partials,
               int64_t stride) {
   struct Head {
     typename Products::Head products;
-    Softmax<Products> softmax;
+    typename SoftmaxOf<Products>::Type softmax;
     alignas(64) float s[Products::KEYS * KV_TILE];
   };
   const int64_t heads = task.head_end - task.head_begin;
@@ -135,6 +142,14 @@ void run_task(const KvCacheArgs& a, const KvCacheTask& task, const KvCacheTask* 
 template <class T>
 void choose_products(const KvCacheArgs& a, const KvCacheTask& task, const KvCacheTask* next,
                      const KvCachePartial* partials, int64_t stride) {
+  if constexpr (std::is_same_v<T, float>) {
+    // Longer heads are read as fast by the products below, which wait less for memory.
+    const int64_t rows = a.dim <= 32 ? task.row_end - task.row_begin : KV_TILE;
+    if (rows == 1) return run_task<FewProducts<1>>(a, task, next, partials, stride);
+    if (rows == 2) return run_task<FewProducts<2>>(a, task, next, partials, stride);
+    if (rows == 3) return run_task<FewProducts<3>>(a, task, next, partials, stride);
+    if (rows == 4) return run_task<FewProducts<4>>(a, task, next, partials, stride);
+  }
 #if defined(__AVX512BF16__)
   if constexpr (std::is_same_v<T, bf16>) return run_task<BestBf16Products>(a, task, next, partials, stride);
 #endif
@@ -162,7 +177,7 @@ void merge_head(const KvCacheArgs& a, const KvCacheTask& tile, const KvCachePart
       store(partials[i].sum + v, weight);
     }
     store(inverse + v, sum == vf{} ? vf{} : splat(1.0f) / sum);
-    for (int64_t r = 0; r < W; ++r)
+    for (int64_t r = 0; r < min(W, tile.row_end - tile.row_begin - v); ++r)
       lse[v + r] = sum[r] == 0 ? -INF : LN2 * to_log2[r] * base[r] + __builtin_logf(sum[r]);
   }
   const int64_t group = a.heads / a.kv_heads;

@@ -2,6 +2,7 @@
 #pragma once
 #include <type_traits>
 
+#include "cpu/loops/exp.h"
 #include "cpu/loops/flash_attn_varlen_gemm.h"
 #include "cpu/loops/flash_attn_with_kvcache.h"
 
@@ -31,6 +32,9 @@ Range keys_of(const KvCacheArgs& a, const KvCacheTask& task) {
   return {max(task.key_begin, keys_of(a, task.batch, task.row_begin).begin),
           min(task.key_end, keys_of(a, task.batch, task.row_end - 1).end)};
 }
+
+// A softcap is applied to the scores before the softmax; a scale alone goes into its exponent.
+float log2_factor(const KvCacheArgs& a) { return a.softcap > 0 ? LOG2E : LOG2E * a.scale; }
 
 // Packed row r of a kv head in q.
 template <class T>
