@@ -27,12 +27,12 @@ from .rollout import RolloutSettings
 
 COLD_SCANS, COLD_SAMPLES = 300, 6000
 PROMPTS, HELD_OUT = 6000, 200  # prompts of RL, and held-out tasks of each domain
-COLD_SHARE = 0.45  # of the budget; the rest is RL, beside the control
+COLD_SHARE = 0.36  # of the budget; the rest is RL, beside the control
 COLD_LR, LR, CONTROL_LR = 1e-3, 3e-4, 5e-4
 ROLLOUT = RolloutSettings(max_new_tokens=64, thinking_budget=40)
 
 
-def demo(out: Path = Path("runs/demo"), budget: float = 5.0, seed: int = 0, full: bool = False) -> None:
+def demo(out: Path = Path("runs/demo"), budget: float = 5.8, seed: int = 0, full: bool = False) -> None:
     """Teaches a tiny GLM-4.1V to see and answer: cold start, RLCS beside a control, report, one answer.
 
     Args:
