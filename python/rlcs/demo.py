@@ -27,7 +27,7 @@ from .rollout import RolloutSettings
 
 COLD_SCANS, COLD_SAMPLES = 300, 6000
 PROMPTS, HELD_OUT = 6000, 200  # prompts of RL, and held-out tasks of each domain
-COLD_SHARE = 0.36  # of the budget; the rest is RL, beside the control
+COLD_SHARE = 0.34  # of the budget; the rest is RL, beside the control
 COLD_LR, LR, CONTROL_LR = 1e-3, 3e-4, 5e-4
 ROLLOUT = RolloutSettings(max_new_tokens=64, thinking_budget=40)
 
@@ -113,7 +113,7 @@ def configurations(out: Path, seconds: float, seed: int, start: Path) -> tuple[S
         data=out / "cold-answers.jsonl",
         model=ModelSettings(path=out / "model"),
         run=run,
-        optimizer=OptimizerSettings(lr=COLD_LR, decay="tail"),
+        optimizer=OptimizerSettings(lr=COLD_LR, decay="constant"),  # its rate falls at the end of what follows
         eval=held_out,
         rollout=ROLLOUT,
         batch=32,
