@@ -66,7 +66,7 @@ def save(
         write_model(part)
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part / "trainer.safetensors")
         (part / "state.json").write_text(json.dumps(state))
-        for path in (*part.iterdir(), part):
+        for path in (*part.rglob("*"), part):
             _sync(path)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)

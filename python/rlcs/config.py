@@ -28,8 +28,8 @@ class ModelSettings:
     dtype: Literal["float32", "bfloat16"] | None = None  # of the weights; None keeps the file's
     device: str = "cpu"
     freeze: tuple[Part, ...] = ()
-    lora_rank: int = 0  # 0 trains the weights themselves
-    lora_alpha: float = 16.0
+    lora_rank: int = 0  # of adapters on the linear layers of what isn't frozen; 0 trains the weights themselves
+    lora_alpha: float = 16.0  # over lora_rank: what the adapters' output is multiplied by
     activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 
 from glm4v import Glm4v, Processor
+from glm4v.layers import Linear
 
-from . import checkpoint, evaluate
-from .config import EvalSettings, ModelSettings, RunSettings, SftConfig, TrainConfig, plain
+from . import checkpoint, evaluate, lora
+from .config import EvalSettings, ModelSettings, Part, RunSettings, SftConfig, TrainConfig, plain
 from .data import read_tasks
 from .learner import Learner
 from .logs import Log
@@ -52,8 +53,7 @@ class Run:
         saved = checkpoint.latest(self.checkpoints) if run.resume else None
         if saved is None and checkpoint.every(self.checkpoints):
             raise ValueError(f"run: {run.out} must be empty without --run.resume, got checkpoints in it")
-        source = config.model.path if saved is None else saved.folder
-        self.model = load_model(source, config.model)
+        self.model = load_model(config.model, run.seed, None if saved is None else saved.folder)
         self.prompts = Prompts(Processor.from_pretrained(config.model.path, dtype=self.model.dtype))
         self.model.processor = self.prompts.processor
         self.optimizer = Optimizer(self.model, config.optimizer)
@@ -121,24 +121,49 @@ class Run:
         return scores
 
 
-def load_model(source: Path, settings: ModelSettings) -> Glm4v:
-    """The model with its trained parts; weights are its own, not those mapped from the file."""
+def load_model(settings: ModelSettings, seed: int = 0, checkpoint: Path | None = None) -> Glm4v:
+    """The model with its trained parts, as the settings have it or as a run has left it in ``checkpoint``.
+
+    Weights are its own, not those mapped from the file. With adapters, whose start ``seed`` draws, a run goes on from
+    the unmerged weights.
+    """
+    rank = settings.lora_rank
+    if rank:
+        lora.check_installed()
     dtype = None if settings.dtype is None else getattr(torch, settings.dtype)
-    model = Glm4v.from_pretrained(source, dtype, settings.device)
+    model = Glm4v.from_pretrained(settings.path if rank else checkpoint or settings.path, dtype, settings.device)
     model.train()
     model.recompute_activations(settings.activation_checkpointing)
-    merger = {id(w) for part in (model.visual.merger, model.visual.downsample) for w in part.parameters()}
     for name, weight in model.named_parameters():
         weight.data = weight.data.clone()
-        vision = name.startswith("model.visual.")
-        part = "merger" if id(weight) in merger else "vision" if vision else "language"
-        weight.requires_grad_(part not in settings.freeze)
+        weight.requires_grad_(part_of(name) not in settings.freeze)
+    if rank:
+        linear = [name for name, layer in model.named_modules() if isinstance(layer, Linear) and name != "lm_head"]
+        layers = [name for name in linear if part_of(name) not in settings.freeze]
+        if not layers:
+            raise ValueError("model: freeze must leave a part to train, got all of them")
+        lora.add(model, layers, rank, settings.lora_alpha, seed)
+        if checkpoint is not None:
+            lora.load(model, checkpoint / lora.FOLDER)
     return model
 
 
+def part_of(name: str) -> Part:
+    """Which part of the model a parameter or a layer belongs to."""
+    if name.startswith(("model.visual.merger.", "model.visual.downsample.")):
+        return "merger"
+    return "vision" if name.startswith("model.visual.") else "language"
+
+
 def write_model(model: Glm4v, source: Path, folder: Path) -> None:
-    """The model in Hugging Face layout, with the tokenizer, template and picture settings that it came with."""
-    model.save_pretrained(folder)
+    """The model in Hugging Face layout, with the tokenizer, template and picture settings that it came with.
+
+    Adapters are merged into it, and stand beside it in a folder of their own.
+    """
+    with lora.merged(model):
+        model.save_pretrained(folder)
+    if lora.adapted(model):
+        lora.save(model, source, folder / lora.FOLDER)
     for name in CARRIED_FILES:
         if (source / name).exists():
             shutil.copyfile(source / name, folder / name)

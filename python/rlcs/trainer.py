@@ -9,6 +9,7 @@ Counted apart: waves, rollouts, tokens (sampled and trained), optimizer steps.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -50,7 +51,8 @@ class Trainer:
         self.carried: list[Group] = []
         self.proxies: dict[str, float] = {}  # held-out score of each domain, of the last evaluation
         self.totals = {"waves": 0, "rollouts": 0, "sampled_tokens": 0, "trained_tokens": 0, "optimizer_steps": 0}
-        self.reference = load_model(config.model.path, config.model).eval() if config.loss.kl else None
+        plain = dataclasses.replace(config.model, lora_rank=0)
+        self.reference = load_model(plain).eval() if config.loss.kl else None
         self._seconds: dict[str, float] = {}
         if run.state:
             self._load(run.state)
