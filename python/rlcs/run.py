@@ -119,14 +119,11 @@ class Run:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def obey(self, state: Callable[[], dict[str, Any]]) -> None:
-        """Saves and raises KeyboardInterrupt where somebody has asked the run to end."""
-        if self.stopped:
-            self.save(state())
-            self.log.close()
-            raise KeyboardInterrupt(
-                f"step {self.step} is saved in {self.checkpoints}; the same command goes on from it"
-            )
+    def obey(self, state: dict[str, Any]) -> None:
+        """Saves and raises KeyboardInterrupt, once the run is ``stopped``."""
+        self.save(state)
+        self.log.close()
+        raise KeyboardInterrupt(f"step {self.step} is saved in {self.checkpoints}; the same command goes on from it")
 
     def due(self, every: int) -> bool:
         """Whether it is time, in the middle of the run, for what happens each so many steps."""
@@ -284,9 +281,7 @@ def _taken_up(saved: checkpoint.Saved, config: SftConfig | TrainConfig, note: Ca
     """A checkpoint's state; says which settings have changed since, and refuses those that its weights hang on."""
     state = saved.state()
     if not {"config", "seconds"} <= state.keys():
-        raise ValueError(
-            f"checkpoint: {saved.folder} must be one of a run, got a state.json without config and seconds"
-        )
+        raise ValueError(f"checkpoint: {saved.folder}/state.json must hold config and seconds, got neither or one")
     before, now = _flat(state["config"]), _flat(json.loads(json.dumps(plain(config))))
     kinds = ["train" if "tasks" in settings else "sft" for settings in (before, now)]
     if kinds[0] != kinds[1]:

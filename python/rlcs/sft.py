@@ -158,7 +158,8 @@ def sft(config: SftConfig, note: Callable[[str], None] = print) -> list[Score]:
                 run.save({"position": position})
             if run.due(run.settings.eval_every):
                 scores = run.evaluate(bar)
-            run.obey(lambda: {"position": position})
+            if run.stopped:
+                run.obey({"position": position})
         run.save({"position": position})
         scores = run.evaluate(bar)
     run.log.close()

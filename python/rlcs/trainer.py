@@ -233,7 +233,8 @@ class Trainer:
                     self._evaluate(bar)
                 if run.due(run.settings.save_every):
                     run.save(self.state_dict())
-                run.obey(self.state_dict)
+                if run.stopped:
+                    run.obey(self.state_dict())
             run.save(self.state_dict())
             scores = self._evaluate(bar)
         self.curriculum.ledger.export(run.settings.out / "ledger.jsonl")

@@ -1,6 +1,5 @@
 """`rlcs sft|train|eval` as a user meets it: every fault is one line that names what is wrong, and nothing is lost."""
 
-import dataclasses
 import json
 import os
 import resource
@@ -20,8 +19,9 @@ from rlcs import checkpoint, rewards
 from rlcs.cli import COMMANDS, main
 from rlcs.config import EvalSettings, JudgeSettings, ModelSettings, RunSettings, plain
 from rlcs.logs import read_metrics
-from rlcs.rollout import RolloutSettings
 from rlcs.run import Run
+
+LONG, PICTURE = ([{"role": "user", "content": content}] for content in ("word " * 3000, "<image>"))
 
 
 @pytest.fixture
@@ -100,9 +100,9 @@ def test_a_checkpoint_without_a_tokenizer(demo, tmp_path, refused):
         ({"domain": "poetry"}, "line 2: domain must be one of math, physics"),
         ({"domain": "nowhere:verifier"}, "verifier nowhere:verifier cannot be loaded"),
         ({"domain": "general"}, "domain 'general' needs a judge"),
-        ({"messages": [{"role": "user", "content": "word " * 3000}], "images": []}, "task 'changed': the prompt must be"),
-        ({"messages": [{"role": "user", "content": "<image>"}], "images": ["none.png"]}, "line 2: none.png must be a file"),
-        ({"messages": [{"role": "user", "content": "<image>"}], "images": [__file__]}, "task 'changed': image: "),
+        ({"messages": LONG, "images": []}, "task 'changed': the prompt must be below 2048 tokens"),
+        ({"messages": PICTURE, "images": ["none.png"]}, "line 2: none.png must be a file"),
+        ({"messages": PICTURE, "images": [__file__]}, "task 'changed': image: "),
     ],
 )  # fmt: skip
 def test_tasks_that_cannot_be_answered_or_judged(changes, said, demo, tmp_path, refused):
@@ -116,7 +116,7 @@ def test_tasks_that_cannot_be_answered_or_judged(changes, said, demo, tmp_path, 
 
 
 def test_tasks_that_are_too_long_are_left_out_if_asked(demo, tmp_path):
-    tasks = rows_with(demo, tmp_path, messages=[{"role": "user", "content": "word " * 3000}], images=[])
+    tasks = rows_with(demo, tmp_path, messages=LONG, images=[])
     notes = []
     run = Run(train_config(demo, tmp_path / "run", tasks=tasks, bad_rows="skip"), notes.append)
     assert len(run.tasks) == 1 and "task 'changed'" in notes[0]
@@ -129,14 +129,11 @@ def test_settings_that_do_not_fit(demo, tmp_path, refused, monkeypatch):
     )
     (tmp_path / "empty.jsonl").write_text("\n")
     assert "empty.jsonl must hold a row, got none" in refused(*train, "--eval.tasks", tmp_path / "empty.jsonl")
-    assert "models must be one for each url (1), got 0" in refused(
-        "train",
-        "--config",
-        write(train_config(demo, tmp_path / "run"), tmp_path),
-        "--judge.urls",
-        "http://127.0.0.1/v1",
-    ).replace("Parsing error", "")
-    judge = ["--judge.urls", "http://127.0.0.1/v1", "--judge.models", "m", "--judge.key-variable", "NO_SUCH_KEY"]
+    url = ["--judge.urls", "http://127.0.0.1/v1"]
+    assert "models must be one for each url (1), got 0 (see rlcs train --help)" in refused(*train, *url)
+    assert "--groups" in refused(*train, "--groups", "many") and "--grups" in refused(*train, "--grups", 3)
+    assert "--model" in refused("eval") and "--steps" in refused("show", demo, "--steps", 3)
+    judge = [*url, "--judge.models", "m", "--judge.key-variable", "NO_SUCH_KEY"]
     assert "key_variable must name a variable that is set, got NO_SUCH_KEY" in refused(*train, *judge)
     if not torch.cuda.is_available():
         assert "device must be one that torch has here, got 'cuda'" in refused(*train, "--model.device", "cuda")
@@ -191,8 +188,8 @@ def test_a_damaged_checkpoint_is_named(demo, two_steps, tmp_path, refused):
     (folder.parent / "step-by-step").mkdir()  # somebody's notes
     whole = {file.name: file.read_bytes() for file in folder.iterdir()}
     for name, content in (
-        ("state.json", b"{}"), ("state.json", b'{"se'), ("trainer.safetensors", b"\0" * 9), ("trainer.safetensors", None),
-        ("model.safetensors", whole["model.safetensors"][:-9]), ("config.json", None),
+        ("state.json", b"{}"), ("state.json", b'{"se'), ("trainer.safetensors", b"\0" * 9),
+        ("trainer.safetensors", None), ("model.safetensors", whole["model.safetensors"][:-9]), ("config.json", None),
     ):  # fmt: skip
         if content is None:
             (folder / name).unlink()
@@ -207,7 +204,7 @@ def test_a_damaged_checkpoint_is_named(demo, two_steps, tmp_path, refused):
 
 
 @pytest.mark.parametrize(("command", "number"), [("sft", signal.SIGINT), ("train", signal.SIGTERM)])
-def test_a_stopped_run_is_saved_and_goes_on_as_if_it_had_not_been(command, number, demo, tmp_path):
+def test_a_stopped_run_is_saved(command, number, demo, tmp_path):
     make = {"sft": sft_config, "train": train_config}[command]
     run = RunSettings(out=tmp_path / "cut", steps=400, save_every=0)
     cut = make(demo, run.out, run=run)
@@ -218,12 +215,10 @@ def test_a_stopped_run_is_saved_and_goes_on_as_if_it_had_not_been(command, numbe
     out, err = process.communicate()
     step = checkpoint.latest(run.out / "checkpoints").step
     assert process.returncode == 130 and "stops after this step" in out, err
-    assert err.splitlines()[-1] == (
-        f"rlcs {command}: interrupted: step {step} is saved in {run.out / 'checkpoints'}; the same command goes on from it"
-    )
+    saved = f"step {step} is saved in {run.out / 'checkpoints'}; the same command goes on from it"
+    assert err.splitlines()[-1] == f"rlcs {command}: interrupted: {saved}"
     assert read_metrics(run.out)[-1]["step"] == step < 400
-    # The rates of a run follow its length, so the whole one is as long, and is stopped in its process.
-    again = Run(dataclasses.replace(cut, run=dataclasses.replace(run, keep=1)), lambda _: None)
+    again = Run(cut, lambda _: None)
     assert again.step == step
     again.log.close()
 
@@ -259,7 +254,3 @@ def test_a_judge_from_the_settings(monkeypatch):
     assert rewards.DOMAINS["general"].judge.concurrency == rewards.concurrency("general") == 5
     assert "secret" not in json.dumps(plain(judge))
     rewards.check("general")
-
-
-def test_defaults_of_eval():
-    assert RolloutSettings() == RolloutSettings(max_new_tokens=64)
