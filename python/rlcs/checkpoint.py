@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 PART = ".part"
+NAME = re.compile(r"step-\d+")
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,9 @@ def save(
     """Writes ``step-<step>`` beside its final name, down to the disk, renames it, and removes all but ``keep``.
 
     A crash at any moment leaves the older checkpoints as they were.
+
+    Raises:
+        OSError: it cannot be written; the text names the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{step:06d}"
@@ -66,10 +72,13 @@ def save(
         write_model(part)
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part / "trainer.safetensors")
         (part / "state.json").write_text(json.dumps(state))
-        for path in (*part.iterdir(), part):
+        for path in (*part.rglob("*"), part):
             _sync(path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, OSError | SafetensorError):
+            why = getattr(error, "strerror", None) or error
+            raise OSError(f"checkpoint: {final} cannot be written: {why}; older ones are as they were") from None
         raise
     if final.exists():  # the same step again, of a run that went back: the older one goes only now
         os.rename(final, old := final.with_name(final.name + ".old" + PART))
@@ -85,7 +94,7 @@ def save(
 
 def every(folder: Path) -> list[Saved]:
     """Whole checkpoints, oldest first."""
-    found = [Saved(path) for path in folder.glob("step-*") if not path.name.endswith(PART)] if folder.is_dir() else []
+    found = [Saved(path) for path in folder.glob("step-*") if NAME.fullmatch(path.name)] if folder.is_dir() else []
     return sorted(found, key=lambda saved: saved.step)
 
 

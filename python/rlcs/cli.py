@@ -1,10 +1,15 @@
-"""The `rlcs` command: exits with 0 when all is well, 2 where the input is at fault, 130 after Ctrl-C, else 1.
+"""The `rlcs` command: exits with 0 when all is well, 2 where the input is at fault, 130 where it was stopped, else 1.
 
 Errors are one line. `sft` and `train` take a YAML file by ``--config`` and any setting as a flag over it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
+import itertools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -35,9 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     try:
         sys.exit(COMMANDS[name](rest) or 0)
-    except KeyboardInterrupt:
-        print(f"rlcs {name}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"rlcs {name}: interrupted{f': {stop}' if str(stop) else ''}", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # nobody reads on, as behind `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (ValueError, OSError) as error:
         print(f"rlcs: {error}", file=sys.stderr)
         sys.exit(2)
@@ -64,47 +72,37 @@ def train(arguments: list[str]) -> None:
 
 def evaluate(arguments: list[str]) -> None:
     """Answers held-out tasks, sampled and greedy, and prints scores with their errors."""
-    import tyro
-
     from .evaluate import evaluate_files as run
 
-    _print_scores(tyro.cli(run, args=arguments, prog="rlcs eval"))
+    _print_scores(_called(run, "eval", arguments))
 
 
 def verify(arguments: list[str]) -> int:
     """Checks verifiers on golden cases and their rewritings: false positives and negatives."""
-    import tyro
-
     from .verify import verify as run
 
-    return tyro.cli(run, args=arguments, prog="rlcs verify")
+    return _called(run, "verify", arguments)
 
 
 def show(arguments: list[str]) -> None:
     """Prints prompts, pictures, answers and verdicts of one wave."""
-    import tyro
-
     from .show import show as run
 
-    tyro.cli(run, args=arguments, prog="rlcs show")
+    _called(run, "show", arguments)
 
 
 def report(arguments: list[str]) -> None:
     """Makes one HTML page, plots inline, of one run or several side by side."""
-    import tyro
-
     from .report import report as run
 
-    print(tyro.cli(run, args=arguments, prog="rlcs report"))
+    print(_called(run, "report", arguments))
 
 
 def demo(arguments: list[str]) -> None:
     """Teaches a tiny GLM-4.1V to see and answer, in minutes on a CPU: cold start, RLCS, control, report."""
-    import tyro
-
     from .demo import demo as run
 
-    tyro.cli(run, args=arguments, prog="rlcs demo")
+    _called(run, "demo", arguments)
 
 
 COMMANDS: dict[str, Callable[[list[str]], Any]] = {
@@ -123,8 +121,6 @@ def _configuration(
     kind: type[T], name: str, command: Callable[..., Any], arguments: list[str], preset: dict[str, Any] | None = None
 ) -> T:
     """The settings of a command: those of ``--config FILE``, over a preset's, under the flags."""
-    import tyro
-
     from .config import read
 
     path = _take(arguments, "--config")
@@ -132,9 +128,33 @@ def _configuration(
     extra = "--config FILE: settings from a YAML file; flags go over them."
     if preset is not None:
         extra += " --preset pretrain|long-context|sft: the paper's stages."
-    return tyro.cli(
-        kind, args=arguments, default=default, prog=f"rlcs {name}", description=f"{command.__doc__}\n\n{extra}"
-    )
+    return _parsed(kind, name, arguments, default=default, description=f"{command.__doc__}\n\n{extra}")
+
+
+def _called(function: Callable[..., T], name: str, arguments: list[str]) -> T:
+    """The function with the arguments that its flags say."""
+
+    @functools.wraps(function)
+    def bound(*args: Any, **kwargs: Any) -> Callable[[], T]:
+        return functools.partial(function, *args, **kwargs)
+
+    return _parsed(bound, name, arguments)()
+
+
+def _parsed(target: Callable[..., T], name: str, arguments: list[str], **options: Any) -> T:
+    """What the flags make of ``target``; the parser's framed errors become one line."""
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(target, args=arguments, prog=f"rlcs {name}", **options)
+    except SystemExit as end:
+        if not end.code:
+            raise
+        rows = [row.strip("│ ") for row in said.getvalue().splitlines() if row.startswith("│")]
+        words = itertools.takewhile(lambda row: not row.startswith("─"), rows)
+        raise ValueError(f"{' '.join(words)} (see rlcs {name} --help)") from None
 
 
 def _take(arguments: list[str], flag: str) -> str | None:

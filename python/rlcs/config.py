@@ -6,6 +6,7 @@ Every group of settings is a frozen dataclass that checks itself; names that don
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from .alarms import Limits
 from .curriculum import Settings as CurriculumSettings
 from .loss import LossSettings
 from .optimizer import OptimizerSettings
+from .rewards import Endpoint, Judge, use_judge
 from .rollout import RolloutSettings
 
 Part = Literal["vision", "merger", "language"]
@@ -28,8 +30,8 @@ class ModelSettings:
     dtype: Literal["float32", "bfloat16"] | None = None  # of the weights; None keeps the file's
     device: str = "cpu"
     freeze: tuple[Part, ...] = ()
-    lora_rank: int = 0  # 0 trains the weights themselves
-    lora_alpha: float = 16.0
+    lora_rank: int = 0  # of adapters on the linear layers of what isn't frozen; 0 trains the weights themselves
+    lora_alpha: float = 16.0  # over lora_rank: what the adapters' output is multiplied by
     activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
@@ -71,6 +73,33 @@ class EvalSettings:
 
 
 @dataclass(frozen=True)
+class JudgeSettings:
+    """Language models that judge what rules leave open, behind OpenAI-compatible endpoints; the majority decides."""
+
+    urls: tuple[str, ...] = ()  # up to and with /v1; none: no judge
+    models: tuple[str, ...] = ()  # one for each url
+    key_variable: str | None = None  # the environment variable that holds the key
+    timeout_s: float = 60.0
+    concurrency: int = 16  # requests at once, to each url
+    requests_per_minute: float = 0.0  # 0: no limit
+
+    def __post_init__(self) -> None:
+        if len(self.urls) != len(self.models):
+            raise ValueError(f"judge: models must be one for each url ({len(self.urls)}), got {len(self.models)}")
+
+    def use(self) -> None:
+        """Hands what rules leave open to these judges, if there are any."""
+        if not self.urls:
+            return
+        key = os.environ.get(self.key_variable, "") if self.key_variable else ""
+        if self.key_variable and not key:
+            raise ValueError(f"judge: key_variable must name a variable that is set, got {self.key_variable}")
+        limits = (self.timeout_s, Endpoint.tries, self.concurrency, self.requests_per_minute)
+        pairs = zip(self.urls, self.models, strict=True)
+        use_judge(Judge([Endpoint(url, model, key, *limits) for url, model in pairs]))
+
+
+@dataclass(frozen=True)
 class SftConfig:
     """`rlcs sft`: supervised training on answers (or on all tokens of documents)."""
 
@@ -80,6 +109,7 @@ class SftConfig:
     optimizer: OptimizerSettings = field(default_factory=lambda: OptimizerSettings(lr=1e-5))
     eval: EvalSettings = field(default_factory=EvalSettings)
     rollout: RolloutSettings = field(default_factory=RolloutSettings)  # of the evaluation
+    judge: JudgeSettings = field(default_factory=JudgeSettings)  # of the evaluation
     batch: int = 32  # samples of an optimizer step; the paper's for SFT
     tokens: int = 32768  # of a micro-step, at most; the paper's context
     all_tokens: bool = False  # pre-training: learn every token of a document, pictures aside
@@ -106,6 +136,7 @@ class TrainConfig:
     curriculum: CurriculumSettings = field(default_factory=CurriculumSettings)
     loss: LossSettings = field(default_factory=LossSettings)
     alarms: Limits = field(default_factory=Limits)
+    judge: JudgeSettings = field(default_factory=JudgeSettings)
     groups: int = 32  # valid groups that a wave should yield to train on
     updates: int = 1  # optimizer steps of a wave, over disjoint parts of its samples
     tokens: int = 32768  # of a micro-step, at most; the paper's context

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from .curriculum import TIERS
+from .rewards import find
 from .types import Task
 
 MARK = re.compile("<(image|video)>")
@@ -90,6 +91,10 @@ def task_of(row: Mapping[str, Any], folder: Path) -> Task:
     for name in ("id", "domain", "truth"):
         if not isinstance(row.get(name), str) or (name != "truth" and not row[name]):
             raise ValueError(f"{name} must be a text, got {row.get(name)!r}")
+    try:
+        find(row["domain"])
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix("verify: ")) from None
     for name in ("category", "question"):
         if not isinstance(row.get(name, ""), str | None):
             raise ValueError(f"{name} must be a text, got {row[name]!r}")
@@ -158,9 +163,12 @@ def _part(part: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _place(path: Any, folder: Path) -> Any:
-    """A path beside the file; a video may be a list of frames; URLs and absolute paths stay."""
+    """A path beside the file, if it is there; a video may be a list of frames; URLs and absolute paths stay."""
     if isinstance(path, list):
         return [_place(one, folder) for one in path]
     if not isinstance(path, str) or re.match(r"[a-z]+:", path):
         return path
-    return str(folder / path)
+    place = folder / path
+    if not place.exists():
+        raise ValueError(f"{path} must be a file, got none at {place}")
+    return str(place)

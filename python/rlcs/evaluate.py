@@ -9,7 +9,9 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,14 @@ import numpy as np
 
 from glm4v import Glm4v
 
+from .config import JudgeSettings
 from .prompts import Prompts
-from .rewards import verify
+from .rewards import concurrency, verify
 from .rollout import Answer, RolloutSettings, rollouts
 from .types import Group, Rollout, Task
 
 CLOSE_ANSWER = "</answer>"
+ROLLOUT, JUDGE = RolloutSettings(), JudgeSettings()  # defaults
 Progress = Callable[[int, int], None]
 
 
@@ -50,14 +54,24 @@ def answer(
     wave: int = 0,
     progress: Progress | None = None,
 ) -> list[Group]:
-    """``group`` judged answers to each task, in the order of the tasks."""
+    """``group`` judged answers to each task, in the order of the tasks.
+
+    Rules judge at once. Verdicts that wait for a judge or a worker are waited for in threads while the model goes on.
+    """
     made = [prompts(task.id, task.messages) for task in tasks]
     seeds = [(*seed, i) for i in range(len(tasks))]
-    found: list[Group | None] = [None] * len(tasks)
     close = prompts.processor.codec.specials.get(CLOSE_ANSWER)
-    for i, answers in rollouts(model, made, group, seeds, settings, progress):
-        found[i] = Group(tasks[i], tuple(judge(tasks[i], one, close) for one in answers), wave)
-    return [one for one in found if one is not None]
+    waiting = {domain: concurrency(domain) for domain in {task.domain for task in tasks}}
+    threads = ThreadPoolExecutor(max([1, *waiting.values()]), "verdict")
+    found: dict[int, list[Rollout | Future[Rollout]]] = {}
+    try:
+        for i, answers in rollouts(model, made, group, seeds, settings, progress):
+            calls = [partial(judge, tasks[i], one, close) for one in answers]
+            found[i] = [threads.submit(call) if waiting[tasks[i].domain] else call() for call in calls]
+        judged = [[one.result() if isinstance(one, Future) else one for one in found[i]] for i in range(len(tasks))]
+        return [Group(task, tuple(each), wave) for task, each in zip(tasks, judged, strict=True)]
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
 
 
 def judge(task: Task, answer: Answer, close: int | None = None) -> Rollout:
@@ -157,7 +171,8 @@ def evaluate_files(
     seed: int = 0,
     out: Path | None = None,
     threads: int | None = None,
-    rollout: RolloutSettings | None = None,
+    rollout: RolloutSettings = ROLLOUT,
+    judge: JudgeSettings = JUDGE,
 ) -> list[Score]:
     """Answers held-out tasks, sampled at temperature 1 and greedy, and prints scores with their standard errors.
 
@@ -171,6 +186,7 @@ def evaluate_files(
         out: also write the scores to this JSON file.
         threads: of torch.
         rollout: how answers are made.
+        judge: who judges what rules leave open.
     """
     import json
 
@@ -180,17 +196,22 @@ def evaluate_files(
 
     from .config import EvalSettings
     from .progress import Bar
-    from .run import eval_tasks
+    from .run import check_tasks, eval_tasks
+
+    if samples < 0 or not (samples or greedy):
+        raise ValueError(f"eval: samples must be 1 or more without greedy, else 0 or more, got {samples}")
 
     if threads is not None:
         torch.set_num_threads(threads)
-    chosen = eval_tasks(EvalSettings(tasks, limit))
+    judge.use()
+    processor = Processor.from_pretrained(model)
+    chosen = check_tasks(eval_tasks(EvalSettings(tasks, limit)), rollout, processor)
     reader = Glm4v.from_pretrained(model)
-    prompts = Prompts(Processor.from_pretrained(model, dtype=reader.dtype))
-    reader.processor = prompts.processor
+    processor.dtype = reader.dtype
+    prompts, reader.processor = Prompts(processor), processor
     with Bar("evaluation") as bar:
         inner = bar.inner("answers")
-        scores = evaluate(reader, chosen, prompts, rollout or RolloutSettings(), samples, greedy, seed, inner)
+        scores = evaluate(reader, chosen, prompts, rollout, samples, greedy, seed, inner)
     if out is not None:
         part = out.with_name(out.name + ".part")
         part.write_text(json.dumps([dataclasses.asdict(score) for score in scores], indent=1) + "\n")

@@ -35,10 +35,8 @@ class Log:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=since + 1)
         self._wandb = None
         if wandb is not None:
-            try:
-                import wandb as library
-            except ImportError:
-                raise ValueError("run: wandb must be installed to log to it: pip install wandb") from None
+            import wandb as library
+
             self._wandb = library.init(project=wandb, dir=str(folder), config=config, resume="allow")
 
     def write(self, kind: str, step: int, seconds: float, values: Mapping[str, Any]) -> None:

@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from glm4v import Glm4v, Processor
+from glm4v.layers import Linear
 
-from . import checkpoint, evaluate
-from .config import EvalSettings, ModelSettings, RunSettings, SftConfig, TrainConfig, plain
-from .data import read_tasks
+from . import checkpoint, evaluate, lora, rewards
+from .config import EvalSettings, ModelSettings, Part, RunSettings, SftConfig, TrainConfig, plain
+from .data import BadRows, read_tasks
 from .learner import Learner
 from .logs import Log
 from .optimizer import Optimizer
@@ -33,6 +38,9 @@ CARRIED_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
     "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
 )  # fmt: skip
+
+TIED = ("model.dtype", "model.freeze", "model.lora_rank", "model.lora_alpha")
+"""What a checkpoint's optimizer state hangs on."""
 
 
 class Run:
@@ -47,26 +55,33 @@ class Run:
         run: RunSettings = config.run
         if run.threads is not None:
             torch.set_num_threads(run.threads)
+        if run.wandb is not None and find_spec("wandb") is None:
+            raise ValueError("run: wandb must be installed to log to it: pip install wandb")
+        config.judge.use()
         self.config, self.settings, self.note = config, run, note
+        self.stopped = False  # somebody has asked the run to end: see stoppable
         self.checkpoints = run.out / "checkpoints"
         saved = checkpoint.latest(self.checkpoints) if run.resume else None
         if saved is None and checkpoint.every(self.checkpoints):
             raise ValueError(f"run: {run.out} must be empty without --run.resume, got checkpoints in it")
-        source = config.model.path if saved is None else saved.folder
-        self.model = load_model(source, config.model)
-        self.prompts = Prompts(Processor.from_pretrained(config.model.path, dtype=self.model.dtype))
-        self.model.processor = self.prompts.processor
+        self.state = {} if saved is None else _taken_up(saved, config, note)  # what the trainer kept
+        processor = Processor.from_pretrained(config.model.path)
+        self.eval_tasks = check_tasks(eval_tasks(config.eval), config.rollout, processor)
+        self.tasks = []  # of RL
+        if isinstance(config, TrainConfig):
+            tasks = read_tasks(config.tasks, config.bad_rows, note)
+            self.tasks = check_tasks(tasks, config.rollout, processor, config.bad_rows, note)
+        # What is wrong with files has been said by now: a large model takes minutes to read.
+        self.model = load_model(config.model, run.seed, None if saved is None else saved.folder)
+        processor.dtype = self.model.dtype
+        self.prompts, self.model.processor = Prompts(processor), processor
         self.optimizer = Optimizer(self.model, config.optimizer)
         self.learner = Learner(self.model, self.optimizer, config.tokens)
         self.step = 0  # optimizer steps of SFT, waves of RL
         self.seconds = 0.0  # of training, evaluation and saving left out
-        self.state: dict[str, Any] = {}  # what the trainer kept
         if saved is not None:
-            self.state = saved.state()
             self.optimizer.load_state_dict(saved.tensors())
             self.step, self.seconds = saved.step, self.state["seconds"]
-            note(f"going on from {saved.folder}")
-        self.eval_tasks = eval_tasks(config.eval)
         self.log = Log(run.out, self.step, run.wandb, plain(config))
         write_config(run.out, config)
 
@@ -84,9 +99,35 @@ class Run:
         yield
         self.seconds += time.perf_counter() - start
 
+    @contextlib.contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """In here Ctrl-C and SIGTERM let the step end and be saved: see `obey`. A second one is obeyed at once."""
+
+        def ask(number: int, frame: Any) -> None:
+            if self.stopped:
+                raise KeyboardInterrupt
+            self.stopped = True
+            self.note("stops after this step and saves it; once more to stop at once")
+
+        if threading.current_thread() is not threading.main_thread():  # which alone receives signals
+            yield
+            return
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def obey(self, state: dict[str, Any]) -> None:
+        """Saves and raises KeyboardInterrupt, once the run is ``stopped``."""
+        self.save(state)
+        self.log.close()
+        raise KeyboardInterrupt(f"step {self.step} is saved in {self.checkpoints}; the same command goes on from it")
+
     def due(self, every: int) -> bool:
         """Whether it is time, in the middle of the run, for what happens each so many steps."""
-        return bool(every) and self.step % every == 0 and self.progress < 1
+        return bool(every) and self.step % every == 0 and self.progress < 1 and not self.stopped
 
     def rate(self) -> float:
         """The learning rate of the next step."""
@@ -121,24 +162,54 @@ class Run:
         return scores
 
 
-def load_model(source: Path, settings: ModelSettings) -> Glm4v:
-    """The model with its trained parts; weights are its own, not those mapped from the file."""
+def load_model(settings: ModelSettings, seed: int = 0, checkpoint: Path | None = None) -> Glm4v:
+    """The model with its trained parts, as the settings have it or as a run has left it in ``checkpoint``.
+
+    Weights are its own, not those mapped from the file. With adapters, whose start ``seed`` draws, a run goes on from
+    the unmerged weights.
+    """
+    rank = settings.lora_rank
+    if rank:
+        lora.check_installed()
+    try:
+        torch.empty(0, device=settings.device)
+    except (RuntimeError, AssertionError) as error:
+        said = str(error).splitlines()[0]
+        raise ValueError(f"model: device must be one that torch has here, got {settings.device!r}: {said}") from None
     dtype = None if settings.dtype is None else getattr(torch, settings.dtype)
-    model = Glm4v.from_pretrained(source, dtype, settings.device)
+    model = Glm4v.from_pretrained(settings.path if rank else checkpoint or settings.path, dtype, settings.device)
     model.train()
     model.recompute_activations(settings.activation_checkpointing)
-    merger = {id(w) for part in (model.visual.merger, model.visual.downsample) for w in part.parameters()}
     for name, weight in model.named_parameters():
         weight.data = weight.data.clone()
-        vision = name.startswith("model.visual.")
-        part = "merger" if id(weight) in merger else "vision" if vision else "language"
-        weight.requires_grad_(part not in settings.freeze)
+        weight.requires_grad_(part_of(name) not in settings.freeze)
+    if rank:
+        linear = [name for name, layer in model.named_modules() if isinstance(layer, Linear) and name != "lm_head"]
+        layers = [name for name in linear if part_of(name) not in settings.freeze]
+        if not layers:
+            raise ValueError("model: freeze must leave a part to train, got all of them")
+        lora.add(model, layers, rank, settings.lora_alpha, seed)
+        if checkpoint is not None:
+            lora.load(model, checkpoint / lora.FOLDER)
     return model
 
 
+def part_of(name: str) -> Part:
+    """Which part of the model a parameter or a layer belongs to."""
+    if name.startswith(("model.visual.merger.", "model.visual.downsample.")):
+        return "merger"
+    return "vision" if name.startswith("model.visual.") else "language"
+
+
 def write_model(model: Glm4v, source: Path, folder: Path) -> None:
-    """The model in Hugging Face layout, with the tokenizer, template and picture settings that it came with."""
-    model.save_pretrained(folder)
+    """The model in Hugging Face layout, with the tokenizer, template and picture settings that it came with.
+
+    Adapters are merged into it, and stand beside it in a folder of their own.
+    """
+    with lora.merged(model):
+        model.save_pretrained(folder)
+    if lora.adapted(model):
+        lora.save(model, source, folder / lora.FOLDER)
     for name in CARRIED_FILES:
         if (source / name).exists():
             shutil.copyfile(source / name, folder / name)
@@ -156,6 +227,44 @@ def eval_tasks(settings: EvalSettings) -> list[Task]:
     return tasks
 
 
+def check_tasks(
+    tasks: Sequence[Task],
+    rollout: RolloutSettings,
+    processor: Processor,
+    bad_rows: BadRows = "fatal",
+    note: Callable[[str], None] = print,
+) -> list[Task]:
+    """The tasks that the model can be asked and whose answers can be judged, before anything is computed.
+
+    Raises:
+        ValueError: answers or a prompt are longer than the context, a picture cannot be read, a verifier cannot judge.
+            Prompts are left out, and noted, where ``bad_rows`` is "skip".
+    """
+    if not tasks:
+        return []
+    context = processor.config.text_config.max_position_embeddings
+    if rollout.max_new_tokens >= context:
+        most = f"below {context}, the model's context"
+        raise ValueError(f"rollout: max_new_tokens must be {most}, got {rollout.max_new_tokens}")
+    for domain in dict.fromkeys(task.domain for task in tasks):
+        rewards.check(domain)
+    good = []
+    for task in tasks:
+        try:
+            length = processor.count_tokens(task.messages)
+            if length >= context:
+                raise ValueError(f"the prompt must be below {context} tokens, the model's context, got {length}")
+            good.append(task)
+        except ValueError as error:
+            said = f"data: task {task.id!r}: {error}"
+            if bad_rows == "fatal":
+                raise ValueError(said) from None
+            note(said)
+    if not good:
+        raise ValueError("data: a task must fit the model, got none that does")
+    return good
+
+
 def eval_settings(rollout: RolloutSettings) -> RolloutSettings:
     """Answers of an evaluation are as long as those of training, with one thinking budget for all."""
     return dataclasses.replace(rollout, random_budgets=None)
@@ -166,3 +275,32 @@ def write_config(folder: Path, config: SftConfig | TrainConfig) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(plain(config), sort_keys=False))
+
+
+def _taken_up(saved: checkpoint.Saved, config: SftConfig | TrainConfig, note: Callable[[str], None]) -> dict[str, Any]:
+    """A checkpoint's state; says which settings have changed since, and refuses those that its weights hang on."""
+    state = saved.state()
+    if not {"config", "seconds"} <= state.keys():
+        raise ValueError(f"checkpoint: {saved.folder}/state.json must hold config and seconds, got neither or one")
+    before, now = _flat(state["config"]), _flat(json.loads(json.dumps(plain(config))))
+    kinds = ["train" if "tasks" in settings else "sft" for settings in (before, now)]
+    if kinds[0] != kinds[1]:
+        out = f"a folder of `rlcs {kinds[1]}`, got one of `rlcs {kinds[0]}`: {config.run.out}"
+        raise ValueError(f"run: out must be {out}")
+    changed = {name for name in before.keys() & now.keys() if before[name] != now[name]}
+    for name in TIED:
+        if name in changed:
+            raise ValueError(f"{name} must be as in {saved.folder} ({before[name]}) to go on from it, got {now[name]}")
+    said = ", ".join(f"{name} {before[name]} -> {now[name]}" for name in now if name in changed)
+    note(f"going on from {saved.folder}" + (f", with changed settings: {said}" if said else ""))
+    return state
+
+
+def _flat(settings: Any, at: str = "") -> dict[str, Any]:
+    """Settings by their flags' names."""
+    if not isinstance(settings, dict):
+        return {at: settings}
+    flat: dict[str, Any] = {}
+    for key, part in settings.items():
+        flat |= _flat(part, f"{at}.{key}" if at else key)
+    return flat

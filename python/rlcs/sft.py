@@ -121,7 +121,7 @@ def sft(config: SftConfig, note: Callable[[str], None] = print) -> list[Score]:
     position, scores = int(run.state.get("position", 0)), list[Score]()
     indices = order(len(lessons), config.run.seed, position)
     skipped = set[int]()
-    with Bar("SFT") as bar:
+    with Bar("SFT") as bar, run.stoppable():
         bar(run.progress, 1.0)
         while run.progress < 1:
             with run.training():
@@ -158,7 +158,9 @@ def sft(config: SftConfig, note: Callable[[str], None] = print) -> list[Score]:
                 run.save({"position": position})
             if run.due(run.settings.eval_every):
                 scores = run.evaluate(bar)
-        scores = run.evaluate(bar)
+            if run.stopped:
+                run.obey({"position": position})
         run.save({"position": position})
+        scores = run.evaluate(bar)
     run.log.close()
     return scores

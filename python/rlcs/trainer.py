@@ -9,6 +9,7 @@ Counted apart: waves, rollouts, tokens (sampled and trained), optimizer steps.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,6 @@ from .advantage import group_advantages
 from .alarms import Alarms, Facts
 from .config import TrainConfig
 from .curriculum import Curriculum, is_valid
-from .data import read_tasks
 from .evaluate import Score, answer
 from .learner import Loss, Micro, target_logprobs
 from .loss import policy_loss
@@ -42,15 +42,14 @@ class Trainer:
     def __init__(self, config: TrainConfig, note: Callable[[str], None] = print) -> None:
         self.config = config
         self.run_ = run = Run(config, note)
-        tasks = read_tasks(config.tasks, config.bad_rows, note)
-        self.tasks = {task.id: task for task in tasks}
-        settings = config.curriculum
-        self.curriculum = Curriculum(tasks, config.run.seed, settings)
+        self.tasks = {task.id: task for task in run.tasks}
+        self.curriculum = Curriculum(run.tasks, config.run.seed, config.curriculum)
         self.alarms = Alarms(config.alarms)
         self.carried: list[Group] = []
         self.proxies: dict[str, float] = {}  # held-out score of each domain, of the last evaluation
         self.totals = {"waves": 0, "rollouts": 0, "sampled_tokens": 0, "trained_tokens": 0, "optimizer_steps": 0}
-        self.reference = load_model(config.model.path, config.model).eval() if config.loss.kl else None
+        plain = dataclasses.replace(config.model, lora_rank=0)
+        self.reference = load_model(plain).eval() if config.loss.kl else None
         self._seconds: dict[str, float] = {}
         if run.state:
             self._load(run.state)
@@ -218,7 +217,7 @@ class Trainer:
     def run(self) -> list[Score]:
         """Waves until the end; saves and evaluates on the way. Returns the last scores."""
         run = self.run_
-        with Bar("RLCS") as bar:
+        with Bar("RLCS") as bar, run.stoppable():
             bar(run.progress, 1.0)
             if run.step == 0 and run.settings.eval_every:
                 self._evaluate(bar)
@@ -234,8 +233,10 @@ class Trainer:
                     self._evaluate(bar)
                 if run.due(run.settings.save_every):
                     run.save(self.state_dict())
-            scores = self._evaluate(bar)
+                if run.stopped:
+                    run.obey(self.state_dict())
             run.save(self.state_dict())
+            scores = self._evaluate(bar)
         self.curriculum.ledger.export(run.settings.out / "ledger.jsonl")
         run.log.close()
         return scores

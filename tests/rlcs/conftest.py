@@ -8,6 +8,9 @@ import pytest
 from rlcs.curriculum import Curriculum, is_valid
 from rlcs.logs import Log
 from rlcs.rewards import Verdict
+from rlcs.tasks import make_tasks
+from rlcs.tasks.files import write_tasks
+from rlcs.tiny import make_checkpoint
 from rlcs.types import Group, Rollout, Task
 
 RED_OVER_BLUE = np.zeros((4, 6, 3), np.uint8)
@@ -129,4 +132,15 @@ def sft_run(tmp_path_factory):
         log.write("sft", step, 20.0 * step, {**values, "skipped": 0.0, "samples": 8 * step, "epoch": step / 9})
     log.write("eval", 6, 120.0, scores((0.4, 0.4, 0.5), (0.5, 0.6, 0.6)))
     log.close()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """Model and tasks as the demo writes them, in the small."""
+    folder = tmp_path_factory.mktemp("demo")
+    made = list(make_tasks(48, 1, levels=range(1, 3)))
+    write_tasks(folder, "train", made)
+    write_tasks(folder, "test", make_tasks(12, 2, "test", levels=range(1, 3)))
+    make_checkpoint(folder / "model", [text for task, response in made for text in (task.question, response)])
     return folder

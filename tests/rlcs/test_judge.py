@@ -1,5 +1,6 @@
 """The judge against a real HTTP server on loopback: majorities, outages, retries, injections."""
 
+import dataclasses
 import json
 import threading
 from contextlib import contextmanager
@@ -7,8 +8,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from glm4v import Glm4v
 from rlcs import rewards
+from rlcs.data import read_tasks
+from rlcs.evaluate import answer
+from rlcs.prompts import Prompts
 from rlcs.rewards import Endpoint, Judge, kit, verify
+from rlcs.rollout import RolloutSettings
 
 
 @contextmanager
@@ -113,3 +119,30 @@ def test_bad_endpoints_are_named():
         Endpoint("localhost:8000", "judge")
     with pytest.raises(ValueError, match="at least one"):
         Judge([])
+
+
+def test_answers_wait_for_the_judge_side_by_side_while_rules_decide_at_once(demo, monkeypatch):
+    """The judge answers when eight questions have come: asked one after the other, all would end in errors."""
+    monkeypatch.setattr(rewards, "DOMAINS", dict(rewards.DOMAINS))
+    together, threads = threading.Barrier(8), set()
+
+    def replies(*_):
+        together.wait(timeout=20)
+        return 200, json.dumps({"verdict": "correct"})
+
+    def local(answer, truth, question):
+        threads.add(threading.current_thread())
+        return rewards.right("")
+
+    rewards.register("mine", local)
+    pairs = zip(read_tasks(demo / "test.jsonl"), ("general", "mine", "general"), strict=False)
+    tasks = [dataclasses.replace(task, domain=domain) for task, domain in pairs]
+    model = Glm4v.from_pretrained(demo / "model")
+    for gate in ("open_answer", "boxed_answer"):  # what an untrained model says has no form
+        monkeypatch.setattr(rewards, gate, lambda text: text)
+    with served(replies) as (url, requests):
+        rewards.use_judge(Judge([Endpoint(url, "judge", tries=1, concurrency=8)]))
+        groups = answer(model, tasks, Prompts(model.processor), 4, (0,), RolloutSettings(max_new_tokens=3))
+    assert [group.task for group in groups] == tasks and len(requests) == 8
+    assert all(group.rewards == [1, 1, 1, 1] for group in groups)
+    assert threads == {threading.main_thread()}

@@ -11,11 +11,12 @@ import time
 import numpy as np
 import pytest
 import torch
+from runs import sft_config, train_config
 from safetensors.torch import load_file
 
 from glm4v import Glm4v, Processor
 from rlcs import checkpoint
-from rlcs.config import EvalSettings, ModelSettings, RunSettings, SftConfig, TrainConfig, build, plain, read
+from rlcs.config import EvalSettings, ModelSettings, RunSettings, TrainConfig, build, plain, read
 from rlcs.curriculum import Settings as CurriculumSettings
 from rlcs.evaluate import answer
 from rlcs.learner import Learner, sft_loss
@@ -23,50 +24,10 @@ from rlcs.logs import read_metrics
 from rlcs.loss import LossSettings, policy_loss
 from rlcs.optimizer import Optimizer, OptimizerSettings
 from rlcs.prompts import Prompts
-from rlcs.rollout import RolloutSettings
 from rlcs.run import load_model
 from rlcs.sft import Samples, lessons_of, read_lessons, sft
-from rlcs.tasks import make_tasks
-from rlcs.tasks.files import write_tasks
-from rlcs.tiny import make_checkpoint
 from rlcs.trainer import Trainer, train
 from rlcs.types import Sample
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    """Model and tasks as the demo writes them, in the small."""
-    folder = tmp_path_factory.mktemp("demo")
-    made = list(make_tasks(48, 1, levels=range(1, 3)))
-    write_tasks(folder, "train", made)
-    write_tasks(folder, "test", make_tasks(12, 2, "test", levels=range(1, 3)))
-    make_checkpoint(folder / "model", [text for task, response in made for text in (task.question, response)])
-    return folder
-
-
-def sft_config(demo, out, **changes):
-    config = SftConfig(
-        data=demo / "train-answers.jsonl",
-        model=ModelSettings(path=demo / "model"),
-        run=RunSettings(out=out, steps=4, save_every=1, keep=9),
-        optimizer=OptimizerSettings(lr=1e-3),
-        batch=6,
-    )
-    return dataclasses.replace(config, **changes)
-
-
-def train_config(demo, out, **changes):
-    config = TrainConfig(
-        tasks=demo / "train.jsonl",
-        model=ModelSettings(path=demo / "model"),
-        run=RunSettings(out=out, steps=4, save_every=1, keep=9),
-        optimizer=OptimizerSettings(lr=1e-3, decay="constant"),
-        curriculum=CurriculumSettings(group_size=4),
-        rollout=RolloutSettings(max_new_tokens=12, thinking_budget=4),
-        groups=4,
-        updates=2,
-    )
-    return dataclasses.replace(config, **changes)
 
 
 def comparable(folder):
@@ -164,7 +125,7 @@ def lessons(demo, **changes):
 
 def gradients(demo, samples, prompts, loss, tokens, **settings):
     """What a step would move by, without moving."""
-    model = load_model(demo / "model", ModelSettings(path=demo / "model", **settings))
+    model = load_model(ModelSettings(path=demo / "model", **settings))
     learner = Learner(model, Optimizer(model, OptimizerSettings(lr=1e-3)), tokens)
     kept = {}
 
@@ -242,7 +203,7 @@ def test_frozen_parts_stay(part, demo):
 
 
 def test_bf16_weights_have_fp32_masters(demo):
-    model = load_model(demo / "model", ModelSettings(path=demo / "model", dtype="bfloat16"))
+    model = load_model(ModelSettings(path=demo / "model", dtype="bfloat16"))
     optimizer = Optimizer(model, OptimizerSettings(lr=1e-5, warmup=0.0))
     samples, prompts = lessons(demo)
     prompts = [dataclasses.replace(p, **{k: getattr(p, k).bfloat16() for k in ("pixel_values", "pixel_values_videos")
@@ -255,16 +216,14 @@ def test_bf16_weights_have_fp32_masters(demo):
     assert all(torch.equal(w, m.bfloat16()) for w, m in zip(optimizer.weights, optimizer.masters, strict=True))
     moved = sum(int((m != b).sum()) for m, b in zip(optimizer.masters, before, strict=True))
     assert moved > 0.5 * sum(m.numel() for m in optimizer.masters)  # steps too small for bf16 are not lost
-    again = Optimizer(
-        load_model(demo / "model", ModelSettings(path=demo / "model", dtype="bfloat16")), optimizer.settings
-    )
+    again = Optimizer(load_model(ModelSettings(path=demo / "model", dtype="bfloat16")), optimizer.settings)
     again.load_state_dict(optimizer.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(again.masters, optimizer.masters, strict=True))
 
 
 def test_a_gradient_that_is_not_finite_moves_nothing(demo):
     samples, prompts = lessons(demo)
-    model = load_model(demo / "model", ModelSettings(path=demo / "model"))
+    model = load_model(ModelSettings(path=demo / "model"))
     learner = Learner(model, Optimizer(model, OptimizerSettings(lr=1e-3)), 1 << 20)
     before = [w.detach().clone() for w in model.parameters()]
     facts = learner.update(samples, prompts, lambda micro: (micro.new.sum() * float("nan"), {}), 1e-3)
@@ -455,7 +414,7 @@ def test_settings_from_files(tmp_path):
 def test_samples_of_one_prompt_share_its_pictures(demo, monkeypatch):
     samples, prompts = lessons(demo)
     twice = [samples[0], dataclasses.replace(samples[0], advantage=-1.0), samples[1]]
-    model = load_model(demo / "model", ModelSettings(path=demo / "model"))
+    model = load_model(ModelSettings(path=demo / "model"))
     seen = []
     monkeypatch.setattr(model.visual, "forward", lambda x, grid: seen.append(len(x)) or torch.zeros(len(x) // 4, 96))
     Learner(model, Optimizer(model, OptimizerSettings()), 1 << 20).update(twice, prompts, sft_loss, 0.0)

@@ -32,6 +32,9 @@ __all__ = [
     "Judge",
     "Verdict",
     "Verifier",
+    "check",
+    "concurrency",
+    "find",
     "graded",
     "judged",
     "register",
@@ -137,6 +140,26 @@ def find(domain: str) -> Verifier:
     raise ValueError(f"verify: domain must be one of {known}, or an import path module:name, got {domain!r}")
 
 
+def check(domain: str) -> None:
+    """Raises ValueError where the domain's verifier could never say anything: no judge, no such function."""
+    verifier = find(domain)
+    if isinstance(verifier, Open) and verifier.judge is None:
+        raise ValueError(f"rewards: domain {domain!r} needs a judge, got none")
+    if isinstance(verifier, Remote):
+        try:
+            worker.call("rlcs.rewards:load_here", verifier.path, deadline_s=worker.START_S)
+        except worker.WorkerFault as fault:
+            raise ValueError(f"rewards: verifier {verifier.path} cannot be loaded: {fault}") from None
+
+
+def concurrency(domain: str) -> int:
+    """How many verdicts of the domain may wait for a judge or a worker at once; 0 where rules decide at once."""
+    verifier = find(domain)
+    judge = getattr(verifier, "judge", None)
+    waits_for_workers = isinstance(verifier, Stem | Remote)
+    return max(judge.concurrency if judge else 0, worker.PROCESSES if waits_for_workers else 0)
+
+
 @lru_cache
 def _entry_points() -> dict[str, str]:
     from importlib.metadata import entry_points
@@ -159,10 +182,20 @@ class Remote:
 
 def run_here(path: str, answer: str, truth: str, question: str | None) -> list[Any]:
     """The worker's side of :class:`Remote`."""
-    module, _, name = path.partition(":")
-    verdict = getattr(importlib.import_module(module), name)(answer, truth, question)
+    verdict = _function(path)(answer, truth, question)
     if isinstance(verdict, (bool, int, float)):
         verdict = graded(float(verdict))
     if not isinstance(verdict, Verdict):
         raise TypeError(f"{path} must return a Verdict or a number, got {type(verdict).__name__}")
     return [verdict.outcome, verdict.score, verdict.detail]
+
+
+def load_here(path: str) -> None:
+    """The worker's side of :func:`check`."""
+    if not callable(_function(path)):
+        raise TypeError(f"{path} must be callable")
+
+
+def _function(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)

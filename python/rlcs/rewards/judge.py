@@ -115,6 +115,7 @@ class Judge:
         if not endpoints:
             raise ValueError("judge: endpoints must hold at least one, got none")
         self._ask: list[Callable[[str, str], str]] = [endpoint.ask for endpoint in endpoints]
+        self.concurrency = max(endpoint.concurrency for endpoint in endpoints)  # verdicts that can wait at once
         self._threads = ThreadPoolExecutor(sum(e.concurrency for e in endpoints), "judge")
 
     def compare(self, answer: str, truth: str, question: str | None) -> Verdict:

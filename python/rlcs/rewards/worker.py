@@ -26,6 +26,7 @@ from typing import Any
 
 MEMORY_BYTES = 4 << 30  # of address space: what a worker may map, not what it uses
 DEADLINE_S = 5.0
+PROCESSES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 START_S = 60.0  # importing a large library on a busy machine
 
 
@@ -107,13 +108,18 @@ class _Died(WorkerFault):
 
 
 class Pool:
-    """Workers that threads borrow; one is started when a thread finds none idle."""
+    """Workers that threads borrow; one is started when a thread finds none idle, up to one for each core."""
 
     def __init__(self) -> None:
         self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
+        self._room = threading.Semaphore(PROCESSES)
 
     def call(self, target: str, *arguments: Any, deadline_s: float = DEADLINE_S) -> Any:
-        """``target`` is ``"module:function"``. Raises :class:`WorkerFault`."""
+        """``target`` is ``"module:function"``. Raises :class:`WorkerFault`. Waiting for a worker is not counted."""
+        with self._room:
+            return self._call(target, arguments, deadline_s)
+
+    def _call(self, target: str, arguments: tuple[Any, ...], deadline_s: float) -> Any:
         try:
             worker = self._idle.get_nowait()
         except queue.Empty:

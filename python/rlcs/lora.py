@@ -1,0 +1,122 @@
+"""Low-rank adapters by peft: ``W x + alpha / r * B (A x)`` in place of ``W x``, of which A ``[r, C_in]`` and B
+``[C_out, r]`` alone are trained. They are fp32 over weights of any type, and B begins at 0: the first step sees the
+model as it was.
+
+On disk they are in peft's own format, under the names that transformers has for the layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from glm4v import Glm4v
+from glm4v.weights import parts
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
+
+FOLDER = "adapter"  # of a checkpoint
+FILE = "adapter_model.safetensors"
+NAME = "default"  # peft's, of a model's only adapter
+
+
+def check_installed() -> None:
+    if find_spec("peft") is None:
+        raise ValueError("model: lora_rank above 0 needs peft, got none: pip install 'glm4v-ext[lora]'")
+
+
+def add(model: Glm4v, layers: Iterable[str], rank: int, alpha: float, seed: int) -> None:
+    """Adapters on these linear layers; all else of the model is frozen."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(r=rank, target_modules=list(layers))
+    config.lora_alpha = alpha  # type: ignore[assignment]  # declared whole, though any number will do
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model, NAME)
+    for layer in adapted(model).values():
+        layer.lora_A.float()
+        layer.lora_B.float()
+
+
+def adapted(model: Glm4v) -> dict[str, LoraLayer]:
+    """Layers with an adapter, by name; none in a model without."""
+    if not any(hasattr(layer, "lora_A") for layer in model.modules()):
+        return {}
+    from peft.tuners.lora import LoraLayer
+
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+
+
+@contextmanager
+def merged(model: Glm4v) -> Iterator[None]:
+    """In here the model has plain layers with the adapters in their weights; then the same adapters again."""
+    layers: dict[str, Any] = adapted(model)
+    try:
+        for name, layer in layers.items():
+            base = layer.base_layer
+            whole = nn.Linear(base.in_features, base.out_features, base.bias is not None, device="meta")
+            weight = base.weight.detach()
+            whole.weight = nn.Parameter((weight.float() + layer.get_delta_weight(NAME).detach()).to(weight.dtype))
+            whole.bias = base.bias
+            model.set_submodule(name, whole)
+        yield
+    finally:
+        for name, layer in layers.items():
+            model.set_submodule(name, layer)
+
+
+def save(model: Glm4v, base: Path, folder: Path) -> None:
+    """The adapters alone, as ``PeftModel.from_pretrained(transformers_model, folder)`` takes them."""
+    from peft import LoraConfig
+
+    layers: dict[str, Any] = adapted(model)
+    tensors = {}
+    for name, layer in layers.items():
+        a, b = _matrices(layer)
+        for on_disk, rows in zip(names := _on_disk(name), b.detach().chunk(len(names)), strict=True):
+            tensors[f"base_model.model.{on_disk}.lora_A.weight"] = a.detach().clone()  # fused layers share theirs
+            tensors[f"base_model.model.{on_disk}.lora_B.weight"] = rows.contiguous()
+    first = next(iter(layers.values()))
+    config = LoraConfig(
+        r=first.r[NAME],
+        lora_alpha=first.lora_alpha[NAME],
+        target_modules=[on_disk for name in layers for on_disk in _on_disk(name)],
+        base_model_name_or_path=str(base),
+        inference_mode=True,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / FILE, metadata={"format": "pt"})
+    config.save_pretrained(str(folder))
+
+
+def load(model: Glm4v, folder: Path) -> None:
+    """Gives a model with adapters those that :func:`save` wrote."""
+    path = folder / FILE
+    try:
+        tensors = load_file(path)
+        for name, layer in adapted(model).items():
+            found = [f"base_model.model.{on_disk}" for on_disk in _on_disk(name)]
+            a, b = _matrices(layer)
+            with torch.no_grad():
+                a.copy_(tensors[f"{found[0]}.lora_A.weight"])
+                b.copy_(torch.cat([tensors[f"{one}.lora_B.weight"] for one in found]))
+    except Exception as error:  # the library raises its own, torch its own
+        raise ValueError(f"checkpoint: {path} cannot be read: {error}") from None
+
+
+def _matrices(layer: Any) -> tuple[Tensor, Tensor]:
+    return layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
+
+
+def _on_disk(name: str) -> list[str]:
+    """What a layer is called there: the vision side's gate and up are two."""
+    return [part.removesuffix(".weight") for part in parts(f"{name}.weight")]

@@ -1,0 +1,256 @@
+"""`rlcs sft|train|eval` as a user meets it: every fault is one line that names what is wrong, and nothing is lost."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from runs import sft_config, train_config
+from safetensors.torch import load_file
+
+from rlcs import checkpoint, rewards
+from rlcs.cli import COMMANDS, main
+from rlcs.config import EvalSettings, JudgeSettings, ModelSettings, RunSettings, plain
+from rlcs.logs import read_metrics
+from rlcs.run import Run
+
+LONG, PICTURE = ([{"role": "user", "content": content}] for content in ("word " * 3000, "<image>"))
+
+
+@pytest.fixture
+def refused(capfd):
+    """Runs a command that must end with exit code 2 and one line, which it gives back."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as end:
+            main([str(one) for one in arguments])
+        said = capfd.readouterr().err.strip()
+        assert end.value.code == 2 and len(said.splitlines()) == 1 and said.startswith("rlcs: "), said
+        return said
+
+    return run
+
+
+def write(config, tmp_path, name="config"):
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(plain(config)))
+    return path
+
+
+def start(command, config, tmp_path, **how):
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "rlcs.cli", command, "--config", str(write(config, tmp_path))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how)
+
+
+def rows_with(demo, tmp_path, **changes):
+    """The demo's first task and the same one changed, as a file."""
+    row = json.loads((demo / "train.jsonl").read_text().splitlines()[0])
+    row = json.loads(json.dumps(row).replace("train/", f"{demo}/train/"))
+    path = tmp_path / "tasks.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in (row, {**row, "id": "changed", **changes})))
+    return path
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([name, "--help"])
+    said = capsys.readouterr().out
+    assert end.value.code == 0 and f"usage: rlcs {name}" in said
+    if name == "eval":
+        assert "--rollout.max-new-tokens" in said and "--judge.urls" in said
+
+
+# --- what is refused before anything is computed ---
+
+
+def test_paths_that_lead_nowhere(demo, tmp_path, refused):
+    none = tmp_path / "none"
+    good = ["--model.path", demo / "model", "--run.out", tmp_path / "run"]
+    assert str(none) in refused("train", "--config", none)
+    assert str(none) in refused("train", *good, "--tasks", none)
+    assert str(none) in refused("sft", *good, "--data", none)
+    assert str(none) in refused("train", "--model.path", none, "--tasks", demo / "train.jsonl")
+    assert str(none) in refused("eval", "--model", none, "--tasks", demo / "test.jsonl")
+    assert str(none) in refused("eval", "--model", demo / "model", "--tasks", none)
+    (tmp_path / "file").write_text("")
+    out = ["--run.out", tmp_path / "file" / "run"]
+    assert "file" in refused("train", "--model.path", demo / "model", "--tasks", demo / "train.jsonl", *out)
+
+
+def test_a_checkpoint_without_a_tokenizer(demo, tmp_path, refused):
+    shutil.copytree(demo / "model", tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer.json"))
+    assert "tokenizer.json" in refused("eval", "--model", tmp_path / "model", "--tasks", demo / "test.jsonl")
+    config = sft_config(demo, tmp_path / "run", model=ModelSettings(path=tmp_path / "model"))
+    assert "tokenizer.json" in refused("sft", "--config", write(config, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"domain": "poetry"}, "line 2: domain must be one of math, physics"),
+        ({"domain": "nowhere:verifier"}, "verifier nowhere:verifier cannot be loaded"),
+        ({"domain": "general"}, "domain 'general' needs a judge"),
+        ({"messages": LONG, "images": []}, "task 'changed': the prompt must be below 2048 tokens"),
+        ({"messages": PICTURE, "images": ["none.png"]}, "line 2: none.png must be a file"),
+        ({"messages": PICTURE, "images": [__file__]}, "task 'changed': image: "),
+    ],
+)  # fmt: skip
+def test_tasks_that_cannot_be_answered_or_judged(changes, said, demo, tmp_path, refused):
+    tasks = rows_with(demo, tmp_path, **changes)
+    config = train_config(demo, tmp_path / "run", tasks=tasks)
+    assert said in refused("train", "--config", write(config, tmp_path))
+    assert said in refused("eval", "--model", demo / "model", "--tasks", tasks)
+    config = sft_config(demo, tmp_path / "run", eval=EvalSettings(tasks))
+    assert said in refused("sft", "--config", write(config, tmp_path))
+    assert not (tmp_path / "run").exists()
+
+
+def test_tasks_that_are_too_long_are_left_out_if_asked(demo, tmp_path):
+    tasks = rows_with(demo, tmp_path, messages=LONG, images=[])
+    notes = []
+    run = Run(train_config(demo, tmp_path / "run", tasks=tasks, bad_rows="skip"), notes.append)
+    assert len(run.tasks) == 1 and "task 'changed'" in notes[0]
+
+
+def test_settings_that_do_not_fit(demo, tmp_path, refused, monkeypatch):
+    train = ["train", "--config", write(train_config(demo, tmp_path / "run"), tmp_path)]
+    assert "max_new_tokens must be below 2048, the model's context, got 4096" in refused(
+        *train, "--rollout.max-new-tokens", 4096
+    )
+    (tmp_path / "empty.jsonl").write_text("\n")
+    assert "empty.jsonl must hold a row, got none" in refused(*train, "--eval.tasks", tmp_path / "empty.jsonl")
+    url = ["--judge.urls", "http://127.0.0.1/v1"]
+    assert "models must be one for each url (1), got 0 (see rlcs train --help)" in refused(*train, *url)
+    assert "--groups" in refused(*train, "--groups", "many") and "--grups" in refused(*train, "--grups", 3)
+    assert "--model" in refused("eval") and "--steps" in refused("show", demo, "--steps", 3)
+    judge = [*url, "--judge.models", "m", "--judge.key-variable", "NO_SUCH_KEY"]
+    assert "key_variable must name a variable that is set, got NO_SUCH_KEY" in refused(*train, *judge)
+    if not torch.cuda.is_available():
+        assert "device must be one that torch has here, got 'cuda'" in refused(*train, "--model.device", "cuda")
+    monkeypatch.setattr("rlcs.run.find_spec", lambda _: None)
+    assert "wandb must be installed" in refused(*train, "--run.wandb", "project")
+    assert not (tmp_path / "run").exists()
+
+
+# --- runs that are taken up ---
+
+
+@pytest.fixture(scope="module")
+def two_steps(demo, tmp_path_factory):
+    """A run of two steps, each saved."""
+    out = tmp_path_factory.mktemp("runs") / "two"
+    config = sft_config(demo, out, run=RunSettings(out=out, steps=2, save_every=1, keep=9))
+    with pytest.raises(SystemExit) as end:
+        main(["sft", "--config", str(write(config, out.parent))])
+    assert end.value.code == 0
+    return out
+
+
+def taken_up(demo, two_steps, tmp_path, **changes):
+    """Settings of three steps that go on from a copy of them."""
+    out = tmp_path / "run"
+    shutil.copytree(two_steps, out)
+    return sft_config(demo, out, run=RunSettings(out=out, steps=3, save_every=1, keep=9), **changes)
+
+
+def test_changed_settings_are_told(demo, two_steps, tmp_path):
+    notes = []
+    Run(taken_up(demo, two_steps, tmp_path, batch=5), notes.append).log.close()
+    (said,) = notes
+    assert "step-000002, with changed settings: " in said and "batch 6 -> 5" in said and "run.steps 2 -> 3" in said
+
+
+def test_settings_that_weights_hang_on_must_stay(demo, two_steps, tmp_path, refused):
+    config = taken_up(demo, two_steps, tmp_path)
+    path = write(config, tmp_path)
+    assert "model.lora_rank must be as in" in refused("sft", "--config", path, "--model.lora-rank", 4)
+    assert "model.freeze must be as in" in refused("sft", "--config", path, "--model.freeze", "vision")
+    train = train_config(demo, config.run.out)
+    assert "must be a folder of `rlcs train`, got one of `rlcs sft`" in refused(
+        "train", "--config", write(train, tmp_path, "train")
+    )
+
+
+def test_a_damaged_checkpoint_is_named(demo, two_steps, tmp_path, refused):
+    config = taken_up(demo, two_steps, tmp_path)
+    folder = config.run.out / "checkpoints" / "step-000002"
+    path = write(config, tmp_path)
+    (folder.parent / "step-by-step").mkdir()  # somebody's notes
+    whole = {file.name: file.read_bytes() for file in folder.iterdir()}
+    for name, content in (
+        ("state.json", b"{}"), ("state.json", b'{"se'), ("trainer.safetensors", b"\0" * 9),
+        ("trainer.safetensors", None), ("model.safetensors", whole["model.safetensors"][:-9]), ("config.json", None),
+    ):  # fmt: skip
+        if content is None:
+            (folder / name).unlink()
+        else:
+            (folder / name).write_bytes(content)
+        said = refused("sft", "--config", path)
+        assert "step-000002" in said and name in said, said
+        (folder / name).write_bytes(whole[name])
+
+
+# --- runs that are stopped ---
+
+
+@pytest.mark.parametrize(("command", "number"), [("sft", signal.SIGINT), ("train", signal.SIGTERM)])
+def test_a_stopped_run_is_saved(command, number, demo, tmp_path):
+    make = {"sft": sft_config, "train": train_config}[command]
+    run = RunSettings(out=tmp_path / "cut", steps=400, save_every=0)
+    cut = make(demo, run.out, run=run)
+    process = start(command, cut, tmp_path)
+    while process.poll() is None and len(read_metrics(run.out)) < 2:
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, err = process.communicate()
+    step = checkpoint.latest(run.out / "checkpoints").step
+    assert process.returncode == 130 and "stops after this step" in out, err
+    saved = f"step {step} is saved in {run.out / 'checkpoints'}; the same command goes on from it"
+    assert err.splitlines()[-1] == f"rlcs {command}: interrupted: {saved}"
+    assert read_metrics(run.out)[-1]["step"] == step < 400
+    again = Run(cut, lambda _: None)
+    assert again.step == step
+    again.log.close()
+
+
+def test_a_full_disk_leaves_the_older_checkpoint(demo, two_steps, tmp_path):
+    config = taken_up(demo, two_steps, tmp_path)
+    before = checkpoint.latest(config.run.out / "checkpoints").tensors()
+    largest = (config.run.out / "checkpoints" / "step-000002" / "model.safetensors").stat().st_size
+    for room in (largest // 2, largest + 1000):  # in the model; in the optimizer's state, which is larger
+
+        def limit(room=room):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+
+        process = start("sft", config, tmp_path, preexec_fn=limit)
+        _, err = process.communicate()
+        assert process.returncode == 2, err
+        said = err.strip().splitlines()[-1]
+        assert "step-000003 cannot be written" in said and "older ones are as they were" in said
+        kept = checkpoint.latest(config.run.out / "checkpoints")
+        assert kept.step == 2 and kept.tensors().keys() == before.keys()
+        assert {path.name for path in kept.folder.parent.iterdir()} == {"step-000001", "step-000002"}
+        assert load_file(kept.folder / "model.safetensors")
+
+
+# --- judges and workers ---
+
+
+def test_a_judge_from_the_settings(monkeypatch):
+    monkeypatch.setattr(rewards, "DOMAINS", dict(rewards.DOMAINS))
+    monkeypatch.setenv("A_KEY", "secret")
+    judge = JudgeSettings(("http://127.0.0.1/v1",) * 2, ("one", "two"), "A_KEY", concurrency=5)
+    judge.use()
+    assert rewards.DOMAINS["general"].judge.concurrency == rewards.concurrency("general") == 5
+    assert "secret" not in json.dumps(plain(judge))
+    rewards.check("general")
