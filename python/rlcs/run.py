@@ -251,7 +251,7 @@ def check_tasks(
     good = []
     for task in tasks:
         try:
-            length = processor.count_tokens(task.messages)
+            length = sum(processor.count_tokens([list(task.messages)]))  # type: ignore[arg-type]
             if length >= context:
                 raise ValueError(f"the prompt must be below {context} tokens, the model's context, got {length}")
             good.append(task)

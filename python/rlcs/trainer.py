@@ -71,6 +71,9 @@ class Trainer:
                 facts = self._train(chosen)
         alarms = self._watch(groups, bar)
         old = {id(group) for group in self.carried}
+        tokens = {"update": facts.get("tokens", 0.0)}
+        if "rollout" in self._seconds:
+            tokens["rollout"] = sum(len(r.token_ids) for group in groups for r in group.rollouts)
         values: dict[str, Any] = {
             **facts,
             "prompts": len(groups),
@@ -83,9 +86,7 @@ class Trainer:
             **{f"curriculum/{name}": value for name, value in self.curriculum.metrics().items()},
             **self.alarms.metrics(),
             **{f"seconds/{name}": value for name, value in self._seconds.items()},
-            "rollout_tokens_per_s": sum(len(r.token_ids) for g in groups for r in g.rollouts)
-            / self._seconds["rollout"],
-            "update_tokens_per_s": facts.get("tokens", 0.0) / self._seconds["update"],
+            **{f"tokens_per_s/{name}": count / self._seconds[name] for name, count in tokens.items() if count},
             **{f"total/{name}": value for name, value in self.totals.items()},
         }
         self.carried = left if config.surplus == "carry" else []

@@ -34,7 +34,7 @@ def comparable(folder):
     """Metrics without times."""
     rows = []
     for row in read_metrics(folder):
-        rows.append({k: v for k, v in row.items() if "seconds" not in k})
+        rows.append({k: v for k, v in row.items() if "seconds" not in k and "per_s" not in k})
     return rows
 
 
