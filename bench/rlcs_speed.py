@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from rlcs.config import EvalSettings, TrainConfig
+from rlcs.curriculum import is_valid
 from rlcs.evaluate import answer
 from rlcs.prompts import Prompt
 from rlcs.rewards import verify
@@ -56,6 +57,7 @@ def speed(config: TrainConfig, prompts: int, rounds: int) -> dict[str, Any]:
 
     sides: dict[str, Callable[[list[Task]], dict[str, float]]] = {
         "ours": lambda chosen: _ours(trainer, chosen),
+        "ours, groups with spread": lambda chosen: _ours(trainer, chosen, every=False),
         "transformers": plain.step,
     }
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
@@ -85,6 +87,9 @@ def speed(config: TrainConfig, prompts: int, rounds: int) -> dict[str, Any]:
         "training_over_padded": ours["trained_tokens_per_s"] / theirs["trained_tokens_per_s"],
         "step_over_plain": theirs["step_s"] / ours["step_s"],
         "step_over_trl": sums["trl"]["step_s"] / ours["step_s"] if "trl" in sums else None,
+        "spread_step_over_trl": sums["trl"]["step_s"] / sums["ours, groups with spread"]["step_s"]
+        if "trl" in sums
+        else None,
     }
 
 
@@ -106,13 +111,16 @@ def _row(tokens: int, rollout_s: float, judge_s: float, update_s: float) -> dict
 # --- ours ---
 
 
-def _ours(trainer: Trainer, tasks: list[Task]) -> dict[str, float]:
-    """The trainer's own wave and update, on all groups; judging is part of the rollout's time."""
+def _ours(trainer: Trainer, tasks: list[Task], every: bool = True) -> dict[str, float]:
+    """The trainer's own rollouts and update; judging is part of the rollouts' time.
+
+    As the trainer uses it, groups without spread are left out: their advantages are 0, so they have no gradient.
+    """
     run = trainer.run_
     start = time.perf_counter()
     groups = answer(run.model, tasks, run.prompts, GROUP, (run.step,), trainer.config.rollout)
     middle = time.perf_counter()
-    trainer._train(groups)
+    trainer._train([group for group in groups if every or is_valid(group.rewards)])
     run.step += 1
     tokens = sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
     return _row(tokens, middle - start, 0.0, time.perf_counter() - middle)

@@ -145,6 +145,7 @@ class TrainConfig:
     refill: bool = False  # DAPO's way in place of expansion: more waves until enough groups are valid
     recompute: bool = False  # the ratio's log-probabilities by the trainer: for rollouts of another engine
     act_on_alarms: bool = True  # down-weight and quarantine domains; otherwise only warn
+    proxies: dict[str, str] = field(default_factory=dict)  # domain -> the held-out one whose score the alarms trust
     bad_rows: Literal["fatal", "skip"] = "fatal"
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,6 +42,8 @@ class Trainer:
     def __init__(self, config: TrainConfig, note: Callable[[str], None] = print) -> None:
         self.config = config
         self.run_ = run = Run(config, note)
+        held_out = {task.domain for task in run.eval_tasks}
+        _expect_proxies(config.proxies, {task.domain for task in run.tasks}, held_out)
         self.tasks = {task.id: task for task in run.tasks}
         self.curriculum = Curriculum(run.tasks, config.run.seed, config.curriculum)
         self.alarms = Alarms(config.alarms)
@@ -187,7 +189,7 @@ class Trainer:
 
     def _watch(self, groups: Sequence[Group], bar: Bar) -> list[Any]:
         """Shows each domain's rollouts to the alarms, and acts on what they say."""
-        facts = {}
+        config, facts = self.config, {}
         for domain in dict.fromkeys(group.task.domain for group in groups):
             here = [group for group in groups if group.task.domain == domain]
             rollouts = [rollout for group in here for rollout in group.rollouts]
@@ -198,10 +200,10 @@ class Trainer:
                 rollouts=len(rollouts),
                 answers=[r.text for r in rollouts],
                 truths=[group.task.truth for group in here for _ in group.rollouts],
-                proxy=self.proxies.get(domain),
+                proxy=self.proxies.get(config.proxies.get(domain, domain)),
             )
         alarms = self.alarms.observe(facts)
-        if self.config.act_on_alarms:
+        if config.act_on_alarms:
             for alarm in alarms:
                 if alarm.action != "warn":
                     self.curriculum.scale(alarm.domain, 0.0 if alarm.action == "quarantine" else DOWN_WEIGHT)
@@ -273,6 +275,15 @@ class Trainer:
 def train(config: TrainConfig, note: Callable[[str], None] = print) -> list[Score]:
     """`rlcs train`: goes on to the end and returns the last scores."""
     return Trainer(config, note).run()
+
+
+def _expect_proxies(proxies: Mapping[str, str], trained: set[str], held_out: set[str]) -> None:
+    for domain, proxy in proxies.items():
+        for name, known in ((domain, trained), (proxy, held_out)):
+            if name not in known:
+                raise ValueError(
+                    f"train: proxies must join a domain of the tasks to one that is held out, got {name!r}"
+                )
 
 
 def _samples(group: Group, prompt: Prompt, source: int, normalise: bool) -> list[Sample]:

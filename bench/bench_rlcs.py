@@ -1,0 +1,362 @@
+"""Evidence for RLCS, row by row: ``python bench/bench_rlcs.py compare/uniform/seed0 ablate/kl --all --list --report``.
+
+A row is one run on one thread in a process of its own; its result is one line of ``bench/results/rlcs.jsonl`` with
+hardware, versions, commit, command and settings. Rows that are there are left alone, so that the table grows over days.
+Runs are bounded by steps, never by the clock. All rows of a seed begin with the same cold start, which is made once
+and kept in ``runs/bench`` (not part of the repository). ``rlcs_report.py`` makes the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import fcntl
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results" / "rlcs.jsonl"
+LIMIT_S = 900  # of a row: 4 minutes on a core of its own, more where others share it
+GROUP, GROUPS, WAVES = 8, 32, 100  # answers to a prompt, valid groups of a step, steps of a run
+COLD_STEPS, COLD_BATCH = 700, 32
+EVAL_EVERY, EVAL_LIMIT, EVAL_SAMPLES = 10, 100, 2
+HACK_WAVES, HACK_EVAL = 80, 4
+DOMAINS = ("ocr", "counting", "math", "chart", "grounding", "video")
+ARMS: dict[str, dict[str, Any]] = {  # of `compare`: changes to the training settings
+    "rlcs": {},
+    "uniform": {"curriculum": {"weighting": False, "expansion": "off"}},
+    "refill": {"curriculum": {"weighting": False, "expansion": "off"}, "refill": True},
+}
+ABLATIONS: dict[str, dict[str, Any]] = {  # `compare/rlcs` is what they are held against
+    "no-weights": {"curriculum": {"weighting": False}},
+    "no-expansion": {"curriculum": {"expansion": "off"}},
+    "no-forcing": {"rollout": {"thinking_budget": None}},
+    "symmetric-clip": {"loss": {"clip_high": 0.2}},
+    "kl": {"loss": {"kl": 0.05}},
+    "top-p": {"rollout": {"top_p": 0.9}},
+}
+HACKED = "counting_lax"  # a verifier that takes any answer in which the truth occurs
+DEMO_SECONDS = 60 * 5.8  # the demo's own budget
+
+
+def rows() -> dict[str, tuple[Callable[..., dict[str, Any]], int, dict[str, Any]]]:
+    """Name -> (what runs, seed, its settings), in the order in which they should be made."""
+    found: dict[str, tuple[Callable[..., dict[str, Any]], int, dict[str, Any]]] = {"speed": (speed, 0, {})}
+    found |= {f"compare/{arm}/seed{s}": (trained, s, change) for s in range(5) for arm, change in ARMS.items()}
+    found |= {
+        f"hack/{arm}/seed{s}": (hacked, s, {"act_on_alarms": arm == "alarms"})
+        for s in range(3)
+        for arm in ("alarms", "none")
+    }
+    found |= {f"ablate/{arm}/seed{s}": (trained, s, change) for s in range(3) for arm, change in ABLATIONS.items()}
+    found |= {
+        f"matrix/{domain}/seed{s}": (matrix, s, {"domain": domain}) for s in range(3) for domain in ("mix", *DOMAINS)
+    }
+    found |= {f"demo/seed{s}": (demonstrated, s, {}) for s in range(3)}
+    return found
+
+
+# --- what a row does: (work folder, seed, settings, quick) -> metrics; all in the row's own process ---
+
+
+def prepared(work: Path, seed: int, quick: bool) -> tuple[Path, Path]:
+    """The seed's files and its cold start, made once; other rows of the seed wait for the first."""
+    from rlcs import demo
+    from rlcs.checkpoint import latest
+    from rlcs.sft import sft
+
+    folder = work / f"{'quick' if quick else 'cold'}-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    start = folder / "start"
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not start.exists():
+            if quick:
+                demo.COLD_SAMPLES, demo.PROMPTS, demo.HELD_OUT = 60, 60, 4
+            demo.prepare(folder, seed, full=False)
+            cold, *_ = demo.configurations(folder, 1.0, seed, start)
+            run = dataclasses.replace(cold.run, out=folder / "sft", seconds=None, steps=3 if quick else COLD_STEPS)
+            shutil.rmtree(run.out, ignore_errors=True)
+            sft(dataclasses.replace(cold, run=run, batch=COLD_BATCH))
+            saved = latest(run.out / "checkpoints")
+            assert saved is not None, "a run that ended well has a checkpoint"
+            shutil.copytree(saved.folder, folder / "start.part", dirs_exist_ok=True)
+            (folder / "start.part").rename(start)
+    return folder, start
+
+
+def settings_of(work: Path, out: Path, seed: int, changes: dict[str, Any], quick: bool) -> Any:
+    """The demo's settings of RL, bounded by steps, at a constant rate, with evaluations on the way, and ``changes``."""
+    from rlcs import demo
+
+    folder, start = prepared(work, seed, quick)
+    _, config, _ = demo.configurations(folder, 1.0, seed, start)
+    shutil.rmtree(out, ignore_errors=True)
+    steps, every = (2, 1) if quick else (WAVES, EVAL_EVERY)
+    run = dataclasses.replace(config.run, out=out, seconds=None, steps=steps, eval_every=every)
+    config = dataclasses.replace(
+        config,
+        run=run,
+        optimizer=dataclasses.replace(config.optimizer, decay="constant", warmup=0.0),
+        eval=dataclasses.replace(config.eval, limit=4 if quick else EVAL_LIMIT, samples=EVAL_SAMPLES, greedy=False),
+        groups=4 if quick else GROUPS,
+    )
+    return changed(config, changes)
+
+
+def changed(config: Any, changes: dict[str, Any]) -> Any:
+    """A frozen configuration with some settings replaced, in its parts too."""
+    found = {name: getattr(config, name) for name in changes}
+    parts = {k: changed(found[k], v) if dataclasses.is_dataclass(found[k]) else v for k, v in changes.items()}
+    return dataclasses.replace(config, **parts)
+
+
+def trained(work: Path, out: Path, seed: int, changes: dict[str, Any], quick: bool) -> dict[str, Any]:
+    """A run of RL: held-out scores on the way, with what each had cost; scores before and after by domain."""
+    from rlcs.logs import read_metrics
+    from rlcs.trainer import train
+
+    train(settings_of(work, out, seed, changes, quick), lambda line: None)
+    curve, totals, seconds = [], dict[str, float](), 0.0
+    for row in read_metrics(out):
+        if row["kind"] == "wave":
+            totals = {name: row[f"total/{name}"] for name in ("waves", "rollouts", "sampled_tokens", "trained_tokens")}
+            seconds = row["seconds"]
+        elif row["kind"] == "eval":
+            scores = {k.split("/")[1]: v for k, v in row.items() if k.startswith("sampled/") and k.count("/") == 1}
+            curve.append({"step": row["step"], "seconds": seconds, **totals, "scores": scores})
+    waves = [row for row in read_metrics(out) if row["kind"] == "wave"]
+    means = ("reward", "valid_share", "draws", "forced", "trained_groups", "rollout_tokens_per_s", "entropy")
+    return {
+        "curve": curve,
+        "means": {name: sum(row.get(name, 0.0) for row in waves) / len(waves) for name in means},
+        "alarms": [row["alarm"] for row in read_metrics(out) if row["kind"] == "alarm"],
+    }
+
+
+def matrix(work: Path, out: Path, seed: int, changes: dict[str, Any], quick: bool) -> dict[str, Any]:
+    """RL on one domain or on the mix, each domain with as many groups a step; draws are uniform: equal shares."""
+    domain = changes["domain"]
+    folder, _ = prepared(work, seed, quick)
+    tasks = folder / f"train-{domain}.jsonl"
+    if not tasks.exists():
+        lines = (folder / "train.jsonl").read_text().splitlines(keepends=True)
+        part = tasks.with_suffix(f".{os.getpid()}")
+        part.write_text("".join(line for line in lines if domain in ("mix", json.loads(line)["domain"])))
+        part.rename(tasks)
+    groups = 1 if quick else 8
+    uniform = {
+        "tasks": tasks,
+        "groups": groups * (len(DOMAINS) if domain == "mix" else 1),
+        "updates": 1,
+        "curriculum": {"weighting": False, "expansion": "off"},
+    }
+    return trained(work, out, seed, uniform, quick)
+
+
+def hacked(work: Path, out: Path, seed: int, changes: dict[str, Any], quick: bool) -> dict[str, Any]:
+    """RL where counting is judged by a verifier that can be hacked; held-out counting is judged strictly."""
+    from rlcs.rewards import graded, register
+
+    register(HACKED, lambda answer, truth, question: graded(float(truth in answer)))
+    folder, _ = prepared(work, seed, quick)
+    tasks = folder / "train-hack.jsonl"
+    if not tasks.exists():
+        part = tasks.with_suffix(f".{os.getpid()}")
+        part.write_text((folder / "train.jsonl").read_text().replace('"domain": "counting"', f'"domain": "{HACKED}"'))
+        part.rename(tasks)
+    run = {} if quick else {"steps": HACK_WAVES, "eval_every": HACK_EVAL}
+    settings = {**changes, "tasks": tasks, "proxies": {HACKED: "counting"}, "run": run}
+    return trained(work, out, seed, settings, quick)
+
+
+def demonstrated(work: Path, out: Path, seed: int, changes: dict[str, Any], quick: bool) -> dict[str, Any]:
+    """The demo's three runs with its own settings, one after the other: scores by domain, sampled and greedy."""
+    from rlcs import demo
+    from rlcs.checkpoint import latest
+    from rlcs.logs import read_metrics
+    from rlcs.sft import sft
+    from rlcs.trainer import train
+
+    seconds = 6.0 if quick else DEMO_SECONDS
+    if quick:
+        demo.COLD_SAMPLES, demo.PROMPTS, demo.HELD_OUT = 60, 60, 4
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    demo.prepare(out, seed, full=False)
+    cold, *_ = demo.configurations(out, seconds, seed, out)
+    sft(cold)
+    start = latest(cold.run.out / "checkpoints")
+    assert start is not None, "a run that ended well has a checkpoint"
+    _, rl, control = demo.configurations(out, seconds, seed, start.folder)
+    train(rl)
+    sft(control)
+    last = {
+        name: [r for r in read_metrics(out / name) if r["kind"] == "eval"][-1] for name in ("cold", "rlcs", "control")
+    }
+
+    def kept(key: str) -> bool:
+        return key.startswith(("sampled/", "greedy/")) and (key.count("/") == 1 or key.endswith("/error"))
+
+    return {name: {key: value for key, value in row.items() if kept(key)} for name, row in last.items()}
+
+
+def speed(work: Path, out: Path, seed: int, changes: dict[str, Any], quick: bool) -> dict[str, Any]:
+    from rlcs_speed import speed as race
+
+    return race(settings_of(work, out, seed, {}, quick), *((4, 1) if quick else (32, 4)))
+
+
+# --- rows as processes, results as lines ---
+
+
+def results() -> dict[str, dict[str, Any]]:
+    """The newest result of each row."""
+    if not RESULTS.exists():
+        return {}
+    return {row["row"]: row for row in map(json.loads, RESULTS.read_text().splitlines())}
+
+
+def append(row: dict[str, Any]) -> None:
+    """One line, whole or not at all, whoever else appends."""
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    with open(RESULTS, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(json.dumps(row) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def one(name: str, work: Path, quick: bool) -> dict[str, Any]:
+    """Runs a row here."""
+    import torch
+    import transformers
+
+    import glm4v_ext
+
+    torch.set_num_threads(1)
+    what, seed, changes = rows()[name]
+    prepared(work, seed, quick)
+    wall, cpu = time.perf_counter(), time.process_time()
+    metrics = what(work, work / "rows" / name.replace("/", "-"), seed, changes, quick)
+    versions = {
+        "glm4v_ext": glm4v_ext.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    if "trl" in sys.modules:
+        versions["trl"] = sys.modules["trl"].__version__
+    return {
+        "row": name,
+        "seed": seed,
+        "settings": changes,
+        "quick": quick,
+        "metrics": metrics,
+        "wall_s": time.perf_counter() - wall,
+        "cpu_s": time.process_time() - cpu,
+        "hardware": f"{_cpu()}, {os.cpu_count()} cores, one thread",
+        "versions": {**versions, "python": platform.python_version()},
+        "commit": _commit(),
+        "command": f"python bench/bench_rlcs.py {name}",
+        "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+    }
+
+
+def run(names: list[str], work: Path, parallel: int, quick: bool) -> int:
+    """Each row in a process; returns how many failed."""
+    waiting, running, failed = list(names), dict[str, tuple[subprocess.Popen[bytes], float]](), 0
+    (work / "logs").mkdir(parents=True, exist_ok=True)
+    try:
+        while waiting or running:
+            while waiting and len(running) < parallel:
+                name = waiting.pop(0)
+                log = work / "logs" / f"{name.replace('/', '-')}.log"
+                command = [sys.executable, __file__, "--here", name, "--work", str(work), *["--quick"] * quick]
+                with open(log, "wb") as file:
+                    started = subprocess.Popen(command, env=_environment(), stdout=file, stderr=file)
+                running[name] = (started, time.monotonic())
+            for name, (process, since) in list(running.items()):
+                if process.poll() is None and time.monotonic() - since > LIMIT_S:
+                    process.kill()
+                    process.wait()
+                if process.poll() is not None:
+                    del running[name]
+                    failed += process.returncode != 0
+                    print(
+                        f"{name}: {'done' if not process.returncode else 'failed'} in {time.monotonic() - since:.0f} s",
+                        flush=True,
+                    )
+            time.sleep(0.2)
+    finally:
+        for process, _ in running.values():
+            process.kill()
+    return failed
+
+
+def _environment() -> dict[str, str]:
+    path = os.pathsep.join([str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": path}
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+
+
+def _commit() -> str:
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+    changes = git("status", "--porcelain", "--untracked-files=no", "--", "python", "glm4v_ext", "csrc")
+    return git("rev-parse", "--short", "HEAD") + (" + changes" if changes else "")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", help="names, or beginnings of names")
+    parser.add_argument("--all", action="store_true", help="every row that is missing")
+    parser.add_argument("--list", action="store_true", help="names, and which are there")
+    parser.add_argument("--report", action="store_true", help="write bench/results/rlcs.md")
+    parser.add_argument("--again", action="store_true", help="also rows that are there")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny runs, to see that rows run; the result is printed, not kept"
+    )
+    parser.add_argument("--parallel", type=int, default=2, help="rows at a time")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "bench", help="cold starts, logs, run folders")
+    parser.add_argument("--here", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.here:
+        result = one(asked.here, asked.work, asked.quick)
+        print(json.dumps(result)) if asked.quick else append(result)
+        return 0
+    known, there = rows(), results()
+    unknown = [name for name in asked.rows if not any(row.startswith(name) for row in known)]
+    if unknown:
+        print(f"bench_rlcs: rows must be names of --list or their beginnings, got {unknown[0]!r}", file=sys.stderr)
+        return 2
+    if asked.list:
+        for name in known:
+            print(f"{'done   ' if name in there else 'missing'} {name}")
+    chosen = [name for name in known if asked.all or any(name.startswith(wanted) for wanted in asked.rows)]
+    failed = run(
+        [n for n in chosen if asked.again or asked.quick or n not in there], asked.work, asked.parallel, asked.quick
+    )
+    if asked.report:
+        from rlcs_report import page
+
+        RESULTS.with_suffix(".md").write_text(page(results(), list(known)))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
