@@ -1,0 +1,182 @@
+"""The page of ``bench/results/rlcs.jsonl``: tables with intervals, and which rows are missing.
+
+Intervals are the middle 95 % of means over seeds drawn again with replacement, pairs kept together (paired bootstrap);
+from one or two seeds there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+GAIN = 0.05  # of the mean held-out score over the cold start's: the target of `compare`
+DRAWS = 10_000
+Results = Mapping[str, Mapping[str, Any]]
+Curve = Sequence[Mapping[str, Any]]
+
+
+def page(results: Results, names: Sequence[str]) -> str:
+    """All sections as Markdown."""
+    results = {name: row for name, row in results.items() if name in names}
+    sections = [_head(results), _speed(results), _compare(results), _ablate(results), _matrix(results), _hack(results)]
+    return "\n\n".join([*sections, _demo(results), _missing(results, names)]) + "\n"
+
+
+def cost_to(curve: Curve, gain: float, what: str) -> float | None:
+    """What a run had spent when its score, as a running maximum, first was ``gain`` above its start; linear in
+    between; None where it never was."""
+    best, spent, target = curve[0]["scores"]["all"], 0.0, curve[0]["scores"]["all"] + gain
+    for point in curve[1:]:
+        score, cost = point["scores"]["all"], point[what]
+        if score >= target:
+            return spent + (cost - spent) * (target - best) / (score - best)
+        best, spent = (score, cost) if score > best else (best, cost)
+    return None
+
+
+def interval(values: Sequence[float], statistic: Callable[[np.ndarray], np.ndarray]) -> str:
+    """95 % of the statistic over seeds drawn again; ``values`` is [seeds, ...]."""
+    if len(values) < 3:
+        return "no interval"
+    table = np.asarray(values, dtype=float)
+    chosen = np.random.default_rng(0).integers(len(table), size=(DRAWS, len(table)))
+    low, high = np.percentile(statistic(table[chosen]), [2.5, 97.5])
+    return f"{low:.2f} to {high:.2f}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _seeds(results: Results, beginning: str) -> dict[int, Mapping[str, Any]]:
+    return {row["seed"]: row for name, row in results.items() if name.rsplit("/", 1)[0] == beginning}
+
+
+def _head(results: Results) -> str:
+    rows = list(results.values())
+    kinds = sorted({(row["hardware"], str(row["versions"])) for row in rows})
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
+    said = "\n".join(f"- {hardware}; {versions}" for hardware, versions in kinds)
+    title = "# RLCS: the evidence\n\nWritten by `python bench/bench_rlcs.py --report`."
+    return f"{title} Commits: {commits or 'none'}.\n\n{said}"
+
+
+def _speed(results: Results) -> str:
+    head = "## A step of GRPO: speed\n\n"
+    if "speed" not in results:
+        return head + "Missing."
+    m = results["speed"]["metrics"]
+    rows = [
+        [
+            name,
+            f"{s['step_s']:.2f}",
+            f"{s['rollout_tokens_per_s']:.0f}",
+            f"{s['trained_tokens_per_s']:.0f}",
+            f"{s['steps']:.0f}",
+        ]
+        for name, s in m["sides"].items()
+    ]
+    over = {
+        "rollouts over `generate` (at least 2.5)": m["rollout_over_generate"],
+        "step over TRL, same samples (at least 5)": m["step_over_trl"],
+        "step over TRL, groups without gradient left out": m["spread_step_over_trl"],
+        "step over the plain loop": m["step_over_plain"],
+        "training over the padded loop": m["training_over_padded"],
+    }
+    ratios = "\n".join(
+        f"- {name}: {value:.2f}x" if value else f"- {name}: not measured" for name, value in over.items()
+    )
+    said = f"Log-probabilities of the same tokens differ by at most {m['agreement']:.1e}. Medians:"
+    columns = ("side", "s/step", "rollout tokens/s", "trained tokens/s", "steps")
+    return f"{head}{said}\n\n{table(columns, rows)}\n\n{ratios}"
+
+
+def _compare(results: Results) -> str:
+    head = f"## RLCS, uniform GRPO, refill: to {100 * GAIN:.0f} points above the cold start (temperature 1)\n\n"
+    arms = {arm: _seeds(results, f"compare/{arm}") for arm in ("rlcs", "uniform", "refill")}
+    kinds = ("rollouts", "waves", "seconds")
+    rows = []
+    for arm, seeds in arms.items():
+        costs = {k: {s: cost_to(row["metrics"]["curve"], GAIN, k) for s, row in seeds.items()} for k in kinds}
+        reached = [s for s, cost in costs["rollouts"].items() if cost is not None]
+        cells = [f"{np.mean([costs[k][s] for s in reached]):.0f}" if reached else "-" for k in kinds]
+        ratios = []
+        for k in ("rollouts", "waves"):
+            pairs = [
+                (ours, theirs)
+                for s in seeds.keys() & arms["rlcs"].keys()
+                if (theirs := costs[k][s]) and (ours := cost_to(arms["rlcs"][s]["metrics"]["curve"], GAIN, k))
+            ]
+            mean = np.mean(pairs, 0) if pairs else None
+            said = interval(pairs, lambda t: t[..., 0].sum(-1) / t[..., 1].sum(-1))
+            ratios.append("-" if arm == "rlcs" or mean is None else f"{mean[0] / mean[1]:.2f} ({said})")
+        rows.append([arm, str(len(seeds)), str(len(reached)), *cells, *_gain(seeds), *ratios])
+    names = ("arm", "seeds", "reached", *kinds, "points gained in all", "RLCS rollouts / its", "RLCS waves / its")
+    return head + table(names, rows) + "\n\nMeans and ratios are over seeds that reached the target."
+
+
+def _gain(seeds: Mapping[int, Mapping[str, Any]]) -> list[str]:
+    gains = [100 * _change(row["metrics"]["curve"], "all") for row in seeds.values()]
+    return [f"{np.mean(gains):+.1f} ({interval(gains, lambda t: t.mean(-1))})" if gains else "-"]
+
+
+def _change(curve: Curve, domain: str) -> float:
+    return curve[-1]["scores"][domain] - curve[0]["scores"][domain]
+
+
+def _ablate(results: Results) -> str:
+    base, rows = _seeds(results, "compare/rlcs"), []
+    for arm in dict.fromkeys(name.split("/")[1] for name in results if name.startswith("ablate/")):
+        seeds = _seeds(results, f"ablate/{arm}")
+        pairs = [
+            100 * (_change(seeds[s]["metrics"]["curve"], "all") - _change(base[s]["metrics"]["curve"], "all"))
+            for s in seeds.keys() & base.keys()
+        ]
+        said = f"{np.mean(pairs):+.1f} ({interval(pairs, lambda t: t.mean(-1))})" if pairs else "-"
+        rows.append([arm, str(len(seeds)), *_gain(seeds), said])
+    head = "## Ablations: one thing changed in RLCS, same number of steps\n\n"
+    return head + (table(["changed", "seeds", "points gained", "against RLCS, paired"], rows) if rows else "Missing.")
+
+
+def _matrix(results: Results) -> str:
+    rows, domains = [], list[str]()
+    for arm in dict.fromkeys(name.split("/")[1] for name in results if name.startswith("matrix/")):
+        curves = [row["metrics"]["curve"] for row in _seeds(results, f"matrix/{arm}").values()]
+        domains = list(curves[0][0]["scores"])
+        cells = [f"{100 * np.mean([_change(curve, domain) for curve in curves]):+.1f}" for domain in domains]
+        rows.append([arm, str(len(curves)), *cells])
+    head = "## Trained on (rows), points gained on (columns)\n\n"
+    return head + (table(["trained on", "seeds", *domains], rows) if rows else "Missing.")
+
+
+def _hack(results: Results) -> str:
+    rows = []
+    for arm in ("none", "alarms"):
+        for seed, row in _seeds(results, f"hack/{arm}").items():
+            curve = row["metrics"]["curve"]
+            scores = [[100 * point["scores"][d] for point in curve] for d in ("counting", "all")]
+            cells = [f"{s[0]:.1f}, {max(s):.1f}, {s[-1]:.1f}" for s in scores]
+            rows.append([arm, str(seed), *cells, str(len(row["metrics"]["alarms"]))])
+    names = ("acting", "seed", "counting, strict: start, best, end", "all: start, best, end", "alarms")
+    return "## A verifier that can be hacked\n\n" + (table(names, rows) if rows else "Missing.")
+
+
+def _demo(results: Results) -> str:
+    rows = []
+    for seed, row in sorted(_seeds(results, "demo").items()):
+        for mode in ("sampled", "greedy"):
+            for arm, scores in row["metrics"].items():
+                found = {k.split("/")[1]: v for k, v in scores.items() if k.startswith(mode) and k.count("/") == 1}
+                rows.append([str(seed), mode, arm, ", ".join(f"{name} {100 * v:.1f}" for name, v in found.items())])
+    head = "## The demo's three runs, with its own settings\n\n"
+    return head + (table(["seed", "answers", "run", "held-out scores"], rows) if rows else "Missing.")
+
+
+def _missing(results: Results, names: Sequence[str]) -> str:
+    gone = [name for name in names if name not in results]
+    kinds = [f"- {kind}: {', '.join(found)}" for kind, found in groupby(gone, lambda name: name.split("/")[0])]
+    return f"## Missing: {len(gone)} of {len(names)} rows\n\n" + "\n".join(kinds)
