@@ -177,7 +177,13 @@ class Plain:
         self.model.eval()
         with torch.no_grad():
             found = self.model.generate(
-                **inputs, do_sample=True, temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=TOKENS
+                **inputs,
+                do_sample=True,
+                temperature=1.0,
+                top_p=1.0,
+                top_k=0,
+                max_new_tokens=TOKENS,
+                suppress_tokens=_pictures(self.model),
             )
         answers = found[:, inputs["input_ids"].shape[1] :]
         ended = torch.isin(answers, self.stop).long()
@@ -294,6 +300,7 @@ def _trl(config: TrainConfig, tasks: list[Task], prompts: int, rounds: int) -> l
         per_device_train_batch_size=prompts * GROUP, gradient_accumulation_steps=1, steps_per_generation=1,
         num_generations=GROUP, max_completion_length=TOKENS, temperature=1.0, top_p=1.0, top_k=0, beta=0.0,
         epsilon=config.loss.clip_low, epsilon_high=config.loss.clip_high, loss_type="grpo", shuffle_dataset=False,
+        generation_kwargs={"suppress_tokens": _pictures(model)},
     )  # fmt: skip
     data = Dataset.from_list(rows).cast_column("images", List(Image()))
     trainer = GRPOTrainer(
@@ -305,6 +312,11 @@ def _trl(config: TrainConfig, tasks: list[Task], prompts: int, rounds: int) -> l
         whole = marks[i + 1] - marks[i]
         found.append({**_row(tokens[i], generating[i], 0.0, whole - generating[i]), "step_s": whole})
     return found
+
+
+def _pictures(model: Any) -> list[int]:
+    """Ids that stand for pictures: said in an answer, they would ask for features that there are none of."""
+    return [model.config.image_token_id, model.config.video_token_id]
 
 
 def _has_video(task: Task) -> bool:
