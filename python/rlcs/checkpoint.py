@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-PART = ".part"
+PART, OLD = ".part", ".old"
 NAME = re.compile(r"step-\d+")
 
 
@@ -80,15 +80,15 @@ def save(
             why = getattr(error, "strerror", None) or error
             raise OSError(f"checkpoint: {final} cannot be written: {why}; older ones are as they were") from None
         raise
-    if final.exists():  # the same step again, of a run that went back: the older one goes only now
-        os.rename(final, old := final.with_name(final.name + ".old" + PART))
+    if final.exists():  # the same step again: the older one goes only now, and `latest` brings it back after a crash
+        os.rename(final, old := final.with_name(final.name + OLD))
         os.rename(part, final)
-        shutil.rmtree(old)
+        _remove(old)
     else:
         os.rename(part, final)
     _sync(folder)
     for saved in every(folder)[:-keep]:
-        shutil.rmtree(saved.folder)
+        _remove(saved.folder)
     return Saved(final)
 
 
@@ -103,8 +103,18 @@ def latest(folder: Path) -> Saved | None:
     if folder.is_dir():
         for path in folder.glob(f"*{PART}"):
             shutil.rmtree(path, ignore_errors=True)
+        for path in folder.glob(f"*{OLD}"):
+            final = path.with_name(path.name.removesuffix(OLD))
+            _remove(path) if final.exists() else os.rename(path, final)
     found = every(folder)
     return found[-1] if found else None
+
+
+def _remove(folder: Path) -> None:
+    """Under a name that no checkpoint has, so that half of it never passes for one."""
+    part = folder.with_name(folder.name + PART)
+    os.rename(folder, part)
+    shutil.rmtree(part)
 
 
 def _sync(path: Path) -> None:

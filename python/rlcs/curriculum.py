@@ -145,7 +145,7 @@ class Ledger:
         path = Path(path)
         part = path.with_name(path.name + ".part")
         if path.suffix == ".jsonl":
-            with open(part, "w") as file:
+            with open(part, "w", encoding="utf-8") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows())
                 file.flush()
                 os.fsync(file.fileno())

@@ -6,20 +6,28 @@ name. Rollouts stand by wave in ``rollouts/000040.jsonl``, one group a line, its
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import re
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from glm4v.files import write_text
+
 from .types import Group
 
 
 class Log:
-    """Appends rows to ``folder``; those after ``since``, of a run that was cut off, are dropped first."""
+    """Appends rows to ``folder``; rows and rollouts after ``since``, of a run that was cut off, are dropped first.
+
+    An evaluation of a step that has one already, which a finished run repeats when it is taken up, is not written again.
+    """
 
     def __init__(self, folder: Path, since: int = 0, wandb: str | None = None, config: Any = None) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
@@ -28,11 +36,15 @@ class Log:
         self.folder = folder
         path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(folder) if row["step"] <= since] if since else []
-        part = path.with_name(path.name + ".part")
-        part.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        os.replace(part, path)
-        self._file = open(path, "a", buffering=1)  # noqa: SIM115 (held until close)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=since + 1)
+        self._evaluated = {row["step"] for row in kept if row["kind"] == "eval"}
+        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+        for rollouts in (folder / "rollouts").glob("*.jsonl"):
+            if not (rollouts.stem.isdigit() and int(rollouts.stem) <= since):
+                rollouts.unlink()
+        if not since:  # of other tasks, perhaps
+            shutil.rmtree(folder / "rollouts" / "pictures", ignore_errors=True)
+        self._file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 (held until close)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=since + 1 if since else 0)
         self._wandb = None
         if wandb is not None:
             import wandb as library
@@ -41,6 +53,10 @@ class Log:
 
     def write(self, kind: str, step: int, seconds: float, values: Mapping[str, Any]) -> None:
         """One row. Numbers that are not finite become null: JSON has no name for them."""
+        if kind == "eval":
+            if step in self._evaluated:
+                return
+            self._evaluated.add(step)
         row = {"kind": kind, "step": step, "seconds": round(seconds, 3)}
         for name, value in values.items():
             if isinstance(value, float):
@@ -84,10 +100,12 @@ class Log:
                     ],
                 }
             )
-        path = folder / f"{wave:06d}.jsonl"
-        part = path.with_name(path.name + ".part")
-        part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        os.replace(part, path)
+        write_text(folder / f"{wave:06d}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+    def flush(self) -> None:
+        """Brings all rows down to the disk."""
+        os.fsync(self._file.fileno())
+        self._board.flush()
 
     def close(self) -> None:
         self._file.close()
@@ -102,14 +120,22 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = []
-    lines = path.read_text().splitlines()
+    lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # splitlines knows ends that stand in a text
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
+            if line:
+                rows.append(json.loads(line))
         except ValueError:
             if number < len(lines):
                 raise ValueError(f"metrics: {path}, line {number}: is not JSON") from None
     return rows
+
+
+def file_name(id: str) -> str:
+    """A task's id as (part of) a file's name; different ids have different names."""
+    if re.fullmatch(r"[A-Za-z0-9_-]{1,80}", id):
+        return id
+    return f"{re.sub(r'[^A-Za-z0-9_-]', '_', id)[:80]}-{hashlib.sha256(id.encode()).hexdigest()[:12]}"
 
 
 def _parts(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -133,7 +159,7 @@ def _shown(part: Mapping[str, Any], folder: Path, name: str, index: int) -> dict
         return {"type": kind, kind: source if isinstance(source, list) else str(source)}
     from PIL import Image
 
-    file = Path("pictures") / f"{''.join(c if c.isalnum() or c in '-_' else '_' for c in name)}-{index}.png"
+    file = Path("pictures") / f"{file_name(name)}-{index}.png"
     if not (folder / file).exists():
         array = np.concatenate(list(source), axis=1) if kind == "video" else np.asarray(source)
         Image.fromarray(array).save(folder / file)

@@ -137,7 +137,7 @@ class Record:
             raise ValueError(f"run: step must be one of {_ranges(self.steps_shown)} of {self.folder}, got {step}")
         path = self.folder / "rollouts" / f"{step:06d}.jsonl"
         try:
-            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
         except ValueError as error:
             raise ValueError(f"run: {path} must be JSON lines, got {error}") from None
 
@@ -145,7 +145,8 @@ class Record:
     def ledger(self) -> list[Row]:
         """One row a prompt, written at the end of a run."""
         path = self.folder / "ledger.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+        return [json.loads(line) for line in lines if line]
 
 
 def result(row: Row | None, mode: str, domain: str) -> Result | None:

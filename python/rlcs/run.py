@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from glm4v import Glm4v, Processor
+from glm4v.files import write_text
 from glm4v.layers import Linear
 
 from . import checkpoint, evaluate, lora, rewards
@@ -75,6 +76,7 @@ class Run:
         self.model = load_model(config.model, run.seed, None if saved is None else saved.folder)
         processor.dtype = self.model.dtype
         self.prompts, self.model.processor = Prompts(processor), processor
+        self.eval_prompts = Prompts(processor)  # apart: held-out tasks may have the ids of others
         self.optimizer = Optimizer(self.model, config.optimizer)
         self.learner = Learner(self.model, self.optimizer, config.tokens)
         self.step = 0  # optimizer steps of SFT, waves of RL
@@ -135,6 +137,7 @@ class Run:
 
     def save(self, state: dict[str, Any]) -> None:
         """A checkpoint of this step; ``state`` is what the trainer needs beside the model."""
+        self.log.flush()  # what leads up to a checkpoint is on the disk before it
         checkpoint.save(
             self.checkpoints,
             self.step,
@@ -152,7 +155,7 @@ class Run:
         scores = evaluate.evaluate(
             self.model,
             self.eval_tasks,
-            self.prompts,
+            self.eval_prompts,
             eval_settings(self.config.rollout),
             how.samples,
             how.greedy,
@@ -273,8 +276,7 @@ def eval_settings(rollout: RolloutSettings) -> RolloutSettings:
 def write_config(folder: Path, config: SftConfig | TrainConfig) -> None:
     import yaml
 
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(plain(config), sort_keys=False))
+    write_text(folder / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False))
 
 
 def _taken_up(saved: checkpoint.Saved, config: SftConfig | TrainConfig, note: Callable[[str], None]) -> dict[str, Any]:

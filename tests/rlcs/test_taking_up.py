@@ -1,0 +1,74 @@
+"""What a run finds in its folder: rows, rollouts and checkpoints of one that was cut off, finished or started anew."""
+
+import dataclasses
+
+import pytest
+import torch
+from conftest import groups_of, tasks_of
+
+from rlcs import checkpoint
+from rlcs.logs import Log, file_name, read_metrics
+from rlcs.record import Record
+
+
+def waves(folder, first, last, since=0):
+    log, tasks = Log(folder, since), tasks_of()
+    for wave in range(first, last + 1):
+        log.rollouts(wave, groups_of(tasks, wave), [], [])
+        log.write("wave", wave, wave, {"reward": 0.5})
+    return log
+
+
+def test_rows_and_rollouts_after_the_checkpoint_go(tmp_path):
+    waves(tmp_path, 1, 5).close()
+    waves(tmp_path, 3, 3, since=2).close()
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3]
+    assert Record.read(tmp_path).steps_shown == [1, 2, 3]
+    waves(tmp_path, 1, 1).close()
+    assert Record.read(tmp_path).steps_shown == [1]
+
+
+def test_an_evaluation_stands_once(tmp_path):
+    for _ in range(2):
+        log = Log(tmp_path, 4)
+        log.write("eval", 4, 1.0, {"sampled/all": 0.5})
+        log.close()
+    assert len(read_metrics(tmp_path)) == 1
+
+
+def test_line_ends_inside_a_text_end_no_row(tmp_path):
+    odd = "a\u2028b\x85c"
+    log, task = Log(tmp_path), dataclasses.replace(tasks_of()[0], truth=odd)
+    log.write("alarm", 1, 0.0, {"alarm": odd})
+    log.rollouts(1, groups_of([task], 1), [], [])
+    log.close()
+    record = Record.read(tmp_path)
+    assert record.rows[0]["alarm"] == odd and record.groups(1)[0]["truth"] == odd
+
+
+def test_ids_that_are_no_file_names_have_different_ones():
+    ids = ["a/b", "a_b", "a:b", "../x", "x" * 300, "x" * 301, "plain-1"]
+    names = [file_name(one) for one in ids]
+    assert len(set(names)) == len(ids) and all(len(name) < 100 and "/" not in name for name in names)
+    assert names[-1] == "plain-1"
+
+
+@pytest.mark.parametrize("renames", [1, 2])
+def test_killed_while_a_checkpoint_is_replaced_one_is_there(renames, tmp_path, monkeypatch):
+    def save():
+        checkpoint.save(tmp_path, 1, lambda _: None, {"a": torch.ones(1)}, {}, keep=1)
+
+    save()
+    real, done = checkpoint.os.rename, []
+
+    def rename(source, target):
+        done.append(target)
+        if len(done) > renames:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint.os, "rename", rename)
+        save()
+    assert checkpoint.latest(tmp_path).tensors()["a"].tolist() == [1]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
