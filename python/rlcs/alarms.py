@@ -41,7 +41,7 @@ class Alarm:
 class Facts:
     """One domain in one step. ``proxy`` is a held-out score in which this domain's verifier has no part, if known."""
 
-    reward: float
+    reward: float  # NaN where no rollout was judged
     errors: int
     rollouts: int
     answers: Sequence[str]
@@ -64,12 +64,21 @@ class Alarms:
             past.append(_measures(now, past[-1] if past else None))
             del past[: -self.limits.window]
             found = self._signals(now, past)
-            for key in [k for k in self._standing if k.startswith(domain + "/") and k.split("/", 1)[1] not in found]:
-                del self._standing[key]
+            for key in [k for k in self._standing if k.rsplit("/", 1)[0] == domain]:
+                if key.rsplit("/", 1)[1] not in found:
+                    del self._standing[key]
             for signal, detail in found.items():
                 steps = self._standing[f"{domain}/{signal}"] = self._standing.get(f"{domain}/{signal}", 0) + 1
                 alarms.append(Alarm(domain, signal, detail, self._action(steps)))
         return alarms
+
+    def action(self, domain: str) -> Action | None:
+        """The strongest action of the alarms that stand in a domain; None where none does.
+
+        A quarantined domain is not drawn, so nothing ends its alarms: a person does, by turning the actions off.
+        """
+        steps = [n for key, n in self._standing.items() if key.rsplit("/", 1)[0] == domain]
+        return self._action(max(steps)) if steps else None
 
     def _action(self, steps: int) -> Action:
         patience = self.limits.patience
@@ -113,7 +122,7 @@ def _measures(facts: Facts, before: dict[str, float] | None) -> dict[str, float]
     letters = sum(char.isalpha() for char in text)
     proxy = facts.proxy if facts.proxy is not None else (before["proxy"] if before else math.nan)
     return {
-        "reward": facts.reward,
+        "reward": before["reward"] if before and math.isnan(facts.reward) else facts.reward,
         "proxy": proxy,
         "duplicates": max(0.0, _mode_share(facts.answers) - _mode_share(facts.truths))
         if len(facts.answers) > 3

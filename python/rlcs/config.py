@@ -55,7 +55,7 @@ class RunSettings:
     resume: bool = True  # take up the run that is in the folder, if there is one
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("save_every", 0), ("keep", 1), ("eval_every", 0)):
+        for name, least in (("steps", 1), ("seed", 0), ("save_every", 0), ("keep", 1), ("eval_every", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"run: {name} must be {least} or more, got {getattr(self, name)}")
         if self.seconds is not None and not self.seconds > 0:
@@ -152,6 +152,8 @@ class TrainConfig:
         for name in ("groups", "updates", "tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train: {name} must be 1 or more, got {getattr(self, name)}")
+        if not self.rollout.temperature > 0:
+            raise ValueError("train: rollout.temperature must be above 0: a group's answers would be one, got 0")
 
 
 PRESETS: dict[str, dict[str, Any]] = {

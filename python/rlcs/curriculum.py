@@ -233,17 +233,15 @@ class Curriculum:
         return tier * category * outside
 
     def scale(self, name: str, factor: float) -> None:
-        """Multiplies the weights of a category (or of a whole domain, the part before ``/``); 0 is a quarantine."""
+        """Multiplies the weights of a category (or of all below a name, up to a ``/``); 0 is a quarantine."""
         if not (math.isfinite(factor) and factor >= 0):
             raise ValueError(f"scale: factor must be 0 or positive, got {factor}")
-        if not any(name in (category, category.split("/")[0]) for category in self.ledger.categories):
+        if not any(f"{category}/".startswith(f"{name}/") for category in self.ledger.categories):
             raise ValueError(f"scale: name must be a category or a domain of the tasks, got {name!r}")
         self._factors[name] = factor
 
     def _factor(self, category: str) -> float:
-        domain = category.split("/")[0]
-        both = self._factors.get(domain, 1.0)
-        return both if category == domain else both * self._factors.get(category, 1.0)
+        return math.prod(x for name, x in self._factors.items() if f"{category}/".startswith(f"{name}/"))
 
     def select(self, groups: Sequence[Any], n: int) -> list[Any]:
         """At most ``n`` valid groups, in their order, whose right and wrong rollouts are closest to equal in number.

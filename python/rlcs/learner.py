@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,11 +61,28 @@ def target_logprobs(
 
 
 class Learner:
-    """``update(samples, prompts, loss, rate)`` makes one step of the optimizer."""
+    """``update(samples, prompts, loss, rate)`` makes one step of the optimizer; `with_old` prepares several."""
 
     def __init__(self, model: Glm4v, optimizer: Optimizer, tokens: int) -> None:
         self.model, self.optimizer, self.tokens = model, optimizer, tokens
         self.cost = model_cost(model)
+
+    @torch.no_grad()
+    def with_old(self, samples: Sequence[Sample], prompts: Sequence[Prompt], temperature: float) -> list[Sample]:
+        """The samples with their log-probabilities under the weights as they are, before the steps that will follow."""
+        out = list(samples)
+        for chosen in self._pack(samples, prompts):
+            batch = batch_of([samples[i] for i in chosen], len(samples))
+            found = target_logprobs(self.model, batch, prompts, temperature)[0].float().cpu().numpy()
+            for i, start, end in zip(chosen, batch.cu_seqlens, batch.cu_seqlens[1:], strict=False):
+                out[i] = replace(
+                    samples[i], old=np.append(np.float32(0), found[start : end - 1])
+                )  # of the token itself
+        return out
+
+    def _pack(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> list[list[int]]:
+        costs = [cost_of(self.cost, len(s), prompts[s.source]) for s in samples]
+        return [micro for micro in pack([len(s) for s in samples], self.tokens, costs)[0] if micro]
 
     def update(
         self, samples: Sequence[Sample], prompts: Sequence[Prompt], loss: Loss, rate: float, temperature: float = 1.0
@@ -76,31 +94,28 @@ class Learner:
             ``rate``, ``micro_steps``, ``tokens`` (all) and ``trained_tokens``. A gradient that is not finite moves
             nothing, and ``skipped`` is 1.
         """
-        lengths = [len(sample) for sample in samples]
-        costs = [cost_of(self.cost, len(s), prompts[s.source]) for s in samples]
-        micro_steps = [micro for micro in pack(lengths, self.tokens, costs)[0] if micro]
+        micro_steps = self._pack(samples, prompts)
         every = sum(int(sample.trained.sum()) for sample in samples)
         if not every:
             raise ValueError("update: samples must hold a token to train on, got none")
-        total, means = 0.0, dict[str, float]()
+        sums = dict[str, Tensor]()  # on the device: the host waits for them once, at the end of the step
         for chosen in micro_steps:
             batch = batch_of([samples[i] for i in chosen], len(samples))
             new, entropy = target_logprobs(self.model, batch, prompts, temperature)
             here = int(batch.trained.sum())
             part, facts = loss(Micro(batch, new, torch.from_numpy(batch.trained).to(new.device), entropy, here, every))
             part.backward()
-            total += float(part.detach())
-            for name, value in {**facts, "entropy": entropy}.items():
-                means[name] = means.get(name, 0.0) + float(value.detach()) * here / every
+            shares = {name: value * (here / every) for name, value in {**facts, "entropy": entropy}.items()}
+            for name, value in {"loss": part, **shares}.items():
+                sums[name] = sums.get(name, 0.0) + value.detach()  # type: ignore[operator]
         norm = self.optimizer.step(rate)
         return {
-            "loss": total,
-            **means,
+            **{name: float(value) for name, value in sums.items()},
             "grad_norm": norm,
             "rate": rate,
             "skipped": float(not math.isfinite(norm)),
             "micro_steps": float(len(micro_steps)),
-            "tokens": float(sum(lengths)),
+            "tokens": float(sum(map(len, samples))),
             "trained_tokens": float(every),
         }
 

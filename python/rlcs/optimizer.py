@@ -109,7 +109,7 @@ class Optimizer:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Takes up where :meth:`state_dict` was taken."""
         for name, master, weight in zip(self.names, self.masters, self.weights, strict=True):
-            kept = {key: state[f"{key}.{name}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")
+            kept = {key: state[f"{key}.{name}"].to(master.device, copy=True) for key in ("step", "exp_avg", "exp_avg_sq")
                     if f"{key}.{name}" in state}  # fmt: skip
             if kept:
                 self.adam.state[master] = kept

@@ -129,4 +129,5 @@ def batch_of(samples: Sequence[Sample], total: int) -> PackedBatch:
         advantages=np.array([s.advantage for s in samples], dtype=np.float32),
         sources=np.array([s.source for s in samples], dtype=np.int64),
         weight=len(samples) / total,
+        old=None if any(s.old is None for s in samples) else shifted([s.old for s in samples]).astype(np.float32),  # type: ignore[misc]
     )

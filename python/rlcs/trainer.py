@@ -33,7 +33,8 @@ from .run import Run, load_model
 from .types import Group, Rollout, Sample
 
 MOST_REFILLS = 10  # waves of one batch where groups are refilled instead of expanded
-DOWN_WEIGHT = 0.25  # of a domain whose alarm stands
+FACTOR = {None: 1.0, "warn": 1.0, "down-weight": 0.25, "quarantine": 0.0}  # of a domain's weight, by its alarms
+ORDER = 1  # a random stream's last word: the order of samples; the curriculum's draws have the seed alone
 
 
 class Trainer:
@@ -106,6 +107,8 @@ class Trainer:
         config, run, groups = self.config, self.run_, list[Group]()
         for draw in range(MOST_REFILLS if config.refill else 1):
             ids = self.curriculum.draw(config.groups)
+            if not ids:
+                raise ValueError("train: a domain must be left to draw from, got all in quarantine: see the alarms")
             with self._phase("rollout"):
                 new = answer(
                     run.model,
@@ -136,7 +139,9 @@ class Trainer:
         ]
         if not samples:
             return {}
-        order = np.random.default_rng([config.run.seed, run.step]).permutation(len(samples))
+        if config.recompute:  # before the first step: all of the wave's ratios are to one policy
+            samples = run.learner.with_old(samples, prompts, config.rollout.temperature)
+        order = np.random.default_rng([config.run.seed, run.step, ORDER]).permutation(len(samples))
         rows = []
         for part in np.array_split(order, min(config.updates, len(samples))):
             mine = [samples[i] for i in part]
@@ -158,18 +163,18 @@ class Trainer:
         The ratio is taken to the log-probabilities of the rollouts. Where those are another engine's, the trainer's own
         stand in for them, and the difference is weighed by truncated importance sampling.
         """
-        config, run = self.config, self.run_
-        temperature = config.rollout.temperature
+        config = self.config
 
-        def without_graph(model: Any, micro: Micro) -> Tensor:
+        def referred(micro: Micro) -> Tensor | None:
+            if self.reference is None:
+                return None
             with torch.no_grad():
-                return target_logprobs(model, micro.batch, prompts, temperature)[0]
+                return target_logprobs(self.reference, micro.batch, prompts, config.rollout.temperature)[0]
 
         def loss(micro: Micro) -> tuple[Tensor, dict[str, Tensor]]:
             device = micro.new.device
             rolled = torch.from_numpy(micro.batch.logprobs).to(device)
-            one_step = config.updates == 1
-            own = (micro.new.detach() if one_step else without_graph(run.model, micro)) if config.recompute else None
+            own = None if micro.batch.old is None else torch.from_numpy(micro.batch.old).to(device)
             value, facts = policy_loss(
                 micro.new,
                 rolled if own is None else own,
@@ -178,7 +183,7 @@ class Trainer:
                 torch.from_numpy(micro.batch.cu_seqlens).to(device),
                 config.loss,
                 behaviour=None if own is None else rolled,
-                reference=None if self.reference is None else without_graph(self.reference, micro),
+                reference=referred(micro),
             )
             gap = torch.where(micro.trained, micro.new.detach() - rolled, micro.new.new_zeros(()))
             facts["mismatch"] = gap.abs().sum() / max(micro.tokens, 1)
@@ -195,7 +200,7 @@ class Trainer:
             rollouts = [rollout for group in here for rollout in group.rollouts]
             known = [r.reward for r in rollouts if r.reward is not None]
             facts[domain] = Facts(
-                reward=float(np.mean(known)) if known else 0.0,
+                reward=float(np.mean(known)) if known else np.nan,
                 errors=sum(r.verdict.failed for r in rollouts),
                 rollouts=len(rollouts),
                 answers=[r.text for r in rollouts],
@@ -203,10 +208,9 @@ class Trainer:
                 proxy=self.proxies.get(config.proxies.get(domain, domain)),
             )
         alarms = self.alarms.observe(facts)
-        if config.act_on_alarms:
-            for alarm in alarms:
-                if alarm.action != "warn":
-                    self.curriculum.scale(alarm.domain, 0.0 if alarm.action == "quarantine" else DOWN_WEIGHT)
+        for domain in dict.fromkeys(task.domain for task in self.tasks.values()):
+            action = self.alarms.action(domain) if config.act_on_alarms else None
+            self.curriculum.scale(domain, FACTOR[action])
         return alarms
 
     @contextmanager
@@ -306,8 +310,8 @@ def _means(groups: Sequence[Group]) -> dict[str, float]:
         return sum(r.verdict.outcome == outcome for r in rollouts) / len(rollouts)
 
     row = {
-        "reward": float(np.mean([r for rewards in known for r in rewards] or [0.0])),
-        "pass_at_k": float(np.mean([max(rewards) for rewards in known if rewards] or [0.0])),
+        "reward": float(np.mean([r for rewards in known for r in rewards] or [np.nan])),
+        "pass_at_k": float(np.mean([max(rewards) for rewards in known if rewards] or [np.nan])),
         "length": float(np.mean([len(r.token_ids) for r in rollouts])),
         "forced": sum(r.forced for r in rollouts) / len(rollouts),
         "unfinished": sum(r.finish_reason == "length" for r in rollouts) / len(rollouts),

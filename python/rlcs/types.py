@@ -78,9 +78,10 @@ class Sample:
     logprobs: np.ndarray  # [L] float32 of the behaviour policy, 0 where there is none
     advantage: float = 1.0
     source: int = 0  # which prompt of the step: its pictures are encoded once for all of its samples in a micro-step
+    old: np.ndarray | None = None  # [L] float32 of the policy that the ratio is taken to, if not the behaviour's
 
     def __post_init__(self) -> None:
-        for name in ("trained", "logprobs"):
+        for name in ("trained", "logprobs", *(("old",) if self.old is not None else ())):
             if len(getattr(self, name)) != len(self.token_ids):
                 raise ValueError(f"sample: {name} must be as long as token_ids ({len(self.token_ids)})")
         if len(self.token_ids) == 0 or self.trained[0]:
@@ -114,3 +115,4 @@ class PackedBatch:
     advantages: np.ndarray  # [N] float32
     sources: np.ndarray  # [N] int64
     weight: float  # share of the step's samples that is here: gradients of micro-steps add up to the whole batch's
+    old: np.ndarray | None = None  # [T] float32 of the targets under the policy that the ratio is taken to

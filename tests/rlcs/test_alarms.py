@@ -52,3 +52,16 @@ def test_state_is_carried_over():
     two = Alarms()
     two.load_state_dict(json.loads(json.dumps(one.state_dict())))
     assert two.state_dict() == one.state_dict() and two.metrics() == one.metrics()
+
+
+def test_the_strongest_alarm_of_a_domain_counts_and_none_remains_when_they_end():
+    alarms, clean = Alarms(), Facts(0.5, 0, 32, [str(i) for i in range(32)], [str(i) for i in range(32)])
+    broken = Facts(np.nan, 32, 32, clean.answers, clean.truths)
+    same = Facts(np.nan, 32, 32, ["x"] * 32, clean.truths)
+    assert alarms.action("a/b") is None
+    for _ in range(7):
+        alarms.observe({"a/b": broken, "a": clean})
+    alarms.observe({"a/b": same})  # a new, weaker alarm lifts nothing
+    assert alarms.action("a/b") == "quarantine" and alarms.action("a") is None
+    alarms.observe({"a/b": clean})
+    assert alarms.action("a/b") is None

@@ -1,0 +1,101 @@
+"""What a wave does with its groups: one policy to compare with, alarms that come and go, nothing left to judge."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from runs import train_config
+
+from rlcs.alarms import Facts
+from rlcs.evaluate import answer
+from rlcs.progress import Bar
+from rlcs.rewards import Verdict
+from rlcs.trainer import FACTOR, Trainer, _samples
+
+
+def judged(trainer, verdicts, count=4):
+    """Groups whose rollouts get these verdicts in turn."""
+    tasks = list(trainer.tasks.values())[:count]
+    groups = answer(trainer.run_.model, tasks, trainer.run_.prompts, 4, (0,), trainer.config.rollout)
+    return [
+        dataclasses.replace(
+            g,
+            rollouts=tuple(
+                dataclasses.replace(r, verdict=verdicts[i % len(verdicts)]) for i, r in enumerate(g.rollouts)
+            ),
+        )
+        for g in groups
+    ]
+
+
+HALF = (Verdict("score", 1.0), Verdict("wrong"))
+
+
+def test_recomputed_ratios_are_to_the_policy_before_the_first_step(demo, tmp_path):
+    trainer = Trainer(train_config(demo, tmp_path / "run", recompute=True, updates=4))
+    facts = trainer._train(judged(trainer, HALF))
+    assert facts["kl_old"] > 1e-6  # the later steps have moved away from it
+
+
+def test_recomputed_log_probabilities_are_those_of_the_rollouts(demo, tmp_path):
+    trainer = Trainer(train_config(demo, tmp_path / "run", tokens=300))
+    groups = judged(trainer, HALF)
+    prompts = [trainer.run_.prompts(g.task.id, g.task.messages) for g in groups]
+    samples = [s for i, g in enumerate(groups) for s in _samples(g, prompts[i], i, True)]
+    for sample in trainer.run_.learner.with_old(samples, prompts, 1.0):
+        assert abs(sample.old - sample.logprobs)[sample.trained].max() < 1e-4
+
+
+def test_a_wave_of_verifier_errors_has_no_reward(demo, tmp_path):
+    trainer = Trainer(train_config(demo, tmp_path / "run"))
+    groups = judged(trainer, (Verdict("error"),))
+    trainer._collect = lambda bar: (groups, 1)
+    with Bar("test") as bar:
+        row = trainer.wave(bar)
+    assert math.isnan(row["reward"]) and row["valid"] == row["trained_groups"] == 0 and row["verifier_errors"] == 1
+
+
+def test_a_domain_recovers_when_its_alarm_ends_and_an_empty_draw_is_an_error(demo, tmp_path):
+    trainer = Trainer(train_config(demo, tmp_path / "run"))
+    domains = dict.fromkeys(task.domain for task in trainer.tasks.values())
+    bad = {name: Facts(0.5, 9, 9, ["a"], ["b"]) for name in domains}
+    for _ in range(4):
+        trainer.alarms.observe(bad)
+    with Bar("test") as bar:
+        groups = judged(trainer, HALF)
+        trainer._watch(groups, bar)
+        factors = trainer.curriculum.state_dict()["factors"]
+        assert all(factors[g.task.domain] == 1.0 for g in groups)
+        away = set(domains) - {g.task.domain for g in groups}
+        assert away and all(factors[name] == FACTOR["down-weight"] for name in away)
+        for name in domains:
+            trainer.curriculum.scale(name, 0.0)
+        with pytest.raises(ValueError, match="a domain must be left to draw from, got all in quarantine"):
+            trainer._collect(bar)
+
+
+def test_held_out_tasks_may_have_the_ids_of_others(demo, tmp_path):
+    lines = (demo / "test.jsonl").read_text().splitlines()
+    ids = [json.loads(line)["id"] for line in (demo / "train.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) | {"id": name} for line, name in zip(lines, ids, strict=False)]
+    for row in rows:
+        for part in row["messages"][0]["content"]:
+            for kind in ("image", "video"):
+                if kind in part:
+                    places = part[kind] if isinstance(part[kind], list) else [part[kind]]
+                    places = [str(demo / place) for place in places]
+                    part[kind] = places if isinstance(part[kind], list) else places[0]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = train_config(demo, tmp_path / "run")
+    config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, tasks=tmp_path / "test.jsonl"))
+    trainer = Trainer(config)
+    run, task = trainer.run_, trainer.run_.eval_tasks[0]
+    trained = run.prompts(task.id, trainer.tasks[task.id].messages)
+    with Bar("test") as bar:
+        run.evaluate(bar)
+    held_out = run.eval_prompts(task.id, task.messages)
+    assert trained.pixel_values.shape != held_out.pixel_values.shape or not torch.equal(
+        trained.pixel_values, held_out.pixel_values
+    )
