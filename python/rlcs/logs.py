@@ -26,7 +26,7 @@ from .types import Group
 class Log:
     """Appends rows to ``folder``; rows and rollouts after ``since``, of a run that was cut off, are dropped first.
 
-    An evaluation of a step that has one already, which a finished run repeats when it is taken up, is not written again.
+    A finished run that is taken up evaluates its last step again; what stands there is not written twice.
     """
 
     def __init__(self, folder: Path, since: int = 0, wandb: str | None = None, config: Any = None) -> None:

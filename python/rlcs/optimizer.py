@@ -109,8 +109,8 @@ class Optimizer:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Takes up where :meth:`state_dict` was taken."""
         for name, master, weight in zip(self.names, self.masters, self.weights, strict=True):
-            kept = {key: state[f"{key}.{name}"].to(master.device, copy=True) for key in ("step", "exp_avg", "exp_avg_sq")
-                    if f"{key}.{name}" in state}  # fmt: skip
+            keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in state]
+            kept = {key: state[f"{key}.{name}"].to(master.device, copy=True) for key in keys}
             if kept:
                 self.adam.state[master] = kept
             if master is not weight:

@@ -19,12 +19,10 @@ def judged(trainer, verdicts, count=4):
     """Groups whose rollouts get these verdicts in turn."""
     tasks = list(trainer.tasks.values())[:count]
     groups = answer(trainer.run_.model, tasks, trainer.run_.prompts, 4, (0,), trainer.config.rollout)
+    cycle = [verdicts[i % len(verdicts)] for i in range(4)]
     return [
         dataclasses.replace(
-            g,
-            rollouts=tuple(
-                dataclasses.replace(r, verdict=verdicts[i % len(verdicts)]) for i, r in enumerate(g.rollouts)
-            ),
+            g, rollouts=tuple(dataclasses.replace(r, verdict=v) for r, v in zip(g.rollouts, cycle, strict=True))
         )
         for g in groups
     ]
@@ -48,10 +46,10 @@ def test_recomputed_log_probabilities_are_those_of_the_rollouts(demo, tmp_path):
         assert abs(sample.old - sample.logprobs)[sample.trained].max() < 1e-4
 
 
-def test_a_wave_of_verifier_errors_has_no_reward(demo, tmp_path):
+def test_a_wave_of_verifier_errors_has_no_reward(demo, tmp_path, monkeypatch):
     trainer = Trainer(train_config(demo, tmp_path / "run"))
     groups = judged(trainer, (Verdict("error"),))
-    trainer._collect = lambda bar: (groups, 1)
+    monkeypatch.setattr("rlcs.trainer.answer", lambda *_: groups)
     with Bar("test") as bar:
         row = trainer.wave(bar)
     assert math.isnan(row["reward"]) and row["valid"] == row["trained_groups"] == 0 and row["verifier_errors"] == 1
