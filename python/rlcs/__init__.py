@@ -1,4 +1,7 @@
-"""RLCS: reinforcement learning with curriculum sampling. So far its parts: rewards, curriculum, alarms, packing, loss.
+"""RLCS: reinforcement learning with curriculum sampling. The command is ``rlcs``.
+
+Rewards, curriculum, alarms and packing need no torch and serve other trainers; ``rlcs.trainer``, ``rlcs.sft`` and
+``rlcs.config`` are what the command runs.
 
 Names load on first use, so that this import is cheap.
 """

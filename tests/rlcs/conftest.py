@@ -4,59 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from small_runs import groups_of, tasks_of
 
 from rlcs.curriculum import Curriculum, is_valid
 from rlcs.logs import Log
-from rlcs.rewards import Verdict
 from rlcs.tasks import make_tasks
 from rlcs.tasks.files import write_tasks
 from rlcs.tiny import make_checkpoint
-from rlcs.types import Group, Rollout, Task
-
-RED_OVER_BLUE = np.zeros((4, 6, 3), np.uint8)
-RED_OVER_BLUE[0::2, :, 0] = 255
-RED_OVER_BLUE[1::2, :, 2] = 255
-OUTCOMES = (Verdict("score", 1.0), Verdict("wrong", 0.0, "not 3"), Verdict("format", 0.0, "no box"), Verdict("error"))
-
-
-def answer(text, verdict, forced=False, tokens=5):
-    sampled = np.ones(tokens, bool)
-    sampled[tokens // 2] = not forced
-    return Rollout(np.arange(tokens), np.zeros(tokens, np.float32), sampled, text, "stop", verdict)
-
-
-def boxed(text):
-    return f"<think>so & so</think><answer><|begin_of_box|>{text}<|end_of_box|></answer>"
-
-
-def tasks_of():
-    """One task of counting, one of grounding, one with a video."""
-    image = {"type": "image", "image": RED_OVER_BLUE}
-    video = {"type": "video", "video": np.stack([RED_OVER_BLUE, 255 - RED_OVER_BLUE])}
-    made = (
-        ("count", "counting", image, "3"),
-        ("box", "grounding", image, "[0,0,500,500]"),
-        ("film", "video", video, "1"),
-    )
-    return [
-        Task(
-            name, domain, [{"role": "user", "content": [part, {"type": "text", "text": f"Say {name}."}]}], truth, "easy"
-        )
-        for name, domain, part, truth in made
-    ]
-
-
-def groups_of(tasks, wave):
-    """Four answers to each task; more of them are right in later waves."""
-    groups = []
-    for task in tasks:
-        wrong = "[0,0,100,100]" if task.domain == "grounding" else "<script>alert(4)</script>\x1b[2J"
-        right = min(wave, 3)
-        made = [answer(boxed(task.truth), OUTCOMES[0]) for _ in range(right)]
-        made += [answer(boxed(wrong), OUTCOMES[1], forced=True)] * (3 - right)
-        made.append(answer("no box at all", OUTCOMES[2 if wave < 4 else 3]))
-        groups.append(Group(task, tuple(made), wave))
-    return groups
 
 
 def scores(sampled, greedy):

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 import torch
-from runs import sft_config, train_config
 from safetensors.torch import load_file
+from small_runs import sft_config, train_config
 
 from glm4v import Glm4v
 from rlcs import checkpoint, lora

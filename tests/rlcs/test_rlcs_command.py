@@ -12,8 +12,8 @@ import time
 import pytest
 import torch
 import yaml
-from runs import sft_config, train_config
 from safetensors.torch import load_file
+from small_runs import sft_config, train_config
 
 from rlcs import checkpoint, rewards
 from rlcs.cli import COMMANDS, main

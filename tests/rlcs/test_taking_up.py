@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import groups_of, tasks_of
+from small_runs import groups_of, tasks_of
 
 from rlcs import checkpoint
 from rlcs.logs import Log, file_name, read_metrics

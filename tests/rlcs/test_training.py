@@ -11,8 +11,8 @@ import time
 import numpy as np
 import pytest
 import torch
-from runs import sft_config, train_config
 from safetensors.torch import load_file
+from small_runs import sft_config, train_config
 
 from glm4v import Glm4v, Processor
 from rlcs import checkpoint

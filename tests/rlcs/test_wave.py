@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from runs import train_config
+from small_runs import train_config
 
 from rlcs.alarms import Facts
 from rlcs.evaluate import answer

@@ -1,0 +1,83 @@
+"""Small runs: settings on the files of the fixture ``demo``, and groups as a trainer leaves them."""
+
+import dataclasses
+
+import numpy as np
+
+from rlcs.config import ModelSettings, RunSettings, SftConfig, TrainConfig
+from rlcs.curriculum import Settings as CurriculumSettings
+from rlcs.optimizer import OptimizerSettings
+from rlcs.rewards import Verdict
+from rlcs.rollout import RolloutSettings
+from rlcs.types import Group, Rollout, Task
+
+
+def sft_config(demo, out, **changes):
+    config = SftConfig(
+        data=demo / "train-answers.jsonl",
+        model=ModelSettings(path=demo / "model"),
+        run=RunSettings(out=out, steps=4, save_every=1, keep=9),
+        optimizer=OptimizerSettings(lr=1e-3),
+        batch=6,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def train_config(demo, out, **changes):
+    config = TrainConfig(
+        tasks=demo / "train.jsonl",
+        model=ModelSettings(path=demo / "model"),
+        run=RunSettings(out=out, steps=4, save_every=1, keep=9),
+        optimizer=OptimizerSettings(lr=1e-3, decay="constant"),
+        curriculum=CurriculumSettings(group_size=4),
+        rollout=RolloutSettings(max_new_tokens=12, thinking_budget=4),
+        groups=4,
+        updates=2,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+RED_OVER_BLUE = np.zeros((4, 6, 3), np.uint8)
+RED_OVER_BLUE[0::2, :, 0] = 255
+RED_OVER_BLUE[1::2, :, 2] = 255
+OUTCOMES = (Verdict("score", 1.0), Verdict("wrong", 0.0, "not 3"), Verdict("format", 0.0, "no box"), Verdict("error"))
+
+
+def answer(text, verdict, forced=False, tokens=5):
+    sampled = np.ones(tokens, bool)
+    sampled[tokens // 2] = not forced
+    return Rollout(np.arange(tokens), np.zeros(tokens, np.float32), sampled, text, "stop", verdict)
+
+
+def boxed(text):
+    return f"<think>so & so</think><answer><|begin_of_box|>{text}<|end_of_box|></answer>"
+
+
+def tasks_of():
+    """One task of counting, one of grounding, one with a video."""
+    image = {"type": "image", "image": RED_OVER_BLUE}
+    video = {"type": "video", "video": np.stack([RED_OVER_BLUE, 255 - RED_OVER_BLUE])}
+    made = (
+        ("count", "counting", image, "3"),
+        ("box", "grounding", image, "[0,0,500,500]"),
+        ("film", "video", video, "1"),
+    )
+    return [
+        Task(
+            name, domain, [{"role": "user", "content": [part, {"type": "text", "text": f"Say {name}."}]}], truth, "easy"
+        )
+        for name, domain, part, truth in made
+    ]
+
+
+def groups_of(tasks, wave):
+    """Four answers to each task; more of them are right in later waves."""
+    groups = []
+    for task in tasks:
+        wrong = "[0,0,100,100]" if task.domain == "grounding" else "<script>alert(4)</script>\x1b[2J"
+        right = min(wave, 3)
+        made = [answer(boxed(task.truth), OUTCOMES[0]) for _ in range(right)]
+        made += [answer(boxed(wrong), OUTCOMES[1], forced=True)] * (3 - right)
+        made.append(answer("no box at all", OUTCOMES[2 if wave < 4 else 3]))
+        groups.append(Group(task, tuple(made), wave))
+    return groups
