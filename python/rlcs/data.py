@@ -63,7 +63,13 @@ def conversation_of(row: Mapping[str, Any], folder: Path) -> list[dict[str, Any]
         raise ValueError(f"messages must be a list of objects with role and content, got {messages!r}")
     pictures = {kind: iter(_paths(row, f"{kind}s")) for kind in ("image", "video")}
     found = [
-        {"role": message.get("role"), "content": _content(message.get("content"), pictures, folder)}
+        {
+            "role": message.get("role"),
+            # A mark is one where pictures may stand; in an answer it is text.
+            "content": _content(message.get("content"), pictures, folder)
+            if message.get("role") == "user"
+            else message.get("content"),
+        }
         for message in messages
     ]
     for kind, rest in pictures.items():

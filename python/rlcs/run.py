@@ -71,7 +71,7 @@ class Run:
         self.tasks = []  # of RL
         if isinstance(config, TrainConfig):
             tasks = read_tasks(config.tasks, config.bad_rows, note)
-            self.tasks = check_tasks(tasks, config.rollout, processor, config.bad_rows, note)
+            self.tasks = check_tasks(tasks, config.rollout, processor, config.bad_rows, note, config.tokens)
         # What is wrong with files has been said by now: a large model takes minutes to read.
         self.model = load_model(config.model, run.seed, None if saved is None else saved.folder)
         processor.dtype = self.model.dtype
@@ -236,11 +236,13 @@ def check_tasks(
     processor: Processor,
     bad_rows: BadRows = "fatal",
     note: Callable[[str], None] = print,
+    budget: int | None = None,
 ) -> list[Task]:
     """The tasks that the model can be asked and whose answers can be judged, before anything is computed.
 
     Raises:
-        ValueError: answers or a prompt are longer than the context, a picture cannot be read, a verifier cannot judge.
+        ValueError: answers or a prompt are longer than the context (or, with ``budget``, than a micro-step), a picture
+            cannot be read, a verifier cannot judge.
             Prompts are left out, and noted, where ``bad_rows`` is "skip".
     """
     if not tasks:
@@ -257,6 +259,9 @@ def check_tasks(
             length = sum(processor.count_tokens([list(task.messages)]))  # type: ignore[arg-type]
             if length >= context:
                 raise ValueError(f"the prompt must be below {context} tokens, the model's context, got {length}")
+            whole = min(length + rollout.max_new_tokens, context)
+            if budget is not None and whole > budget:
+                raise ValueError(f"prompt and answer must fit the {budget} tokens of a micro-step, got up to {whole}")
             good.append(task)
         except ValueError as error:
             said = f"data: task {task.id!r}: {error}"

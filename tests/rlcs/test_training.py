@@ -18,6 +18,7 @@ from glm4v import Glm4v, Processor
 from rlcs import checkpoint
 from rlcs.config import EvalSettings, ModelSettings, RunSettings, TrainConfig, build, plain, read
 from rlcs.curriculum import Settings as CurriculumSettings
+from rlcs.data import conversation_of
 from rlcs.evaluate import answer
 from rlcs.learner import Learner, sft_loss
 from rlcs.logs import read_metrics
@@ -444,3 +445,13 @@ def test_samples_of_one_prompt_share_its_pictures(demo, monkeypatch):
 def test_the_first_token_of_a_sample_is_not_trained():
     with pytest.raises(ValueError, match="the first token"):
         Sample(np.arange(2), np.ones(2, bool), np.zeros(2, np.float32))
+
+
+def test_a_mark_in_an_answer_is_text(demo, tmp_path):
+    row = {"messages": [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": "<image>"}]}
+    assert conversation_of(row, tmp_path)[1]["content"] == "<image>"
+
+
+def test_answers_that_may_not_fit_a_micro_step_are_refused(demo, tmp_path):
+    with pytest.raises(ValueError, match=r"data: task .*: prompt and answer must fit the 16 tokens of a micro-step"):
+        Trainer(train_config(demo, tmp_path / "run", tokens=16))
