@@ -242,8 +242,7 @@ def check_tasks(
 
     Raises:
         ValueError: answers or a prompt are longer than the context (or, with ``budget``, than a micro-step), a picture
-            cannot be read, a verifier cannot judge.
-            Prompts are left out, and noted, where ``bad_rows`` is "skip".
+            cannot be read, a verifier cannot judge. Prompts are left out, and noted, where ``bad_rows`` is "skip".
     """
     if not tasks:
         return []
