@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
@@ -75,8 +76,27 @@ def shown(pieces: Iterable[Piece], notes: Console, folded: bool = False) -> Iter
 
 def whole(pieces: Iterable[Piece]) -> Generation:
     """The answer that one request's pieces come to."""
-    (generation,) = [piece.generation for piece in pieces if piece.generation is not None]
+    (generation,) = [piece.generation for piece in interruptible(pieces) if piece.generation is not None]
     return generation
+
+
+def interruptible(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """The pieces until Ctrl-C. Its exception is lost where Python runs a destructor or a callback that cannot be left
+    by one; then the next piece ends the answer."""
+    struck = []
+
+    def strike(number: int, frame: object) -> None:
+        struck.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, strike)
+    try:
+        for piece in pieces:
+            if struck:
+                raise KeyboardInterrupt
+            yield piece
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Chat:

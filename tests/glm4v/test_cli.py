@@ -304,3 +304,21 @@ def test_an_interrupted_turn_is_forgotten(chat, capsys, monkeypatch):
     talk = chat("Hello")
     assert talk.messages == [{"role": "system", "content": "Be brief."}]
     assert "stopped" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_is_not_lost_in_a_destructor():
+    """Python prints and drops an exception that leaves ``__del__``."""
+
+    class Dropped:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    def pieces():
+        for piece in stream(MockModel({"Q": "abcdef"}), ["Q"]):
+            Dropped()  # goes at once, and the signal with it
+            yield piece
+
+    with pytest.raises(KeyboardInterrupt):
+        whole(pieces())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
