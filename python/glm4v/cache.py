@@ -121,7 +121,8 @@ class PagedCache(KVCache):
             tensor[target] = tensor[source]
 
     def select(self, rows: Tensor) -> None:
-        raise NotImplementedError("cache: sequences of pages are chosen by hold")
+        """Refused: rows of this cache are pages, and `hold` says which sequences take part."""
+        raise TypeError("cache: select must be asked of a cache with a row for each sequence, got one of pages")
 
 
 def token_slots(cu_seqlens: Tensor, tokens: int) -> tuple[Tensor, Tensor]:

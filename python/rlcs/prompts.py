@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from glm4v import Processor
@@ -70,3 +72,17 @@ def make(messages: Sequence[Mapping[str, Any]], processor: Processor) -> Prompt:
         batch.pixel_values_videos,
         batch.video_grid_thw,
     )
+
+
+def packed(prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """Prompts one after the other, as the model takes them."""
+    ends = np.cumsum([0, *map(len, prompts)], dtype=np.int32)
+    batch: dict[str, Any] = {
+        "input_ids": torch.cat([prompt.input_ids for prompt in prompts]),
+        "cu_seqlens": torch.from_numpy(ends),
+        "position_ids": torch.cat([prompt.position_ids for prompt in prompts], 1),
+    }
+    for name in ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw"):
+        parts = [x for prompt in prompts if (x := getattr(prompt, name)) is not None]
+        batch[name] = torch.cat(parts) if parts else None
+    return batch

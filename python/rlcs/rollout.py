@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,15 +20,14 @@ from torch import Tensor
 
 from glm4v import Glm4v
 from glm4v.answer import CLOSE_THINK, OPEN_ANSWER, OPEN_THINK, FinishReason
-from glm4v.cache import PagedCache
 from glm4v.detokenize import token_bytes
 from glm4v.generate import Settings, ThinkingBudget
 from glm4v.kinds import is_list, is_whole
 from glm4v.sampling import Sampling, cut
 
-from .prompts import Prompt
+from .pages import Pages
+from .prompts import Prompt, packed
 
-PAGE = 16  # tokens; what two answers of a prompt cannot share is less than a page
 STEP = 16  # rows: batches grow and shrink by as many, since libraries prepare a product for each new size
 PACK = 8192  # tokens of the prompts that are read together
 NEVER = np.iinfo(np.int64).max
@@ -175,7 +173,8 @@ class Rollouts:
         budget = settings.thinking_budget
         self._budget_range = settings.random_budgets if budget is None else (budget, budget)
         self._budgets = _Budgets(model, prompts, answers) if self._budget_range else None
-        self._pages = _Pages(model, self._prompt_length[::group], self._limit[::group], group, settings)
+        lengths, limits = self._prompt_length[::group], self._limit[::group]
+        self._pages = Pages(model, lengths, limits, group, settings.rows, settings.cache_tokens)
         self._groups = self._run()
 
     def __iter__(self) -> Iterator[tuple[int, list[Answer]]]:
@@ -361,88 +360,6 @@ def rollouts(
     return Rollouts(model, prompts, group, seeds, settings or RolloutSettings(), progress)
 
 
-class _Pages:
-    """Deals out the cache: pages that a prompt's answers share, and pages of their own.
-
-    ``rows`` answers always find their own pages, and prompts share out the rest: nobody waits for ever.
-    """
-
-    def __init__(
-        self, model: Glm4v, lengths: np.ndarray, limits: np.ndarray, group: int, settings: RolloutSettings
-    ) -> None:
-        self.group = group
-        self.shared = lengths // PAGE  # [N] full pages of each prompt
-        self.prompt_pages = _pages(lengths)
-        self.total = _pages(lengths + limits)
-        own = int((self.total - self.shared).max(initial=0))
-        self.rows = min(settings.rows, group * len(lengths))
-        largest = np.sort(self.prompt_pages)[::-1]
-
-        def for_prompts(rows: int) -> int:
-            # Four times the prompts that the rows would need if groups ended as one; then the last answers of many
-            # groups may run while others begin.
-            return int(largest[: 4 * -(-rows // group)].sum())
-
-        if settings.cache_tokens is not None:
-            pages = settings.cache_tokens // PAGE
-            while self.rows > 1 and self.rows * own + for_prompts(self.rows) > pages:
-                self.rows -= 1
-            least = own + int(largest[:1].sum())
-            _expect(pages >= least, "cache_tokens", f"at least {least * PAGE}, for one answer", settings.cache_tokens)
-            self._for_prompts = pages - self.rows * own
-        else:
-            self._for_prompts = for_prompts(self.rows)
-        pages = self.rows * own + self._for_prompts
-        self.cache = PagedCache(model.config.text_config, pages, PAGE, model.dtype, model.device)
-        self._free = list(range(pages - 1, -1, -1))  # the latest used come first: they are near
-        self._of_prompt: dict[int, list[int]] = {}
-        self._tables = np.zeros((group * len(lengths), int(self.total.max(initial=0))), dtype=np.int32)
-
-    def give_prompt(self, i: int) -> bool:
-        """Pages for a prompt, if there are enough."""
-        count = int(self.prompt_pages[i])
-        if count > self._for_prompts:
-            return False
-        self._for_prompts -= count
-        self._of_prompt[i] = self._pop(count)
-        self._tables[i * self.group : (i + 1) * self.group, :count] = self._of_prompt[i]
-        return True
-
-    def give(self, answers: np.ndarray) -> None:
-        """Pages for answers; what a prompt has begun is copied to where each of its answers goes on."""
-        source, target = [], []
-        for answer in answers.tolist():
-            i = answer // self.group
-            shared, total = int(self.shared[i]), int(self.total[i])
-            table = self._tables[answer]
-            own = self._pop(total - shared)
-            if shared < self.prompt_pages[i]:
-                source.append(int(table[shared]))
-                target.append(own[0])
-            table[shared:total] = own
-        if source:
-            self.cache.copy(*torch.tensor([source, target], device=self.cache.seqlens.device))
-
-    def take_back(self, answers: list[int]) -> None:
-        for answer in answers:
-            i = answer // self.group
-            self._free += self._tables[answer, self.shared[i] : self.total[i]].tolist()
-
-    def take_prompt_back(self, i: int) -> None:
-        pages = self._of_prompt.pop(i)
-        self._for_prompts += len(pages)
-        self._free += pages
-
-    def table(self, answers: np.ndarray) -> Tensor:
-        """``[B, M]``: the pages of each answer in order."""
-        return torch.from_numpy(self._tables[answers]).to(self.cache.seqlens.device)
-
-    def _pop(self, count: int) -> list[int]:
-        taken = self._free[len(self._free) - count :]
-        del self._free[len(self._free) - count :]
-        return taken
-
-
 class _Budgets:
     """`ThinkingBudget` for all answers at once: who must say what next.
 
@@ -477,20 +394,6 @@ class _Budgets:
         at = np.where(due, np.where(unopened, 0, len(self.open)), self.at[answers])
         self.at[answers] = np.minimum(at + 1, len(self.script) - 1)
         return self.script[at]
-
-
-def packed(prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """Prompts one after the other, as the model takes them."""
-    ends = np.cumsum([0, *map(len, prompts)], dtype=np.int32)
-    batch: dict[str, Any] = {
-        "input_ids": torch.cat([prompt.input_ids for prompt in prompts]),
-        "cu_seqlens": torch.from_numpy(ends),
-        "position_ids": torch.cat([prompt.position_ids for prompt in prompts], 1),
-    }
-    for name in ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw"):
-        parts = [x for prompt in prompts if (x := getattr(prompt, name)) is not None]
-        batch[name] = torch.cat(parts) if parts else None
-    return batch
 
 
 @torch.inference_mode()
@@ -532,10 +435,6 @@ def _stands(tag: list[int], token_ids: np.ndarray, answers: np.ndarray, at: np.n
 
 def _encode(model: Glm4v, tag: str) -> list[int]:
     return model.processor.tokenizer.encode(tag, add_special_tokens=False).ids
-
-
-def _pages(tokens: np.ndarray) -> np.ndarray:
-    return -(-tokens // PAGE)
 
 
 def _expect(ok: bool, name: str, expectation: str, actual: object) -> None:

@@ -13,8 +13,8 @@ from sklearn.datasets import load_sample_images
 from examples.make_checkpoint import make_checkpoint
 from glm4v import Glm4v, InputError
 from glm4v.generate import ThinkingBudget
-from rlcs.prompts import Prompts
-from rlcs.rollout import RolloutSettings, _Budgets, packed, rollouts
+from rlcs.prompts import Prompts, packed
+from rlcs.rollout import RolloutSettings, _Budgets, rollouts
 from rlcs.tasks import make_tasks
 
 

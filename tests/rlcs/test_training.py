@@ -16,7 +16,7 @@ from small_runs import sft_config, train_config
 
 from glm4v import Glm4v, Processor
 from rlcs import checkpoint
-from rlcs.config import EvalSettings, ModelSettings, RunSettings, TrainConfig, build, plain, read
+from rlcs.config import EvalSettings, ModelSettings, RunSettings, plain
 from rlcs.curriculum import Settings as CurriculumSettings
 from rlcs.data import conversation_of
 from rlcs.evaluate import answer
@@ -405,30 +405,6 @@ def test_a_proxy_joins_domains_that_are_there(proxies, demo, tmp_path):
     eval = EvalSettings(demo / "test.jsonl")
     with pytest.raises(ValueError, match=r"train: proxies must join .* held out, got 'maths'"):
         Trainer(train_config(demo, tmp_path / "run", eval=eval, proxies=proxies))
-
-
-# --- settings ---
-
-
-def test_settings_from_files(tmp_path):
-    file = tmp_path / "config.yaml"
-    file.write_text("groups: 7\nrun: {steps: 3, out: there}\ncurriculum: {group_size: 16}\n")
-    config = read(TrainConfig, file)
-    assert config.groups == 7 and config.run.steps == 3 and config.curriculum.group_size == 16
-    assert config.optimizer.lr == TrainConfig().optimizer.lr
-    assert build(TrainConfig, plain(config), "again") == config
-    for text, said in (
-        ("groops: 7", "groops must be one of tasks, model"),
-        ("run: {step: 3}", "run.step must be one of out, steps"),
-        ("groups: many", "groups: Input should be a valid integer"),
-        ("groups: 0", "train: groups must be 1 or more, got 0"),
-        ("run: 3", "run must be a mapping"),
-        ("- 1", "the file must be a mapping"),
-        ("a: [", "is not YAML"),
-    ):
-        file.write_text(text)
-        with pytest.raises(ValueError, match=said):
-            read(TrainConfig, file)
 
 
 def test_samples_of_one_prompt_share_its_pictures(demo, monkeypatch):

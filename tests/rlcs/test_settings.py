@@ -1,0 +1,26 @@
+"""Settings of a run, from files: every name and kind is checked."""
+
+import pytest
+
+from rlcs.config import TrainConfig, build, plain, read
+
+
+def test_settings_from_files(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("groups: 7\nrun: {steps: 3, out: there}\ncurriculum: {group_size: 16}\n")
+    config = read(TrainConfig, file)
+    assert config.groups == 7 and config.run.steps == 3 and config.curriculum.group_size == 16
+    assert config.optimizer.lr == TrainConfig().optimizer.lr
+    assert build(TrainConfig, plain(config), "again") == config
+    for text, said in (
+        ("groops: 7", "groops must be one of tasks, model"),
+        ("run: {step: 3}", "run.step must be one of out, steps"),
+        ("groups: many", "groups: Input should be a valid integer"),
+        ("groups: 0", "train: groups must be 1 or more, got 0"),
+        ("run: 3", "run must be a mapping"),
+        ("- 1", "the file must be a mapping"),
+        ("a: [", "is not YAML"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=said):
+            read(TrainConfig, file)
