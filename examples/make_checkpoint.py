@@ -21,14 +21,7 @@ from transformers import GenerationConfig, Glm4vConfig, Glm4vForConditionalGener
 from transformers.utils import logging
 
 from glm4v.prompt import CHAT_TEMPLATE
-
-CONTROL_TOKENS = [
-    "<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>",
-    "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>",
-    "<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>", "<|image|>", "<|video|>",
-]  # fmt: skip
-ANSWER_TOKENS = ["<think>", "</think>", "<answer>", "</answer>", "<|begin_of_box|>", "<|end_of_box|>"]
-STOP_TOKENS = ["<|endoftext|>", "<|user|>", "<|observation|>", "</answer>"]
+from rlcs.tiny import ANSWER_TOKENS, CONTROL_TOKENS, STOP_TOKENS, picture_settings
 
 # GLM's splitting rule: contractions, words, numbers of up to three digits, punctuation, line ends, spaces.
 WORDS = (
@@ -128,22 +121,6 @@ def make_model(config: Glm4vConfig, seed: int, dtype: torch.dtype) -> Glm4vForCo
     return model
 
 
-def preprocessor(longest_edge: int) -> dict[str, Any]:
-    return {
-        "processor_class": "Glm4vProcessor",
-        "size": {"shortest_edge": 12544, "longest_edge": longest_edge},
-        "do_resize": True,
-        "do_rescale": True,
-        "do_normalize": True,
-        "rescale_factor": 1 / 255,
-        "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "image_std": [0.26862954, 0.26130258, 0.27577711],
-        "patch_size": 14,
-        "temporal_patch_size": 2,
-        "merge_size": 2,
-    }
-
-
 def make_checkpoint(
     directory: str | Path,
     size: str = "tiny",
@@ -190,12 +167,15 @@ def make_checkpoint(
             "padding_side": "left",
             "model_max_length": 65536,
         },
-        "preprocessor_config.json": {"image_processor_type": "Glm4vImageProcessor", **preprocessor(9_633_792)},
+        "preprocessor_config.json": {
+            "image_processor_type": "Glm4vImageProcessor",
+            **picture_settings(12544, 9_633_792),
+        },
         "video_preprocessor_config.json": {
             "video_processor_type": "Glm4vVideoProcessor",
             "fps": 2,
             "max_duration": 300,
-            **preprocessor(47_040_000),
+            **picture_settings(12544, 47_040_000),
         },
     }
     for name, content in files.items():

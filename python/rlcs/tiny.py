@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -93,15 +94,11 @@ def make_model(tokenizer: Tokenizer, seed: int = 0) -> Glm4v:
     return model
 
 
-def make_checkpoint(folder: str | Path, texts: Iterable[str], seed: int = 0) -> Path:
-    """Writes the model with random weights, its tokenizer (of ``texts``), template and picture settings."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = make_tokenizer(texts)
-    make_model(tokenizer, seed).save_pretrained(folder)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    pictures = {
-        "size": {"shortest_edge": 28 * 28, "longest_edge": 9_633_792},  # the release's least would enlarge a scan
+def picture_settings(shortest_edge: int, longest_edge: int) -> dict[str, Any]:
+    """The release's preprocessor settings but for the least and the most pixels."""
+    return {
+        "processor_class": "Glm4vProcessor",
+        "size": {"shortest_edge": shortest_edge, "longest_edge": longest_edge},
         "do_resize": True,
         "do_rescale": True,
         "do_normalize": True,
@@ -111,8 +108,17 @@ def make_checkpoint(folder: str | Path, texts: Iterable[str], seed: int = 0) -> 
         "patch_size": 14,
         "temporal_patch_size": 2,
         "merge_size": 2,
-        "processor_class": "Glm4vProcessor",
     }
+
+
+def make_checkpoint(folder: str | Path, texts: Iterable[str], seed: int = 0) -> Path:
+    """Writes the model with random weights, its tokenizer (of ``texts``), template and picture settings."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = make_tokenizer(texts)
+    make_model(tokenizer, seed).save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    pictures = picture_settings(28 * 28, 9_633_792)  # the release's least would enlarge a scan
     files = {
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
