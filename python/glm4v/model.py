@@ -6,7 +6,7 @@ Dims: T tokens, N sequences, B cache rows, P patches, I grid rows, C width, V vo
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
@@ -24,7 +24,7 @@ from .files import json_text, write_text
 from .generate import generate as _generate
 from .generate import stream as _stream
 from .layers import Linear
-from .positions import inside_videos, sequence_ids
+from .positions import Keys, inside_videos, keys_behind_prefixes, sequence_ids
 from .text import LanguageModel
 from .vision import VisionTower
 
@@ -138,32 +138,27 @@ class Glm4v(nn.Module):
         image_grid_thw: Tensor | None = None,  # [I, 3]
         pixel_values_videos: Tensor | None = None,
         video_grid_thw: Tensor | None = None,
-        image_rows: Tensor | None = None,  # of the images' features, one row for each token of an image
-        video_rows: Tensor | None = None,
     ) -> Tensor:
         """Token embeddings ``[T, C]`` with the pictures' features in place of ``<|image|>`` tokens.
 
-        The tokens take the features in prompt order, or those that ``image_rows`` and ``video_rows`` name: sequences
-        can share a picture that is encoded once. Arguments may stay on the host, where ids, lengths and grids are
+        The tokens take the features in prompt order. Arguments may stay on the host, where ids, lengths and grids are
         looked at without waiting for the device. A video's tokens are those between begin_of_video and end_of_video,
         an image's are all others.
 
         Raises:
-            ValueError: tokens, grids, patches and rows do not count the same; nothing has been computed then.
+            ValueError: tokens, grids and patches do not count the same; nothing has been computed then.
         """
         of_images, of_videos = self._picture_tokens(input_ids, cu_seqlens)
         places = (
-            (of_images, pixel_values, image_grid_thw, image_rows, "pixel_values", "image", "outside"),
-            (of_videos, pixel_values_videos, video_grid_thw, video_rows, "pixel_values_videos", "video", "inside"),
+            (of_images, pixel_values, image_grid_thw, "pixel_values", "image_grid_thw", "outside"),
+            (of_videos, pixel_values_videos, video_grid_thw, "pixel_values_videos", "video_grid_thw", "inside"),
         )
-        for at, pixels, grid, rows, name, kind, where in places:
-            _check_pictures(name, pixels, f"{kind}_grid_thw", grid, len(at), where, f"{kind}_rows", rows)
+        for at, pixels, grid, name, grid_name, where in places:
+            _check_pictures(name, pixels, grid_name, grid, len(at), where)
         x = self.language_model.embed_tokens(self._here(input_ids))
-        for at, pixels, grid, rows, *_ in places:
+        for at, pixels, grid, *_ in places:
             if pixels is not None:
-                features = self.visual(self._here(pixels), grid).to(x.dtype)
-                features = features if rows is None else features[self._here(rows)]
-                x.index_copy_(0, self._here(at), features)
+                x.index_copy_(0, self._here(at), self.visual(self._here(pixels), grid).to(x.dtype))
         return x
 
     def hidden(
@@ -172,15 +167,26 @@ class Glm4v(nn.Module):
         cu_seqlens: Tensor,  # [N + 1]
         position_ids: Tensor,  # [3, T]
         cache: KVCache | None = None,
+        prefixes: Sequence[int] | None = None,  # N
         **pictures: Any,
     ) -> Tensor:
-        """Hidden states ``[T, C]`` that the head reads; ``pictures`` as in `embed`. Fills an empty cache of N rows."""
+        """Hidden states ``[T, C]`` that the head reads; ``pictures`` as in `embed`. Fills an empty cache of N rows.
+
+        Sequence n goes on from sequence ``prefixes[n]``, where that isn't -1: it sees that one's tokens before its own.
+        So the answers to a prompt share its tokens, which are read once.
+        """
         starts = cu_seqlens.tolist()  # the one place where the host looks at lengths
         if starts[-1] != len(input_ids):
             raise ValueError(f"glm4v: cu_seqlens must end at {len(input_ids)}, the input_ids, got {starts[-1]}")
         longest = max((b - a for a, b in pairwise(starts)), default=0)
+        keys = None
+        if prefixes is not None:
+            if cache is not None:
+                raise ValueError("glm4v: prefixes must be None with a cache, got both")
+            seen = keys_behind_prefixes(starts, prefixes)
+            keys = Keys(self._here(seen.rows), self._here(seen.cu_seqlens), seen.longest)
         x = self.embed(input_ids, cu_seqlens, **pictures)
-        return self.language_model(x, self._here(position_ids), self._here(cu_seqlens).int(), longest, cache)
+        return self.language_model(x, self._here(position_ids), self._here(cu_seqlens).int(), longest, cache, keys)
 
     def forward(
         self,
@@ -197,7 +203,7 @@ class Glm4v(nn.Module):
             cu_seqlens: where each sequence starts, and T.
             position_ids: time, row and column of each token.
             logits_to_keep: k for the last k tokens of each sequence, or an index tensor ``[R]`` into the T tokens.
-            pictures: as in `embed`.
+            pictures: as in `embed`; also `hidden`'s ``prefixes``.
         """
         hidden = self.hidden(input_ids, cu_seqlens, position_ids, **pictures)
         if isinstance(logits_to_keep, int):
@@ -259,8 +265,6 @@ def _check_pictures(
     grid: Tensor | None,
     tokens: int,
     where: str,
-    rows_name: str,
-    rows: Tensor | None,
 ) -> None:
     if (pixels is None) != (grid is None):
         raise ValueError(f"glm4v: {pixels_name} and {grid_name} must come together, got only one of them")
@@ -273,11 +277,6 @@ def _check_pictures(
     patches = sum(t * h * w for t, h, w in units)
     if pixels is not None and (pixels.ndim != 2 or len(pixels) != patches):
         raise ValueError(f"glm4v: {pixels_name} must have {patches} rows for {grid_name}, got {list(pixels.shape)}")
-    if rows is not None:
-        least, most = (int(rows.min()), int(rows.max())) if len(rows) else (0, -1)
-        if len(rows) != tokens or least < 0 or most >= patches // MERGE_SIZE**2:
-            expectation = f"{tokens} rows, one for each <|image|> token {where} videos, of {patches // MERGE_SIZE**2}"
-            raise ValueError(f"glm4v: {rows_name} must be {expectation}, got {len(rows)} from {least} to {most}")
-    elif tokens != patches // MERGE_SIZE**2:
+    if tokens != patches // MERGE_SIZE**2:
         expectation = f"{patches // MERGE_SIZE**2} <|image|> tokens {where} videos for {grid_name}"
         raise ValueError(f"glm4v: input_ids must have {expectation}, got {tokens}")

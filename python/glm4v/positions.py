@@ -8,6 +8,10 @@ Dims: T tokens, N sequences, I images, V videos, G pictures (images and video un
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,6 +21,34 @@ def sequence_ids(cu_seqlens: Tensor, tokens: int) -> Tensor:
     """``[T]``: the sequence of each token."""
     token = torch.arange(tokens, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
     return torch.searchsorted(cu_seqlens[1:].contiguous(), token, right=True)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Which tokens' keys the sequences see, where some go on from another."""
+
+    rows: Tensor  # [Tk] among the tokens
+    cu_seqlens: Tensor  # int32 [N + 1] into rows
+    longest: int
+
+
+def keys_behind_prefixes(cu_seqlens: Sequence[int], prefixes: Sequence[int]) -> Keys:
+    """Each sequence's own tokens, those of its prefix before them; a prefix of -1 is none.
+
+    Raises:
+        ValueError: a prefix is no sequence without a prefix of its own.
+    """
+    if len(prefixes) != len(cu_seqlens) - 1:
+        raise ValueError(f"glm4v: prefixes must be one for each of {len(cu_seqlens) - 1} sequences, got {len(prefixes)}")
+    own = [torch.arange(start, end) for start, end in pairwise(cu_seqlens)]
+    seen = []
+    for n, prefix in enumerate(prefixes):
+        if not -1 <= prefix < len(own) or (prefix >= 0 and prefixes[prefix] >= 0):
+            raise ValueError(f"glm4v: prefixes[{n}] must be a sequence without a prefix, or -1, got {prefix}")
+        seen.append(own[n] if prefix < 0 else torch.cat([own[prefix], own[n]]))
+    lengths = list(map(len, seen))
+    ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    return Keys(torch.cat(seen), ends, max(lengths))
 
 
 def inside_videos(input_ids: Tensor, cu_seqlens: Tensor, video_start: int, video_end: int) -> Tensor:

@@ -17,6 +17,7 @@ from glm4v_ext import flash_attn_varlen_func, flash_attn_with_kvcache, rms_norm_
 from .cache import KVCache
 from .config import TextConfig
 from .layers import Linear, Mlp, RMSNorm, run
+from .positions import Keys
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q [T, H, D], k and v [T, K, D] -> [T, H, D]
 
@@ -76,6 +77,7 @@ class LanguageModel(nn.Module):
         cu_seqlens: Tensor,  # int32 [N + 1]
         max_seqlen: int,
         cache: KVCache | None = None,  # empty, N rows
+        keys: Keys | None = None,  # by default each sequence's own
     ) -> Tensor:
         """Hidden states ``[T, C]`` after the last norm. A cache receives the keys and values of every token."""
         if cache is not None:
@@ -84,7 +86,11 @@ class LanguageModel(nn.Module):
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             if cache is not None:
                 cache.write(layer, k, v, rows, slots)
-            return flash_attn_varlen_func(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, causal=True)
+            ends, longest = cu_seqlens, max_seqlen
+            if keys is not None:  # a prefix's keys and values are copied to each sequence: cheap, beside its layers
+                k, v = k.index_select(0, keys.rows), v.index_select(0, keys.rows)
+                ends, longest = keys.cu_seqlens, keys.longest
+            return flash_attn_varlen_func(q, k, v, cu_seqlens, ends, max_seqlen, longest, causal=True)
 
         return self._run(x, position_ids, attend)
 

@@ -1,74 +1,94 @@
-"""A packed micro-step as the model's arguments: positions of every token, and each picture once.
+"""A packed micro-step as the model's arguments: what samples share is read once.
 
-Dims: T tokens, N samples, S patches, I pictures.
+Dims: T tokens of the micro-step, U tokens that the model reads, N samples, S patches, I pictures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from glm4v.config import MERGE_SIZE
-
 from .packing import Cost
-from .prompts import Prompt
-from .types import PackedBatch
+from .prompts import Prompt, packed
+from .types import PackedBatch, Sample
 
 
-def arguments(batch: PackedBatch, prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """Arguments of ``Glm4v.hidden``; sample n belongs to ``prompts[batch.sources[n]]``.
+@dataclass(frozen=True)
+class Inputs:
+    """What the model reads for a micro-step."""
 
-    Samples of one prompt share the features of its pictures, which are encoded once.
+    arguments: dict[str, Any]  # of Glm4v.hidden
+    rows: Tensor  # [T]: which of the U tokens read stands for each of the micro-step's
+
+
+def inputs(batch: PackedBatch, prompts: Sequence[Prompt]) -> Inputs:
+    """Each prompt once, with its pictures, and behind it the answers of its samples, which go on from it.
+
+    Sample n belongs to ``prompts[batch.sources[n]]`` and begins with that prompt's tokens.
     """
-    sources = [prompts[i] for i in batch.sources]
-    lengths = [b - a for a, b in pairwise(batch.cu_seqlens.tolist())]
-    positions = [_positions(prompt, length) for prompt, length in zip(sources, lengths, strict=True)]
-    pixels, grid, rows = _pictures(batch.sources, prompts, "pixel_values", "image_grid_thw")
-    frames, frame_grid, frame_rows = _pictures(batch.sources, prompts, "pixel_values_videos", "video_grid_thw")
-    return {
-        "input_ids": torch.from_numpy(batch.input_ids),
-        "cu_seqlens": torch.from_numpy(batch.cu_seqlens),
+    members = dict[int, list[int]]()
+    for n, source in enumerate(batch.sources.tolist()):
+        members.setdefault(source, []).append(n)
+    starts = batch.cu_seqlens.tolist()
+    ids, positions, lengths, prefixes = list[Tensor](), list[Tensor](), list[int](), list[int]()
+    rows, read = torch.empty(starts[-1], dtype=torch.long), 0
+    for source, samples in members.items():
+        prompt = prompts[source]
+        prefix, first = len(lengths), read
+        ids.append(prompt.input_ids)
+        positions.append(prompt.position_ids)
+        lengths.append(len(prompt))
+        prefixes.append(-1)
+        read += len(prompt)
+        for n in samples:
+            start, end = starts[n] + len(prompt), starts[n + 1]
+            rows[starts[n] : start] = torch.arange(first, first + len(prompt))
+            rows[start:end] = torch.arange(read, read + end - start)
+            read += end - start
+            answer = torch.arange(prompt.next_position, prompt.next_position + end - start)
+            ids.append(torch.from_numpy(batch.input_ids[start:end]))
+            positions.append(answer.expand(3, -1))
+            if len(samples) == 1:  # nothing to share: one sequence
+                lengths[-1] += end - start
+            else:
+                lengths.append(end - start)
+                prefixes.append(prefix)
+    arguments = {
+        **packed([prompts[source] for source in members]),
+        "input_ids": torch.cat(ids),
+        "cu_seqlens": torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)),
         "position_ids": torch.cat(positions, dim=1),
-        "pixel_values": pixels,
-        "image_grid_thw": grid,
-        "image_rows": rows,
-        "pixel_values_videos": frames,
-        "video_grid_thw": frame_grid,
-        "video_rows": frame_rows,
+        "prefixes": prefixes if len(prefixes) > len(members) else None,
     }
+    return Inputs(arguments, rows)
 
 
-def cost_of(cost: Cost, tokens: int, prompt: Prompt) -> float:
-    """Of a sample of so many tokens after this prompt."""
+def units(samples: Sequence[Sample], prompts: Sequence[Prompt], budget: int) -> Iterator[tuple[list[int], int]]:
+    """Indices of samples that share their prompt, as many as fit the budget together, and the tokens that they read."""
+    members = dict[int, list[int]]()
+    for i, sample in enumerate(samples):
+        members.setdefault(sample.source, []).append(i)
+    for source, each in members.items():
+        prefix, unit = len(prompts[source]), list[int]()
+        tokens = prefix
+        for i in each:
+            more = len(samples[i]) - prefix
+            if unit and tokens + more > budget:
+                yield unit, tokens
+                unit, tokens = [], prefix
+            unit.append(i)
+            tokens += more
+        yield unit, tokens
+
+
+def cost_of(cost: Cost, lengths: Sequence[int], prompt: Prompt) -> float:
+    """Of samples of so many tokens that share this prompt."""
     grids = [grid for grid in (prompt.image_grid_thw, prompt.video_grid_thw) if grid is not None]
-    return cost(tokens, [h * w for grid in grids for t, h, w in grid.tolist() for _ in range(t)])
-
-
-def _positions(prompt: Prompt, length: int) -> Tensor:
-    """[3, length]: the prompt's, then one more along all axes with every token of the answer."""
-    answer = torch.arange(prompt.next_position, prompt.next_position + length - len(prompt))
-    return torch.cat([prompt.position_ids, answer.expand(3, -1)], dim=1)
-
-
-def _pictures(
-    sources: np.ndarray, prompts: Sequence[Prompt], pixels: str, grid: str
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Patches and grids of the prompts that have some, each once, and which feature each picture token takes."""
-    patches, grids, spans, start = [], [], {}, 0
-    for source in dict.fromkeys(sources.tolist()):
-        values = getattr(prompts[source], pixels)
-        if values is not None:
-            patches.append(values)
-            grids.append(getattr(prompts[source], grid))
-            count = len(values) // MERGE_SIZE**2
-            spans[source] = torch.arange(start, start + count)
-            start += count
-    if not patches:
-        return None, None, None
-    rows = torch.cat([spans[source] for source in sources.tolist() if source in spans])
-    return torch.cat(patches), torch.cat(grids), rows
+    pictures = [h * w for grid in grids for t, h, w in grid.tolist() for _ in range(t)]
+    again = cost(len(prompt)) * (len(lengths) - 1)  # the prompt is read once
+    return sum(map(cost, lengths)) - again + cost(0, pictures)

@@ -138,7 +138,7 @@ class TrainConfig:
     alarms: Limits = field(default_factory=Limits)
     judge: JudgeSettings = field(default_factory=JudgeSettings)
     groups: int = 32  # valid groups that a wave should yield to train on
-    updates: int = 1  # optimizer steps of a wave, over disjoint parts of its samples
+    updates: int = 1  # optimizer steps of a wave, over disjoint parts of its groups
     tokens: int = 32768  # of a micro-step, at most; the paper's context
     normalise: bool = True  # advantages by the group's standard deviation
     surplus: Literal["carry", "record"] = "carry"  # valid groups beyond those wanted: train on them in the next wave?

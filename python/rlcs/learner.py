@@ -16,7 +16,7 @@ from torch import Tensor
 from glm4v import Glm4v
 from glm4v_ext import token_logprob
 
-from .batches import arguments, cost_of
+from .batches import cost_of, inputs, units
 from .optimizer import Optimizer
 from .packing import Cost, batch_of, pack
 from .prompts import Prompt
@@ -52,10 +52,12 @@ def target_logprobs(
     model: Glm4v, batch: PackedBatch, prompts: Sequence[Prompt], temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """``[T]`` log-probabilities of the targets that are trained on (0 elsewhere), and their mean entropy."""
-    hidden = model.hidden(**arguments(batch, prompts))
-    at = torch.from_numpy(batch.trained).nonzero().flatten().to(hidden.device)
-    targets = torch.from_numpy(batch.targets).to(hidden.device)[at]
-    found, entropy = token_logprob(hidden[at], model.lm_head.weight, targets, temperature, return_entropy=True)
+    read = inputs(batch, prompts)
+    hidden = model.hidden(**read.arguments)
+    trained = torch.from_numpy(batch.trained).nonzero().flatten()
+    at, targets = trained.to(hidden.device), torch.from_numpy(batch.targets)[trained].to(hidden.device)
+    rows = read.rows[trained].to(hidden.device)
+    found, entropy = token_logprob(hidden.index_select(0, rows), model.lm_head.weight, targets, temperature, return_entropy=True)
     every = torch.zeros(len(batch.targets), dtype=found.dtype, device=found.device).index_copy(0, at, found)
     return every, entropy.mean() if len(at) else entropy.new_zeros(())
 
@@ -81,8 +83,11 @@ class Learner:
         return out
 
     def _pack(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> list[list[int]]:
-        costs = [cost_of(self.cost, len(s), prompts[s.source]) for s in samples]
-        return [micro for micro in pack([len(s) for s in samples], self.tokens, costs)[0] if micro]
+        """Indices of the samples of each micro-step; those of one prompt stay together as far as the budget allows."""
+        whole = list(units(samples, prompts, self.tokens))
+        costs = [cost_of(self.cost, [len(samples[i]) for i in u], prompts[samples[u[0]].source]) for u, _ in whole]
+        packs = pack([tokens for _, tokens in whole], self.tokens, costs)[0]
+        return [[i for u in micro for i in whole[u][0]] for micro in packs if micro]
 
     def update(
         self, samples: Sequence[Sample], prompts: Sequence[Prompt], loss: Loss, rate: float, temperature: float = 1.0
@@ -91,7 +96,7 @@ class Learner:
 
         Returns:
             Means of what the losses logged, weighted by trained tokens; ``loss``, ``entropy``, ``grad_norm``,
-            ``rate``, ``micro_steps``, ``tokens`` (all) and ``trained_tokens``. A gradient that is not finite moves
+            ``rate``, ``micro_steps``, ``tokens`` (read) and ``trained_tokens``. A gradient that is not finite moves
             nothing, and ``skipped`` is 1.
         """
         micro_steps = self._pack(samples, prompts)
@@ -115,7 +120,7 @@ class Learner:
             "rate": rate,
             "skipped": float(not math.isfinite(norm)),
             "micro_steps": float(len(micro_steps)),
-            "tokens": float(sum(map(len, samples))),
+            "tokens": float(sum(tokens for _, tokens in units(samples, prompts, self.tokens))),
             "trained_tokens": float(every),
         }
 

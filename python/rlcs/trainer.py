@@ -131,7 +131,8 @@ class Trainer:
         return groups, draw + 1
 
     def _train(self, groups: Sequence[Group]) -> dict[str, float]:
-        """``updates`` steps over disjoint parts of the groups' samples, in random order."""
+        """``updates`` steps over disjoint parts of the groups, in random order; a group stays whole: its prompt is read
+        once."""
         config, run = self.config, self.run_
         prompts = [run.prompts(group.task.id, group.task.messages) for group in groups]
         samples = [
@@ -141,10 +142,11 @@ class Trainer:
             return {}
         if config.recompute:  # before the first step: all of the wave's ratios are to one policy
             samples = run.learner.with_old(samples, prompts, config.rollout.temperature)
-        order = np.random.default_rng([config.run.seed, run.step, ORDER]).permutation(len(samples))
+        sources = list(dict.fromkeys(sample.source for sample in samples))
+        order = np.random.default_rng([config.run.seed, run.step, ORDER]).permutation(sources)
         rows = []
-        for part in np.array_split(order, min(config.updates, len(samples))):
-            mine = [samples[i] for i in part]
+        for part in np.array_split(order, min(config.updates, len(sources))):
+            mine = [sample for sample in samples if sample.source in part]
             rows.append(
                 run.learner.update(mine, prompts, self._loss(mine, prompts), run.rate(), config.rollout.temperature)
             )

@@ -211,3 +211,48 @@ def test_mlp_takes_many_rows_in_groups():
     mlp, x = Mlp(8, 16), torch.randn(2 * Mlp.group + 3, 8)
     with torch.no_grad():
         torch.testing.assert_close(mlp(x), mlp.down_proj(swiglu(mlp.gate_up_proj(x))))
+
+
+def test_sequences_behind_a_prefix(model, hf):
+    prompt = BUILD["mixed"](hf.config)
+    before = pack([prompt], hf)
+    start, last = len(prompt.ids), int(before["position_ids"].max()) + 1
+    tails = [torch.arange(5, 5 + n) for n in (3, 1, 0, 4)]
+    spans = [torch.arange(last, last + len(tail)).expand(3, -1) for tail in tails]
+    pictures = {name: x for name, x in before.items() if "pixel" in name or "grid" in name}
+    shared = model.hidden(
+        input_ids=torch.cat([before["input_ids"], *tails]),
+        cu_seqlens=torch.tensor([0, start, *(start + n for n in (3, 4, 4, 8))], dtype=torch.int32),
+        position_ids=torch.cat([before["position_ids"], *spans], 1),
+        prefixes=[-1, 0, 0, 0, 0],
+        **pictures,
+    )
+    assert_relative(shared[:start], model.hidden(**before))
+    for tail, span, found in zip(tails, spans, shared[start:].split([3, 1, 0, 4]), strict=True):
+        whole = model.hidden(
+            input_ids=torch.cat([before["input_ids"], tail]),
+            cu_seqlens=torch.tensor([0, start + len(tail)], dtype=torch.int32),
+            position_ids=torch.cat([before["position_ids"], span], 1),
+            **pictures,
+        )
+        assert torch.allclose(found, whole[start:], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "said"),
+    [
+        ([-1], r"prefixes must be one for each of 2 sequences, got 1"),
+        ([-1, 2], r"prefixes\[1\] must be a sequence without a prefix, or -1, got 2"),
+        ([-1, -2], r"prefixes\[1\] must be a sequence without a prefix, or -1, got -2"),
+        ([1, 0], r"prefixes\[0\] must be a sequence without a prefix, or -1, got 1"),
+        ([-1, 1], r"prefixes\[1\] must be a sequence without a prefix, or -1, got 1"),
+    ],
+)
+def test_prefixes_that_are_none(model, prefixes, said):
+    ends = torch.tensor([0, 2, 4], dtype=torch.int32)
+    with pytest.raises(ValueError, match=said):
+        model.hidden(torch.arange(4), ends, torch.zeros(3, 4, dtype=torch.long), prefixes=prefixes)
+    with pytest.raises(ValueError, match="prefixes must be None with a cache, got both"):
+        model.hidden(
+            torch.arange(4), ends, torch.zeros(3, 4, dtype=torch.long), model.new_cache(2, 4), prefixes=[-1, 0]
+        )

@@ -143,8 +143,12 @@ def gradients(demo, samples, prompts, loss, tokens, **settings):
 def test_packed_or_one_by_one_the_gradients_are_equal(kind, demo):
     samples, prompts = lessons(demo)
     samples = [dataclasses.replace(s, advantage=(-1.0) ** i) for i, s in enumerate(samples)]
-    # Two answers of one prompt share its pictures.
-    samples.append(dataclasses.replace(samples[0], advantage=-0.5))
+    # Answers of one prompt, of several lengths and one empty, share it; in one micro-step or in several.
+    for place, ends in ((0, (-2, -5)), (5, (-1, -3, -4))):
+        whole = samples[place]
+        for end in (*ends, len(prompts[place])):
+            cut = {name: getattr(whole, name)[:end] for name in ("token_ids", "trained", "logprobs")}
+            samples.append(dataclasses.replace(whole, **cut, advantage=-0.5))
 
     def on_policy(micro):
         value, facts = policy_loss(
@@ -160,13 +164,18 @@ def test_packed_or_one_by_one_the_gradients_are_equal(kind, demo):
     loss = sft_loss if kind == "sft" else on_policy
     packed, facts = gradients(demo, samples, prompts, loss, 1 << 20)
     assert facts["micro_steps"] == 1
+    assert facts["tokens"] == sum(map(len, samples)) - 3 * len(prompts[0]) - 4 * len(prompts[5])
     alone, facts = gradients(demo, samples, prompts, loss, max(map(len, samples)))
     assert facts["micro_steps"] > 5
+    unshared = [dataclasses.replace(sample, source=i) for i, sample in enumerate(samples)]
+    apart, facts = gradients(demo, unshared, [prompts[s.source] for s in samples], loss, 1 << 20)
+    assert facts["tokens"] == sum(map(len, samples))
     recomputed, _ = gradients(demo, samples, prompts, loss, 1 << 20, activation_checkpointing=True)
     scale = max(float(g.abs().max()) for g in packed.values())
-    assert packed.keys() == alone.keys() == recomputed.keys()
+    assert packed.keys() == alone.keys() == apart.keys() == recomputed.keys()
     for name, expected in packed.items():
         assert torch.allclose(alone[name], expected, rtol=0, atol=1e-5 * scale), name
+        assert torch.allclose(apart[name], expected, rtol=0, atol=1e-5 * scale), name
         assert torch.allclose(recomputed[name], expected, rtol=0, atol=1e-6 * scale), name
 
 
