@@ -25,16 +25,16 @@ def page(results: Results, names: Sequence[str]) -> str:
     return "\n\n".join([*sections, _demo(results), _missing(results, names)]) + "\n"
 
 
-def cost_to(curve: Curve, gain: float, what: str) -> float | None:
-    """What a run had spent when its score, as a running maximum, first was ``gain`` above its start; linear in
-    between; None where it never was."""
+def cost_to(curve: Curve, gain: float, what: str) -> tuple[float, bool]:
+    """What a run had spent when its score, as a running maximum, first was ``gain`` above its start, linear in between;
+    and whether it ever was: if not, it would have spent more than the whole run, which is what is given."""
     best, spent, target = curve[0]["scores"]["all"], 0.0, curve[0]["scores"]["all"] + gain
     for point in curve[1:]:
         score, cost = point["scores"]["all"], point[what]
         if score >= target:
-            return spent + (cost - spent) * (target - best) / (score - best)
+            return spent + (cost - spent) * (target - best) / (score - best), True
         best, spent = (score, cost) if score > best else (best, cost)
-    return None
+    return spent, False
 
 
 def interval(values: Sequence[float], statistic: Callable[[np.ndarray], np.ndarray]) -> str:
@@ -102,21 +102,22 @@ def _compare(results: Results) -> str:
     rows = []
     for arm, seeds in arms.items():
         costs = {k: {s: cost_to(row["metrics"]["curve"], GAIN, k) for s, row in seeds.items()} for k in kinds}
-        reached = [s for s, cost in costs["rollouts"].items() if cost is not None]
-        cells = [f"{np.mean([costs[k][s] for s in reached]):.0f}" if reached else "-" for k in kinds]
+        reached = [s for s, (_, there) in costs["rollouts"].items() if there]
+        more = ">" if len(reached) < len(seeds) else ""
+        cells = [f"{more}{np.mean([cost for cost, _ in costs[k].values()]):.0f}" if seeds else "-" for k in kinds]
         ratios = []
         for k in ("rollouts", "waves"):
             pairs = [
-                (ours, theirs)
-                for s in seeds.keys() & arms["rlcs"].keys()
-                if (theirs := costs[k][s]) and (ours := cost_to(arms["rlcs"][s]["metrics"]["curve"], GAIN, k))
+                (cost_to(arms["rlcs"][s]["metrics"]["curve"], GAIN, k)[0], costs[k][s][0])
+                for s in sorted(seeds.keys() & arms["rlcs"].keys())
             ]
             mean = np.mean(pairs, 0) if pairs else None
             said = interval(pairs, lambda t: t[..., 0].sum(-1) / t[..., 1].sum(-1))
             ratios.append("-" if arm == "rlcs" or mean is None else f"{mean[0] / mean[1]:.2f} ({said})")
         rows.append([arm, str(len(seeds)), str(len(reached)), *cells, *_gain(seeds), *ratios])
     names = ("arm", "seeds", "reached", *kinds, "points gained in all", "RLCS rollouts / its", "RLCS waves / its")
-    return head + table(names, rows) + "\n\nMeans and ratios are over seeds that reached the target."
+    said = "A run that never reached the target counts with all that it spent, too little: means then are marked with >."
+    return f"{head}{table(names, rows)}\n\n{said}"
 
 
 def _gain(seeds: Mapping[int, Mapping[str, Any]]) -> list[str]:

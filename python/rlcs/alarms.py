@@ -2,12 +2,17 @@
 
 A step's facts of a domain go in; what looks wrong comes out, with what to do about it. The paper shows the failure and
 leaves detection open: signals and limits are ours. No torch.
+
+A curriculum draws easier or harder prompts as it goes, and a step has few of each domain, so a rise of the reward is
+taken within categories, and must stand out from noise. With n and m groups of a category in the halves of the window,
+    rise = sum_c w_c (late_c - then_c) / sum_c w_c,   w_c = nm / (n + m),   its variance s^2 / sum_c w_c,
+s^2 the variance of groups within categories and halves, pooled.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,7 +26,8 @@ class Limits:
 
     window: int = 20  # steps that a trend is taken over
     reward_rise: float = 0.1  # of the training reward over the window ...
-    proxy_rise: float = 0.02  # ... with a strict held-out score that rises less than this
+    proxy_rise: float = 0.02  # ... with a strict held-out score that rises less than this ...
+    sigmas: float = 3.0  # ... and so many standard errors less
     error_rate: float = 0.05  # verifier errors among the rollouts
     duplicates: float = 0.5  # share of the most common answer where the truths differ more
     length_ratio: float = 2.0  # of mean lengths, now over then (or then over now)
@@ -41,12 +47,13 @@ class Alarm:
 class Facts:
     """One domain in one step. ``proxy`` is a held-out score in which this domain's verifier has no part, if known."""
 
-    reward: float  # NaN where no rollout was judged
+    rewards: Sequence[tuple[str, float]]  # category and mean reward of each group that was judged
     errors: int
     rollouts: int
     answers: Sequence[str]
     truths: Sequence[str]
     proxy: float | None = None
+    proxy_error: float = 0.0  # its standard error
 
 
 class Alarms:
@@ -54,7 +61,7 @@ class Alarms:
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
-        self._past: dict[str, list[dict[str, float]]] = {}
+        self._past: dict[str, list[dict[str, Any]]] = {}
         self._standing: dict[str, int] = {}  # "domain/signal" -> steps
 
     def observe(self, facts: Mapping[str, Facts]) -> list[Alarm]:
@@ -84,8 +91,8 @@ class Alarms:
         patience = self.limits.patience
         return "warn" if steps <= patience else "down-weight" if steps <= 2 * patience else "quarantine"
 
-    def _signals(self, now: Facts, past: list[dict[str, float]]) -> dict[str, str]:
-        limits, found, last = self.limits, {}, past[-1]
+    def _signals(self, now: Facts, past: list[dict[str, Any]]) -> dict[str, str]:
+        limits, last, found = self.limits, past[-1], dict[str, str]()
         if now.rollouts and now.errors / now.rollouts > limits.error_rate:
             found["errors"] = f"{now.errors} verifier errors of {now.rollouts}"
         if last["duplicates"] > limits.duplicates:
@@ -93,9 +100,13 @@ class Alarms:
         if len(past) < limits.window:
             return found
         half = len(past) // 2
-        then, late = (_means(part) for part in (past[:half], past[half:]))
-        rise, proxy = late["reward"] - then["reward"], late["proxy"] - then["proxy"]
-        if rise > limits.reward_rise and proxy < limits.proxy_rise:  # false where the proxy is not known (NaN)
+        halves = past[:half], past[half:]
+        then, late = map(_means, halves)
+        rise, variance = rise_within_categories(*([pair for row in part for pair in row["rewards"]] for part in halves))
+        proxy = late["proxy"] - then["proxy"]
+        noise = math.sqrt(variance + then["proxy_error"] ** 2 + late["proxy_error"] ** 2)
+        apart = rise - proxy > limits.sigmas * noise  # false where the proxy is not known (NaN)
+        if rise > limits.reward_rise and proxy < limits.proxy_rise and apart:
             found["hacking"] = f"reward {rise:+.2f}, held out {proxy:+.2f} over {limits.window} steps"
         ratio = (late["length"] + 1) / (then["length"] + 1)
         if max(ratio, 1 / ratio) > limits.length_ratio:
@@ -116,14 +127,42 @@ class Alarms:
         return {f"alarms/{name}": float(steps) for name, steps in self._standing.items()}
 
 
-def _measures(facts: Facts, before: dict[str, float] | None) -> dict[str, float]:
+def rise_within_categories(
+    then: Sequence[tuple[str, float]], late: Sequence[tuple[str, float]]
+) -> tuple[float, float]:
+    """Mean rise of the rewards of groups from ``then`` to ``late`` and its variance; (0, 0) where no category is in
+    both."""
+    found: dict[str, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
+    for half, pairs in enumerate((then, late)):
+        for category, reward in pairs:
+            found[category][half].append(reward)
+    both = [halves for halves in found.values() if all(halves)]
+    weights = [len(a) * len(b) / (len(a) + len(b)) for a, b in both]
+    if not both:
+        return 0.0, 0.0
+    means = [[sum(part) / len(part) for part in halves] for halves in both]
+    rise = sum(w * (b - a) for w, (a, b) in zip(weights, means, strict=True)) / sum(weights)
+    left = [
+        (x - mean) ** 2
+        for halves, pair in zip(both, means, strict=True)
+        for part, mean in zip(halves, pair, strict=True)
+        for x in part
+    ]
+    freedom = max(1, len(left) - 2 * len(both))
+    return rise, sum(left) / freedom / sum(weights)
+
+
+def _measures(facts: Facts, before: dict[str, Any] | None) -> dict[str, Any]:
     count = max(1, len(facts.answers))
     text = "".join(facts.answers)
     letters = sum(char.isalpha() for char in text)
-    proxy = facts.proxy if facts.proxy is not None else (before["proxy"] if before else math.nan)
+    proxy = (facts.proxy, facts.proxy_error)
+    if facts.proxy is None:
+        proxy = (before["proxy"], before["proxy_error"]) if before else (math.nan, 0.0)
     return {
-        "reward": before["reward"] if before and math.isnan(facts.reward) else facts.reward,
-        "proxy": proxy,
+        "rewards": [[category, reward] for category, reward in facts.rewards],
+        "proxy": proxy[0],
+        "proxy_error": proxy[1],
         "duplicates": max(0.0, _mode_share(facts.answers) - _mode_share(facts.truths))
         if len(facts.answers) > 3
         else 0.0,
@@ -136,5 +175,5 @@ def _mode_share(texts: Sequence[str]) -> float:
     return Counter(texts).most_common(1)[0][1] / len(texts) if texts else 0.0
 
 
-def _means(rows: list[dict[str, float]]) -> dict[str, float]:
-    return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+def _means(rows: list[dict[str, Any]]) -> dict[str, float]:
+    return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0] if key != "rewards"}

@@ -10,6 +10,7 @@ Counted apart: waves, rollouts, tokens (sampled and trained), optimizer steps.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -49,7 +50,7 @@ class Trainer:
         self.curriculum = Curriculum(run.tasks, config.run.seed, config.curriculum)
         self.alarms = Alarms(config.alarms)
         self.carried: list[Group] = []
-        self.proxies: dict[str, float] = {}  # held-out score of each domain, of the last evaluation
+        self.proxies: dict[str, tuple[float, float]] = {}  # held-out score and error of each domain, as last evaluated
         self.totals = {"waves": 0, "rollouts": 0, "sampled_tokens": 0, "trained_tokens": 0, "optimizer_steps": 0}
         plain = dataclasses.replace(config.model, lora_rank=0)
         self.reference = load_model(plain).eval() if config.loss.kl else None
@@ -200,14 +201,16 @@ class Trainer:
         for domain in dict.fromkeys(group.task.domain for group in groups):
             here = [group for group in groups if group.task.domain == domain]
             rollouts = [rollout for group in here for rollout in group.rollouts]
-            known = [r.reward for r in rollouts if r.reward is not None]
+            known = [(g.task.category, [r for r in g.rewards if r is not None]) for g in here]
+            proxy, error = self.proxies.get(config.proxies.get(domain, domain), (None, 0.0))
             facts[domain] = Facts(
-                reward=float(np.mean(known)) if known else np.nan,
+                rewards=[(category, float(np.mean(rewards))) for category, rewards in known if rewards],
                 errors=sum(r.verdict.failed for r in rollouts),
                 rollouts=len(rollouts),
                 answers=[r.text for r in rollouts],
                 truths=[group.task.truth for group in here for _ in group.rollouts],
-                proxy=self.proxies.get(config.proxies.get(domain, domain)),
+                proxy=proxy,
+                proxy_error=error,
             )
         alarms = self.alarms.observe(facts)
         for domain in dict.fromkeys(task.domain for task in self.tasks.values()):
@@ -252,7 +255,8 @@ class Trainer:
 
     def _evaluate(self, bar: Bar) -> list[Score]:
         scores = self.run_.evaluate(bar)
-        self.proxies = {s.domain: s.mean for s in scores if s.mode == "sampled"} or self.proxies
+        known = {s.domain: (s.mean, 0.0 if math.isnan(s.error) else s.error) for s in scores if s.mode == "sampled"}
+        self.proxies = known or self.proxies
         return scores
 
     # --- state ---
@@ -275,7 +279,8 @@ class Trainer:
             for one in state["carried"]
             if one["task"] in self.tasks
         ]
-        self.proxies, self.totals = dict(state["proxies"]), dict(state["totals"])
+        self.proxies = {domain: (score, error) for domain, (score, error) in state["proxies"].items()}
+        self.totals = dict(state["totals"])
 
 
 def train(config: TrainConfig, note: Callable[[str], None] = print) -> list[Score]:

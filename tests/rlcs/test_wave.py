@@ -58,7 +58,7 @@ def test_a_wave_of_verifier_errors_has_no_reward(demo, tmp_path, monkeypatch):
 def test_a_domain_recovers_when_its_alarm_ends_and_an_empty_draw_is_an_error(demo, tmp_path):
     trainer = Trainer(train_config(demo, tmp_path / "run"))
     domains = dict.fromkeys(task.domain for task in trainer.tasks.values())
-    bad = {name: Facts(0.5, 9, 9, ["a"], ["b"]) for name in domains}
+    bad = {name: Facts([("", 0.5)], 9, 9, ["a"], ["b"]) for name in domains}
     for _ in range(4):
         trainer.alarms.observe(bad)
     with Bar("test") as bar:
