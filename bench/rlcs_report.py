@@ -34,7 +34,7 @@ def cost_to(curve: Curve, gain: float, what: str) -> tuple[float, bool]:
         if score >= target:
             return spent + (cost - spent) * (target - best) / (score - best), True
         best, spent = (score, cost) if score > best else (best, cost)
-    return spent, False
+    return curve[-1][what], False
 
 
 def interval(values: Sequence[float], statistic: Callable[[np.ndarray], np.ndarray]) -> str:
