@@ -1,9 +1,10 @@
 """Evidence for RLCS, row by row: ``python bench/bench_rlcs.py compare/uniform/seed0 ablate/kl --all --list --report``.
 
-A row is one run on one thread in a process of its own; its result is one line of ``bench/results/rlcs.jsonl`` with
-hardware, versions, commit, command and settings. Rows that are there are left alone, so that the table grows over days.
-Runs are bounded by steps, never by the clock. All rows of a seed begin with the same cold start, which is made once
-and kept in ``runs/bench`` (not part of the repository). ``rlcs_report.py`` makes the page.
+A row is one run in a process of its own, on one thread where its name says nothing else; its result is one line of
+``bench/results/rlcs.jsonl`` with hardware, versions, commit, command and settings. Rows that are there are left alone,
+so that the table grows over days. Runs are bounded by steps, never by the clock. All rows of a seed begin with the same
+cold start, which is made once and kept in ``runs/bench`` (not part of the repository). ``rlcs_report.py`` makes the
+page, ``rlcs_figures.py`` its figures.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,7 +53,8 @@ DEMO_SECONDS = 60 * 5.8  # the demo's own budget
 
 def rows() -> dict[str, tuple[Callable[..., dict[str, Any]], int, dict[str, Any]]]:
     """Name -> (what runs, seed, its settings), in the order in which they should be made."""
-    found: dict[str, tuple[Callable[..., dict[str, Any]], int, dict[str, Any]]] = {"speed": (speed, 0, {})}
+    found: dict[str, tuple[Callable[..., dict[str, Any]], int, dict[str, Any]]] = {}
+    found |= {f"speed/threads{n}": (speed, 0, {"threads": n}) for n in (1, 2)}
     found |= {f"compare/{arm}/seed{s}": (trained, s, change) for s in range(5) for arm, change in ARMS.items()}
     found |= {
         f"hack/{arm}/seed{s}": (hacked, s, {"act_on_alarms": arm == "alarms"})
@@ -131,14 +134,18 @@ def trained(work: Path, out: Path, seed: int, changes: dict[str, Any], quick: bo
     from rlcs.trainer import train
 
     train(settings_of(work, out, seed, changes, quick), lambda line: None)
-    curve, totals, seconds = [], dict[str, float](), 0.0
+    curve, totals, seconds, rewards = [], dict[str, float](), 0.0, defaultdict[str, list[float]](list)
     for row in read_metrics(out):
         if row["kind"] == "wave":
             totals = {name: row[f"total/{name}"] for name in ("waves", "rollouts", "sampled_tokens", "trained_tokens")}
             seconds = row["seconds"]
+            for name in [name for name in row if name.startswith("reward/")]:
+                rewards[name.split("/")[1]].append(row[name])
         elif row["kind"] == "eval":
             scores = {k.split("/")[1]: v for k, v in row.items() if k.startswith("sampled/") and k.count("/") == 1}
-            curve.append({"step": row["step"], "seconds": seconds, **totals, "scores": scores})
+            since = {domain: sum(found) / len(found) for domain, found in rewards.items()}  # of training
+            curve.append({"step": row["step"], "seconds": seconds, **totals, "scores": scores, "rewards": since})
+            rewards.clear()
     waves = [row for row in read_metrics(out) if row["kind"] == "wave"]
     means = ("reward", "valid_share", "draws", "forced", "trained_groups", "rollout_tokens_per_s", "entropy")
     return {
@@ -217,25 +224,27 @@ def demonstrated(work: Path, out: Path, seed: int, changes: dict[str, Any], quic
 
 
 def speed(work: Path, out: Path, seed: int, changes: dict[str, Any], quick: bool) -> dict[str, Any]:
+    import torch
     from rlcs_speed import speed as race
 
+    torch.set_num_threads(changes["threads"])
     return race(settings_of(work, out, seed, {}, quick), *((4, 1) if quick else (32, 4)))
 
 
 # --- rows as processes, results as lines ---
 
 
-def results() -> dict[str, dict[str, Any]]:
+def read(path: Path) -> dict[str, dict[str, Any]]:
     """The newest result of each row."""
-    if not RESULTS.exists():
+    if not path.exists():
         return {}
-    return {row["row"]: row for row in map(json.loads, RESULTS.read_text().splitlines())}
+    return {row["row"]: row for row in map(json.loads, path.read_text().splitlines())}
 
 
-def append(row: dict[str, Any]) -> None:
+def append(path: Path, row: dict[str, Any]) -> None:
     """One line, whole or not at all, whoever else appends."""
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with open(RESULTS, "a") as file:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write(json.dumps(row) + "\n")
         file.flush()
@@ -269,7 +278,8 @@ def one(name: str, work: Path, quick: bool) -> dict[str, Any]:
         "metrics": metrics,
         "wall_s": time.perf_counter() - wall,
         "cpu_s": time.process_time() - cpu,
-        "hardware": f"{_cpu()}, {os.cpu_count()} cores, one thread",
+        "hardware": f"{_cpu()}, {os.cpu_count()} cores",
+        "threads": torch.get_num_threads(),
         "versions": {**versions, "python": platform.python_version()},
         "commit": _commit(),
         "command": f"python bench/bench_rlcs.py {name}",
@@ -277,7 +287,7 @@ def one(name: str, work: Path, quick: bool) -> dict[str, Any]:
     }
 
 
-def run(names: list[str], work: Path, parallel: int, quick: bool) -> int:
+def run(names: list[str], work: Path, results: Path, parallel: int, quick: bool) -> int:
     """Each row in a process; returns how many failed."""
     waiting, running, failed = list(names), dict[str, tuple[subprocess.Popen[bytes], float]](), 0
     (work / "logs").mkdir(parents=True, exist_ok=True)
@@ -286,7 +296,8 @@ def run(names: list[str], work: Path, parallel: int, quick: bool) -> int:
             while waiting and len(running) < parallel:
                 name = waiting.pop(0)
                 log = work / "logs" / f"{name.replace('/', '-')}.log"
-                command = [sys.executable, __file__, "--here", name, "--work", str(work), *["--quick"] * quick]
+                places = ["--work", str(work), "--results", str(results)]
+                command = [sys.executable, __file__, "--here", name, *places, *["--quick"] * quick]
                 with open(log, "wb") as file:
                     started = subprocess.Popen(command, env=_environment(), stdout=file, stderr=file)
                 running[name] = (started, time.monotonic())
@@ -333,20 +344,21 @@ def main() -> int:
     parser.add_argument("rows", nargs="*", help="names, or beginnings of names")
     parser.add_argument("--all", action="store_true", help="every row that is missing")
     parser.add_argument("--list", action="store_true", help="names, and which are there")
-    parser.add_argument("--report", action="store_true", help="write bench/results/rlcs.md")
+    parser.add_argument("--report", action="store_true", help="write bench/results/rlcs.md and its figures")
     parser.add_argument("--again", action="store_true", help="also rows that are there")
     parser.add_argument(
         "--quick", action="store_true", help="tiny runs, to see that rows run; the result is printed, not kept"
     )
     parser.add_argument("--parallel", type=int, default=2, help="rows at a time")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "bench", help="cold starts, logs, run folders")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines; page and figures lie beside them")
     parser.add_argument("--here", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.here:
         result = one(asked.here, asked.work, asked.quick)
-        print(json.dumps(result)) if asked.quick else append(result)
+        print(json.dumps(result)) if asked.quick else append(asked.results, result)
         return 0
-    known, there = rows(), results()
+    known, there = rows(), read(asked.results)
     unknown = [name for name in asked.rows if not any(row.startswith(name) for row in known)]
     if unknown:
         print(f"bench_rlcs: rows must be names of --list or their beginnings, got {unknown[0]!r}", file=sys.stderr)
@@ -356,12 +368,19 @@ def main() -> int:
             print(f"{'done   ' if name in there else 'missing'} {name}")
     chosen = [name for name in known if asked.all or any(name.startswith(wanted) for wanted in asked.rows)]
     failed = run(
-        [n for n in chosen if asked.again or asked.quick or n not in there], asked.work, asked.parallel, asked.quick
+        [n for n in chosen if asked.again or asked.quick or n not in there],
+        asked.work,
+        asked.results,
+        asked.parallel,
+        asked.quick,
     )
     if asked.report:
+        from rlcs_figures import figures
         from rlcs_report import page
 
-        RESULTS.with_suffix(".md").write_text(page(results(), list(known)))
+        found = read(asked.results)
+        drawn = figures(found, asked.results.parent)
+        asked.results.with_suffix(".md").write_text(page(found, list(known), drawn))
     return 1 if failed else 0
 
 

@@ -18,11 +18,14 @@ Results = Mapping[str, Mapping[str, Any]]
 Curve = Sequence[Mapping[str, Any]]
 
 
-def page(results: Results, names: Sequence[str]) -> str:
-    """All sections as Markdown."""
+def page(results: Results, names: Sequence[str], figures: Mapping[str, str]) -> str:
+    """All sections as Markdown; ``figures`` are file names by section."""
     results = {name: row for name, row in results.items() if name in names}
-    sections = [_head(results), _speed(results), _compare(results), _ablate(results), _matrix(results), _hack(results)]
-    return "\n\n".join([*sections, _demo(results), _missing(results, names)]) + "\n"
+    parts = {"speed": _speed, "compare": _compare, "ablate": _ablate, "matrix": _matrix, "hack": _hack, "demo": _demo}
+    sections = [_head(results)]
+    for name, part in parts.items():
+        sections.append(part(results) + (f"\n\n![{name}]({figures[name]})" if name in figures else ""))
+    return "\n\n".join([*sections, _missing(results, names)]) + "\n"
 
 
 def cost_to(curve: Curve, gain: float, what: str) -> tuple[float, bool]:
@@ -52,7 +55,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _seeds(results: Results, beginning: str) -> dict[int, Mapping[str, Any]]:
+def seeds_of(results: Results, beginning: str) -> dict[int, Mapping[str, Any]]:
     return {row["seed"]: row for name, row in results.items() if name.rsplit("/", 1)[0] == beginning}
 
 
@@ -67,9 +70,12 @@ def _head(results: Results) -> str:
 
 def _speed(results: Results) -> str:
     head = "## A step of GRPO: speed\n\n"
-    if "speed" not in results:
-        return head + "Missing."
-    m = results["speed"]["metrics"]
+    rows = [name for name in results if name.startswith("speed/")]
+    return head + ("\n\n".join(_race(results[name]) for name in rows) or "Missing.")
+
+
+def _race(row: Mapping[str, Any]) -> str:
+    m = row["metrics"]
     rows = [
         [
             name,
@@ -90,14 +96,15 @@ def _speed(results: Results) -> str:
     ratios = "\n".join(
         f"- {name}: {value:.2f}x" if value else f"- {name}: not measured" for name, value in over.items()
     )
-    said = f"Log-probabilities of the same tokens differ by at most {m['agreement']:.1e}. Medians:"
+    threads = f"{row['threads']} thread{'s' * (row['threads'] > 1)}"
+    said = f"Every side with {threads}; log-probabilities of the same tokens differ by at most {m['agreement']:.1e}."
     columns = ("side", "s/step", "rollout tokens/s", "trained tokens/s", "steps")
-    return f"{head}{said}\n\n{table(columns, rows)}\n\n{ratios}"
+    return f"{said}\n\n{table(columns, rows)}\n\n{ratios}"
 
 
 def _compare(results: Results) -> str:
     head = f"## RLCS, uniform GRPO, refill: to {100 * GAIN:.0f} points above the cold start (temperature 1)\n\n"
-    arms = {arm: _seeds(results, f"compare/{arm}") for arm in ("rlcs", "uniform", "refill")}
+    arms = {arm: seeds_of(results, f"compare/{arm}") for arm in ("rlcs", "uniform", "refill")}
     kinds = ("rollouts", "waves", "seconds")
     rows = []
     for arm, seeds in arms.items():
@@ -116,25 +123,27 @@ def _compare(results: Results) -> str:
             ratios.append("-" if arm == "rlcs" or mean is None else f"{mean[0] / mean[1]:.2f} ({said})")
         rows.append([arm, str(len(seeds)), str(len(reached)), *cells, *_gain(seeds), *ratios])
     names = ("arm", "seeds", "reached", *kinds, "points gained in all", "RLCS rollouts / its", "RLCS waves / its")
-    said = "A run that never reached the target counts with all that it spent, too little: means then are marked with >."
+    said = (
+        "A run that never reached the target counts with all that it spent, too little: means then are marked with >."
+    )
     return f"{head}{table(names, rows)}\n\n{said}"
 
 
 def _gain(seeds: Mapping[int, Mapping[str, Any]]) -> list[str]:
-    gains = [100 * _change(row["metrics"]["curve"], "all") for row in seeds.values()]
+    gains = [100 * change(row["metrics"]["curve"], "all") for row in seeds.values()]
     return [f"{np.mean(gains):+.1f} ({interval(gains, lambda t: t.mean(-1))})" if gains else "-"]
 
 
-def _change(curve: Curve, domain: str) -> float:
+def change(curve: Curve, domain: str) -> float:
     return curve[-1]["scores"][domain] - curve[0]["scores"][domain]
 
 
 def _ablate(results: Results) -> str:
-    base, rows = _seeds(results, "compare/rlcs"), []
+    base, rows = seeds_of(results, "compare/rlcs"), []
     for arm in dict.fromkeys(name.split("/")[1] for name in results if name.startswith("ablate/")):
-        seeds = _seeds(results, f"ablate/{arm}")
+        seeds = seeds_of(results, f"ablate/{arm}")
         pairs = [
-            100 * (_change(seeds[s]["metrics"]["curve"], "all") - _change(base[s]["metrics"]["curve"], "all"))
+            100 * (change(seeds[s]["metrics"]["curve"], "all") - change(base[s]["metrics"]["curve"], "all"))
             for s in seeds.keys() & base.keys()
         ]
         said = f"{np.mean(pairs):+.1f} ({interval(pairs, lambda t: t.mean(-1))})" if pairs else "-"
@@ -146,9 +155,9 @@ def _ablate(results: Results) -> str:
 def _matrix(results: Results) -> str:
     rows, domains = [], list[str]()
     for arm in dict.fromkeys(name.split("/")[1] for name in results if name.startswith("matrix/")):
-        curves = [row["metrics"]["curve"] for row in _seeds(results, f"matrix/{arm}").values()]
+        curves = [row["metrics"]["curve"] for row in seeds_of(results, f"matrix/{arm}").values()]
         domains = list(curves[0][0]["scores"])
-        cells = [f"{100 * np.mean([_change(curve, domain) for curve in curves]):+.1f}" for domain in domains]
+        cells = [f"{100 * np.mean([change(curve, domain) for curve in curves]):+.1f}" for domain in domains]
         rows.append([arm, str(len(curves)), *cells])
     head = "## Trained on (rows), points gained on (columns)\n\n"
     return head + (table(["trained on", "seeds", *domains], rows) if rows else "Missing.")
@@ -157,7 +166,7 @@ def _matrix(results: Results) -> str:
 def _hack(results: Results) -> str:
     rows = []
     for arm in ("none", "alarms"):
-        for seed, row in _seeds(results, f"hack/{arm}").items():
+        for seed, row in seeds_of(results, f"hack/{arm}").items():
             curve = row["metrics"]["curve"]
             scores = [[100 * point["scores"][d] for point in curve] for d in ("counting", "all")]
             cells = [f"{s[0]:.1f}, {max(s):.1f}, {s[-1]:.1f}" for s in scores]
@@ -168,7 +177,7 @@ def _hack(results: Results) -> str:
 
 def _demo(results: Results) -> str:
     rows = []
-    for seed, row in sorted(_seeds(results, "demo").items()):
+    for seed, row in sorted(seeds_of(results, "demo").items()):
         for mode in ("sampled", "greedy"):
             for arm, scores in row["metrics"].items():
                 found = {k.split("/")[1]: v for k, v in scores.items() if k.startswith(mode) and k.count("/") == 1}

@@ -63,14 +63,18 @@ def test_errors_duplicates_length_and_language_are_signals():
     alarms = Alarms()
     truths = [str(i) for i in range(32)]
     assert [a.signal for a in alarms.observe({"math": Facts(rewards(0.5), 4, 32, truths, truths)})] == ["errors"]
-    assert [a.signal for a in alarms.observe({"math": Facts(rewards(0.5), 0, 32, ["7"] * 32, truths)})] == ["duplicates"]
+    assert [a.signal for a in alarms.observe({"math": Facts(rewards(0.5), 0, 32, ["7"] * 32, truths)})] == [
+        "duplicates"
+    ]
     one_truth = Facts(rewards(0.5), 0, 32, ["yes"] * 32, ["yes"] * 32)  # the truths are alike too
     assert alarms.observe({"vqa": one_truth}) == []
     drift = Alarms()
     signals = set()
     for step in range(20):
         words = ["答案" * 40 if step > 10 else "word"] * 3 + [f"other {i}" for i in range(9)]
-        signals |= {a.signal for a in drift.observe({"general": Facts(rewards(0.5), 0, 12, words, [str(i) for i in range(12)])})}
+        signals |= {
+            a.signal for a in drift.observe({"general": Facts(rewards(0.5), 0, 12, words, [str(i) for i in range(12)])})
+        }
     assert signals == {"length", "language"}
 
 
