@@ -10,6 +10,10 @@ PYTEST := OMP_WAIT_POLICY=passive HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 .PHONY: demo test test-fast test-slow gpu-check bench lint format build
 
+# It trains on the CPU: where nothing is built yet, it is spared the minutes that CUDA kernels take to compile.
+ifeq ($(wildcard glm4v_ext/libglm4v_ops.so),)
+demo: export GLM4V_CUDA ?= 0
+endif
 demo: build
 	$(BIN)/python -m rlcs.cli demo --out runs/demo
 

@@ -39,7 +39,8 @@ def keys_behind_prefixes(cu_seqlens: Sequence[int], prefixes: Sequence[int]) -> 
         ValueError: a prefix is no sequence without a prefix of its own.
     """
     if len(prefixes) != len(cu_seqlens) - 1:
-        raise ValueError(f"glm4v: prefixes must be one for each of {len(cu_seqlens) - 1} sequences, got {len(prefixes)}")
+        sequences = f"one for each of {len(cu_seqlens) - 1} sequences"
+        raise ValueError(f"glm4v: prefixes must be {sequences}, got {len(prefixes)}")
     own = [torch.arange(start, end) for start, end in pairwise(cu_seqlens)]
     seen = []
     for n, prefix in enumerate(prefixes):

@@ -127,9 +127,7 @@ class Alarms:
         return {f"alarms/{name}": float(steps) for name, steps in self._standing.items()}
 
 
-def rise_within_categories(
-    then: Sequence[tuple[str, float]], late: Sequence[tuple[str, float]]
-) -> tuple[float, float]:
+def rise_within_categories(then: Sequence[tuple[str, float]], late: Sequence[tuple[str, float]]) -> tuple[float, float]:
     """Mean rise of the rewards of groups from ``then`` to ``late`` and its variance; (0, 0) where no category is in
     both."""
     found: dict[str, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))

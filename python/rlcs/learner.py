@@ -55,9 +55,11 @@ def target_logprobs(
     read = inputs(batch, prompts)
     hidden = model.hidden(**read.arguments)
     trained = torch.from_numpy(batch.trained).nonzero().flatten()
-    at, targets = trained.to(hidden.device), torch.from_numpy(batch.targets)[trained].to(hidden.device)
-    rows = read.rows[trained].to(hidden.device)
-    found, entropy = token_logprob(hidden.index_select(0, rows), model.lm_head.weight, targets, temperature, return_entropy=True)
+    at, targets, rows = (
+        x.to(hidden.device) for x in (trained, torch.from_numpy(batch.targets)[trained], read.rows[trained])
+    )
+    seen = hidden.index_select(0, rows)
+    found, entropy = token_logprob(seen, model.lm_head.weight, targets, temperature, return_entropy=True)
     every = torch.zeros(len(batch.targets), dtype=found.dtype, device=found.device).index_copy(0, at, found)
     return every, entropy.mean() if len(at) else entropy.new_zeros(())
 
@@ -73,7 +75,7 @@ class Learner:
     def with_old(self, samples: Sequence[Sample], prompts: Sequence[Prompt], temperature: float) -> list[Sample]:
         """The samples with their log-probabilities under the weights as they are, before the steps that will follow."""
         out = list(samples)
-        for chosen in self._pack(samples, prompts):
+        for chosen, _ in self._pack(samples, prompts):
             batch = batch_of([samples[i] for i in chosen], len(samples))
             found = target_logprobs(self.model, batch, prompts, temperature)[0].float().cpu().numpy()
             for i, start, end in zip(chosen, batch.cu_seqlens, batch.cu_seqlens[1:], strict=False):
@@ -82,12 +84,13 @@ class Learner:
                 )  # of the token itself
         return out
 
-    def _pack(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Indices of the samples of each micro-step; those of one prompt stay together as far as the budget allows."""
+    def _pack(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> list[tuple[list[int], int]]:
+        """Micro-steps: indices of samples, and the tokens that are read for them. Samples of one prompt stay together
+        as far as the budget allows."""
         whole = list(units(samples, prompts, self.tokens))
         costs = [cost_of(self.cost, [len(samples[i]) for i in u], prompts[samples[u[0]].source]) for u, _ in whole]
         packs = pack([tokens for _, tokens in whole], self.tokens, costs)[0]
-        return [[i for u in micro for i in whole[u][0]] for micro in packs if micro]
+        return [([i for u in micro for i in whole[u][0]], sum(whole[u][1] for u in micro)) for micro in packs if micro]
 
     def update(
         self, samples: Sequence[Sample], prompts: Sequence[Prompt], loss: Loss, rate: float, temperature: float = 1.0
@@ -104,7 +107,7 @@ class Learner:
         if not every:
             raise ValueError("update: samples must hold a token to train on, got none")
         sums = dict[str, Tensor]()  # on the device: the host waits for them once, at the end of the step
-        for chosen in micro_steps:
+        for chosen, _ in micro_steps:
             batch = batch_of([samples[i] for i in chosen], len(samples))
             new, entropy = target_logprobs(self.model, batch, prompts, temperature)
             here = int(batch.trained.sum())
@@ -120,7 +123,7 @@ class Learner:
             "rate": rate,
             "skipped": float(not math.isfinite(norm)),
             "micro_steps": float(len(micro_steps)),
-            "tokens": float(sum(tokens for _, tokens in units(samples, prompts, self.tokens))),
+            "tokens": float(sum(tokens for _, tokens in micro_steps)),
             "trained_tokens": float(every),
         }
 
