@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy as np
 from glm4v import Glm4v
 
 from .config import JudgeSettings
+from .files import write_text
 from .prompts import Prompts
 from .rewards import concurrency, verify
 from .rollout import Answer, RolloutSettings, rollouts
@@ -213,7 +213,5 @@ def evaluate_files(
         inner = bar.inner("answers")
         scores = evaluate(reader, chosen, prompts, rollout, samples, greedy, seed, inner)
     if out is not None:
-        part = out.with_name(out.name + ".part")
-        part.write_text(json.dumps([dataclasses.asdict(score) for score in scores], indent=1) + "\n")
-        os.replace(part, out)
+        write_text(out, json.dumps([dataclasses.asdict(score) for score in scores], indent=1) + "\n")
     return scores

@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from glm4v.files import write_text
-
+from .files import write_text
 from .types import Group
 
 

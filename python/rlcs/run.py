@@ -21,12 +21,12 @@ from typing import Any
 import torch
 
 from glm4v import Glm4v, Processor
-from glm4v.files import write_text
 from glm4v.layers import Linear
 
 from . import checkpoint, evaluate, lora, rewards
 from .config import EvalSettings, ModelSettings, Part, RunSettings, SftConfig, TrainConfig, plain
 from .data import BadRows, read_tasks
+from .files import write_text
 from .learner import Learner
 from .logs import Log
 from .optimizer import Optimizer
@@ -121,9 +121,8 @@ class Run:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def obey(self, state: dict[str, Any]) -> None:
-        """Saves and raises KeyboardInterrupt, once the run is ``stopped``."""
-        self.save(state)
+    def obey(self) -> None:
+        """Raises KeyboardInterrupt: the run is ``stopped``, and its step is saved."""
         self.log.close()
         raise KeyboardInterrupt(f"step {self.step} is saved in {self.checkpoints}; the same command goes on from it")
 

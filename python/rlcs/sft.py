@@ -159,7 +159,8 @@ def sft(config: SftConfig, note: Callable[[str], None] = print) -> list[Score]:
             if run.due(run.settings.eval_every):
                 scores = run.evaluate(bar)
             if run.stopped:
-                run.obey({"position": position})
+                run.save({"position": position})
+                run.obey()
         run.save({"position": position})
         scores = run.evaluate(bar)
     run.log.close()

@@ -244,12 +244,12 @@ class Trainer:
                 if run.due(run.settings.eval_every):
                     self._evaluate(bar)
                 if run.due(run.settings.save_every):
-                    run.save(self.state_dict())
+                    self._save()
                 if run.stopped:
-                    run.obey(self.state_dict())
-            run.save(self.state_dict())
+                    self._save()
+                    run.obey()
+            self._save()
             scores = self._evaluate(bar)
-        self.curriculum.ledger.export(run.settings.out / "ledger.jsonl")
         run.log.close()
         return scores
 
@@ -260,6 +260,11 @@ class Trainer:
         return scores
 
     # --- state ---
+
+    def _save(self) -> None:
+        """A checkpoint, and the ledger as people read it."""
+        self.run_.save(self.state_dict())
+        self.curriculum.ledger.export(self.run_.settings.out / "ledger.jsonl")
 
     def state_dict(self) -> dict[str, Any]:
         """What the next wave depends on beside model and optimizer, as JSON's types."""
