@@ -21,6 +21,8 @@ import numpy as np
 from .files import write_text
 from .types import Group
 
+WANDB_ID = "wandb-id.txt"
+
 
 class Log:
     """Appends rows to ``folder``; rows and rollouts after ``since``, of a run that was cut off, are dropped first.
@@ -48,7 +50,10 @@ class Log:
         if wandb is not None:
             import wandb as library
 
-            self._wandb = library.init(project=wandb, dir=str(folder), config=config, resume="allow")
+            kept = folder / WANDB_ID  # of the run there, which goes on with this one
+            name = kept.read_text().strip() if since and kept.exists() else None
+            self._wandb = library.init(project=wandb, dir=str(folder), config=config, id=name, resume="allow")
+            write_text(kept, f"{self._wandb.id}\n")
 
     def write(self, kind: str, step: int, seconds: float, values: Mapping[str, Any]) -> None:
         """One row. Numbers that are not finite become null: JSON has no name for them."""
