@@ -76,7 +76,7 @@ class Run:
         self.model = load_model(config.model, run.seed, None if saved is None else saved.folder)
         processor.dtype = self.model.dtype
         self.prompts, self.model.processor = Prompts(processor), processor
-        self.eval_prompts = Prompts(processor)  # apart: held-out tasks may have the ids of others
+        self.eval_prompts = self.prompts.apart()  # held-out tasks may have the ids of others
         self.optimizer = Optimizer(self.model, config.optimizer)
         self.learner = Learner(self.model, self.optimizer, config.tokens)
         self.step = 0  # optimizer steps of SFT, waves of RL
