@@ -16,6 +16,7 @@ import jinja2
 import numpy as np
 
 from glm4v import InputError, Processor
+from glm4v.processor import BORDERS
 
 from .config import SftConfig
 from .data import conversation_of, document_of, read_rows
@@ -34,6 +35,7 @@ DOCUMENT = """\
 {%- elif part.type == 'video' %}{{- '<|begin_of_video|><|video|><|end_of_video|>' }}
 {%- else %}{{- part.text }}{%- endif %}{%- endfor %}{%- endif %}{%- endfor %}<|endoftext|>"""
 CLOSE_THINK = "</think>"
+PICTURE_TOKENS = BORDERS.values()  # an answer's tags are tokens, so these would be too
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,12 @@ def lessons_of(messages: list[dict[str, Any]], turns: str, line: int) -> list[Le
         raise ValueError("messages must hold an assistant's turn after a user's, got none")
     found = []
     for i in at if turns == "all" else at[-1:]:
-        if not isinstance(messages[i]["content"], str):
+        answer = messages[i]["content"]
+        if not isinstance(answer, str):
             raise ValueError("an assistant's content must be a text, got parts")
-        found.append(Lesson(f"{line}/{i}", line, messages[:i], messages[i]["content"]))
+        if token := next((token for token in PICTURE_TOKENS if token in answer), None):
+            raise ValueError(f"an answer must be without tokens of pictures, which have none there, got {token}")
+        found.append(Lesson(f"{line}/{i}", line, messages[:i], answer))
     return found
 
 
