@@ -198,14 +198,12 @@ def evaluate_files(
     from .progress import Bar
     from .run import check_tasks, eval_tasks
 
-    if samples < 0 or not (samples or greedy):
-        raise ValueError(f"eval: samples must be 1 or more without greedy, else 0 or more, got {samples}")
-
+    how = EvalSettings(tasks, limit, samples, greedy)
     if threads is not None:
         torch.set_num_threads(threads)
     judge.use()
     processor = Processor.from_pretrained(model)
-    chosen = check_tasks(eval_tasks(EvalSettings(tasks, limit)), rollout, processor)
+    chosen = check_tasks(eval_tasks(how), rollout, processor)
     reader = Glm4v.from_pretrained(model)
     processor.dtype = reader.dtype
     prompts, reader.processor = Prompts(processor), processor

@@ -47,7 +47,9 @@ class Trainer:
         held_out = {task.domain for task in run.eval_tasks}
         _expect_proxies(config.proxies, {task.domain for task in run.tasks}, held_out)
         self.tasks = {task.id: task for task in run.tasks}
-        self.curriculum = Curriculum(run.tasks, config.run.seed, config.curriculum)
+        expansion = "off" if config.refill else config.curriculum.expansion  # the one in place of the other
+        how = dataclasses.replace(config.curriculum, expansion=expansion)
+        self.curriculum = Curriculum(run.tasks, config.run.seed, how)
         self.alarms = Alarms(config.alarms)
         self.carried: list[Group] = []
         self.proxies: dict[str, tuple[float, float]] = {}  # held-out score and error of each domain, as last evaluated
