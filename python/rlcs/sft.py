@@ -24,6 +24,7 @@ from .evaluate import Score
 from .learner import sft_loss
 from .progress import Bar
 from .prompts import Prompt
+from .rollout import NotFinite
 from .run import Run
 from .types import Sample
 
@@ -35,6 +36,7 @@ DOCUMENT = """\
 {%- elif part.type == 'video' %}{{- '<|begin_of_video|><|video|><|end_of_video|>' }}
 {%- else %}{{- part.text }}{%- endif %}{%- endfor %}{%- endif %}{%- endfor %}<|endoftext|>"""
 CLOSE_THINK = "</think>"
+MOST_SKIPPED = 10  # steps in a row that move nothing, since the gradient is not finite
 PICTURE_TOKENS = BORDERS.values()  # an answer's tags are tokens, so these would be too
 
 
@@ -125,7 +127,7 @@ def sft(config: SftConfig, note: Callable[[str], None] = print) -> list[Score]:
     make = Samples(run.prompts.processor, config.thinking, stop if isinstance(stop, list) else [stop])
     position, scores = int(run.state.get("position", 0)), list[Score]()
     indices = order(len(lessons), config.run.seed, position)
-    skipped = set[int]()
+    skipped, lost = set[int](), 0
     with Bar("SFT") as bar, run.stoppable():
         bar(run.progress, 1.0)
         while run.progress < 1:
@@ -155,6 +157,9 @@ def sft(config: SftConfig, note: Callable[[str], None] = print) -> list[Score]:
                     prompts.append(prompt)
                 facts = run.learner.update(samples, prompts, sft_loss, run.rate())
                 run.step += 1
+                lost = lost + 1 if facts["skipped"] else 0
+                if lost == MOST_SKIPPED:
+                    raise NotFinite(f"sft: gradients must be finite, got {lost} steps without; are the weights whole?")
             run.log.write(
                 "sft", run.step, run.seconds, {**facts, "samples": position, "epoch": position / len(lessons)}
             )
