@@ -19,7 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-PART, OLD = ".part", ".old"
+from .files import PART, sync
+
+OLD = ".old"
 NAME = re.compile(r"step-\d+")
 
 
@@ -73,7 +75,7 @@ def save(
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part / "trainer.safetensors")
         (part / "state.json").write_text(json.dumps(state))
         for path in (*part.rglob("*"), part):
-            _sync(path)
+            sync(path)
     except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
         if isinstance(error, OSError | SafetensorError):
@@ -86,7 +88,7 @@ def save(
         _remove(old)
     else:
         os.rename(part, final)
-    _sync(folder)
+    sync(folder)
     for saved in every(folder)[:-keep]:
         _remove(saved.folder)
     return Saved(final)
@@ -115,11 +117,3 @@ def _remove(folder: Path) -> None:
     part = folder.with_name(folder.name + PART)
     os.rename(folder, part)
     shutil.rmtree(part)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

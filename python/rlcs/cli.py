@@ -49,6 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         print(f"rlcs: {error}", file=sys.stderr)
         sys.exit(2)
+    except (RuntimeError, MemoryError) as error:
+        from .failures import told
+
+        if (said := told(name, error)) is None:
+            raise
+        print(f"rlcs: {said}", file=sys.stderr)
+        sys.exit(1)
 
 
 def sft(arguments: list[str]) -> None:

@@ -68,8 +68,14 @@ class EvalSettings:
 
     tasks: Path | None = None  # JSON lines; None evaluates nothing
     limit: int | None = None  # at most so many tasks of each domain
-    samples: int = 1  # answers to each task at temperature 1
+    samples: int = 1  # answers to each task at temperature 1; 0 leaves them out
     greedy: bool = True  # also one answer at temperature 0
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"eval: limit must be 1 or more, got {self.limit}")
+        if self.samples < 0 or not (self.samples or self.greedy):
+            raise ValueError(f"eval: samples must be 1 or more without greedy, else 0 or more, got {self.samples}")
 
 
 @dataclass(frozen=True)
@@ -142,7 +148,7 @@ class TrainConfig:
     tokens: int = 32768  # of a micro-step, at most; the paper's context
     normalise: bool = True  # advantages by the group's standard deviation
     surplus: Literal["carry", "record"] = "carry"  # valid groups beyond those wanted: train on them in the next wave?
-    refill: bool = False  # DAPO's way in place of expansion: more waves until enough groups are valid
+    refill: bool = False  # DAPO's way: more waves until enough groups are valid; switches expansion off
     recompute: bool = False  # the ratio's log-probabilities by the trainer: for rollouts of another engine
     act_on_alarms: bool = True  # down-weight and quarantine domains; otherwise only warn
     proxies: dict[str, str] = field(default_factory=dict)  # domain -> the held-out one whose score the alarms trust

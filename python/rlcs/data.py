@@ -9,6 +9,7 @@ Paths are relative to the file.
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -36,12 +37,13 @@ def read_rows(
         ValueError: the file is empty, or a row is bad and ``bad_rows`` is "fatal".
     """
     rows, skipped = [], 0
-    with open(path, encoding="utf-8") as lines:
+    with open(path, "rb") as lines:
         for number, line in enumerate(lines, 1):
+            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             if not line.strip():
                 continue
             try:
-                found = json.loads(line)
+                found = json.loads(_text(line))
                 if not isinstance(found, dict):
                     raise ValueError(f"must be a JSON object, got {type(found).__name__}")
                 rows.append(row_of(found, path.parent, number))
@@ -128,14 +130,25 @@ def task_of(row: Mapping[str, Any], folder: Path) -> Task:
 
 
 def read_tasks(path: Path, bad_rows: BadRows = "fatal", note: Callable[[str], None] = print) -> list[Task]:
-    """Tasks of a file; ids must differ."""
-    tasks = read_rows(path, lambda row, folder, _: task_of(row, folder), bad_rows, note)
-    seen: set[str] = set()
-    for task in tasks:
-        if task.id in seen:
-            raise ValueError(f"data: {path}: ids must differ, got {task.id!r} twice")
-        seen.add(task.id)
-    return tasks
+    """Tasks of a file; a row whose id an earlier one has is bad."""
+    lines: dict[str, int] = {}
+
+    def row_of(row: Mapping[str, Any], folder: Path, line: int) -> Task:
+        task = task_of(row, folder)
+        if task.id in lines:
+            raise ValueError(f"id must be another than that of line {lines[task.id]}, got {task.id!r} again")
+        lines[task.id] = line
+        return task
+
+    return read_rows(path, row_of, bad_rows, note)
+
+
+def _text(line: bytes) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        said = f"must be UTF-8, got byte {error.object[error.start]:#04x} at {error.start + 1}"
+        raise ValueError(said) from None
 
 
 def _paths(row: Mapping[str, Any], name: str) -> list[Any]:
@@ -164,8 +177,17 @@ def _content(content: Any, pictures: Mapping[str, Iterator[Any]], folder: Path) 
 
 
 def _part(part: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A part; the spellings of pictures that `glm4v.Processor` reads become one, with the path made whole."""
     kind = part.get("type")
-    return {**part, kind: _place(part[kind], folder)} if kind in ("image", "video") and kind in part else part
+    if kind not in ("image", "video", "image_url", "video_url"):
+        return part
+    key = next((key for key in (kind, "url", "path") if key in part), None)
+    if key is None:
+        return part
+    source, medium = part[key], kind.removesuffix("_url")
+    source = source.get("url") if isinstance(source, dict) else source
+    rest = {name: value for name, value in part.items() if name not in ("type", key)}
+    return {**rest, "type": medium, medium: _place(source, folder)}
 
 
 def _place(path: Any, folder: Path) -> Any:

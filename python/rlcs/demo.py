@@ -20,6 +20,7 @@ from pathlib import Path
 from .checkpoint import latest
 from .config import EvalSettings, ModelSettings, RunSettings, SftConfig, TrainConfig, plain
 from .curriculum import Settings as CurriculumSettings
+from .files import write_text
 from .logs import read_metrics
 from .optimizer import OptimizerSettings
 from .progress import Bar
@@ -47,7 +48,7 @@ def demo(out: Path = Path("runs/demo"), budget: float = 5.8, seed: int = 0, full
         raise ValueError(f"demo: --out must be empty or an earlier demo, got {out}")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    (out / "demo.json").write_text(json.dumps({"budget": budget, "seed": seed, "full": full}) + "\n")
+    write_text(out / "demo.json", json.dumps({"budget": budget, "seed": seed, "full": full}) + "\n")
     prepare(out, seed, full)
     cold, *_ = configurations(out, 60 * budget, seed, out)
     _write(cold, out / "cold.yaml")
@@ -143,7 +144,7 @@ def configurations(out: Path, seconds: float, seed: int, start: Path) -> tuple[S
 def _write(config: SftConfig | TrainConfig, path: Path) -> None:
     import yaml
 
-    path.write_text(yaml.safe_dump(plain(config), sort_keys=False))
+    write_text(path, yaml.safe_dump(plain(config), sort_keys=False))
 
 
 def _start(command: str, config: Path, core: int | None) -> subprocess.Popen[bytes]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy as np
 from glm4v import Glm4v
 
 from .config import JudgeSettings
+from .files import write_text
 from .prompts import Prompts
 from .rewards import concurrency, verify
 from .rollout import Answer, RolloutSettings, rollouts
@@ -198,14 +198,12 @@ def evaluate_files(
     from .progress import Bar
     from .run import check_tasks, eval_tasks
 
-    if samples < 0 or not (samples or greedy):
-        raise ValueError(f"eval: samples must be 1 or more without greedy, else 0 or more, got {samples}")
-
+    how = EvalSettings(tasks, limit, samples, greedy)
     if threads is not None:
         torch.set_num_threads(threads)
     judge.use()
     processor = Processor.from_pretrained(model)
-    chosen = check_tasks(eval_tasks(EvalSettings(tasks, limit)), rollout, processor)
+    chosen = check_tasks(eval_tasks(how), rollout, processor)
     reader = Glm4v.from_pretrained(model)
     processor.dtype = reader.dtype
     prompts, reader.processor = Prompts(processor), processor
@@ -213,7 +211,5 @@ def evaluate_files(
         inner = bar.inner("answers")
         scores = evaluate(reader, chosen, prompts, rollout, samples, greedy, seed, inner)
     if out is not None:
-        part = out.with_name(out.name + ".part")
-        part.write_text(json.dumps([dataclasses.asdict(score) for score in scores], indent=1) + "\n")
-        os.replace(part, out)
+        write_text(out, json.dumps([dataclasses.asdict(score) for score in scores], indent=1) + "\n")
     return scores

@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from glm4v.files import write_text
-
+from .files import write_text
 from .types import Group
+
+WANDB_ID = "wandb-id.txt"
 
 
 class Log:
@@ -49,7 +50,10 @@ class Log:
         if wandb is not None:
             import wandb as library
 
-            self._wandb = library.init(project=wandb, dir=str(folder), config=config, resume="allow")
+            place = folder / WANDB_ID  # of the run there, which goes on with this one
+            name = place.read_text().strip() if since and place.exists() else None
+            self._wandb = library.init(project=wandb, dir=str(folder), config=config, id=name, resume="allow")
+            write_text(place, f"{self._wandb.id}\n")
 
     def write(self, kind: str, step: int, seconds: float, values: Mapping[str, Any]) -> None:
         """One row. Numbers that are not finite become null: JSON has no name for them."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
+
+from .files import write_text
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1f2328; --soft: #59636e; --rule: #d5dae0; --page: #ffffff; --card: #f6f8fa;
@@ -69,10 +70,7 @@ def document(title: str, body: Iterable[str]) -> str:
 
 def write(path: Path, text: str) -> Path:
     """The page, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    write_text(path, text)
     return path
 
 

@@ -1,13 +1,14 @@
 """Tasks as the model reads them: token ids, positions and patches, made once and kept while they are needed.
 
-Dims: P tokens of a prompt, S patches.
+Dims: P tokens of a prompt, S patches, I images.
 """
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from glm4v import Processor
+from glm4v.config import TEMPORAL_PATCH_SIZE
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,22 +44,61 @@ class Prompt:
 
 
 class Prompts:
-    """``prompts(messages) -> Prompt``, with the latest ``most_bytes`` kept under their task's id."""
+    """``prompts(id, messages) -> Prompt``, with the latest ``most_bytes`` kept under their task's id."""
 
     def __init__(self, processor: Processor, most_bytes: int = 1 << 30) -> None:
-        self.processor, self.most_bytes = processor, most_bytes
-        self._kept: OrderedDict[str, Prompt] = OrderedDict()
-        self._bytes = 0
+        self.processor = processor
+        self._shelf = _Shelf(most_bytes)
+        self._space = object()  # ids are its own
+
+    def apart(self) -> Prompts:
+        """Others under the same limit: tasks that may have the ids of these."""
+        others = copy.copy(self)
+        others._space = object()
+        return others
 
     def __call__(self, id: str, messages: Sequence[Mapping[str, Any]], processor: Processor | None = None) -> Prompt:
-        if id in self._kept:
-            self._kept.move_to_end(id)
-            return self._kept[id]
-        prompt = self._kept[id] = make(messages, processor or self.processor)
-        self._bytes += prompt.nbytes
-        while self._bytes > self.most_bytes and len(self._kept) > 1:
-            self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        key = (self._space, id)
+        kept = self._shelf.get(key)
+        if kept is not None:
+            return replace(kept, pixel_values=_unfolded(kept.pixel_values))
+        prompt = make(messages, processor or self.processor)
+        self._shelf.put(key, replace(prompt, pixel_values=_folded(prompt.pixel_values)))
         return prompt
+
+
+class _Shelf:
+    """The prompts that were asked for last, at most ``most_bytes`` of them, and always the very last one."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self.most_bytes, self.bytes = most_bytes, 0
+        self.kept: OrderedDict[Any, Prompt] = OrderedDict()
+
+    def get(self, key: Any) -> Prompt | None:
+        if key in self.kept:
+            self.kept.move_to_end(key)
+        return self.kept.get(key)
+
+    def put(self, key: Any, prompt: Prompt) -> None:
+        self.kept[key] = prompt
+        self.bytes += prompt.nbytes
+        while self.bytes > self.most_bytes and len(self.kept) > 1:
+            self.bytes -= self.kept.popitem(last=False)[1].nbytes
+
+
+def _folded(patches: Tensor | None) -> Tensor | None:
+    """``[S, 3, 196]`` of patches of still pictures, which hold each pixel once for each of their time slices."""
+    if patches is None:
+        return None
+    slices = patches.view(len(patches), 3, TEMPORAL_PATCH_SIZE, -1)
+    once = slices[:, :, 0]
+    return once.clone() if torch.equal(slices, once.unsqueeze(2).expand_as(slices)) else patches
+
+
+def _unfolded(patches: Tensor | None) -> Tensor | None:
+    if patches is None or patches.ndim == 2:
+        return patches
+    return patches.unsqueeze(2).expand(-1, -1, TEMPORAL_PATCH_SIZE, -1).flatten(1)
 
 
 def make(messages: Sequence[Mapping[str, Any]], processor: Processor) -> Prompt:

@@ -143,7 +143,7 @@ class Record:
 
     @cached_property
     def ledger(self) -> list[Row]:
-        """One row a prompt, written at the end of a run."""
+        """One row a prompt, as last saved."""
         path = self.folder / "ledger.jsonl"
         lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
         return [json.loads(line) for line in lines if line]

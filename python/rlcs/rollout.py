@@ -33,6 +33,10 @@ PACK = 8192  # tokens of the prompts that are read together
 NEVER = np.iinfo(np.int64).max
 
 
+class NotFinite(RuntimeError):
+    """The model gives NaN or infinity."""
+
+
 @dataclass(frozen=True)
 class RolloutSettings:
     """How answers are made.
@@ -281,7 +285,7 @@ class Rollouts:
         if not np.isfinite(logprobs).all():
             a = answers[np.flatnonzero(~np.isfinite(logprobs))[0]]
             at = f"prompt {a // self.group}, rollout {a % self.group}, token {self._length[a]}"
-            raise RuntimeError(f"rollouts: logits must be finite, got NaN or infinity ({at}); are the weights whole?")
+            raise NotFinite(f"rollouts: logits must be finite, got NaN or infinity ({at}); are the weights whole?")
         drawn: int | np.ndarray = 1
         if self._budgets is not None:
             forced = self._budgets.forced(answers, self._token_ids, length)
@@ -355,7 +359,7 @@ def rollouts(
 
     Raises:
         ValueError: an argument does not fit; nothing has been computed then.
-        RuntimeError: while iterating: the model gives NaN.
+        NotFinite: while iterating: the model gives NaN or infinity.
     """
     return Rollouts(model, prompts, group, seeds, settings or RolloutSettings(), progress)
 

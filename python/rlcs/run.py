@@ -21,12 +21,12 @@ from typing import Any
 import torch
 
 from glm4v import Glm4v, Processor
-from glm4v.files import write_text
 from glm4v.layers import Linear
 
 from . import checkpoint, evaluate, lora, rewards
 from .config import EvalSettings, ModelSettings, Part, RunSettings, SftConfig, TrainConfig, plain
 from .data import BadRows, read_tasks
+from .files import write_text
 from .learner import Learner
 from .logs import Log
 from .optimizer import Optimizer
@@ -76,7 +76,7 @@ class Run:
         self.model = load_model(config.model, run.seed, None if saved is None else saved.folder)
         processor.dtype = self.model.dtype
         self.prompts, self.model.processor = Prompts(processor), processor
-        self.eval_prompts = Prompts(processor)  # apart: held-out tasks may have the ids of others
+        self.eval_prompts = self.prompts.apart()  # held-out tasks may have the ids of others
         self.optimizer = Optimizer(self.model, config.optimizer)
         self.learner = Learner(self.model, self.optimizer, config.tokens)
         self.step = 0  # optimizer steps of SFT, waves of RL
@@ -121,9 +121,8 @@ class Run:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def obey(self, state: dict[str, Any]) -> None:
-        """Saves and raises KeyboardInterrupt, once the run is ``stopped``."""
-        self.save(state)
+    def obey(self) -> None:
+        """Raises KeyboardInterrupt: the run is ``stopped``, and its step is saved."""
         self.log.close()
         raise KeyboardInterrupt(f"step {self.step} is saved in {self.checkpoints}; the same command goes on from it")
 

@@ -16,6 +16,7 @@ import jinja2
 import numpy as np
 
 from glm4v import InputError, Processor
+from glm4v.processor import BORDERS
 
 from .config import SftConfig
 from .data import conversation_of, document_of, read_rows
@@ -23,6 +24,7 @@ from .evaluate import Score
 from .learner import sft_loss
 from .progress import Bar
 from .prompts import Prompt
+from .rollout import NotFinite
 from .run import Run
 from .types import Sample
 
@@ -34,6 +36,8 @@ DOCUMENT = """\
 {%- elif part.type == 'video' %}{{- '<|begin_of_video|><|video|><|end_of_video|>' }}
 {%- else %}{{- part.text }}{%- endif %}{%- endfor %}{%- endif %}{%- endfor %}<|endoftext|>"""
 CLOSE_THINK = "</think>"
+MOST_SKIPPED = 10  # steps in a row that move nothing, since the gradient is not finite
+PICTURE_TOKENS = BORDERS.values()  # an answer's tags are tokens, so these would be too
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,12 @@ def lessons_of(messages: list[dict[str, Any]], turns: str, line: int) -> list[Le
         raise ValueError("messages must hold an assistant's turn after a user's, got none")
     found = []
     for i in at if turns == "all" else at[-1:]:
-        if not isinstance(messages[i]["content"], str):
+        answer = messages[i]["content"]
+        if not isinstance(answer, str):
             raise ValueError("an assistant's content must be a text, got parts")
-        found.append(Lesson(f"{line}/{i}", line, messages[:i], messages[i]["content"]))
+        if token := next((token for token in PICTURE_TOKENS if token in answer), None):
+            raise ValueError(f"an answer must be without tokens of pictures, which have none there, got {token}")
+        found.append(Lesson(f"{line}/{i}", line, messages[:i], answer))
     return found
 
 
@@ -120,7 +127,7 @@ def sft(config: SftConfig, note: Callable[[str], None] = print) -> list[Score]:
     make = Samples(run.prompts.processor, config.thinking, stop if isinstance(stop, list) else [stop])
     position, scores = int(run.state.get("position", 0)), list[Score]()
     indices = order(len(lessons), config.run.seed, position)
-    skipped = set[int]()
+    skipped, lost = set[int](), 0
     with Bar("SFT") as bar, run.stoppable():
         bar(run.progress, 1.0)
         while run.progress < 1:
@@ -150,6 +157,9 @@ def sft(config: SftConfig, note: Callable[[str], None] = print) -> list[Score]:
                     prompts.append(prompt)
                 facts = run.learner.update(samples, prompts, sft_loss, run.rate())
                 run.step += 1
+                lost = lost + 1 if facts["skipped"] else 0
+                if lost == MOST_SKIPPED:
+                    raise NotFinite(f"sft: gradients must be finite, got {lost} steps without; are the weights whole?")
             run.log.write(
                 "sft", run.step, run.seconds, {**facts, "samples": position, "epoch": position / len(lessons)}
             )
@@ -159,7 +169,8 @@ def sft(config: SftConfig, note: Callable[[str], None] = print) -> list[Score]:
             if run.due(run.settings.eval_every):
                 scores = run.evaluate(bar)
             if run.stopped:
-                run.obey({"position": position})
+                run.save({"position": position})
+                run.obey()
         run.save({"position": position})
         scores = run.evaluate(bar)
     run.log.close()

@@ -47,7 +47,9 @@ class Trainer:
         held_out = {task.domain for task in run.eval_tasks}
         _expect_proxies(config.proxies, {task.domain for task in run.tasks}, held_out)
         self.tasks = {task.id: task for task in run.tasks}
-        self.curriculum = Curriculum(run.tasks, config.run.seed, config.curriculum)
+        expansion = "off" if config.refill else config.curriculum.expansion  # the one in place of the other
+        how = dataclasses.replace(config.curriculum, expansion=expansion)
+        self.curriculum = Curriculum(run.tasks, config.run.seed, how)
         self.alarms = Alarms(config.alarms)
         self.carried: list[Group] = []
         self.proxies: dict[str, tuple[float, float]] = {}  # held-out score and error of each domain, as last evaluated
@@ -244,12 +246,12 @@ class Trainer:
                 if run.due(run.settings.eval_every):
                     self._evaluate(bar)
                 if run.due(run.settings.save_every):
-                    run.save(self.state_dict())
+                    self._save()
                 if run.stopped:
-                    run.obey(self.state_dict())
-            run.save(self.state_dict())
+                    self._save()
+                    run.obey()
+            self._save()
             scores = self._evaluate(bar)
-        self.curriculum.ledger.export(run.settings.out / "ledger.jsonl")
         run.log.close()
         return scores
 
@@ -260,6 +262,11 @@ class Trainer:
         return scores
 
     # --- state ---
+
+    def _save(self) -> None:
+        """A checkpoint, and the ledger as people read it."""
+        self.run_.save(self.state_dict())
+        self.curriculum.ledger.export(self.run_.settings.out / "ledger.jsonl")
 
     def state_dict(self) -> dict[str, Any]:
         """What the next wave depends on beside model and optimizer, as JSON's types."""

@@ -1,6 +1,8 @@
 """What a run finds in its folder: rows, rollouts and checkpoints of one that was cut off, finished or started anew."""
 
 import dataclasses
+import sys
+import types
 
 import pytest
 import torch
@@ -51,6 +53,23 @@ def test_ids_that_are_no_file_names_have_different_ones():
     names = [file_name(one) for one in ids]
     assert len(set(names)) == len(ids) and all(len(name) < 100 and "/" not in name for name in names)
     assert names[-1] == "plain-1"
+
+
+def test_wandb_goes_on_with_the_run_that_is_taken_up(tmp_path, monkeypatch):
+    opened = []
+
+    def init(**settings):
+        opened.append(settings)
+        nothing = {"log": lambda row: None, "finish": lambda: None}
+        return types.SimpleNamespace(id=settings["id"] or f"new-{len(opened)}", **nothing)
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    for since in (0, 4, 4, 0, 2):
+        log = Log(tmp_path, since, "project")
+        log.write("wave", since + 1, 1.0, {"reward": 0.5})
+        log.close()
+    assert [one["id"] for one in opened] == [None, "new-1", "new-1", None, "new-4"]
+    assert all(one["resume"] == "allow" and one["project"] == "project" for one in opened)
 
 
 @pytest.mark.parametrize("renames", [1, 2])

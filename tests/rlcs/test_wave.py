@@ -74,6 +74,16 @@ def test_a_domain_recovers_when_its_alarm_ends_and_an_empty_draw_is_an_error(dem
             trainer._collect(bar)
 
 
+def test_refill_switches_expansion_off(demo, tmp_path):
+    trainer = Trainer(train_config(demo, tmp_path / "run", refill=True))
+    assert trainer.config.curriculum.expansion == "expected"
+    for _ in range(3):
+        ids = trainer.curriculum.draw(4)
+        assert len(ids) == 4
+        for name in ids:  # nothing is valid: expansion would draw more
+            trainer.curriculum.observe(name, [0.0] * 4)
+
+
 def test_held_out_tasks_may_have_the_ids_of_others(demo, tmp_path):
     lines = (demo / "test.jsonl").read_text().splitlines()
     ids = [json.loads(line)["id"] for line in (demo / "train.jsonl").read_text().splitlines()]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..files import whole
 from ..types import Task
 
 
@@ -23,7 +24,12 @@ def write_tasks(
     pictures = folder / name
     pictures.mkdir(parents=True, exist_ok=True)
     tasks_path, answers_path = folder / f"{name}.jsonl", folder / f"{name}-answers.jsonl"
-    with open(tasks_path, "w") as task_file, open(answers_path, "w") as answer_file:
+    with (
+        whole(tasks_path) as task_part,
+        whole(answers_path) as answer_part,
+        open(task_part, "w") as task_file,
+        open(answer_part, "w") as answer_file,
+    ):
         for number, (task, response) in enumerate(tasks, 1):
             messages = [
                 {

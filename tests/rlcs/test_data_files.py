@@ -1,0 +1,101 @@
+"""Data as people have it: byte order marks, other encodings, ids that stand twice, every spelling of a picture."""
+
+import dataclasses
+import json
+
+import pytest
+from small_runs import sft_config
+
+from glm4v import Processor
+from rlcs.data import read_rows, read_tasks
+from rlcs.prompts import make
+from rlcs.sft import read_lessons, sft
+
+TASK = {"id": "a", "domain": "ocr", "truth": "1", "messages": [{"role": "user", "content": "Grüße?"}]}
+
+
+def write(path, *rows, encoding="utf-8"):
+    lines = [row if isinstance(row, bytes) else json.dumps(row, ensure_ascii=False).encode(encoding) for row in rows]
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    return path
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
+    path = write(tmp_path / "tasks.jsonl", {**TASK, "id": "b"}, TASK, encoding="utf-8-sig")
+    path.write_bytes(path.read_bytes().replace(b"\n\xef\xbb\xbf", b"\r\n"))
+    assert [task.id for task in read_tasks(path)] == ["b", "a"]
+    assert read_tasks(path)[0].messages[0]["content"] == "Grüße?"
+
+
+def test_what_is_not_utf8_is_named_or_left_out(tmp_path):
+    latin = json.dumps({**TASK, "id": "b"}, ensure_ascii=False).encode("latin-1")
+    path = write(tmp_path / "tasks.jsonl", TASK, latin, {**TASK, "id": "c"})
+    said = rf"data: {path}, line 2: must be UTF-8, got byte 0xfc at {latin.index(0xFC) + 1}"
+    with pytest.raises(ValueError, match=said):
+        read_tasks(path)
+    notes = []
+    assert [task.id for task in read_tasks(path, "skip", notes.append)] == ["a", "c"]
+    assert len(notes) == 1 and "line 2" in notes[0]
+    with pytest.raises(ValueError, match="line 1: must be UTF-8"):
+        read_rows(write(tmp_path / "wide.jsonl", json.dumps(TASK).encode("utf-16")), lambda *_: 0, "fatal")
+
+
+def test_an_id_that_stands_twice_is_a_bad_row(tmp_path):
+    path = write(tmp_path / "tasks.jsonl", TASK, {**TASK, "id": "b"}, {**TASK, "truth": "2"})
+    said = "line 3: id must be another than that of line 1, got 'a' again"
+    with pytest.raises(ValueError, match=said):
+        read_tasks(path)
+    notes = []
+    tasks = read_tasks(path, "skip", notes.append)
+    assert [(task.id, task.truth) for task in tasks] == [("a", "1"), ("b", "1")]
+    assert len(notes) == 1 and said in notes[0]
+
+
+@pytest.mark.parametrize(
+    "spelt",
+    [
+        lambda path: {"type": "image", "image": path},
+        lambda path: {"type": "image", "url": path},
+        lambda path: {"type": "image", "path": path},
+        lambda path: {"type": "image_url", "image_url": path},
+        lambda path: {"type": "image_url", "image_url": {"url": path, "detail": "low"}},
+    ],
+)
+def test_a_picture_lies_beside_its_file_however_it_is_spelt(spelt, demo, tmp_path):
+    picture = next((demo / "train").glob("*.png"))
+    (tmp_path / "here.png").write_bytes(picture.read_bytes())
+
+    def task(path):
+        messages = [{"role": "user", "content": [spelt(path), {"type": "text", "text": "Read."}]}]
+        return read_tasks(write(tmp_path / "tasks.jsonl", {**TASK, "messages": messages}))[0]
+
+    assert task("here.png").messages[0]["content"][0] == {"type": "image", "image": str(tmp_path / "here.png")}
+    assert make(task("here.png").messages, Processor.from_pretrained(demo / "model")).patches
+    assert task("https://example.org/a.png").messages[0]["content"][0]["image"] == "https://example.org/a.png"
+    with pytest.raises(ValueError, match=r"line 1: none\.png must be a file, got none at "):
+        task("none.png")
+
+
+@pytest.mark.parametrize("part", [{"type": ["image"]}, {"type": "image"}, {"type": "image", "image": None}, {}])
+def test_parts_that_are_none_are_left_to_the_processor(part, demo, tmp_path):
+    messages = [{"role": "user", "content": [part]}]
+    (task,) = read_tasks(write(tmp_path / "tasks.jsonl", {**TASK, "messages": messages}))
+    with pytest.raises(ValueError, match="prompt: message 1: a part must be"):
+        make(task.messages, Processor.from_pretrained(demo / "model"))
+
+
+@pytest.mark.parametrize("token", ["<|image|>", "<|begin_of_video|>"])
+def test_tokens_of_pictures_in_an_answer_are_refused_with_their_line(token, demo, tmp_path):
+    def row(asked, answered):
+        return {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]}
+
+    path = write(tmp_path / "data.jsonl", row(f"What is {token}?", "A token."), row("What?", f"It is {token}."))
+    config = sft_config(demo, tmp_path / "run", data=path, batch=1)
+    with pytest.raises(ValueError) as error:
+        read_lessons(config, print)
+    said = f"line 2: an answer must be without tokens of pictures, which have none there, got {token}"
+    assert str(error.value) == f"data: {path}, {said}"
+    run = dataclasses.replace(config.run, steps=1)
+    notes = []
+    sft(dataclasses.replace(config, bad_rows="skip", run=run), notes.append)  # the question's is text
+    assert sum(said in note for note in notes) == 1

@@ -1,0 +1,56 @@
+"""Files of a run are there whole or not at all, and the ledger as often as a checkpoint."""
+
+import dataclasses
+import json
+import os
+
+import pytest
+from small_runs import train_config
+
+from rlcs import files
+from rlcs.curriculum import Curriculum
+from rlcs.progress import Bar
+from rlcs.record import Record
+from rlcs.trainer import Trainer, train
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_ledger_is_on_the_disk_before_it_has_its_name(suffix, tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(files.os, "fsync", lambda handle: done.append(os.readlink(f"/proc/self/fd/{handle}")))
+    replace = os.replace
+    monkeypatch.setattr(files.os, "replace", lambda a, b: done.append(str(b)) or replace(a, b))
+    path = tmp_path / f"ledger.{suffix}"
+    Curriculum(["a", "b"]).ledger.export(path)
+    assert done == [f"{path}.part", str(path), str(tmp_path)]
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_write_that_fails_leaves_the_older_file(tmp_path):
+    path = tmp_path / "there" / "file"
+    files.write_text(path, "one")
+    with pytest.raises(OSError, match="full"), files.whole(path) as part:
+        part.write_text("tw")
+        raise OSError("full")
+    assert path.read_text() == "one" and [one.name for one in path.parent.iterdir()] == ["file"]
+
+
+def test_the_ledger_is_exported_with_every_checkpoint(demo, tmp_path):
+    config = train_config(demo, tmp_path / "run")
+    trainer = Trainer(dataclasses.replace(config, run=dataclasses.replace(config.run, steps=9)))
+    with Bar("test") as bar:
+        trainer.wave(bar)
+    trainer._save()
+    rows = Record(tmp_path / "run", "run", [], {}).ledger
+    assert rows == json.loads(json.dumps(trainer.curriculum.ledger.rows())) and any(row["rollouts"] for row in rows)
+
+
+def test_a_stopped_run_has_its_ledger(demo, tmp_path, monkeypatch):
+    config = train_config(demo, tmp_path / "run")
+    trainer = Trainer(dataclasses.replace(config, run=dataclasses.replace(config.run, save_every=0)))
+    wave = trainer.wave
+    monkeypatch.setattr(trainer, "wave", lambda bar: (setattr(trainer.run_, "stopped", True), wave(bar))[1])
+    with pytest.raises(KeyboardInterrupt, match="step 1 is saved"):
+        trainer.run()
+    assert (tmp_path / "run" / "ledger.jsonl").exists()
+    train(config)
