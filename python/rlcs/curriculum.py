@@ -20,7 +20,6 @@ import numpy as np
 
 from .ledger import TIERS, Ledger, Settings
 
-TIER_WEIGHT = (0.1, 0.6, 1.0, 0.7, 0.15)
 VALID_SPREAD = 1e-6  # of the rewards in a group; continuous rewards are equal to rounding
 
 
@@ -92,7 +91,7 @@ class Curriculum:
         outside = np.array([self._factor(name) for name in self.ledger.categories])[self.ledger.category]
         if not self.settings.weighting:
             return np.ones(len(self.ledger)) * outside
-        tier = np.array(TIER_WEIGHT)[self.ledger.tier()]
+        tier = np.array(self.settings.tier_weights)[self.ledger.tier()]
         rate = self.ledger.category_rate()
         category = np.maximum(self.settings.category_floor, 4 * rate * (1 - rate))[self.ledger.category]
         return tier * category * outside

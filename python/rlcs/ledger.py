@@ -6,6 +6,7 @@ Dims: P prompts, G rollouts of a group.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,8 @@ class Settings:
     fade: float = 0.99  # of what was known of every prompt, at each draw: the model moves on
     prior: float = 2.0  # rollouts that the mean of a prompt's category counts as
     offline: float = 4.0  # rollouts that an offline pass rate or a human's tier counts as, at most
-    category_floor: float = 0.2  # least factor of a category
+    tier_weights: tuple[float, ...] = (0.2, 0.7, 1.0, 0.9, 0.5)  # in a draw, "very easy" to "very hard"
+    category_floor: float = 0.6  # least factor of a category in a draw: what is hardest now is learned next
     ema: float = 0.3  # weight of the newest iteration's rates
     most_expansion: float = 4.0
     slack: float = 1.0  # standard deviations of the number of valid groups that a draw keeps in hand
@@ -44,6 +46,9 @@ class Settings:
             value = getattr(self, name)
             if not least <= value <= most:
                 raise ValueError(f"curriculum: {name} must be from {least} to {most}, got {value}")
+        weights = self.tier_weights
+        if len(weights) != len(TIERS) or not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+            raise ValueError(f"curriculum: tier_weights must be {len(TIERS)}, not below 0 nor all 0, got {weights}")
         if self.expansion not in ("expected", "ratio", "off"):
             raise ValueError(f"curriculum: expansion must be expected, ratio or off, got {self.expansion!r}")
 
