@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 from rlcs_report import GAIN, Results, change, seeds_of
 
-COLOURS = {"rlcs": "#3b82f6", "uniform": "#8b949e", "refill": "#e8833a", "alarms": "#22a06b", "none": "#e5534b"}
+COLOURS = {
+    "rlcs": "#3b82f6", "uniform": "#8b949e", "refill": "#e8833a", "alarms": "#22a06b", "none": "#e5534b",
+    "cold": "#8b949e", "control": "#c99a1e",
+}  # fmt: skip
 POINTS = 200  # of a mean curve
 
 
@@ -22,9 +25,14 @@ def figures(results: Results, folder: Path) -> dict[str, str]:
 
     drawn = {}
     style = {"svg.fonttype": "none", "svg.hashsalt": "rlcs", "axes.spines.top": False, "axes.spines.right": False}
-    makers: dict[str, Callable[[Results], Any]] = {"compare": _compare, "matrix": _matrix, "hack": _hack}
-    for name, make in makers.items():
-        if any(row.startswith(f"{name}/") for row in results):
+    makers: dict[str, tuple[str, Callable[[Results], Any]]] = {
+        "compare": ("compare/", _compare),
+        "matrix": ("matrix/", _matrix),
+        "hack": ("hack/", _hack),
+        "demo": ("demo/long/", _demo),
+    }
+    for name, (beginning, make) in makers.items():
+        if any(row.startswith(beginning) for row in results):
             with pyplot.rc_context(style):
                 figure = make(results)
                 file = folder / f"rlcs-{name}.svg"
@@ -106,4 +114,24 @@ def _hack(results: Results) -> Any:
         axes.set_xlabel("wave")
     panels[0].set_ylabel("points")
     panels[1].legend(frameon=False, title="alarms' actions")
+    return figure
+
+
+def _demo(results: Results) -> Any:
+    """Held-out scores of a long demo over the seconds of its training, the cold start's before them."""
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(8.5, 3.6), sharey=True, layout="constrained")
+    for row in seeds_of(results, "demo/long").values():
+        curves = row["metrics"]["curves"]
+        start = curves["cold"][-1]
+        for axes, mode in zip(panels, ("sampled", "greedy"), strict=True):
+            for arm in ("rlcs", "control"):
+                points = [(0.0, start), *((point["seconds"], point) for point in curves[arm] if point["step"])]
+                scores = [100 * point[f"{mode}/all"] for _, point in points]
+                axes.plot([s for s, _ in points], scores, color=COLOURS[arm], marker="o", markersize=3, label=arm)
+            axes.set_title(f"{mode} answers", fontsize=10)
+            axes.set_xlabel("seconds of training behind the cold start")
+    panels[0].set_ylabel("held-out score")
+    panels[1].legend(frameon=False)
     return figure

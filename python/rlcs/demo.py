@@ -30,6 +30,8 @@ COLD_SCANS, COLD_SAMPLES = 300, 6000
 PROMPTS, HELD_OUT = 6000, 200  # prompts of RL, and held-out tasks of each domain
 COLD_SHARE = 0.34  # of the budget; the rest is RL, beside the control
 COLD_LR, LR, CONTROL_LR = 1e-3, 3e-4, 5e-4
+LOOK = 600.0  # seconds of training from which on a demo also looks at itself on the way ...
+LOOK_EVERY = {"rlcs": 50, "control": 250}  # ... after so many waves or steps, about half a minute
 ROLLOUT = RolloutSettings(max_new_tokens=64, thinking_budget=40)
 
 
@@ -107,7 +109,10 @@ def prepare(out: Path, seed: int, full: bool) -> None:
 
 
 def configurations(out: Path, seconds: float, seed: int, start: Path) -> tuple[SftConfig, TrainConfig, SftConfig]:
-    """Cold start, RLCS and control of a demo; the latter two begin with the checkpoint ``start``."""
+    """Cold start, RLCS and control of a demo; the latter two begin with the checkpoint ``start``.
+
+    Where there is time, their scores on the way are known too, for curves.
+    """
     held_out = EvalSettings(out / "test.jsonl")
     run = RunSettings(out=out / "cold", seconds=seconds * COLD_SHARE, seed=seed, save_every=0, threads=1, keep=1)
     cold = SftConfig(
@@ -121,10 +126,11 @@ def configurations(out: Path, seconds: float, seed: int, start: Path) -> tuple[S
     )
     started = ModelSettings(path=start)
     rest = dataclasses.replace(run, seconds=seconds * (1 - COLD_SHARE))
+    every = LOOK_EVERY if seconds >= LOOK else dict.fromkeys(LOOK_EVERY, 0)
     rl = TrainConfig(
         tasks=out / "train.jsonl",
         model=started,
-        run=dataclasses.replace(rest, out=out / "rlcs"),
+        run=dataclasses.replace(rest, out=out / "rlcs", eval_every=every["rlcs"]),
         optimizer=OptimizerSettings(lr=LR, decay="tail", warmup=0.0, final=0.1),
         eval=held_out,
         rollout=ROLLOUT,
@@ -135,7 +141,7 @@ def configurations(out: Path, seconds: float, seed: int, start: Path) -> tuple[S
     control = dataclasses.replace(
         cold,
         model=started,
-        run=dataclasses.replace(rest, out=out / "control"),
+        run=dataclasses.replace(rest, out=out / "control", eval_every=every["control"]),
         optimizer=OptimizerSettings(lr=CONTROL_LR, decay="tail", warmup=0.0),
     )
     return cold, rl, control

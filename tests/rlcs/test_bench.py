@@ -51,6 +51,15 @@ def test_the_page_of_what_is_there(tmp_path):
         for seed in range(3):
             rows.append({"row": f"{name}/seed{seed}", "seed": seed, "hardware": "a machine", "versions": {},
                          "commit": "abc", "metrics": {"curve": found, "alarms": []}})  # fmt: skip
+    ends = {name: {"sampled/all": 0.4 + i / 10, "sampled/all/error": 0.01, "greedy/all": 0.5, "greedy/all/error": 0.01}
+            for i, name in enumerate(("cold", "rlcs", "control"))}  # fmt: skip
+    ways = {
+        name: [{"step": i, "seconds": 9.0 * i, "sampled/all": 0.4, "greedy/all": 0.5} for i in range(3)]
+        for name in ends
+    }
+    for name in ("demo", "demo/long"):
+        rows.append({"row": f"{name}/seed0", "seed": 0, "hardware": "a machine", "versions": {}, "commit": "abc",
+                     "metrics": {"ends": ends, "curves": ways}})  # fmt: skip
     results = tmp_path / "rlcs.jsonl"
     results.write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = bench("--results", results, "--report")
@@ -62,7 +71,8 @@ def test_the_page_of_what_is_there(tmp_path):
     )
     assert "| refill | 3 | 0 | >2000 |" in page and "| 0.25 (0.25 to 0.25) |" in page
     assert "| ocr | 3 | +5.0 | +5.0 |" in page and "30.0, 30.0, 10.0" in page and "- speed: speed/threads1" in page
-    for name in ("compare", "matrix", "hack"):
+    assert "| 0 | sampled | control | 60.0 ± 1.0 (+20.0) |" in page and "| twice as long, 0 | greedy |" in page
+    for name in ("compare", "matrix", "hack", "demo"):
         assert f"![{name}](rlcs-{name}.svg)" in page and (tmp_path / f"rlcs-{name}.svg").stat().st_size > 1000
 
 
