@@ -46,6 +46,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {  # `compare/rlcs` is what they are held
     "symmetric-clip": {"loss": {"clip_high": 0.2}},
     "kl": {"loss": {"kl": 0.05}},
     "top-p": {"rollout": {"top_p": 0.9}},
+    "milder-weights": {"curriculum": {"tier_weights": (0.2, 0.7, 1.0, 0.9, 0.5), "category_floor": 0.6}},
 }
 HACKED = "counting_lax"  # a verifier that takes any answer in which the truth occurs
 DEMO_SECONDS = 60 * 5.8  # the demo's own budget

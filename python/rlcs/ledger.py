@@ -30,8 +30,8 @@ class Settings:
     fade: float = 0.99  # of what was known of every prompt, at each draw: the model moves on
     prior: float = 2.0  # rollouts that the mean of a prompt's category counts as
     offline: float = 4.0  # rollouts that an offline pass rate or a human's tier counts as, at most
-    tier_weights: tuple[float, ...] = (0.2, 0.7, 1.0, 0.9, 0.5)  # in a draw, "very easy" to "very hard"
-    category_floor: float = 0.6  # least factor of a category in a draw: what is hardest now is learned next
+    tier_weights: tuple[float, ...] = (0.1, 0.6, 1.0, 0.7, 0.15)  # in a draw, "very easy" to "very hard"
+    category_floor: float = 0.2  # least factor of a category in a draw
     ema: float = 0.3  # weight of the newest iteration's rates
     most_expansion: float = 4.0
     slack: float = 1.0  # standard deviations of the number of valid groups that a draw keeps in hand
