@@ -1,7 +1,7 @@
 """RLCS: reinforcement learning with curriculum sampling. The command is ``rlcs``.
 
-Rewards, curriculum, alarms and packing need no torch and serve other trainers; ``rlcs.trainer``, ``rlcs.sft`` and
-``rlcs.config`` are what the command runs.
+Rewards, curriculum, alarms and packing need no torch and serve other trainers; ``train`` with a ``TrainConfig`` and
+``sft`` with an ``SftConfig`` are what the command runs.
 
 Names load on first use, so that this import is cheap.
 """
@@ -14,20 +14,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import rewards
     from .alarms import Alarms
+    from .config import SftConfig, TrainConfig
     from .curriculum import Curriculum
+    from .sft import sft
+    from .trainer import Trainer, train
 
-__all__ = ["Alarms", "Curriculum", "rewards"]
+__all__ = ["Alarms", "Curriculum", "SftConfig", "TrainConfig", "Trainer", "rewards", "sft", "train"]
 
-_HOME = {"Alarms": "alarms", "Curriculum": "curriculum"}
+_HOME = {
+    "Alarms": "alarms",
+    "Curriculum": "curriculum",
+    "SftConfig": "config",
+    "TrainConfig": "config",
+    "Trainer": "trainer",
+    "train": "trainer",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-    if name == "rewards":
-        return importlib.import_module(".rewards", __name__)
+    if name in ("rewards", "sft"):  # the module `sft` can be called as its function
+        return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__})

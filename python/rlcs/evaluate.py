@@ -26,6 +26,7 @@ from .rollout import Answer, RolloutSettings, rollouts
 from .types import Group, Rollout, Task
 
 CLOSE_ANSWER = "</answer>"
+STREAM = (0, 0, 2)  # behind a seed: numpy fills up with zeros what is shorter, so no other stream begins like this
 ROLLOUT, JUDGE = RolloutSettings(), JudgeSettings()  # defaults
 Progress = Callable[[int, int], None]
 
@@ -103,7 +104,7 @@ def evaluate(
     modes += [("greedy", 1, dataclasses.replace(settings, temperature=0.0))] if greedy else []
     scores = []
     for mode, count, how in modes:
-        groups = answer(model, tasks, prompts, count, (seed, 0), how, progress=progress)
+        groups = answer(model, tasks, prompts, count, (seed, *STREAM), how, progress=progress)
         scores += scores_of(groups, mode)
     return scores
 

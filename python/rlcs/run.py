@@ -43,6 +43,8 @@ CARRIED_FILES = (
 TIED = ("model.dtype", "model.freeze", "model.lora_rank", "model.lora_alpha")
 """What a checkpoint's optimizer state hangs on."""
 
+MANY, STRIDE = 20_000, 500  # tasks whose check is worth a bar, and how often that moves
+
 
 class Run:
     """Model, optimizer, folder and clock of one training run.
@@ -252,7 +254,7 @@ def check_tasks(
     for domain in dict.fromkeys(task.domain for task in tasks):
         rewards.check(domain)
     good = []
-    for task in tasks:
+    for task in _shown(tasks):
         try:
             length = sum(processor.count_tokens([list(task.messages)]))  # type: ignore[arg-type]
             if length >= context:
@@ -269,6 +271,19 @@ def check_tasks(
     if not good:
         raise ValueError("data: a task must fit the model, got none that does")
     return good
+
+
+def _shown(tasks: Sequence[Task]) -> Iterator[Task]:
+    """The tasks in turn, with a bar where that takes more than seconds."""
+    if len(tasks) < MANY:
+        yield from tasks
+        return
+    with Bar("checking tasks") as bar:
+        for i, task in enumerate(tasks):
+            if i % STRIDE == 0:
+                bar(i, len(tasks))
+            yield task
+        bar(len(tasks), len(tasks))
 
 
 def eval_settings(rollout: RolloutSettings) -> RolloutSettings:

@@ -35,7 +35,7 @@ from .types import Group, Rollout, Sample
 
 MOST_REFILLS = 10  # waves of one batch where groups are refilled instead of expanded
 FACTOR = {None: 1.0, "warn": 1.0, "down-weight": 0.25, "quarantine": 0.0}  # of a domain's weight, by its alarms
-ORDER = 1  # a random stream's last word: the order of samples; the curriculum's draws have the seed alone
+ORDER = 1  # a random stream's last word: the order of groups; the curriculum's draws have the seed alone
 
 
 class Trainer:

@@ -15,11 +15,14 @@ import yaml
 from safetensors.torch import load_file
 from small_runs import sft_config, train_config
 
+from glm4v import Processor
 from rlcs import checkpoint, rewards
 from rlcs.cli import COMMANDS, main
 from rlcs.config import EvalSettings, JudgeSettings, ModelSettings, RunSettings, plain
+from rlcs.data import read_tasks
 from rlcs.logs import read_metrics
-from rlcs.run import Run
+from rlcs.rollout import RolloutSettings
+from rlcs.run import Run, check_tasks
 
 LONG, PICTURE = ([{"role": "user", "content": content}] for content in ("word " * 3000, "<image>"))
 
@@ -120,6 +123,16 @@ def test_tasks_that_are_too_long_are_left_out_if_asked(demo, tmp_path):
     notes = []
     run = Run(train_config(demo, tmp_path / "run", tasks=tasks, bad_rows="skip"), notes.append)
     assert len(run.tasks) == 1 and "task 'changed'" in notes[0]
+
+
+def test_many_tasks_are_checked_behind_a_bar(demo, monkeypatch, capfd):
+    tasks = read_tasks(demo / "train.jsonl")
+    processor = Processor.from_pretrained(demo / "model")
+    assert check_tasks(tasks, RolloutSettings(), processor) == tasks and not capfd.readouterr().err
+    monkeypatch.setattr("rlcs.run.MANY", len(tasks))
+    monkeypatch.setattr("rlcs.run.STRIDE", 16)
+    assert check_tasks(tasks, RolloutSettings(), processor) == tasks
+    assert "checking tasks: 33%" in (said := capfd.readouterr().err) and "checking tasks: 100%" in said
 
 
 def test_settings_that_do_not_fit(demo, tmp_path, refused, monkeypatch):

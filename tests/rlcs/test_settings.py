@@ -1,7 +1,12 @@
-"""Settings of a run, from files: every name and kind is checked."""
+"""Settings of a run, from files: every name and kind is checked. And where the package's names are found."""
+
+import inspect
+import subprocess
+import sys
 
 import pytest
 
+import rlcs
 from rlcs.config import TrainConfig, build, plain, read
 
 
@@ -27,3 +32,24 @@ def test_settings_from_files(tmp_path):
         file.write_text(text)
         with pytest.raises(ValueError, match=said):
             read(TrainConfig, file)
+
+
+def test_names_load_on_first_use():
+    code = (
+        "import sys, rlcs; assert set(rlcs.__all__) <= set(dir(rlcs)); assert 'torch' not in sys.modules;"
+        "from rlcs import Alarms, Curriculum, rewards; assert 'torch' not in sys.modules;"
+        "from rlcs import SftConfig, TrainConfig, Trainer, sft, train; assert 'torch' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="module 'rlcs' has no attribute 'trainers'"):
+        rlcs.trainers  # noqa: B018
+
+
+def test_sft_is_a_function_and_the_module_that_holds_it(tmp_path):
+    from rlcs.sft import sft
+
+    expected = list(inspect.signature(sft).parameters)
+    assert callable(rlcs.sft) and list(inspect.signature(rlcs.sft).parameters) == expected
+    assert rlcs.sft.sft is sft and rlcs.train is rlcs.trainer.train and rlcs.TrainConfig is TrainConfig
+    with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
+        rlcs.sft(rlcs.SftConfig(data=tmp_path / "none.jsonl"))

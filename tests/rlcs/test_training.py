@@ -400,13 +400,14 @@ def test_other_ways_run(changes, demo, tmp_path):
 def test_the_alarms_see_the_proxy_of_a_domain(demo, tmp_path, monkeypatch):
     eval = EvalSettings(demo / "test.jsonl", samples=1, greedy=False)
     trainer = Trainer(train_config(demo, tmp_path / "run", eval=eval, proxies={"math": "ocr"}))
-    trainer.proxies = {"ocr": 0.25, "math": 0.5, "counting": 0.75}
+    trainer.proxies = {"ocr": (0.25, 0.1), "math": (0.5, 0.2), "counting": (0.75, 0.3)}
     tasks = [next(t for t in trainer.tasks.values() if t.domain == domain) for domain in ("math", "counting")]
     groups = answer(trainer.run_.model, tasks, trainer.run_.prompts, 4, (0,), trainer.config.rollout)
     seen = {}
     monkeypatch.setattr(trainer.alarms, "observe", lambda facts: seen.update(facts) or [])
     trainer._watch(groups, None)
-    assert {domain: facts.proxy for domain, facts in seen.items()} == {"math": 0.25, "counting": 0.75}
+    found = {domain: (facts.proxy, facts.proxy_error) for domain, facts in seen.items()}
+    assert found == {"math": (0.25, 0.1), "counting": (0.75, 0.3)}
 
 
 @pytest.mark.parametrize("proxies", [{"maths": "ocr"}, {"ocr": "maths"}])

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from small_runs import train_config
@@ -82,6 +83,27 @@ def test_refill_switches_expansion_off(demo, tmp_path):
         assert len(ids) == 4
         for name in ids:  # nothing is valid: expansion would draw more
             trainer.curriculum.observe(name, [0.0] * 4)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_two_random_streams_are_one(seed, demo, tmp_path, monkeypatch):
+    """numpy takes a seed of fewer words for the same with zeros behind it."""
+    seen, make = [], np.random.default_rng
+
+    def watched(words):
+        seen.append(tuple(np.random.SeedSequence(words).generate_state(4).tolist()))
+        return make(words)
+
+    monkeypatch.setattr(np.random, "default_rng", watched)
+    config = train_config(demo, tmp_path / "run", refill=True)
+    held_out = dataclasses.replace(config.eval, tasks=demo / "test.jsonl", greedy=False, samples=2)
+    config = dataclasses.replace(config, eval=held_out, run=dataclasses.replace(config.run, seed=seed, steps=3))
+    trainer = Trainer(config)
+    with Bar("test") as bar:
+        trainer.run_.evaluate(bar)
+        for _ in range(3):
+            trainer.wave(bar)
+    assert len(seen) > 24 + 3 * 16 and len(set(seen)) == len(seen)
 
 
 def test_held_out_tasks_may_have_the_ids_of_others(demo, tmp_path):
