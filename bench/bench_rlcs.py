@@ -80,7 +80,7 @@ def prepared(work: Path, seed: int, quick: bool) -> tuple[Path, Path]:
     """The seed's files and its cold start, made once; other rows of the seed wait for the first."""
     from rlcs import demo
     from rlcs.checkpoint import latest
-    from rlcs.sft import sft
+    from rlcs.supervised import sft
 
     folder = work / f"{'quick' if quick else 'cold'}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -206,7 +206,7 @@ def demonstrated(work: Path, out: Path, seed: int, changes: dict[str, Any], quic
     from rlcs import demo
     from rlcs.checkpoint import latest
     from rlcs.logs import read_metrics
-    from rlcs.sft import sft
+    from rlcs.supervised import sft
     from rlcs.trainer import train
 
     seconds = 6.0 if quick else DEMO_SECONDS * changes.get("budget", 1.0)

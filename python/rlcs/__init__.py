@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .alarms import Alarms
     from .config import SftConfig, TrainConfig
     from .curriculum import Curriculum
-    from .sft import sft
+    from .supervised import sft
     from .trainer import Trainer, train
 
 __all__ = ["Alarms", "Curriculum", "SftConfig", "TrainConfig", "Trainer", "rewards", "sft", "train"]
@@ -27,6 +27,7 @@ _HOME = {
     "SftConfig": "config",
     "TrainConfig": "config",
     "Trainer": "trainer",
+    "sft": "supervised",
     "train": "trainer",
 }
 
@@ -34,8 +35,8 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-    if name in ("rewards", "sft"):  # the module `sft` can be called as its function
-        return importlib.import_module(f".{name}", __name__)
+    if name == "rewards":
+        return importlib.import_module(".rewards", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

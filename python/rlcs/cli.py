@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def sft(arguments: list[str]) -> None:
     """Supervised training: a cold start on answers with thinking, or (--all-tokens) pre-training on documents."""
     from .config import PRESETS, SftConfig
-    from .sft import sft as run
+    from .supervised import sft as run
 
     preset = _take(arguments, "--preset")
     if preset is not None and preset not in PRESETS:

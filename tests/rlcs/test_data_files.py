@@ -9,7 +9,7 @@ from small_runs import sft_config
 from glm4v import Processor
 from rlcs.data import read_rows, read_tasks
 from rlcs.prompts import make
-from rlcs.sft import read_lessons, sft
+from rlcs.supervised import read_lessons, sft
 
 TASK = {"id": "a", "domain": "ocr", "truth": "1", "messages": [{"role": "user", "content": "Grüße?"}]}
 

@@ -11,7 +11,7 @@ from glm4v import Glm4v
 from rlcs import checkpoint, lora
 from rlcs.config import ModelSettings, RunSettings
 from rlcs.run import Run, load_model, part_of, write_model
-from rlcs.sft import sft
+from rlcs.supervised import sft
 from rlcs.trainer import train
 
 

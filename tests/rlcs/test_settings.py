@@ -1,6 +1,5 @@
 """Settings of a run, from files: every name and kind is checked. And where the package's names are found."""
 
-import inspect
 import subprocess
 import sys
 
@@ -45,11 +44,9 @@ def test_names_load_on_first_use():
         rlcs.trainers  # noqa: B018
 
 
-def test_sft_is_a_function_and_the_module_that_holds_it(tmp_path):
-    from rlcs.sft import sft
+def test_functions_of_the_package_are_those_of_its_modules(tmp_path):
+    from rlcs import config, supervised, trainer
 
-    expected = list(inspect.signature(sft).parameters)
-    assert callable(rlcs.sft) and list(inspect.signature(rlcs.sft).parameters) == expected
-    assert rlcs.sft.sft is sft and rlcs.train is rlcs.trainer.train and rlcs.TrainConfig is TrainConfig
+    assert rlcs.sft is supervised.sft and rlcs.train is trainer.train and rlcs.TrainConfig is config.TrainConfig
     with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
         rlcs.sft(rlcs.SftConfig(data=tmp_path / "none.jsonl"))

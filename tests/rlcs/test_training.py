@@ -26,7 +26,7 @@ from rlcs.loss import LossSettings, policy_loss
 from rlcs.optimizer import Optimizer, OptimizerSettings
 from rlcs.prompts import Prompts
 from rlcs.run import load_model
-from rlcs.sft import Samples, lessons_of, read_lessons, sft
+from rlcs.supervised import Samples, lessons_of, read_lessons, sft
 from rlcs.trainer import Trainer, train
 from rlcs.types import Sample
 

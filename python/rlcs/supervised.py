@@ -7,11 +7,9 @@ thinking, as the chat template keeps them. So a conversation with several turns 
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jinja2
@@ -177,13 +175,3 @@ def sft(config: SftConfig, note: Callable[[str], None] = print) -> list[Score]:
         scores = run.evaluate(bar)
     run.log.close()
     return scores
-
-
-class _Callable(ModuleType):
-    """``rlcs.sft`` is this module as soon as it is imported; called, it is the function, as ``rlcs.train`` is."""
-
-    def __call__(self, config: SftConfig, note: Callable[[str], None] = print) -> list[Score]:
-        return sft(config, note)
-
-
-sys.modules[__name__].__class__ = _Callable
