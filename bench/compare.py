@@ -131,7 +131,7 @@ def show(
     for name, (ours, baseline) in sorted(changes.items(), key=lambda item: -item[1][0].ratio):
         times = [f"{np.median(next(iter(rows[name]['rounds_s'].values()))) * 1e6:.1f} us" for rows in (before, after)]
         told = "" if baseline is None else str(baseline)
-        table.add_row(name.partition("bench_")[2], *times, str(ours), told, ours.verdict(threshold))
+        table.add_row(f"{after[name]['op']}: {after[name]['case']}", *times, str(ours), told, ours.verdict(threshold))
     console = Console()
     console.width = max(console.width, 160)
     console.print(table)

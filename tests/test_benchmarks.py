@@ -30,28 +30,22 @@ def row(name, work, seconds, rounds=20, noise=0.02, **changes):
     draw = np.random.default_rng(len(name))
     found = {peer: (median * (1 + noise * draw.standard_normal(rounds))).tolist() for peer, median in seconds.items()}
     facts = {
-        "op": "made", "case": name, "group": "made bf16", "dtype": "bfloat16", "threads": 2, "flops": work, "bytes": work,
-        "ceiling_gflops": 100.0, "ceiling_gbs": 10.0, "median_s": seconds, "rounds_s": found,
-        "peak_mib": {peer: 3 for peer in seconds},
+        "op": "made", "case": name, "group": "made bf16", "dtype": "bfloat16", "threads": 2, "flops": work,
+        "bytes": work, "ceiling_gflops": 100.0, "ceiling_gbs": 10.0, "median_s": seconds, "rounds_s": found,
+        "peak_mib": dict.fromkeys(seconds, 3),
     }  # fmt: skip
     return {"name": name, "fullname": f"bench/bench_made.py::bench_{name}", "extra_info": {**facts, **changes}}
 
 
 def results(path, *rows, **machine):
-    facts = {
-        "hardware": "a machine",
-        "threads": 2,
-        "isa": "avx2",
-        "versions": {"torch": "2"},
-        "command": "pytest bench",
-    }
+    facts = {"hardware": "a machine", "threads": 2, "isa": "avx2", "versions": {"torch": "2"}}
     ceilings = {
         "peak_gflops": {"bfloat16": 100.0},
         "product_gflops": {"bfloat16": 80.0},
         "bandwidth_gbs": {"65536": 50.0, "268435456": 10.0},
     }
     run = {
-        "machine_info": {**facts, **machine},
+        "machine_info": {**facts, "command": "pytest bench", **machine},
         "commit_info": {"id": "abcdef", "dirty": True},
         "ceilings": ceilings,
         "benchmarks": list(rows),
@@ -83,7 +77,7 @@ def test_slower_beyond_the_noise_is_a_regression(tmp_path):
     slow, fast, *others = lines_of(done, "slow", "fast", "same", "little", "noisy")
     assert "slower" in slow and "faster" in fast and not [line for line in others if "er │" in line]
     ratio, low, high = (float(x) for x in re.search(r"([+-][\d.]+)% \(([+-][\d.]+)% to ([+-][\d.]+)%\)", slow).groups())
-    assert low < ratio < high and 25 < low and high < 35
+    assert 25 < low < ratio < high < 35
     order = [done.stdout.index(f" {name} ") for name in ("slow", "little", "same", "fast")]
     assert order == sorted(order)
     assert compare(tmp_path, a, b, "--threshold", "0.5").returncode == 0
@@ -159,9 +153,7 @@ def test_an_entry_of_ten_lines(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(json_file.read_text())
     rows = [one["extra_info"] for one in found["benchmarks"]]
-    assert [one["case"].split("-")[0] for one in rows] == ["theirs forward", "theirs forward", "theirs backward"] + [
-        "theirs backward"
-    ] or len(rows) == 4
+    assert len(rows) == 4
     for one in rows:
         assert list(one["median_s"]) == ["glm4v_ext", "theirs"] == list(one["peak_mib"])
         assert {len(seconds) for seconds in one["rounds_s"].values()} == {found["benchmarks"][0]["stats"]["rounds"]}
