@@ -126,6 +126,8 @@ def _roofline(rows: Sequence[Row], peak: float, product: float, rates: tuple[flo
                 linestyle="none", marker=MARKS[i % len(MARKS)], color=PALETTE[i % len(PALETTE)], alpha=0.85,
             )  # fmt: skip
         axes.set(xscale="log", yscale="log", xlabel="flops per byte moved", ylabel="GFLOP/s")
+        _plain_ticks(axes.xaxis)
+        _plain_ticks(axes.yaxis)
         figure.legend(loc="outside lower center", ncols=4, handlelength=1.0)
 
     return paint
@@ -142,16 +144,27 @@ def bars(rows: Sequence[Row]) -> tuple[Paint, tuple[float, float]]:
             known = [(i, speedups(row)[name]) for i, row in enumerate(rows) if name in speedups(row)]
             at = [i + (k - (len(peers) - 1) / 2) * height for i, _ in known]
             ratios = np.array([ratio for _, ratio in known])
-            axes.barh(at, ratios - 1, height, left=1, label=name, color=PALETTE[k % len(PALETTE)])
+            drawn = axes.barh(at, ratios - 1, height, left=1, label=name, color=PALETTE[k % len(PALETTE)])
+            axes.bar_label(drawn, [f"{ratio:.3g}x" for ratio in ratios], padding=2, fontsize=7)
         axes.axvline(1, color=PALETTE[8], linewidth=1)
         axes.set(xscale="log", xlabel="time over ours")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.margins(x=0.12)
+        _plain_ticks(axes.xaxis)
         axes.set_yticks(range(len(rows)), [row["case"] for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
         figure.legend(loc="outside lower center", ncols=4, handlelength=1.2)
 
     return paint, (SIZE[0] * 1.4, 1.2 + 0.13 * len(rows) * (len(peers) + 1))
+
+
+def _plain_ticks(axis: Any) -> None:
+    """10, not a power of ten; between the decades where there are few."""
+    from matplotlib.ticker import NullFormatter
+
+    low, high = axis.get_view_interval()
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter((lambda value, _: f"{value:g}") if high < 10 * low else NullFormatter())
 
 
 def _memory_gbs(ceilings: Ceilings) -> float:
