@@ -166,7 +166,7 @@ def measured(op: str, device: str, timeout_s: float) -> dict[str, Any]:
         options = ["--op", op, "--device", device, "--dtype", "bf16", "--quick", f"--benchmark-json={report}"]
         code, said = run([*PYTEST, "bench", *options], timeout_s)
         found = json.loads(report.read_text())["benchmarks"] if report.exists() and report.stat().st_size else []
-    rows = [{"case": row["name"], **row["extra_info"]} for row in found]
+    rows = [{name: value for name, value in row["extra_info"].items() if name != "rounds_s"} for row in found]
     return {"ok": code == 0 and bool(rows), "rows": rows, "said": "" if code == 0 else said}
 
 

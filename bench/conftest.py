@@ -120,7 +120,7 @@ def race(request: pytest.FixtureRequest, benchmark, device: str) -> Callable[...
 
 
 def _names(request: pytest.FixtureRequest) -> dict[str, str]:
-    """Of a row. Its group are the cases that differ in size alone."""
+    """Of a row. Cases of one group are fitted together in `growth`."""
     name, _, chosen = request.node.name.removeprefix("bench_").rstrip("]").partition("[")
     kind = [part for part in chosen.split("-") if part in (*DTYPES, "forward", "backward")]
     return {
@@ -156,17 +156,17 @@ def _take_turns(benchmark, peers: dict[str, Peer], device: str, turn_s: float, b
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    machine_info.update(describe_machine())
+    machine_info.update(describe_machine(config.option.device))
 
 
-def describe_machine() -> dict[str, Any]:
+def describe_machine(device: str) -> dict[str, Any]:
     import transformers
 
     import glm4v_ext
 
     return {
         "command": " ".join(["pytest", *sys.argv[1:]]),
-        "hardware": _cpu_name() if not torch.cuda.is_available() else torch.cuda.get_device_name(),
+        "hardware": torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
         "threads": torch.get_num_threads(),
         "isa": glm4v_ext.build_info()["isa"],
         "versions": {
@@ -205,7 +205,7 @@ def pytest_terminal_summary(config: pytest.Config) -> None:
     if not _rows:
         return
     console = Console(file=sys.__stdout__, width=None if sys.__stdout__.isatty() else 160)
-    machine = describe_machine()
+    machine = describe_machine(config.option.device)
     show(console, machine, measured, _rows)
     json = config.getoption("benchmark_json")
     if file := config.option.bench_html or (json and Path(json).with_suffix(".html")):
