@@ -158,7 +158,7 @@ def test_an_entry_of_ten_lines(tmp_path):
         assert list(one["median_s"]) == ["glm4v_ext", "theirs"] == list(one["peak_mib"])
         assert {len(seconds) for seconds in one["rounds_s"].values()} == {found["benchmarks"][0]["stats"]["rounds"]}
         assert one["bound"] in ("compute", "memory") and one["share"] > 0
-    assert set(found["growth"]) == {"theirs fp32 forward", "theirs fp32 backward"}
+    assert set(found["growth"]) == {"theirs forward fp32", "theirs backward fp32"}
     assert found["ceilings"]["peak_gflops"]["float32"] > 0 and found["ceilings"]["bandwidth_gbs"]
     assert found["machine_info"]["hardware"] and found["machine_info"]["versions"]["torch"]
     assert "theirs" in done.stdout and "http" not in json_file.with_suffix(".html").read_text()
