@@ -1,7 +1,9 @@
 # make demo   sets everything up and teaches a tiny GLM-4.1V to see and answer
 # make test   sets everything up and runs every test
+# make bench  races every op against its peers; table, JSON and page go to OUT; ARGS="--quick --op linear" chooses
 # make gpu-check   on a machine with a GPU: tests, races, benchmarks; the record goes to bench/results/
 PYTHON ?= python3
+OUT ?= bench/results/latest
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 CXX := $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
@@ -30,7 +32,7 @@ gpu-check: build
 	$(BIN)/python .ci/gpu_check.py
 
 bench: build
-	$(BIN)/python -m pytest bench
+	$(BIN)/python -m pytest bench --benchmark-json=$(OUT)/bench.json $(ARGS)
 
 lint: build
 	$(BIN)/ruff check .

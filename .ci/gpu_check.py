@@ -166,7 +166,7 @@ def measured(op: str, device: str, timeout_s: float) -> dict[str, Any]:
         options = ["--op", op, "--device", device, "--dtype", "bf16", "--quick", f"--benchmark-json={report}"]
         code, said = run([*PYTEST, "bench", *options], timeout_s)
         found = json.loads(report.read_text())["benchmarks"] if report.exists() and report.stat().st_size else []
-    rows = [{"case": row["name"], **row["extra_info"]} for row in found]
+    rows = [{name: value for name, value in row["extra_info"].items() if name != "rounds_s"} for row in found]
     return {"ok": code == 0 and bool(rows), "rows": rows, "said": "" if code == 0 else said}
 
 
@@ -239,9 +239,9 @@ def text(record: dict[str, Any]) -> str:
     for step in record["steps"]:
         for row in step.get("rows", []):
             medians = ", ".join(f"{name} {seconds * 1e6:.1f}" for name, seconds in row["median_s"].items())
-            rate = (
-                f" ({row['flops'] / next(iter(row['median_s'].values())) / 1e12:.1f} TFLOP/s)" if row["flops"] else ""
-            )
+            work, unit = {"compute": ("flops", "TFLOP/s"), "memory": ("bytes", "TB/s")}.get(row["bound"], ("", ""))
+            seconds = next(iter(row["median_s"].values()))
+            rate = f" ({row[work] / seconds / 1e12:.2f} {unit}, {row['share']:.0%} of the ceiling)" if work else ""
             lines.append(f"- {step['name'].removeprefix('bench ')} {row['case']}: {medians} us{rate}")
     return "\n".join(lines) + "\n"
 

@@ -1,7 +1,7 @@
-"""Attention against sdpa per sequence (what transformers' vision tower runs), one sdpa over equal segments, and eager.
+"""Attention against sdpa per sequence (what transformers' vision tower runs), one sdpa over equal segments, eager, and
+flash-attention on a GPU.
 
-The ceiling is measured in the same process just before each case: the multiply-add instruction that serves the dtype at
-the active level (fp32 FMA, vdpbf16ps or AMX tiles). Causal flops are half of the full ones, backward is 2.5 forwards.
+Causal flops are half of the full ones, backward is 2.5 forwards.
 """
 
 import pytest
@@ -9,19 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bench.peers import gpu_package
 from bench.shapes import HEAD_DIM, PROMPTS, SEGMENTS, TEXT_HEADS, TEXT_KV_HEADS, VISION_HEADS, cases
-from glm4v_ext import _C, build_info, flash_attn_varlen_func
+from glm4v_ext import flash_attn_varlen_func
 
 EAGER_SCORES = 2**30  # bytes of one eager score matrix, at most
-
-
-def ceiling(dtype: torch.dtype, device: str) -> float:
-    """GFLOP/s of all threads; 0, unknown, for a GPU."""
-    if device == "cuda":
-        return 0
-    kinds = {"amx": "amx", "avx512_bf16": "bf16_dot"}
-    kind = kinds.get(str(build_info()["isa"]), "fp32") if dtype == torch.bfloat16 else "fp32"
-    return _C.measure_peak(kind, torch.get_num_threads())
 
 
 def sample(lengths, heads, kv_heads, device, dtype):
@@ -52,8 +44,7 @@ def eager(q, k, v, causal=False):
     return (scores.softmax(-1, dtype=torch.float32).to(q.dtype) @ v).transpose(0, 1)
 
 
-def peers_of(q, k, v, cu_seqlens, lengths, causal, wrap):
-    """Name -> function without arguments; ``wrap`` makes forward + backward of a forward."""
+def peers_of(q, k, v, cu_seqlens, lengths, causal):
     longest, segments = max(lengths), len(lengths)
 
     def each(function):
@@ -73,28 +64,30 @@ def peers_of(q, k, v, cu_seqlens, lengths, causal, wrap):
         peers["cudnn"] = lambda: cudnn(batched)
     if longest**2 * q.shape[1] * 4 <= EAGER_SCORES:
         peers["eager"] = lambda: each(eager)
-    return {name: wrap(peer) for name, peer in peers.items()}
+    flash = gpu_package("flash_attn", q.device.type)
+    if flash and q.dtype != torch.float32:
+        peers["flash-attn"] = lambda: flash.flash_attn_varlen_func(
+            q, k, v, cu_seqlens, cu_seqlens, longest, longest, causal=causal
+        )
+    return peers
+
+
+def moved(q, k, backward):
+    """Bytes of q, k, v and out, and on the way back of all of them again and of their gradients."""
+    return (3 if backward else 1) * 2 * (q.nbytes + k.nbytes)
 
 
 @pytest.mark.parametrize("lengths", cases(SEGMENTS, quick=["336x336", "64x112x112"]))
-def bench_forward(race, device, dtype, lengths):
-    (q, k, v), cu_seqlens = sample(lengths, VISION_HEADS, VISION_HEADS, device, dtype)
-    flops = sum(4 * n * n for n in lengths) * VISION_HEADS * HEAD_DIM
-    race(peers_of(q, k, v, cu_seqlens, lengths, False, lambda f: f), flops=flops, ceiling=ceiling(dtype, device))
-
-
-@pytest.mark.parametrize("lengths", cases(SEGMENTS, quick=["336x336", "64x112x112"]))
-def bench_forward_backward(race, device, dtype, lengths):
+def bench_vision(race, device, dtype, lengths, backward):
     parts, cu_seqlens = sample(lengths, VISION_HEADS, VISION_HEADS, device, dtype)
-    q, k, v = (x.detach().requires_grad_() for x in parts)
-    dout = torch.randn(q.shape, device=device).to(dtype)
-    flops = 3.5 * sum(4 * n * n for n in lengths) * VISION_HEADS * HEAD_DIM
-    peers = peers_of(q, k, v, cu_seqlens, lengths, False, lambda f: lambda: torch.autograd.grad(f(), (q, k, v), dout))
-    race(peers, flops=flops, ceiling=ceiling(dtype, device), grad=True)
+    q, k, v = (x.requires_grad_(backward) for x in parts)
+    flops = (3.5 if backward else 1) * sum(4 * n * n for n in lengths) * VISION_HEADS * HEAD_DIM
+    peers = peers_of(q, k, v, cu_seqlens, lengths, False)
+    race(peers, flops=flops, bytes=moved(q, k, backward), leaves=(q, k, v) if backward else ())
 
 
 @pytest.mark.parametrize("tokens", cases(PROMPTS))
 def bench_prefill(race, device, dtype, tokens):
     (q, k, v), cu_seqlens = sample([tokens], TEXT_HEADS, TEXT_KV_HEADS, device, dtype)
     flops = 2 * tokens * tokens * TEXT_HEADS * HEAD_DIM
-    race(peers_of(q, k, v, cu_seqlens, [tokens], True, lambda f: f), flops=flops, ceiling=ceiling(dtype, device))
+    race(peers_of(q, k, v, cu_seqlens, [tokens], True), flops=flops, bytes=moved(q, k, False))

@@ -1,4 +1,4 @@
-"""interpolate_pos_embed against transformers' module (grid_sample) and the definition; the gradient beside them."""
+"""interpolate_pos_embed against transformers' module (grid_sample) and the definition."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def setting(device, dtype, grid):
 
 
 @pytest.mark.parametrize("grid", cases(GRIDS, quick=["336x336", "1344x1344"]))
-def bench_forward(race, device, dtype, grid):
+def bench_interpolate_pos_embed(race, device, dtype, grid, backward):
     module, x, grid_thw, (rows, columns) = setting(device, dtype, grid)
     table, lengths = module.position_embedding.weight, grid_thw.prod(-1)
     race(
@@ -29,25 +29,7 @@ def bench_forward(race, device, dtype, grid):
             "transformers": lambda: module(x, lengths, grid_thw, rows, columns),
             "definition": lambda: reference.interpolate_pos_embed(x, table, grid_thw),
         },
-        bytes=2 * x.nbytes,
-    )
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("grid", cases(GRIDS))
-def bench_forward_backward(race, device, dtype, grid):
-    module, x, grid_thw, (rows, columns) = setting(device, dtype, grid)
-    table, lengths, dout = module.position_embedding.weight, grid_thw.prod(-1), torch.randn_like(x)
-
-    def gradient(function):
-        return lambda: torch.autograd.grad(function(), table, dout)
-
-    race(
-        {
-            "glm4v_ext": gradient(lambda: interpolate_pos_embed(x, table, grid_thw)),
-            "transformers": gradient(lambda: module(x, lengths, grid_thw, rows, columns)),
-            "definition": gradient(lambda: reference.interpolate_pos_embed(x, table, grid_thw)),
-        },
-        bytes=3 * x.nbytes,
-        grad=True,
+        flops=(2 if backward else 1) * 16 * x.numel(),  # 4 taps along each axis
+        bytes=(3 if backward else 2) * x.nbytes,
+        leaves=(table,) if backward else (),
     )

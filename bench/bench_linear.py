@@ -35,23 +35,16 @@ def has_onednn_product(dtype):
 
 
 @pytest.mark.parametrize("product", cases(PRODUCTS, quick=["qkv-M576", "decode-qkv-M1"]))
-def bench_linear(race, device, dtype, product):
+def bench_linear(race, device, dtype, product, backward):
     m, k, n = product
     x, weight = torch.randn(m, k, device=device).to(dtype), torch.randn(n, k, device=device).to(dtype)
     peers = {"glm4v_ext": lambda: linear(x, weight), "F.linear": lambda: F.linear(x, weight)}
-    if device == "cpu" and has_onednn_product(dtype):
+    if device == "cpu" and has_onednn_product(dtype) and not backward:
         peers["oneDNN"] = lambda: torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-    race(peers, flops=2 * m * k * n)
-
-
-@pytest.mark.parametrize("product", cases(PRODUCTS, quick=["proj-M576"]))
-def bench_linear_backward(race, device, dtype, product):
-    m, k, n = product
-    x, weight = torch.randn(m, k, device=device).to(dtype), torch.randn(n, k, device=device).to(dtype)
-    x.requires_grad_(), weight.requires_grad_()
-    dout = torch.randn(m, n, device=device).to(dtype)
-
-    def step(function):
-        return lambda: torch.autograd.grad(function(x, weight), (x, weight), dout)
-
-    race({"glm4v_ext": step(linear), "F.linear": step(F.linear)}, flops=6 * m * k * n, grad=True)
+    products = 3 if backward else 1
+    race(
+        peers,
+        flops=products * 2 * m * k * n,
+        bytes=products * (x.nbytes + weight.nbytes + m * n * dtype.itemsize),
+        leaves=(x, weight) if backward else (),
+    )

@@ -27,4 +27,21 @@ def bench_merge_patches(race, device, dtype, grid, order):
             "F.linear": lambda: F.linear(x.view(-1, 4 * VISION_WIDTH), permuted, conv.bias),
         },
         flops=2 * t * h * w * VISION_WIDTH * MERGED_WIDTH,
+        bytes=x.nbytes + weight.nbytes + t * h * w // 4 * MERGED_WIDTH * dtype.itemsize,
+    )
+
+
+@pytest.mark.parametrize("grid", cases(GRIDS))
+def bench_merge_patches_backward(race, device, dtype, grid):
+    t, h, w = grid
+    x = torch.randn(t * h * w, VISION_WIDTH, device=device).to(dtype)
+    conv = torch.nn.Conv2d(VISION_WIDTH, MERGED_WIDTH, 2, 2).to(device, dtype)
+    race(
+        {
+            "glm4v_ext": lambda: merge_patches(x, conv.weight, conv.bias),
+            "transformers": lambda: conv(x.view(-1, 2, 2, VISION_WIDTH).permute(0, 3, 1, 2)).view(-1, MERGED_WIDTH),
+        },
+        flops=6 * t * h * w * VISION_WIDTH * MERGED_WIDTH,
+        bytes=3 * (x.nbytes + conv.weight.nbytes + t * h * w // 4 * MERGED_WIDTH * dtype.itemsize),
+        leaves=(x, conv.weight, conv.bias),
     )

@@ -29,6 +29,7 @@ def bench_patchify(race, device, dtype, size):
             "transformers": transformers,
             "definition": lambda: reference.patchify(frames, mean, std, dtype=dtype)[0],
         },
+        flops=2 * 2 * frames.numel(),
         bytes=frames.nbytes * (1 + 2 * dtype.itemsize),
         tolerance=0.0 if dtype == torch.float32 else 2e-2,
     )

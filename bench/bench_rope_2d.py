@@ -19,7 +19,7 @@ def block_positions(t, h, w):
 
 
 @pytest.mark.parametrize("grid", cases(GRIDS, quick=["1344x1344"]))
-def bench_rope_2d(race, device, dtype, grid):
+def bench_rope_2d(race, device, dtype, grid, backward):
     position_ids = block_positions(*grid).to(device)
     qkv = torch.randn(len(position_ids), 3, VISION_HEADS, HEAD_DIM, device=device).to(dtype)
     q, k, _ = qkv.unbind(1)
@@ -32,15 +32,20 @@ def bench_rope_2d(race, device, dtype, grid):
         rope_2d_(own_q, own_k, position_ids)
         return own_q, own_k
 
+    peers = {
+        "glm4v_ext": in_place,
+        "transformers": lambda: apply_rotary_pos_emb_vision(q, k, cos, sin),
+        "out of place": lambda: rope_2d(q, k, position_ids),
+        "definition": lambda: reference.rope_2d(q, k, position_ids),
+        "compiled": lambda: fast(q, k, position_ids),
+    }
+    if backward:
+        peers["glm4v_ext"] = peers.pop("out of place")  # keeps its place, the first
     race(
-        {
-            "glm4v_ext": in_place,
-            "transformers": lambda: apply_rotary_pos_emb_vision(q, k, cos, sin),
-            "out of place": lambda: rope_2d(q, k, position_ids),
-            "definition": lambda: reference.rope_2d(q, k, position_ids),
-            "compiled": lambda: fast(q, k, position_ids),
-        },
-        bytes=2 * (q.nbytes + k.nbytes),
+        peers,
+        flops=(2 if backward else 1) * 3 * (q.numel() + k.numel()),
+        bytes=(4 if backward else 2) * (q.nbytes + k.nbytes),
+        leaves=(q, k) if backward else (),
         slow=("compiled",),
         tolerance=1e-4 if dtype == torch.float32 else None,  # transformers' angles are fp32
     )

@@ -10,10 +10,12 @@ from glm4v_ext import reference, rope_3d, rope_3d_
 
 
 @pytest.mark.parametrize("tokens", cases({"S1": 1, **PROMPTS}, quick=["S1", "S4096"]))
-def bench_rope_3d(race, device, dtype, tokens):
-    q = torch.randn(tokens, TEXT_HEADS, HEAD_DIM, device=device).to(dtype)
-    k = torch.randn(tokens, TEXT_KV_HEADS, HEAD_DIM, device=device).to(dtype)
-    own_q, own_k = q.clone(), k.clone()
+def bench_rope_3d(race, device, dtype, tokens, backward):
+    q, k = (
+        torch.randn(tokens, heads, HEAD_DIM, device=device).to(dtype).requires_grad_(backward)
+        for heads in (TEXT_HEADS, TEXT_KV_HEADS)
+    )
+    own_q, own_k = q.detach().clone(), k.detach().clone()
     position_ids = torch.arange(tokens, device=device).expand(3, tokens).contiguous()
     frequencies = 1e4 ** (-torch.arange(32, device=device) / 32)
     angles = (position_ids[0, :, None] * frequencies).repeat_interleave(2, -1)
@@ -28,15 +30,20 @@ def bench_rope_3d(race, device, dtype, tokens):
     def transformers():
         return tuple(x[0].transpose(0, 1) for x in apply_rotary_pos_emb(*heads, cos, sin))
 
+    peers = {
+        "glm4v_ext": in_place,
+        "transformers": transformers,
+        "out of place": lambda: rope_3d(q, k, position_ids),
+        "definition": lambda: reference.rope_3d(q, k, position_ids),
+        "compiled": lambda: fast(q, k, position_ids),
+    }
+    if backward:
+        peers["glm4v_ext"] = peers.pop("out of place")  # keeps its place, the first
     race(
-        {
-            "glm4v_ext": in_place,
-            "transformers": transformers,
-            "out of place": lambda: rope_3d(q, k, position_ids),
-            "definition": lambda: reference.rope_3d(q, k, position_ids),
-            "compiled": lambda: fast(q, k, position_ids),
-        },
-        bytes=q.nbytes + k.nbytes,  # half of the dims, read and written
+        peers,
+        flops=(2 if backward else 1) * 3 * (q.numel() + k.numel()) // 2,
+        bytes=(4 if backward else 1) * (q.nbytes + k.nbytes),  # in place, half of the dims are read and written
+        leaves=(q, k) if backward else (),
         slow=("compiled",),
         tolerance=5e-4 if dtype == torch.float32 else None,  # transformers' angles are fp32
     )

@@ -1,29 +1,35 @@
-"""Runs the benchmarks: ``pytest bench --op rms_norm --device cpu --quick``.
+"""Runs the benchmarks: ``pytest bench --op rms_norm --device cpu --peers transformers --quick``; bench/README.md.
 
 A benchmark is a function ``bench_<case>(race, device, dtype, ...)`` in ``bench/bench_<op>.py`` that builds its inputs
 and ends with ``race({"glm4v_ext": ours, "<baseline>": theirs, ...}, flops=..., bytes=...)``. The table of medians goes
-to the terminal; ``--benchmark-json FILE`` also writes them with the machine, the versions and the command.
+to the terminal; ``--benchmark-json FILE`` also writes them with the machine, the versions, the commit and the command,
+and a page with figures beside it. ``--benchmark-disable`` only asks whether the peers agree.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import sys
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
-from rich.table import Table
+from torch import Tensor
 
-from bench.cuda import CudaLane
-from bench.peers import Lane, Peer, assert_agree
+from bench.ceilings import MOST_BYTES, bandwidth_gbs, measured, peak_gflops
+from bench.gpu import CudaLane
+from bench.peers import Lane, Peer, assert_agree, gradients
+from bench.rates import Row, bound, growth, share
+from bench.table import show
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-_rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
+_rows: list[Row] = []
+_peers: set[str] = set()  # all that came by, chosen or not
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -31,12 +37,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--op", help="only bench_<op>.py")
     group.addoption("--device", default="cpu", help="cpu or cuda")
     group.addoption("--dtype", choices=DTYPES, help="only this dtype")
+    group.addoption("--peers", help="only these beside glm4v_ext, by the table's names: transformers,flash-attn")
     group.addoption("--quick", action="store_true", help="few shapes, short turns, no torch.compile")
+    group.addoption("--bench-html", type=Path, metavar="FILE", help="the page; beside --benchmark-json by default")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "full: left out by --quick")
     config.option.benchmark_quiet = True  # the table below replaces the plugin's
+    if json := config.getoption("benchmark_json"):
+        Path(json).absolute().parent.mkdir(parents=True, exist_ok=True)
 
 
 def pytest_ignore_collect(collection_path, config: pytest.Config) -> bool | None:
@@ -50,6 +60,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backward" in metafunc.fixturenames:
+        metafunc.parametrize("backward", [False, True], ids=["forward", "backward"])
     if "dtype" in metafunc.fixturenames:
         names = [metafunc.config.option.dtype] if metafunc.config.option.dtype else list(DTYPES)
         metafunc.parametrize("dtype", [DTYPES[n] for n in names], ids=names)
@@ -61,53 +73,74 @@ def device(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def race(request: pytest.FixtureRequest, benchmark, device: str) -> Callable[..., dict[str, float]]:
-    """``race(peers, flops=0, bytes=0, grad=False, ...)`` -> median seconds per call of each peer.
+def race(request: pytest.FixtureRequest, benchmark, device: str) -> Callable[..., None]:
+    """``race(peers, flops=0, bytes=0, leaves=(), ...)`` asserts that the peers agree, then times them in turns.
 
-    Asserts that the peers agree, then times them in turns. ``flops`` and ``bytes`` of one call give our rate; ``grad``
-    leaves autograd on; peers named in ``slow`` (torch.compile) are left out by --quick; ``ceiling`` is the machine's
-    GFLOP/s, measured in this run.
+    ``flops`` and ``bytes`` of one call give our rate and its share of the machine's; with ``leaves``, tensors that the
+    peers read, each peer is forward and backward to their gradients; peers named in ``slow`` (torch.compile) are left
+    out by --quick.
     """
     quick = request.config.option.quick
+    dtype = request.getfixturevalue("dtype") if "dtype" in request.fixturenames else torch.float32
 
     def run(
         peers: dict[str, Peer],
         flops: float = 0,
         bytes: float = 0,
-        grad: bool = False,
+        leaves: Iterable[Tensor] = (),
         slow: tuple[str, ...] = (),
         tolerance: float | None = None,
-        ceiling: float = 0,
-    ) -> dict[str, float]:
-        peers = {name: peer for name, peer in peers.items() if not (quick and name in slow)}
-        with torch.inference_mode(not grad):
+    ) -> None:
+        peers = _chosen(peers, request.config.option.peers, slow if quick else ())
+        leaves = list(leaves)
+        if leaves:
+            peers = gradients(peers, leaves)
+        with torch.inference_mode(not leaves):
             assert_agree(peers, tolerance)
-            medians = _take_turns(benchmark, peers, device, turn_s=0.002 if quick else 0.01, budget_s=1 if quick else 6)
-        _rows[request.path.stem.removeprefix("bench_")].append(
-            {
-                "case": _case_name(request.node.name),
-                "flops": flops,
-                "bytes": bytes,
-                "ceiling": ceiling,
-                "medians": medians,
-            }
-        )
-        benchmark.extra_info.update(
-            median_s=medians, flops=flops, bytes=bytes, ceiling_gflops=ceiling, threads=torch.get_num_threads()
-        )
-        return medians
+            if benchmark.disabled:
+                return benchmark.pedantic(lambda: None)
+            lanes = _take_turns(benchmark, peers, device, turn_s=0.002 if quick else 0.01, budget_s=1 if quick else 6)
+        row = {
+            **_names(request),
+            "dtype": str(dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "flops": flops,
+            "bytes": bytes,
+            "ceiling_gflops": peak_gflops(dtype, device) if flops else 0.0,
+            "ceiling_gbs": bandwidth_gbs(bytes, device) if bytes else 0.0,
+            "median_s": {name: lane.median() for name, lane in lanes.items()},
+            "rounds_s": {name: lane.seconds for name, lane in lanes.items()},
+            "peak_mib": {name: lane.peak_mib for name, lane in lanes.items()},
+        }
+        _rows.append(row)
+        benchmark.extra_info.update(row, bound=bound(row), share=share(row))
+        return None
 
     return run
 
 
-def _case_name(node_name: str) -> str:
-    return node_name.removeprefix("bench_").replace("[", " ").rstrip("]")
+def _names(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Of a row. Cases of one group are fitted together in `growth`."""
+    name, _, chosen = request.node.name.removeprefix("bench_").rstrip("]").partition("[")
+    kind = [part for part in chosen.split("-") if part in (*DTYPES, "forward", "backward")]
+    return {
+        "op": request.path.stem.removeprefix("bench_"),
+        "case": f"{name} {chosen}".rstrip(),
+        "group": " ".join([name, *kind]),
+    }
 
 
-def _take_turns(benchmark, peers: dict[str, Peer], device: str, turn_s: float, budget_s: float) -> dict[str, float]:
-    sync = torch.cuda.synchronize if device == "cuda" else lambda: None
+def _chosen(peers: dict[str, Peer], wanted: str | None, without: tuple[str, ...]) -> dict[str, Peer]:
+    """Ours and the peers wanted."""
+    ours, *others = peers
+    _peers.update(others)
+    kept = others if wanted is None else wanted.split(",")
+    return {name: peer for name, peer in peers.items() if name == ours or (name in kept and name not in without)}
+
+
+def _take_turns(benchmark, peers: dict[str, Peer], device: str, turn_s: float, budget_s: float) -> dict[str, Lane]:
     kind = CudaLane if device == "cuda" else Lane
-    lanes = {name: kind(peer, turn_s, sync) for name, peer in peers.items()}
+    lanes = {name: kind(peer, turn_s, device) for name, peer in peers.items()}
     ours, *others = lanes.values()
 
     def others_in_turn() -> None:  # forwards in one round, backwards in the next
@@ -119,21 +152,21 @@ def _take_turns(benchmark, peers: dict[str, Peer], device: str, turn_s: float, b
     rounds = max(least, min(50, int(budget_s / round_s)))
     benchmark.pedantic(ours.turn, setup=others_in_turn, rounds=rounds, iterations=1)
     benchmark.extra_info["calls_per_round"] = ours.calls
-    return {name: lane.median() for name, lane in lanes.items()}
+    return lanes
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    machine_info.update(describe_machine())
+    machine_info.update(describe_machine(config.option.device))
 
 
-def describe_machine() -> dict[str, Any]:
+def describe_machine(device: str) -> dict[str, Any]:
     import transformers
 
     import glm4v_ext
 
     return {
         "command": " ".join(["pytest", *sys.argv[1:]]),
-        "hardware": _cpu_name() if not torch.cuda.is_available() else torch.cuda.get_device_name(),
+        "hardware": torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
         "threads": torch.get_num_threads(),
         "isa": glm4v_ext.build_info()["isa"],
         "versions": {
@@ -152,38 +185,34 @@ def _cpu_name() -> str:
     return f"{facts['model name']} (family {facts['cpu family']}, model {facts['model']}), {os.cpu_count()} cores"
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict[str, Any]) -> None:
+    output_json.update(ceilings=measured, growth=growth(_rows))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None]:
+    option = session.config.option
+    if _rows:  # for the roofs of the figures
+        bandwidth_gbs(MOST_BYTES[option.device], option.device)
+    yield
+    wanted = set(filter(None, (option.peers or "").split(",")))
+    if _peers and (unknown := sorted(wanted - _peers)):
+        known = ", ".join(sorted(_peers))
+        pytest.exit(f"--peers must name peers of these benchmarks ({known}), got {unknown[0]!r}", returncode=4)
+
+
+def pytest_terminal_summary(config: pytest.Config) -> None:
     if not _rows:
         return
     console = Console(file=sys.__stdout__, width=None if sys.__stdout__.isatty() else 160)
-    facts = describe_machine()
-    console.print(
-        f"\n{facts['hardware']}, {facts['threads']} threads, ISA {facts['isa']}, {facts['versions']}", soft_wrap=True
-    )
-    for op, rows in _rows.items():
-        console.print(_table(op, rows))
+    machine = describe_machine(config.option.device)
+    show(console, machine, measured, _rows)
+    json = config.getoption("benchmark_json")
+    if file := config.option.bench_html or (json and Path(json).with_suffix(".html")):
+        if importlib.util.find_spec("matplotlib") is None:
+            console.print("no page: its figures need matplotlib")
+            return
+        from bench.page import write_page
 
-
-def _table(op: str, rows: list[dict[str, Any]]) -> Table:
-    others = list(dict.fromkeys(name for row in rows for name in list(row["medians"])[1:]))
-    table = Table(title=op, title_justify="left")
-    table.add_column("case")
-    for name in ("glm4v_ext", "rate", *others):
-        table.add_column(name, justify="right")
-    for row in rows:
-        ours, *theirs = row["medians"].values()
-        known = dict(zip(list(row["medians"])[1:], theirs, strict=True))
-        cells = [f"{_time(known[n])} ({known[n] / ours:.2f}x)" if n in known else "" for n in others]
-        table.add_row(row["case"], _time(ours), _rate(row, ours), *cells)
-    return table
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds * 1e6:.1f} us" if seconds < 1e-3 else f"{seconds * 1e3:.2f} ms"
-
-
-def _rate(row: dict[str, Any], seconds: float) -> str:
-    if row["flops"]:
-        gflops = row["flops"] / seconds / 1e9
-        return f"{gflops:.0f} GFLOP/s" + (f" ({gflops / row['ceiling']:.0%})" if row["ceiling"] else "")
-    return f"{row['bytes'] / seconds / 1e9:.1f} GB/s" if row["bytes"] else ""
+        commit = config.hook.pytest_benchmark_generate_commit_info(config=config)
+        console.print(write_page(file, machine, commit, measured, _rows), soft_wrap=True)

@@ -6,13 +6,17 @@ first; the second is the baseline that the ratios of the issue are about.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from bench.memory import peak_mib
 
 Peer = Callable[[], Any]
 
@@ -23,10 +27,9 @@ AGREEMENT = {torch.float32: 2e-5, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
 def assert_agree(peers: dict[str, Peer], tolerance: float | None = None) -> None:
     """Every peer gives what the first gives, up to the rounding of the dtype. Peers may return nested tuples."""
     names = list(peers)
-    ours = _tensors(peers[names[0]]())
-    ours = [t.double() for t in ours]  # a copy: in-place peers share one buffer
+    ours = [t.detach().double() for t in _tensors(peers[names[0]]())]  # a copy: in-place peers share one buffer
     for name in names[1:]:
-        theirs = _tensors(peers[name]())
+        theirs = [t.detach() for t in _tensors(peers[name]())]
         assert len(theirs) == len(ours), f"{name}: {len(theirs)} outputs, expected {len(ours)}"
         for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
             bound = AGREEMENT.get(b.dtype, 0.0) if tolerance is None else tolerance
@@ -38,8 +41,29 @@ def assert_agree(peers: dict[str, Peer], tolerance: float | None = None) -> None
 
 def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
-        return [value.detach()]
+        return [value]
     return [t for part in value for t in _tensors(part)] if isinstance(value, (tuple, list)) else []
+
+
+def gradients(peers: dict[str, Peer], leaves: Sequence[Tensor]) -> dict[str, Peer]:
+    """Forward and backward of each peer: what ``leaves`` get from random gradients of the outputs, alike for all."""
+    for leaf in leaves:
+        leaf.requires_grad_()
+
+    def step_of(peer: Peer) -> Peer:
+        douts: list[Tensor] = []
+
+        def step() -> tuple[Tensor, ...]:
+            outs = _tensors(peer())
+            if not douts:  # peers may differ in shape, not in the order of what they give
+                generator = torch.Generator(outs[0].device).manual_seed(0)
+                flat = (torch.randn(o.numel(), generator=generator, device=o.device).to(o.dtype) for o in outs)
+                douts.extend(dout.view(out.shape) for dout, out in zip(flat, outs, strict=True))
+            return torch.autograd.grad(outs, leaves, douts)
+
+        return step
+
+    return {name: step_of(peer) for name, peer in peers.items()}
 
 
 class Lane:
@@ -48,10 +72,12 @@ class Lane:
     The peer has run before, in `assert_agree`.
     """
 
-    def __init__(self, peer: Peer, turn_s: float, sync: Callable[[], None]) -> None:
-        self.peer, self.sync, self.seconds = peer, sync, list[float]()
+    def __init__(self, peer: Peer, turn_s: float, device: str) -> None:
+        self.peer, self.seconds = peer, list[float]()
+        self.sync = torch.cuda.synchronize if device == "cuda" else lambda: None
         self.calls = 1
-        self.fastest_s = self.turn()
+        self.peak_mib = peak_mib(self.turn, device)
+        self.fastest_s = self.seconds[-1]
         if self.fastest_s < 0.5:  # beyond, neither warming up nor more calls tell anything new
             self.fastest_s = min(self.turn() for _ in range(3))
         self.calls = max(1, min(10_000, int(turn_s / self.fastest_s)))
@@ -73,3 +99,10 @@ class Lane:
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """``function`` under torch.compile; for peers that --quick leaves out (the first compile takes a minute)."""
     return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+def gpu_package(name: str, device: str) -> Any:
+    """A package whose kernels need a GPU; None where it is not installed or the device is another."""
+    if device != "cuda" or importlib.util.find_spec(name.partition(".")[0]) is None:
+        return None
+    return importlib.import_module(name)

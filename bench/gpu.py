@@ -6,7 +6,7 @@ import functools
 
 import torch
 
-from bench.peers import Lane
+from bench.peers import Lane, Peer
 
 
 @functools.cache
@@ -15,6 +15,10 @@ def _other_data() -> torch.Tensor:
 
 
 class CudaLane(Lane):
+    def __init__(self, peer: Peer, turn_s: float, device: str) -> None:
+        _other_data()  # is nothing that a peer takes
+        super().__init__(peer, turn_s, device)
+
     def turn(self) -> float:
         spans = []
         for _ in range(self.calls):

@@ -1,0 +1,98 @@
+"""What a row says: the ceiling that bounds it, its share of that, and how cost grows with size.
+
+A row is what one benchmark notes, ``extra_info`` of the JSON: seconds a call of each peer, ours first (``median_s``,
+``rounds_s``), what a call takes (``flops``, ``bytes``, ``peak_mib``), and the ceilings of the same run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+Row = dict[str, Any]
+
+
+def ours_s(row: Row) -> float:
+    return next(iter(row["median_s"].values()))
+
+
+def bound(row: Row) -> str:
+    """``compute`` or ``memory``, whichever takes longer at its ceiling; empty where the row gives neither."""
+    compute, memory = _at_ceilings(row)
+    return "" if not compute and not memory else "compute" if compute >= memory else "memory"
+
+
+def share(row: Row) -> float:
+    """Of the ceiling that bounds the row, ours; 0 where none is known."""
+    return max(_at_ceilings(row)) / ours_s(row)
+
+
+def _at_ceilings(row: Row) -> tuple[float, float]:
+    """Seconds for the flops and for the bytes."""
+    kinds = (("flops", "ceiling_gflops"), ("bytes", "ceiling_gbs"))
+    compute, memory = (row[work] / row[ceiling] / 1e9 if row[ceiling] else 0.0 for work, ceiling in kinds)
+    return compute, memory
+
+
+def speedups(row: Row) -> dict[str, float]:
+    """Peer -> its time over ours."""
+    _, *others = row["median_s"]
+    return {name: row["median_s"][name] / ours_s(row) for name in others}
+
+
+def growth(rows: Iterable[Row]) -> dict[str, dict[str, float]]:
+    """Group -> peer -> b of the fit ``seconds ~ work ** b`` over the sizes of one benchmark and dtype.
+
+    Work is the flops of a row, or its bytes. 1: time grows as the work does; below, something constant is left over;
+    above, large sizes fall out of a cache. Groups whose sizes lie within a factor of two say nothing and are left out.
+    """
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["flops"] or row["bytes"]:
+            groups[row["group"]].append(row)
+    found = {}
+    for group, members in groups.items():
+        works = [row["flops"] or row["bytes"] for row in members]
+        if max(works) < 2 * min(works):
+            continue
+        peers = [name for name in members[0]["median_s"] if all(name in row["median_s"] for row in members)]
+        found[group] = {name: slope(works, [row["median_s"][name] for row in members]) for name in peers}
+    return found
+
+
+def slope(sizes: Iterable[float], seconds: Iterable[float]) -> float:
+    """Least squares of the logarithms."""
+    x, y = np.log(np.fromiter(sizes, float)), np.log(np.fromiter(seconds, float))
+    x -= x.mean()
+    return float(x @ y / (x @ x))
+
+
+def time_text(seconds: float) -> str:
+    return f"{seconds * 1e6:.1f} us" if seconds < 1e-3 else f"{seconds * 1e3:.2f} ms"
+
+
+def rate_text(row: Row) -> str:
+    kind = bound(row)
+    if not kind:
+        return ""
+    if kind == "memory":
+        return f"{row['bytes'] / ours_s(row) / 1e9:.1f} GB/s"
+    return f"{row['flops'] / ours_s(row) / 1e9:.0f} GFLOP/s"
+
+
+def share_text(row: Row) -> str:
+    return f"{share(row):.0%} of {bound(row)}" if bound(row) else ""
+
+
+def memory_text(row: Row) -> str:
+    """Ours and the baseline's."""
+    known = [f"{peak}" for peak in list(row["peak_mib"].values())[:2] if peak is not None]
+    return f"{' / '.join(known)} MiB" if known else ""
+
+
+def growth_text(slopes: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.2f}" for name, value in slopes.items() if math.isfinite(value))

@@ -1,0 +1,180 @@
+"""The benchmarks' harness, by its command lines, since tests don't import the bench. No time is asserted."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "bench" / "README.md").read_text()
+
+
+def run(*arguments, cwd=ROOT):
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'python'}", "COLUMNS": "200"}
+    command = [sys.executable, "-m", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def pytest_bench(*arguments, cwd=ROOT):
+    return run("pytest", "bench", "-p", "no:cacheprovider", "--quick", *arguments, cwd=cwd)
+
+
+def row(name, work, seconds, rounds=20, noise=0.02, **changes):
+    """A made-up benchmark: rounds of each peer around ``seconds``."""
+    draw = np.random.default_rng(len(name))
+    found = {peer: (median * (1 + noise * draw.standard_normal(rounds))).tolist() for peer, median in seconds.items()}
+    facts = {
+        "op": "made", "case": name, "group": "made bf16", "dtype": "bfloat16", "threads": 2, "flops": work,
+        "bytes": work, "ceiling_gflops": 100.0, "ceiling_gbs": 10.0, "median_s": seconds, "rounds_s": found,
+        "peak_mib": dict.fromkeys(seconds, 3),
+    }  # fmt: skip
+    return {"name": name, "fullname": f"bench/bench_made.py::bench_{name}", "extra_info": {**facts, **changes}}
+
+
+def results(path, *rows, **machine):
+    facts = {"hardware": "a machine", "threads": 2, "isa": "avx2", "versions": {"torch": "2"}}
+    ceilings = {
+        "peak_gflops": {"bfloat16": 100.0},
+        "product_gflops": {"bfloat16": 80.0},
+        "bandwidth_gbs": {"65536": 50.0, "268435456": 10.0},
+    }
+    run = {
+        "machine_info": {**facts, "command": "pytest bench", **machine},
+        "commit_info": {"id": "abcdef", "dirty": True},
+        "ceilings": ceilings,
+        "benchmarks": list(rows),
+    }
+    path.write_text(json.dumps(run))
+    return path
+
+
+# --- compare ----------------------------------------------------------------------------------------------------------
+
+
+def compare(tmp_path, a, b, *options, **machine):
+    files = results(tmp_path / "a.json", *a), results(tmp_path / "b.json", *b, **machine)
+    return run("bench", "compare", *files, *options)
+
+
+def lines_of(done, *names):
+    return [next(line for line in done.stdout.splitlines() if re.search(rf"\W{name}\W", line)) for name in names]
+
+
+def test_slower_beyond_the_noise_is_a_regression(tmp_path):
+    a = [row(name, 1e6, {"glm4v_ext": 1e-3, "torch": 2e-3}) for name in ("same", "slow", "fast", "little", "noisy")]
+    times = {"same": 1e-3, "slow": 1.3e-3, "fast": 0.7e-3, "little": 1.02e-3}
+    b = [row(name, 1e6, {"glm4v_ext": seconds, "torch": 2e-3}) for name, seconds in times.items()]
+    b.append(row("noisy", 1e6, {"glm4v_ext": 1.1e-3, "torch": 2e-3}, noise=0.5))
+    done = compare(tmp_path, a, b)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "5 rows, 1 slower by more than 5%" in done.stdout
+    slow, fast, *others = lines_of(done, "slow", "fast", "same", "little", "noisy")
+    assert "slower" in slow and "faster" in fast and not [line for line in others if "er │" in line]
+    ratio, low, high = (float(x) for x in re.search(r"([+-][\d.]+)% \(([+-][\d.]+)% to ([+-][\d.]+)%\)", slow).groups())
+    assert 25 < low < ratio < high < 35
+    order = [done.stdout.index(f" {name} ") for name in ("slow", "little", "same", "fast")]
+    assert order == sorted(order)
+    assert compare(tmp_path, a, b, "--threshold", "0.5").returncode == 0
+
+
+def test_a_run_is_no_regression_of_itself(tmp_path):
+    rows = [row(f"case{i}", 1e6, {"glm4v_ext": 1e-3}) for i in range(30)]
+    assert compare(tmp_path, rows, rows).returncode == 0
+    assert "0 rows" in compare(tmp_path, rows, rows, "--relative").stdout  # there is no baseline
+
+
+def test_a_drift_of_the_machine_is_taken_out(tmp_path):
+    a = [row("drift", 1e6, {"glm4v_ext": 1e-3, "torch": 2e-3}), row("worse", 1e6, {"glm4v_ext": 1e-3, "torch": 2e-3})]
+    b = [row("drift", 1e6, {"glm4v_ext": 2e-3, "torch": 4e-3}), row("worse", 1e6, {"glm4v_ext": 3e-3, "torch": 4e-3})]
+    assert "2 slower" in compare(tmp_path, a, b).stdout
+    done = compare(tmp_path, a, b, "--relative")
+    assert done.returncode == 1 and "1 slower" in done.stdout
+    drift, worse = lines_of(done, "drift", "worse")
+    assert "slower" in worse and "slower" not in drift
+
+
+def test_what_cannot_be_compared_is_said(tmp_path):
+    a = [row("both", 1e6, {"glm4v_ext": 1e-3}, rounds=2), row("old", 1e6, {"glm4v_ext": 1e-3})]
+    b = [row("both", 1e6, {"glm4v_ext": 9e-3}, rounds=2), row("new", 1e6, {"glm4v_ext": 1e-3})]
+    done = compare(tmp_path, a, b, threads=1)
+    assert done.returncode == 0 and "(few rounds)" in done.stdout  # two rounds are no evidence
+    assert "differ in threads: 2 and 1" in done.stdout
+    assert "bench_old" in done.stdout and "bench_new" in done.stdout
+    done = compare(tmp_path, a[1:], b[1:])
+    assert done.returncode == 2 and "must have a row in common, got none" in done.stderr
+    (tmp_path / "c.json").write_text("{}")
+    done = run("bench", "compare", tmp_path / "c.json", tmp_path / "a.json")
+    assert done.returncode == 2 and "c.json must be the JSON of a run, got KeyError" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    done = run("bench", "guess")
+    assert done.returncode == 2 and "must be compare or page, got 'guess'" in done.stderr
+
+
+# --- page -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_stands_by_itself(tmp_path):
+    sizes = (1e6, 1e7, 1e8)
+    rows = [row(f"S{n:.0e}", n, {"glm4v_ext": 2e-10 * n, "torch <old>": 1e-12 * n**1.5}) for n in sizes]
+    rows.append(row("alone", 0, {"glm4v_ext": 1e-3}, op="other", group="other", bytes=0))
+    done = run("bench", "page", results(tmp_path / "a.json", *rows), "--figures", tmp_path / "figures")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "a.html").read_text()
+    assert not re.search(r"https?:|//|<script|<link|src=|@import|url\((?!#)", page)
+    assert page.count("<svg") == 2 and "torch &lt;old&gt;" in page and "<old>" not in page
+    for said in ("a machine", "pytest bench", "abcdef with changes", "50% of memory", "3 / 3 MiB", "5.0 GB/s"):
+        assert said in page, said
+    assert "<td>1.00</td><td>1.50</td>" in page  # growth, of ours and of the peer
+    drawn = {path.name: path.read_bytes() for path in (tmp_path / "figures").iterdir()}
+    assert set(drawn) == {f"{n}.{e}" for n in ("roofline-bfloat16", "made-time-over-ours") for e in ("png", "svg")}
+    assert drawn["roofline-bfloat16.png"].startswith(b"\x89PNG") and b"<svg" in drawn["roofline-bfloat16.svg"]
+
+
+# --- races ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_entry_of_ten_lines(tmp_path):
+    """The README's, in a copy of the bench: rows, ceilings, memory, growth, the page, and the choice of peers."""
+    (entry,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert len([line for line in entry.splitlines() if line]) <= 10
+    shutil.copytree(ROOT / "bench", tmp_path / "bench", ignore=shutil.ignore_patterns("results", "__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    third = ',\n        "third": lambda: x * torch.rsqrt(x.float().square().mean(-1, True) + 1e-5).to(dtype) * weight}'
+    (tmp_path / "bench" / "bench_theirs.py").write_text(entry.replace("weight, 1e-5)}", f"weight, 1e-5){third}"))
+    json_file = tmp_path / "results" / "a.json"
+    options = ["--op", "theirs", "--dtype", "fp32", "--peers", "theirs"]
+    done = pytest_bench(*options, "--benchmark-json", json_file, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(json_file.read_text())
+    rows = [one["extra_info"] for one in found["benchmarks"]]
+    assert len(rows) == 4
+    for one in rows:
+        assert list(one["median_s"]) == ["glm4v_ext", "theirs"] == list(one["peak_mib"])
+        assert {len(seconds) for seconds in one["rounds_s"].values()} == {found["benchmarks"][0]["stats"]["rounds"]}
+        assert one["bound"] in ("compute", "memory") and one["share"] > 0
+    assert set(found["growth"]) == {"theirs forward fp32", "theirs backward fp32"}
+    assert found["ceilings"]["peak_gflops"]["float32"] > 0 and found["ceilings"]["bandwidth_gbs"]
+    assert found["machine_info"]["hardware"] and found["machine_info"]["versions"]["torch"]
+    assert "theirs" in done.stdout and "http" not in json_file.with_suffix(".html").read_text()
+    done = pytest_bench("--op", "theirs", "--benchmark-disable", "--peers", "their", cwd=tmp_path)
+    assert done.returncode == 4 and "must name peers of these benchmarks (theirs, third), got 'their'" in done.stderr
+
+
+def test_peers_agree():
+    """The quick pass: every peer of a few ops is called, and nothing is timed."""
+    few = "rms_norm and 336 or bench_swiglu and S1- or bench_linear and M1 or rope_3d and S1 or decode and B1-KV512"
+    done = pytest_bench("--benchmark-disable", "--dtype", "bf16", "-k", few)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "passed" in done.stdout and "glm4v_ext" not in done.stdout
+
+
+@pytest.mark.slow
+def test_all_peers_agree():
+    done = pytest_bench("--benchmark-disable")
+    assert done.returncode == 0, done.stdout + done.stderr
