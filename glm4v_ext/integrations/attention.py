@@ -141,7 +141,7 @@ def _starts(
 
 
 def _cu_seqlens(starts: Tensor, counts: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Two int32 ``[N + 1]``, of queries and of keys. Traced, N depends on the number of tokens alone: most are empty."""
+    """Two int32 ``[N + 1]``, of queries and of keys. Traced, N comes from the number of tokens; most are empty."""
     flat = starts.flatten()
     if torch.compiler.is_compiling():
         index = torch.arange(len(flat), device=flat.device)

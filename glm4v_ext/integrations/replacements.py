@@ -186,6 +186,12 @@ class VisionRotaryEmbedding(RotaryEmbedding):
 
 
 class TextRotaryEmbedding(RotaryEmbedding):
+    interleaved: ClassVar[bool]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.interleaved = pairs_are_adjacent(sys.modules[cls.stock.__module__])
+
     @classmethod
     def unfit(cls, module: nn.Module) -> str | None:
         if reason := super().unfit(module):
@@ -194,8 +200,7 @@ class TextRotaryEmbedding(RotaryEmbedding):
 
     def settings(self) -> rotary.Rotary:
         theta = self.config.rope_parameters["rope_theta"]
-        interleaved = pairs_are_adjacent(type(self).stock.__module__)
-        return rotary.Rotary(theta, tuple(self.mrope_section), 2 * self.inv_freq.shape[0], interleaved)
+        return rotary.Rotary(theta, tuple(self.mrope_section), 2 * self.inv_freq.shape[0], self.interleaved)
 
 
 class Attention(Replacement):
@@ -223,9 +228,8 @@ def rebound(function: Callable[..., Any], names: dict[str, Any]) -> Callable[...
     return functools.wraps(inner)(copy)
 
 
-@functools.cache
-def pairs_are_adjacent(module: str) -> bool:
+def pairs_are_adjacent(modeling: types.ModuleType) -> bool:
     """Whether a modeling file turns dims 2i and 2i + 1 together, or i and i + D/2: asked of its own function."""
     q = torch.arange(4.0).view(1, 1, 1, 4)
-    turned, _ = sys.modules[module].apply_rotary_pos_emb(q, q, torch.zeros(1, 1, 4), torch.ones(1, 1, 4))
+    turned, _ = modeling.apply_rotary_pos_emb(q, q, torch.zeros(1, 1, 4), torch.ones(1, 1, 4))
     return bool(turned[0, 0, 0, 0] == -1)
