@@ -83,7 +83,7 @@ def attention_mask(
     kv_offset: int = 0,
     mask_function: Callable[..., Tensor] = causal_mask_function,
     attention_mask: Tensor | None = None,  # [B, kv_length], True where a token counts
-    cache_position: Tensor | None = None,  # in place of q_length and q_offset before transformers 5.3
+    cache_position: Tensor | None = None,  # older versions' in place of q_length and q_offset
     use_vmap: bool = False,
     **kwargs: Any,
 ) -> Tensor | Packed | LeftPadded | None:

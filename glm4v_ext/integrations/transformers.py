@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import importlib.metadata
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -47,9 +46,8 @@ HOOKS = (
 OPS = ("flash_attn", *dict.fromkeys(hook.op for hook in HOOKS))
 
 _mapped: list[str] = []  # the towers whose patch mappings are ours
-_towers: weakref.WeakKeyDictionary[nn.Module, Any] = (
-    weakref.WeakKeyDictionary()
-)  # enabled ones; what attention they had
+# Enabled towers, and what their attention was.
+_towers: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
 
 
 def enable(model: nn.Module | None = None, **ops: bool) -> None:
@@ -57,12 +55,12 @@ def enable(model: nn.Module | None = None, **ops: bool) -> None:
 
     Args:
         model: a loaded model, or any module around one; None means every model that `from_pretrained` or `from_config`
-            makes from now on. What an earlier call did is undone first.
+            makes from now on. The last call decides, for each model and for those to come.
         ops: which ones, all True by default: ``flash_attn`` (attention of both towers, images of a batch in one call),
             ``rope``, ``rms_norm``, ``swiglu``, ``linear``, ``patch_embed``, ``interpolate_pos_embed``,
             ``merge_patches`` (the downsample).
 
-    A model loaded with another attention than the default sdpa keeps it, unless it is given here.
+    A model that is loaded with another attention than the default sdpa keeps it.
 
     Raises:
         TypeError: an op is not among them.
@@ -78,25 +76,20 @@ def enable(model: nn.Module | None = None, **ops: bool) -> None:
     if model is not None and not towers:
         raise ValueError(f"enable: model must hold a tower of {', '.join(FAMILIES)}, got {type(model).__name__}")
     _register_attention()
-    disable(model)
     if model is None:
+        _unmap_towers()
         _map_towers(chosen)
     for tower in towers:
+        _restore(tower)
         _install(tower, chosen)
 
 
 def disable(model: nn.Module | None = None) -> None:
     """Undoes :func:`enable`: for ``model``, or for every living model and for those that are loaded from now on."""
-    if model is None and _mapped:
-        from transformers.monkey_patching import unregister_patch_mapping
-
-        unregister_patch_mapping(_mapped)
-        _mapped.clear()
+    if model is None:
+        _unmap_towers()
     for tower in list(_towers) if model is None else list(_towers_in(model)):
-        for module in tower.modules():
-            if isinstance(module, ours.Replacement):
-                module.__class__ = type(module).stock
-        _restore_attention(tower)
+        _restore(tower)
 
 
 def _towers_in(model: nn.Module) -> Iterator[nn.Module]:
@@ -134,8 +127,15 @@ def _install(tower: nn.Module, ops: frozenset[str], loading: bool = False) -> No
             module.__class__ = cls
     for reason in dict.fromkeys(unfit.values()):
         names = ", ".join(op for op in unfit if unfit[op] == reason)
-        where = f"{type(tower).__name__} of transformers {importlib.metadata.version('transformers')}"
-        warnings.warn(f"glm4v_ext leaves {names} alone in {where}: {reason}", stacklevel=4)
+        where = f"{type(tower).__name__} of transformers {_version()}"
+        warnings.warn(f"glm4v_ext leaves {names} alone in {where}: {reason}", stacklevel=3)
+
+
+def _restore(tower: nn.Module) -> None:
+    for module in tower.modules():
+        if isinstance(module, ours.Replacement):
+            module.__class__ = type(module).stock
+    _restore_attention(tower)
 
 
 def _unserved(tower: nn.Module) -> str | None:
@@ -145,6 +145,12 @@ def _unserved(tower: nn.Module) -> str | None:
         if parameter.device.type not in ("cpu", "cuda", "meta"):
             return f"its weights are on {parameter.device}"
     return None
+
+
+def _version() -> str:
+    from transformers import __version__
+
+    return __version__
 
 
 def _wrapped(module: nn.Module) -> str | None:
@@ -208,9 +214,8 @@ def _map_towers(ops: frozenset[str]) -> None:
     try:
         from transformers.monkey_patching import register_patch_mapping
     except ImportError:
-        version = importlib.metadata.version("transformers")
         warnings.warn(
-            f"glm4v_ext: transformers {version} has no patch mapping: enable(model) after loading. Attention is "
+            f"glm4v_ext: transformers {_version()} has no patch mapping: enable(model) after loading. Attention is "
             f"registered, from_pretrained(…, attn_implementation={TEXT_ATTENTION!r}) has it",
             stacklevel=3,
         )
@@ -224,6 +229,14 @@ def _map_towers(ops: frozenset[str]) -> None:
             if isinstance(cls, type) and _family(cls) == family and name.endswith(TOWERS):
                 register_patch_mapping({name: _self_enabling(cls, ops)})
                 _mapped.append(name)
+
+
+def _unmap_towers() -> None:
+    if _mapped:
+        from transformers.monkey_patching import unregister_patch_mapping
+
+        unregister_patch_mapping(_mapped)
+        _mapped.clear()
 
 
 def _self_enabling(stock: type[nn.Module], ops: frozenset[str]) -> type[nn.Module]:
