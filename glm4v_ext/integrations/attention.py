@@ -77,7 +77,7 @@ def attention(
 
 def attention_mask(
     batch_size: int,
-    q_length: int | None = None,
+    q_length: int = 0,
     kv_length: int = 0,
     q_offset: int | Tensor = 0,
     kv_offset: int = 0,

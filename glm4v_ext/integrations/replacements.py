@@ -196,7 +196,8 @@ class TextRotaryEmbedding(RotaryEmbedding):
     def unfit(cls, module: nn.Module) -> str | None:
         if reason := super().unfit(module):
             return reason
-        return None if len(module.mrope_section) == 3 else f"mrope_section is {module.mrope_section}"
+        sections = getattr(module, "mrope_section", None)
+        return None if sections and len(sections) == 3 else f"its mrope_section is {sections}"
 
     def settings(self) -> rotary.Rotary:
         theta = self.config.rope_parameters["rope_theta"]

@@ -106,7 +106,7 @@ def _family(cls: type) -> str | None:
 
 def _install(tower: nn.Module, ops: frozenset[str], loading: bool = False) -> None:
     """Puts ``ops`` into ``tower``. Of each op's modules in it all change, or none."""
-    changes: dict[str, list[tuple[nn.Module, type[nn.Module]]]] = {op: [] for op in ops}
+    changes: dict[str, list[tuple[nn.Module, type[ours.Replacement]]]] = {op: [] for op in ops}
     unfit: dict[str, str] = {}
     if reason := _unserved(tower):
         unfit = dict.fromkeys(sorted(ops), reason)
@@ -116,15 +116,15 @@ def _install(tower: nn.Module, ops: frozenset[str], loading: bool = False) -> No
             continue
         for op, name, replacement in HOOKS:
             if op in ops and stock.__name__.endswith(name):
-                changes[op].append((module, ours.replacing(replacement, stock)))
+                changes[op].append((module, replacement))
                 if op not in unfit and (reason := _wrapped(module) or replacement.unfit(module)):
                     unfit[op] = f"{stock.__name__}: {reason}"
     _towers[tower] = None
     if "flash_attn" in ops - unfit.keys() and (reason := _change_attention(tower, loading)):
         unfit["flash_attn"] = reason
     for op in ops - unfit.keys():
-        for module, cls in changes[op]:
-            module.__class__ = cls
+        for module, replacement in changes[op]:
+            module.__class__ = ours.replacing(replacement, type(module))
     for reason in dict.fromkeys(unfit.values()):
         names = ", ".join(op for op in unfit if unfit[op] == reason)
         where = f"{type(tower).__name__} of transformers {_version()}"
@@ -177,7 +177,7 @@ def _change_attention(tower: Any, loading: bool) -> str | None:
     config = tower.config
     if config.attention_dropout:
         return f"attention_dropout is {config.attention_dropout}, not 0"
-    if loading and config._attn_implementation != "sdpa":
+    if loading and config._attn_implementation not in ("sdpa", TEXT_ATTENTION):
         return f"attn_implementation is {config._attn_implementation!r}, as asked for"
     if type(tower).__name__.endswith("TextModel"):
         _towers[tower] = config._attn_implementation
