@@ -60,19 +60,22 @@ def attention(
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     if cu_seq_lens_q is not None and cu_seq_lens_k is not None and max_length_q is not None:
         lengths = (cu_seq_lens_q, cu_seq_lens_k, int(max_length_q), int(max_length_k or max_length_q))
-        out = flash_attn_varlen_func(*(x.flatten(0, 1) for x in (q, k, v)), *lengths, **options)
-        out = out.unflatten(0, q.shape[:2])
+        out = _rows(q, k, v, *lengths, **options)
     elif isinstance(attention_mask, Packed):
         starts_q, starts_k, longest = attention_mask
-        rows = (x.flatten(0, 1) for x in (q, k, v))
-        out = flash_attn_varlen_func(*rows, starts_q, starts_k, longest, longest, **options)
-        out = out.unflatten(0, q.shape[:2])
+        out = _rows(q, k, v, starts_q, starts_k, longest, longest, **options)
     elif q.shape[1] == k.shape[1] or torch.is_grad_enabled():
         out = flash_attn_func(q, k, v, **options)
     else:
         leftpad = None if attention_mask is None else attention_mask.leftpad
         out = flash_attn_with_kvcache(q, k, v, cache_leftpad=leftpad, **options)
     return out, None
+
+
+def _rows(q: Tensor, k: Tensor, v: Tensor, *lengths: Any, **options: Any) -> Tensor:
+    """A batch ``[B, S, H, D]`` as one row of tokens."""
+    out = flash_attn_varlen_func(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), *lengths, **options)
+    return out.unflatten(0, q.shape[:2])
 
 
 def attention_mask(

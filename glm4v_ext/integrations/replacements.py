@@ -12,7 +12,7 @@ import inspect
 import sys
 import types
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,25 +43,29 @@ class Replacement(nn.Module):
 
     stock: type[nn.Module]  # the class whose place it takes
 
+    if TYPE_CHECKING:  # its attributes are the other's
+
+        def __getattr__(self, name: str) -> Any: ...
+
     @classmethod
-    def unfit(cls, module: nn.Module) -> str | None:
+    def unfit(cls, module: Any) -> str | None:
         """Why ``module``, of a class that this one replaces, keeps its own forward; None if it need not."""
         return None
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class of a replacement is made at run time: pickled is what it is made of.
-        _, _, *state = super().__reduce_ex__(protocol)
-        return _blank, (type(self).__bases__[0], type(self).stock), *state
+        state: Any = super().__reduce_ex__(protocol)
+        return _blank, (type(self).__bases__[0], type(self).stock), *state[2:]
 
 
 @functools.cache
-def replacing(replacement: type[Replacement], stock: type[nn.Module]) -> type[Replacement]:
+def replacing(replacement: type, stock: type) -> type:
     """The class that takes the place of ``stock``, by the same name."""
     origin = {"stock": stock, "__module__": stock.__module__, "__qualname__": stock.__qualname__}
     return type(stock.__name__, (replacement, stock), origin)
 
 
-def _blank(replacement: type[Replacement], stock: type[nn.Module]) -> Replacement:
+def _blank(replacement: type, stock: type) -> nn.Module:
     cls = replacing(replacement, stock)
     return cls.__new__(cls)
 
@@ -86,7 +90,7 @@ class Mlp(Replacement):
     group = 768  # rows
 
     @classmethod
-    def unfit(cls, module: nn.Module) -> str | None:
+    def unfit(cls, module: Any) -> str | None:
         activation = getattr(module, "act_fn", None) or getattr(module, "activation_fn", None)
         if isinstance(activation, nn.SiLU) or type(activation).__name__ == "SiLUActivation":
             return None
@@ -113,7 +117,7 @@ class PatchMerger(Mlp):
 
 class PatchEmbed(Replacement):
     @classmethod
-    def unfit(cls, module: nn.Module) -> str | None:
+    def unfit(cls, module: Any) -> str | None:
         proj = module.proj
         if (
             isinstance(proj, nn.Conv3d)
@@ -132,7 +136,7 @@ class PatchEmbed(Replacement):
 
 class Embeddings(Replacement):
     @classmethod
-    def unfit(cls, module: nn.Module) -> str | None:
+    def unfit(cls, module: Any) -> str | None:
         if getattr(module, "interpolated_method", None) != "bicubic":
             return "it does not interpolate bicubically"
         if module.config.spatial_merge_size != 2:
@@ -148,7 +152,7 @@ class Embeddings(Replacement):
 
 class Downsample(Replacement):
     @classmethod
-    def unfit(cls, module: nn.Module) -> str | None:
+    def unfit(cls, module: Any) -> str | None:
         twos = module.kernel_size == module.stride == (2, 2) and module.padding == (0, 0) and module.groups == 1
         return None if twos and module.bias is not None else f"it is {module}"
 
@@ -167,7 +171,7 @@ class RotaryEmbedding(Replacement):
     kind = "default"
 
     @classmethod
-    def unfit(cls, module: nn.Module) -> str | None:
+    def unfit(cls, module: Any) -> str | None:
         if "position_ids" not in inspect.signature(module.forward).parameters:
             return "its forward takes no position_ids"
         if module.rope_type != cls.kind or module.attention_scaling != 1:
@@ -193,7 +197,7 @@ class TextRotaryEmbedding(RotaryEmbedding):
         cls.interleaved = pairs_are_adjacent(sys.modules[cls.stock.__module__])
 
     @classmethod
-    def unfit(cls, module: nn.Module) -> str | None:
+    def unfit(cls, module: Any) -> str | None:
         if reason := super().unfit(module):
             return reason
         sections = getattr(module, "mrope_section", None)
@@ -214,7 +218,7 @@ class Attention(Replacement):
         cls.forward = rebound(cls.stock.forward, cls.turns)  # type: ignore[method-assign]
 
     @classmethod
-    def unfit(cls, module: nn.Module) -> str | None:
+    def unfit(cls, module: Any) -> str | None:
         if cls.turns.keys() & set(inspect.unwrap(type(module).forward).__code__.co_names):
             return None
         return f"its forward calls none of {', '.join(cls.turns)}"

@@ -14,7 +14,7 @@ from transformers import (
     GlmOcrForConditionalGeneration,
 )
 
-IMAGE, VIDEO, START, END = 90, 91, 92, 93  # tokens
+IMAGE, VIDEO, START, END = 90, 91, 92, 93  # tokens; those of words are smaller
 ROPE = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "mrope_section": [2, 3, 3]}
 TEXT = {
     "vocab_size": 100, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -58,6 +58,7 @@ def make(family, dtype=torch.float32, attention="sdpa", **text):
 def batch(grids=((1, 4, 6), (1, 2, 4)), video=None, words=5, padding=None, rows=1, seed=0):
     """``rows`` prompts of ``words`` words, the pictures (each row has them all) and ``words`` words again.
 
+    ``video``: a grid that is a video's, in place of the pictures; the token of its frames is the pictures' too.
     ``padding``: "left" or "right" pads row r by 3 r tokens. Labels are the tokens, but for padding.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -68,14 +69,11 @@ def batch(grids=((1, 4, 6), (1, 2, 4)), video=None, words=5, padding=None, rows=
 
     for row in range(rows):
         line = some(words)
-        for t, h, w in grids:
-            line += [START, *[IMAGE] * (t * h * w // 4), END]
+        for t, h, w in grids if video is None else [video]:
+            for _ in range(t):
+                line += [START, *[IMAGE] * (h * w // 4), END]
             patches.append(torch.randn(t * h * w, 1176, generator=generator))
             picture_grids.append([t, h, w])
-        if video is not None:
-            t, h, w = video
-            for _ in range(t):
-                line += [94, START, *[VIDEO] * (h * w // 4), END, 95]
         line += some(words)
         pad = [0] * (3 * row)
         ids.append({None: line, "left": pad + line, "right": line + pad}[padding])
@@ -86,12 +84,9 @@ def batch(grids=((1, 4, 6), (1, 2, 4)), video=None, words=5, padding=None, rows=
         line = [0] * (longest - len(line)) + line if padding == "left" else line + [0] * (longest - len(line))
         tokens[row] = torch.tensor(line)
     mask = (tokens != 0).long()
-    kinds = torch.where(tokens == IMAGE, 1, torch.where(tokens == VIDEO, 2, 0))
-    inputs = {"input_ids": tokens, "attention_mask": mask, "mm_token_type_ids": kinds}
-    if grids:
-        inputs |= {"pixel_values": torch.cat(patches), "image_grid_thw": torch.tensor(picture_grids)}
-    if video is not None:
-        t, h, w = video
-        inputs["pixel_values_videos"] = torch.randn(rows * t * h * w, 1176, generator=generator)
-        inputs["video_grid_thw"] = torch.tensor([list(video)] * rows)
-    return inputs
+    inputs = {"input_ids": tokens, "attention_mask": mask}
+    inputs["mm_token_type_ids"] = (tokens == IMAGE).long() * (1 if video is None else 2)
+    names = ("pixel_values", "image_grid_thw") if video is None else ("pixel_values_videos", "video_grid_thw")
+    return (
+        inputs | dict(zip(names, (torch.cat(patches), torch.tensor(picture_grids)), strict=True)) if patches else inputs
+    )
