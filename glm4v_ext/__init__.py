@@ -1,5 +1,6 @@
 """Kernels of GLM-4.1V for torch: loads the native library and re-exports the public functions."""
 
+from . import integrations as integrations
 from ._version import __version__
 from .build import build_info
 from .ops.add_rms_norm import add_rms_norm

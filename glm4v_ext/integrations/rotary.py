@@ -1,0 +1,98 @@
+"""The rotary ops in the shapes that other codebases call them in.
+
+transformers, vLLM and SGLang hand tables of cosines and sines from layer to layer; the ops take positions and compute
+the angles themselves, which is exact at any position and reads less memory. So the calls below have the others' shapes,
+with positions where the tables were.
+Dims: B batch, S tokens each, T tokens, P patches, H query heads, K kv heads, D head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..ops.rope_2d import rope_2d
+from ..ops.rope_3d import rope_3d
+
+
+class Rotary(NamedTuple):
+    """What a rotary embedding is, but for the positions; :func:`glm4v_ext.rope_3d` explains the fields."""
+
+    theta: float = 1e4
+    sections: Sequence[int] = (8, 12, 12)
+    rotary_dim: int = 64
+    interleaved: bool = True
+
+
+GLM_4_1V = Rotary()
+
+
+def apply_rotary_pos_emb(
+    q: Tensor, k: Tensor, position_ids: Tensor, rotary: Rotary = GLM_4_1V, unsqueeze_dim: int = 1
+) -> tuple[Tensor, Tensor]:
+    """transformers' ``apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim)`` of GLM's language models.
+
+    Args:
+        q: ``[B, H, S, D]``, or ``[B, S, H, D]`` with ``unsqueeze_dim=2``.
+        k: the same with K heads.
+        position_ids: ``[3, B, S]`` (time, row, column), or ``[B, S]`` for text alone; B may be 1.
+        rotary: the embedding's settings.
+
+    Returns:
+        The turned q and k, in the order of dims they came in.
+    """
+    if unsqueeze_dim == 1:
+        turned = apply_rotary_pos_emb(q.transpose(1, 2), k.transpose(1, 2), position_ids, rotary, 2)
+        return turned[0].transpose(1, 2), turned[1].transpose(1, 2)
+    rows = q.shape[:2]
+    positions = position_ids.expand(3, *rows).flatten(1)
+    theta, sections, rotary_dim, interleaved = rotary
+    turned = rope_3d(q.flatten(0, 1), k.flatten(0, 1), positions, sections, theta, rotary_dim, interleaved)
+    return turned[0].unflatten(0, rows), turned[1].unflatten(0, rows)
+
+
+def apply_rotary_pos_emb_vision(
+    q: Tensor, k: Tensor, position_ids: Tensor, rotary: Rotary = GLM_4_1V
+) -> tuple[Tensor, Tensor]:
+    """transformers' ``apply_rotary_pos_emb_vision(q, k, cos, sin)``: q and k ``[P, H, D]``, position_ids ``[P, 2]``.
+
+    Of ``rotary`` only theta counts.
+    """
+    return rope_2d(q, k, position_ids, rotary.theta)
+
+
+class MRotaryEmbedding(nn.Module):
+    """vLLM's and SGLang's ``MRotaryEmbedding``: the same arguments, the same call, gradients besides, and no table.
+
+    Args:
+        head_size: D.
+        rotary_dim: how many dims of a head turn.
+        max_position_embeddings: accepted; any position is served.
+        base: theta.
+        is_neox_style: pairs of two halves, not of adjacent dims (GLM-4.1V's are adjacent: False).
+        dtype: accepted; q and k keep theirs.
+        mrope_section: pairs that turn by time, row and column.
+    """
+
+    def __init__(
+        self,
+        head_size: int,
+        rotary_dim: int,
+        max_position_embeddings: int,
+        base: float,
+        is_neox_style: bool,
+        dtype: torch.dtype | None = None,
+        mrope_section: Sequence[int] = (8, 12, 12),
+    ) -> None:
+        super().__init__()
+        self.head_size = head_size
+        self.rotary = Rotary(base, tuple(mrope_section), rotary_dim, not is_neox_style)
+
+    def forward(self, positions: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """``positions [3, T]`` (or ``[T]`` for text), ``query [T, H * D]``, ``key [T, K * D]``; returns both turned."""
+        q, k = (x.unflatten(-1, (-1, self.head_size))[None] for x in (query, key))
+        q, k = apply_rotary_pos_emb(q, k, positions.unsqueeze(-2), self.rotary, unsqueeze_dim=2)
+        return q.reshape(query.shape), k.reshape(key.shape)

@@ -1,0 +1,251 @@
+"""The ops inside Hugging Face's GLM-4.1V (4.5V, 4.6V, OCR) models, through transformers' public hooks.
+
+`enable()` registers attention and patch mappings, so that models loaded from then on have the ops; `enable(model)`
+changes a loaded one. Both end in `_install`, which goes through a tower's modules by the one table below. A module
+changes its class, a tower the name of its attention; `disable()` changes them back.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import warnings
+import weakref
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from . import replacements as ours
+
+FAMILIES = ("glm4v", "glm4v_moe", "glm_ocr")  # glm46v is made of the first two's towers
+TOWERS = ("VisionModel", "TextModel")
+TEXT_ATTENTION, VISION_ATTENTION = "glm4v_ext", "glm4v_ext_flash"  # "flash" makes the tower hand over cu_seqlens
+
+
+class Hook(NamedTuple):
+    op: str  # the switch
+    name: str  # how the names of the classes end
+    replacement: type[ours.Replacement]
+
+
+HOOKS = (
+    Hook("rms_norm", "RMSNorm", ours.RMSNorm),
+    Hook("linear", "Linear", ours.Linear),
+    Hook("swiglu", "TextMLP", ours.Mlp),
+    Hook("swiglu", "isionMlp", ours.Mlp),
+    Hook("swiglu", "VisionPatchMerger", ours.PatchMerger),
+    Hook("patch_embed", "VisionPatchEmbed", ours.PatchEmbed),
+    Hook("interpolate_pos_embed", "VisionEmbeddings", ours.Embeddings),
+    Hook("merge_patches", "Conv2d", ours.Downsample),
+    Hook("rope", "VisionRotaryEmbedding", ours.VisionRotaryEmbedding),
+    Hook("rope", "VisionAttention", ours.Attention),
+    Hook("rope", "TextRotaryEmbedding", ours.TextRotaryEmbedding),
+    Hook("rope", "TextAttention", ours.Attention),
+)
+OPS = ("flash_attn", *dict.fromkeys(hook.op for hook in HOOKS))
+
+_mapped: list[str] = []  # the towers whose patch mappings are ours
+# Enabled towers, and what their attention was.
+_towers: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
+
+
+def enable(model: nn.Module | None = None, **ops: bool) -> None:
+    """Lets transformers' models compute with the ops.
+
+    Args:
+        model: a loaded model, or any module around one; None means every model that `from_pretrained` or `from_config`
+            makes from now on. The last call decides, for each model and for those to come.
+        ops: which ones, all True by default: ``flash_attn`` (attention of both towers, images of a batch in one call),
+            ``rope``, ``rms_norm``, ``swiglu``, ``linear``, ``patch_embed``, ``interpolate_pos_embed``,
+            ``merge_patches`` (the downsample).
+
+    A model that is loaded with another attention than the default sdpa keeps it.
+
+    Raises:
+        TypeError: an op is not among them.
+        ValueError: there is no GLM tower in ``model``.
+
+    Warns:
+        UserWarning: what is left alone, and why: what this version of transformers lacks, or what the ops do not do.
+    """
+    if unknown := ops.keys() - set(OPS):
+        raise TypeError(f"enable: ops must be among {', '.join(OPS)}, got {', '.join(sorted(unknown))}")
+    chosen = frozenset(op for op in OPS if ops.get(op, True))
+    towers = [] if model is None else list(_towers_in(model))
+    if model is not None and not towers:
+        raise ValueError(f"enable: model must hold a tower of {', '.join(FAMILIES)}, got {type(model).__name__}")
+    _register_attention()
+    if model is None:
+        _unmap_towers()
+        _map_towers(chosen)
+    for tower in towers:
+        _restore(tower)
+        _install(tower, chosen)
+
+
+def disable(model: nn.Module | None = None) -> None:
+    """Undoes :func:`enable`: for ``model``, or for every living model and for those that are loaded from now on."""
+    if model is None:
+        _unmap_towers()
+    for tower in list(_towers) if model is None else list(_towers_in(model)):
+        _restore(tower)
+
+
+def _towers_in(model: nn.Module) -> Iterator[nn.Module]:
+    for module in model.modules():
+        if type(module).__name__.endswith(TOWERS) and _family(type(module)) is not None:
+            yield module
+
+
+def _family(cls: type) -> str | None:
+    """The family whose modeling file ``cls`` is from."""
+    *_, family, file = ("", *cls.__module__.split("."))
+    return family if family in FAMILIES and file == f"modeling_{family}" else None
+
+
+def _install(tower: nn.Module, ops: frozenset[str], loading: bool = False) -> None:
+    """Puts ``ops`` into ``tower``. Of each op's modules in it all change, or none."""
+    changes: dict[str, list[tuple[nn.Module, type[ours.Replacement]]]] = {op: [] for op in ops}
+    unfit: dict[str, str] = {}
+    if reason := _unserved(tower):
+        unfit = dict.fromkeys(sorted(ops), reason)
+    for module in tower.modules():
+        stock = type(module)
+        if _family(stock) is None and stock not in (nn.Linear, nn.Conv2d):
+            continue
+        for op, name, replacement in HOOKS:
+            if op in ops and stock.__name__.endswith(name):
+                changes[op].append((module, replacement))
+                if op not in unfit and (reason := _wrapped(module) or replacement.unfit(module)):
+                    unfit[op] = f"{stock.__name__}: {reason}"
+    _towers[tower] = None
+    if "flash_attn" in ops - unfit.keys() and (reason := _change_attention(tower, loading)):
+        unfit["flash_attn"] = reason
+    for op in ops - unfit.keys():
+        for module, replacement in changes[op]:
+            module.__class__ = ours.replacing(replacement, type(module))
+    for reason in dict.fromkeys(unfit.values()):
+        names = ", ".join(op for op in unfit if unfit[op] == reason)
+        where = f"{type(tower).__name__} of transformers {_version()}"
+        warnings.warn(f"glm4v_ext leaves {names} alone in {where}: {reason}", stacklevel=3)
+
+
+def _restore(tower: nn.Module) -> None:
+    for module in tower.modules():
+        if isinstance(module, ours.Replacement):
+            module.__class__ = type(module).stock
+    _restore_attention(tower)
+
+
+def _unserved(tower: nn.Module) -> str | None:
+    for parameter in tower.parameters():
+        if parameter.is_floating_point() and parameter.dtype not in ours.DTYPES:
+            return f"its weights are {parameter.dtype}"
+        if parameter.device.type not in ("cpu", "cuda", "meta"):
+            return f"its weights are on {parameter.device}"
+    return None
+
+
+def _version() -> str:
+    from transformers import __version__
+
+    return __version__
+
+
+def _wrapped(module: nn.Module) -> str | None:
+    if "forward" in vars(module):
+        return "another library has wrapped its forward; enable() before from_pretrained instead"
+    return None
+
+
+# --- attention --------------------------------------------------------------------------------------------------------
+
+
+def _register_attention() -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    from .attention import attention, attention_mask
+
+    for name in (TEXT_ATTENTION, VISION_ATTENTION):
+        AttentionInterface.register(name, attention)
+        AttentionMaskInterface.register(name, attention_mask)
+
+
+def _change_attention(tower: Any, loading: bool) -> str | None:
+    """Names our attention in the tower's configuration, or says why not."""
+    config = tower.config
+    if config.attention_dropout:
+        return f"attention_dropout is {config.attention_dropout}, not 0"
+    if loading and config._attn_implementation not in ("sdpa", TEXT_ATTENTION):
+        return f"attn_implementation is {config._attn_implementation!r}, as asked for"
+    if type(tower).__name__.endswith("TextModel"):
+        _towers[tower] = config._attn_implementation
+        config._attn_implementation = TEXT_ATTENTION
+    else:
+        # A name with "flash" is refused where a model is made from a configuration: the caller's stays as it is.
+        _towers[tower] = config
+        own = copy.deepcopy(config)
+        own._attn_implementation = VISION_ATTENTION
+        _give_config(tower, own)
+    return None
+
+
+def _restore_attention(tower: Any) -> None:
+    before = _towers.pop(tower, None)
+    name = tower.config._attn_implementation
+    if name == VISION_ATTENTION and before is not None:
+        _give_config(tower, before)
+    elif name in (TEXT_ATTENTION, VISION_ATTENTION):
+        tower.config._attn_implementation = before or "sdpa"  # a copy of an enabled model knows of no earlier one
+
+
+def _give_config(tower: Any, config: Any) -> None:
+    before = tower.config
+    for module in tower.modules():
+        if getattr(module, "config", None) is before:
+            module.config = config
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------
+
+
+def _map_towers(ops: frozenset[str]) -> None:
+    try:
+        from transformers.monkey_patching import register_patch_mapping
+    except ImportError:
+        warnings.warn(
+            f"glm4v_ext: transformers {_version()} has no patch mapping: enable(model) after loading. Attention is "
+            f"registered, from_pretrained(…, attn_implementation={TEXT_ATTENTION!r}) has it",
+            stacklevel=3,
+        )
+        return
+    for family in FAMILIES:
+        try:
+            file = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+        except ModuleNotFoundError:  # younger than this transformers
+            continue
+        for name, cls in vars(file).copy().items():
+            if isinstance(cls, type) and _family(cls) == family and name.endswith(TOWERS):
+                register_patch_mapping({name: _self_enabling(cls, ops)})
+                _mapped.append(name)
+
+
+def _unmap_towers() -> None:
+    if _mapped:
+        from transformers.monkey_patching import unregister_patch_mapping
+
+        unregister_patch_mapping(_mapped)
+        _mapped.clear()
+
+
+def _self_enabling(stock: type[nn.Module], ops: frozenset[str]) -> type[nn.Module]:
+    """A class that makes a ``stock`` with ``ops`` in it."""
+
+    def make(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        stock.__init__(self, *args, **kwargs)
+        self.__class__ = stock
+        _install(self, ops, loading=True)
+
+    origin = {"__init__": make, "__module__": stock.__module__, "__qualname__": stock.__qualname__}
+    return type(stock.__name__, (stock,), origin)

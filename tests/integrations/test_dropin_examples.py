@@ -1,0 +1,29 @@
+"""The examples of the drop-in, as a user runs them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("patch_transformers", "the same tokens"), ("flash_attention_in_your_module", "largest difference")],
+)
+def test_example(name, text):
+    command = [sys.executable, ROOT / "examples" / f"{name}.py"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    assert text in done.stdout
+
+
+def test_the_kernels_alone_need_no_transformers():
+    code = (
+        "import sys, glm4v_ext; glm4v_ext.integrations.transformers.OPS; glm4v_ext.integrations.rotary.Rotary(); "
+        "print('transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
+    assert done.stdout.strip() == "False", done.stderr

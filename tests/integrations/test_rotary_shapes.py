@@ -1,0 +1,71 @@
+"""The rotary calls in transformers', vLLM's and SGLang's shapes, against transformers' tables and the definition."""
+
+import pytest
+import torch
+from transformers.models.glm4v import modeling_glm4v
+from transformers.models.glm4v.configuration_glm4v import Glm4vTextConfig, Glm4vVisionConfig
+from transformers.models.glm4v_moe import modeling_glm4v_moe
+from transformers.models.glm4v_moe.configuration_glm4v_moe import Glm4vMoeTextConfig
+
+from glm4v_ext import reference
+from glm4v_ext.integrations.rotary import (
+    MRotaryEmbedding,
+    Rotary,
+    apply_rotary_pos_emb,
+    apply_rotary_pos_emb_vision,
+)
+
+SIZES = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+ROPE = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "mrope_section": [2, 3, 3]}
+SETTINGS = {"sections": (2, 3, 3), "rotary_dim": 16}
+
+
+@pytest.mark.parametrize("heads_first", [True, False])
+@pytest.mark.parametrize(
+    ("modeling", "config", "embedding", "interleaved"),
+    [
+        (modeling_glm4v, Glm4vTextConfig, "Glm4vTextRotaryEmbedding", True),
+        (modeling_glm4v_moe, Glm4vMoeTextConfig, "Glm4vMoeTextRotaryEmbedding", False),
+    ],
+    ids=["glm4v", "glm4v_moe"],
+)
+def test_text(modeling, config, embedding, interleaved, heads_first):
+    positions = torch.randint(0, 50, (3, 2, 7))
+    q, k = torch.randn(2, 2, 7, 32), torch.randn(2, 1, 7, 32)
+    tables = getattr(modeling, embedding)(config(**SIZES, rope_parameters=ROPE))(q, positions)
+    dim = 1 if heads_first else 2
+    if not heads_first:
+        q, k = q.transpose(1, 2), k.transpose(1, 2)
+    theirs = modeling.apply_rotary_pos_emb(q, k, *tables, unsqueeze_dim=dim)
+    ours = apply_rotary_pos_emb(q, k, positions, Rotary(interleaved=interleaved, **SETTINGS), unsqueeze_dim=dim)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_text_positions_alone():
+    q, k, positions = torch.randn(2, 2, 5, 32), torch.randn(2, 1, 5, 32), torch.arange(5)[None]
+    short, long = (apply_rotary_pos_emb(q, k, p, Rotary(**SETTINGS)) for p in (positions, positions.expand(3, 2, 5)))
+    torch.testing.assert_close(short, long)
+
+
+def test_vision():
+    config = Glm4vVisionConfig(hidden_size=64, num_heads=2)
+    positions = torch.randint(0, 30, (9, 2))
+    q, k = torch.randn(9, 2, 32), torch.randn(9, 2, 32)
+    tables = modeling_glm4v.Glm4vVisionRotaryEmbedding(config)(q, positions)
+    theirs = modeling_glm4v.apply_rotary_pos_emb_vision(q, k, *tables)
+    ours = apply_rotary_pos_emb_vision(q, k, positions)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("neox", [True, False])
+@pytest.mark.parametrize("text", [True, False])
+def test_mrope_call(neox, text):
+    layer = MRotaryEmbedding(32, 16, 4096, 1e4, neox, torch.float32, mrope_section=[2, 3, 3])
+    positions = torch.arange(6) if text else torch.randint(0, 40, (3, 6))
+    query, key = torch.randn(6, 4 * 32), torch.randn(6, 32)
+    q, k = layer(positions, query, key)
+    assert q.shape == query.shape and k.shape == key.shape
+    expected = reference.rope_3d(
+        query.view(6, 4, 32), key.view(6, 1, 32), positions.expand(3, 6), (2, 3, 3), 1e4, 16, not neox
+    )
+    torch.testing.assert_close((q, k), (expected[0].flatten(1), expected[1].flatten(1)), rtol=1e-5, atol=1e-5)

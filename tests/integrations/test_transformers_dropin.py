@@ -1,0 +1,385 @@
+"""transformers' GLM models with the ops in them: the numbers they had, and everything restored behind them."""
+
+import copy
+import io
+import warnings
+from contextlib import contextmanager
+
+import pytest
+import torch
+from families import FAMILIES, IMAGE, TEXT, batch, make
+from transformers.monkey_patching import get_patch_mapping
+
+from glm4v_ext.integrations import transformers as dropin
+from glm4v_ext.integrations.replacements import Replacement
+from glm4v_ext.integrations.transformers import OPS, disable, enable
+
+PADDED = {"rows": 3, "padding": "left"}
+GREEDY = {"max_new_tokens": 6, "do_sample": False, "suppress_tokens": list(range(IMAGE, 96))}  # no pictures' tokens
+
+
+@pytest.fixture(autouse=True)
+def _restored():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # nothing is left alone unless a test says so
+        yield
+    disable()
+
+
+@contextmanager
+def enabled(model, **ops):
+    enable(model, **ops)
+    yield model
+    disable(model)
+
+
+def results(model, inputs, **options):
+    """Logits of real tokens, then all gradients, by name."""
+    model.zero_grad()
+    real = inputs["attention_mask"].bool()
+    cast = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+    out = model(**cast, labels=inputs["input_ids"].masked_fill(~real, -100), use_cache=False, **options)
+    out.loss.backward()
+    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return {"logits": out.logits.detach()[real], **grads}
+
+
+def exact_results(model, inputs):
+    model = copy.deepcopy(model).double()
+    if model.config.model_type == "glm4v_moe":
+        model.set_experts_implementation("eager")  # the default knows no double precision
+    return results(model, inputs)
+
+
+def assert_like_stock(ours, stock, exact, dtype):
+    """The largest error of all results, each relative to its largest value, is at most twice that of stock's."""
+    assert ours.keys() == stock.keys() == exact.keys()
+
+    def error(some, name):
+        return ((some[name].double() - exact[name].double()).abs().max() / exact[name].abs().max().clamp(1e-6)).item()
+
+    bound = 2 * max(error(stock, name) for name in exact) + torch.finfo(dtype).eps
+    errors = {name: error(ours, name) for name in exact}
+    assert max(errors.values()) <= bound, (max(errors.items(), key=lambda e: e[1]), bound)
+
+
+def kinds(model):
+    return {name: type(module) for name, module in model.named_modules()}
+
+
+def attentions(model):
+    return [(c, c._attn_implementation) for m in model.modules() if (c := getattr(m, "config", None)) is not None]
+
+
+def replaced(model):
+    return {type(m).__name__ for m in model.modules() if isinstance(m, Replacement)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_and_all_gradients(family, dtype):
+    # All experts at work: which ones a router chooses is no continuous function.
+    experts = {"num_experts_per_tok": 4} if family == "glm4v_moe" else {}
+    model, inputs = make(family, dtype, **experts), batch(**PADDED)
+    exact = exact_results(model, inputs)
+    stock = results(model, inputs)
+    with enabled(model):
+        ours = results(model, inputs)
+    assert_like_stock(ours, stock, exact, dtype)
+    again = results(model, inputs)
+    assert all(torch.equal(again[name], stock[name]) for name in stock)  # and restored
+
+
+@pytest.mark.parametrize(
+    "case", [{}, {"rows": 3, "padding": "right"}, {"rows": 2, "video": (2, 4, 4)}, {"grids": (), "words": 9}], ids=str
+)
+def test_batches(case):
+    model, inputs = make("glm4v"), batch(**case)
+    exact, stock = exact_results(model, inputs), results(model, inputs)
+    with enabled(model):
+        assert_like_stock(results(model, inputs), stock, exact, torch.float32)
+
+
+@pytest.mark.parametrize("family", ["glm4v", "glm_ocr"])
+def test_packed_sequences(family):
+    """Two sequences in one row, told apart by text positions that start anew."""
+    model = make(family)
+    text = torch.cat([torch.arange(7), torch.arange(12)]).expand(4, 1, -1)
+    ids = torch.randint(1, 90, (1, 19))
+    run = {"input_ids": ids, "position_ids": text, "use_cache": False}
+    with torch.no_grad():
+        stock = model(**run).logits
+        alone = model(input_ids=ids[:, 7:], use_cache=False).logits
+        with enabled(model):
+            ours = model(**run).logits
+    torch.testing.assert_close(ours, stock, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours[:, 7:], alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_switches(op):
+    model, inputs = make("glm4v"), batch(rows=2, padding="left")
+    before, attention_before = kinds(model), attentions(model)
+    exact, stock = exact_results(model, inputs), results(model, inputs)
+    with enabled(model, **{name: name == op for name in OPS}):
+        names = {name for hook_op, name, _ in dropin.HOOKS if hook_op == op}
+        assert len(replaced(model)) == len(names)
+        assert all(any(cls.endswith(name) for name in names) for cls in replaced(model))
+        assert (attentions(model) != attention_before) == (op == "flash_attn")
+        assert_like_stock(results(model, inputs), stock, exact, torch.float32)
+    assert kinds(model) == before
+    assert all(a is b and x == y for (a, x), (b, y) in zip(attentions(model), attention_before, strict=True))
+
+
+@pytest.mark.parametrize("video", [None, (2, 4, 2)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generate_with_left_padding(family, video):
+    model, inputs = make(family), batch(rows=3, padding="left", video=video)
+    stock = model.generate(**inputs, **GREEDY)
+    with enabled(model):
+        assert torch.equal(model.generate(**inputs, **GREEDY), stock)
+        assert torch.equal(model.generate(**inputs, **GREEDY, use_cache=False), stock)
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 2}, {"cache_implementation": "static"}], ids=str)
+def test_generate_otherwise(options):
+    model, inputs = make("glm4v"), batch(rows=2, padding="left")
+    options = {**GREEDY, **options, "disable_compile": True}
+    stock = model.generate(**inputs, **options)
+    with enabled(model):
+        assert torch.equal(model.generate(**inputs, **options), stock)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_enabled_before_loading(family, tmp_path):
+    model, inputs = make(family), batch()
+    model.save_pretrained(tmp_path)
+    before = kinds(model)
+    enable()
+    loaded = type(model).from_pretrained(tmp_path)
+    assert replaced(loaded) >= {"Linear", "Conv2d"} and len(replaced(loaded)) >= 9
+    assert type(loaded.model.visual) is type(model.model.visual)
+    disable()
+    assert (
+        get_patch_mapping() == {} and kinds(loaded) == before and kinds(type(model).from_pretrained(tmp_path)) == before
+    )
+    with torch.no_grad():
+        stock = loaded(**inputs).logits
+        enable(model)
+        torch.testing.assert_close(model(**inputs).logits, stock, rtol=1e-4, atol=1e-4)
+    model.save_pretrained(tmp_path)  # an enabled model's checkpoint is anyone's
+    again = type(model).from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(again(**inputs).logits, stock)
+
+
+def test_the_last_call_decides(tmp_path):
+    model = make("glm4v")
+    before = kinds(model)
+    enable(model)
+    enable(model, **{op: op == "rope" for op in OPS})
+    assert len(replaced(model)) == 4
+    enable()
+    enable(rms_norm=False)  # for models to come
+    assert len(replaced(model)) == 4
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert "Linear" in replaced(loaded) and "Glm4vRMSNorm" not in replaced(loaded)
+    enable(loaded)
+    assert "Glm4vRMSNorm" in replaced(loaded)
+    disable(loaded)
+    assert kinds(loaded) == before != kinds(model)
+    disable()
+    assert kinds(model) == before
+
+
+def test_copies_and_pickles():
+    model, inputs = make("glm4v"), batch()
+    enable(model)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        for twin in (copy.deepcopy(model), torch.load(file, weights_only=False)):
+            assert kinds(twin) == kinds(model)
+            assert torch.equal(twin(**inputs).logits, expected)
+            disable(twin)
+            assert not replaced(twin) and {name for _, name in attentions(twin)} == {"sdpa"}
+            twin(**inputs)
+    type(model)(model.config)  # a model made from an enabled one's configuration
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing(reentrant):
+    model, inputs = make("glm4v").train(), batch(rows=2, padding="right")
+    exact, stock = exact_results(model, inputs), results(model, inputs)
+    enable(model)
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    assert_like_stock(results(model, inputs), stock, exact, torch.float32)
+
+
+def test_autocast():
+    model, inputs = make("glm4v"), batch(rows=2, padding="left")
+    exact = results(model, inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        stock = results(model, inputs)
+        enable(model)
+        ours = results(model, inputs)
+    assert {k: v.dtype for k, v in ours.items()} == {k: v.dtype for k, v in stock.items()}
+    assert_like_stock(ours, stock, exact, torch.bfloat16)
+
+
+@pytest.mark.parametrize("first", ["enable", "peft"])
+def test_lora(first):
+    peft = pytest.importorskip("peft")
+    inputs = batch(rows=2, padding="left")
+
+    def adapted(model):
+        names = ["q_proj", "v_proj", "qkv", "gate_up_proj", "down_proj"]
+        adapter = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=names))
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for name, parameter in adapter.named_parameters():
+                if "lora_" in name:
+                    parameter.copy_(torch.randn(parameter.shape) * 0.1)
+        return adapter
+
+    exact, stock = results(adapted(make("glm4v").double()), inputs), results(adapted(make("glm4v")), inputs)
+    model = make("glm4v")
+    if first == "enable":
+        enable(model)
+        model = adapted(model)
+    else:
+        model = adapted(model)
+        enable(model)
+    ours = results(model, inputs)
+    assert len(ours) == len(stock) > 20
+    assert_like_stock(ours, stock, exact, torch.float32)
+
+
+def test_norms_that_an_adapter_keeps_in_fp32():
+    """k-bit training casts norms to fp32 under bf16 activations: such a call goes transformers' way."""
+    model, inputs = make("glm4v", torch.bfloat16), batch()
+    for module in model.modules():
+        if type(module).__name__ == "Glm4vRMSNorm":
+            module.float()
+    inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
+    norm = model.model.language_model.norm
+    enable(model)
+    x = torch.randn(2, 64, dtype=torch.bfloat16)
+    assert norm(x).dtype == torch.float32
+
+
+def test_trainer_loss_curve(tmp_path):
+    pytest.importorskip("accelerate")
+    from transformers import Trainer, TrainingArguments
+
+    rows = [batch(seed=seed, words=4) for seed in range(12)]
+
+    def collate(some):
+        joined = {k: torch.cat([row[k] for row in some]) for k in some[0]}
+        return {**joined, "labels": joined["input_ids"]}
+
+    def curve(prepare):
+        model = make("glm4v")
+        prepare(model)
+        arguments = TrainingArguments(
+            tmp_path, per_device_train_batch_size=2, max_steps=6, learning_rate=3e-3, logging_steps=1, report_to=[],
+            save_strategy="no", use_cpu=True, disable_tqdm=True, remove_unused_columns=False, seed=0,
+        )  # fmt: skip
+        trainer = Trainer(model, arguments, train_dataset=rows, data_collator=collate)
+        trainer.train()
+        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+    stock, ours = curve(lambda model: None), curve(enable)
+    assert len(stock) == 6 and stock[-1] < stock[0]
+    torch.testing.assert_close(torch.tensor(ours), torch.tensor(stock), rtol=1e-3, atol=1e-3)
+
+
+def test_compile():
+    """One graph of the language model, padding included, and of the tower with its index made beforehand."""
+    model = make("glm4v")
+    enable(model)
+    text, tower = model.model.language_model, model.model.visual
+    x, mask = torch.randn(2, 6, 64), torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    run = {"inputs_embeds": x, "attention_mask": mask, "use_cache": False}
+    compiled = torch.compile(text, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(**run).last_hidden_state, text(**run).last_hidden_state)
+    grid, patches = torch.tensor([[1, 4, 4]]), torch.randn(16, 1176)
+    index = {
+        "position_ids": torch.randint(4, (16, 2)),
+        "cu_seqlens": torch.tensor([0, 16], dtype=torch.int32),
+        "max_seqlen": 16,
+    }
+    compiled = torch.compile(tower, fullgraph=True, backend="aot_eager")
+    out, plain = (f(patches, grid_thw=grid, **index).pooler_output for f in (compiled, tower))
+    torch.testing.assert_close(out, plain)
+
+
+def test_outputs_still_recorded():
+    model, inputs = make("glm4v"), batch()
+    enable(model)
+    with torch.no_grad():
+        assert len(model(**inputs, output_hidden_states=True).hidden_states) == TEXT["num_hidden_layers"] + 1
+
+
+# --- what is left alone, by name --------------------------------------------------------------------------------------
+
+
+def test_other_rope_types():
+    model = make("glm4v", rope_parameters={**TEXT["rope_parameters"], "rope_type": "linear", "factor": 2.0})
+    with pytest.warns(UserWarning, match=r"leaves rope alone in Glm4vTextModel .*rope_type is 'linear'"):
+        enable(model)
+    assert {"Glm4vVisionAttention", "Glm4vRMSNorm"} <= replaced(model) and "Glm4vTextAttention" not in replaced(model)
+
+
+def test_dropout():
+    model = make("glm4v", attention_dropout=0.1)
+    with pytest.warns(UserWarning, match=r"leaves flash_attn alone .*attention_dropout is 0.1"):
+        enable(model)
+    assert model.config.text_config._attn_implementation == "sdpa"
+
+
+def test_attention_asked_for(tmp_path):
+    model = make("glm_ocr")
+    model.save_pretrained(tmp_path)
+    enable()
+    with pytest.warns(UserWarning, match="attn_implementation is 'eager', as asked for"):
+        loaded = type(model).from_pretrained(tmp_path, attn_implementation="eager")
+    assert {name for _, name in attentions(loaded)} == {"eager"}
+    enable(loaded)
+    assert "glm4v_ext" in {name for _, name in attentions(loaded)}
+    disable(loaded)
+    assert {name for _, name in attentions(loaded)} == {"eager"}
+
+
+def test_wrapped_forwards():
+    """As accelerate wraps modules of models on several devices."""
+    model, inputs = make("glm4v"), batch()
+    norm = model.model.language_model.norm
+    norm.forward = norm.forward
+    with pytest.warns(UserWarning, match=r"rms_norm.* alone in Glm4vTextModel .*wrapped"):
+        enable(model)
+    with torch.no_grad():
+        model(**inputs)
+
+
+def test_double_precision():
+    with pytest.warns(UserWarning, match=r"its weights are torch.float64"):
+        enable(make("glm4v").double())
+
+
+def test_older_transformers(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "transformers.monkey_patching", None)
+    with pytest.warns(UserWarning, match=r"has no patch mapping: enable\(model\) after loading"):
+        enable()
+
+
+def test_refusals():
+    with pytest.raises(TypeError, match=r"ops must be among flash_attn, .*got flash"):
+        enable(flash=True)
+    with pytest.raises(ValueError, match="model must hold a tower of glm4v, glm4v_moe, glm_ocr, got Linear"):
+        enable(torch.nn.Linear(1, 1))
