@@ -3,8 +3,8 @@
     python .ci/wheels.py [cpu] [cuda]
 
 Labels are torch's: +cpu, and +cu130 where nvcc is of CUDA 13.0. Both wheels load in every torch >= 2.10, built with
-CUDA or without; pip takes the CUDA one where it sees both. auditwheel finds the oldest glibc that they run with; torch's
-libraries stay out, since the installed torch has them.
+CUDA or without; pip takes the CUDA one where it sees both. auditwheel finds the oldest glibc that they run with and
+leaves torch's libraries out, which the installed torch has.
 """
 
 from __future__ import annotations
