@@ -27,7 +27,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = f"glm4v-ext {release}"
 html_copy_source = False
-exclude_patterns = ["README.md"]
+smartquotes = False  # flags keep their two dashes
 
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
