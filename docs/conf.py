@@ -48,9 +48,9 @@ class Measured(Directive):
     def run(self) -> list[nodes.Node]:
         op = self.arguments[0] if self.arguments else None
         found: list[nodes.Node] = []
-        for path in sorted(RESULTS.glob("*.json")):
-            record = json.loads(path.read_text())
-            if rows := list(_rows(record, op)):
+        for path in sorted(RESULTS.rglob("*.json")):
+            record = _read(path)
+            if "machine_info" in record and (rows := list(_rows(record, op))):
                 found += [nodes.paragraph(text=_machine(record)), _table(rows)]
         return found or [nodes.paragraph(text="Nothing is recorded yet.")]
 
@@ -59,30 +59,46 @@ def add_results(app: Any, name: str, source: list[str]) -> None:
     """Pages and plots as the benchmarks wrote them, behind the page of benchmarks."""
     if name != "benchmarks":
         return
-    for path in sorted(RESULTS.glob("*.svg")):
-        source[0] += f"\n![{path.stem}](../bench/results/{path.name})\n"
-    for path in sorted(RESULTS.glob("*.md")):
-        source[0] += f"\n```{{include}} ../bench/results/{path.name}\n:heading-offset: 1\n```\n"
+    for path in sorted(RESULTS.rglob("*.svg")):
+        source[0] += f"\n![{path.stem}](../{path.relative_to(ROOT)})\n"
+    for path in sorted(RESULTS.rglob("*.md")):
+        source[0] += f"\n```{{include}} ../{path.relative_to(ROOT)}\n:heading-offset: 1\n```\n"
 
 
 def _machine(record: dict[str, Any]) -> str:
-    machine = record["machine"]
+    machine = record["machine_info"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     threads = "one thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
-    return f"{machine['hardware']}, {threads}, {machine['isa']}; {versions}; {'; '.join(record['commands'])}."
+    return f"{machine['hardware']}, {threads}, {machine['isa']}; {versions}; {machine['command']}"
 
 
 def _rows(record: dict[str, Any], op: str | None) -> Iterator[list[str]]:
-    """Name, our time, each peer's and how many times longer it takes, share of the ceiling."""
-    for name, row in record.get("rows", {}).items():
-        of, _, case = name.partition(": ")
-        ours = row["seconds"].get("glm4v_ext")
-        if op not in (None, of) or ours is None:
+    """Case, our time, each peer's and how many times longer it takes, our share of the ceiling that bounds it."""
+    for benchmark in record["benchmarks"]:
+        row = benchmark["extra_info"]
+        if op not in (None, row.get("op")) or "median_s" not in row:
             continue
-        peers = [(peer, s) for peer, s in row["seconds"].items() if peer != "glm4v_ext" and s]
-        share = f"{row['gflops'] / row['ceiling_gflops']:.0%}" if row.get("ceiling_gflops") else ""
+        (_, ours), *peers = row["median_s"].items()
+        bounds = (("flops", "ceiling_gflops"), ("bytes", "ceiling_gbs"))
+        least = max(row[work] / row[ceiling] / 1e9 if row[ceiling] else 0.0 for work, ceiling in bounds)
         times = ", ".join(f"{peer} {_time(s)} ({s / ours:.1f}x)" for peer, s in peers)
-        yield [case if op else name, _time(ours), times, share]
+        yield [row["case"], _time(ours), times, f"{least / ours:.0%}" if least else ""]
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    """A run's JSON; files of before the harness wrote them itself hold rows alone."""
+    record = json.loads(path.read_text())
+    if "rows" not in record:
+        return record
+    benchmarks = []
+    for name, row in record["rows"].items():
+        op, _, case = name.partition(": ")
+        facts = {"op": op, "case": case, "median_s": row["seconds"], "flops": 0, "bytes": 0, "ceiling_gbs": 0}
+        facts["ceiling_gflops"] = row.get("ceiling_gflops", 0)
+        facts["flops"] = row.get("gflops", 0) * 1e9 * next(iter(row["seconds"].values()))
+        benchmarks.append({"extra_info": facts})
+    machine = {**record["machine"], "command": "; ".join(record["commands"])}
+    return {"machine_info": machine, "benchmarks": benchmarks}
 
 
 def _time(seconds: float) -> str:

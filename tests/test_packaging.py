@@ -45,7 +45,7 @@ def source(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture
 def environment(tmp_path) -> dict[str, str]:
-    """A fresh virtual environment; PATH has no nvcc."""
+    """A fresh virtual environment that sees no source tree; PATH has no nvcc."""
     run(sys.executable, "-m", "venv", str(tmp_path / "env"))
     hidden = [p for p in os.environ["PATH"].split(":") if not (pathlib.Path(p) / "nvcc").exists()]
     tools = tmp_path / "tools"  # the compiler, where it shares a folder with nvcc
@@ -54,7 +54,7 @@ def environment(tmp_path) -> dict[str, str]:
         if found := shutil.which(tool):
             (tools / tool).symlink_to(found)
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         "PATH": ":".join([str(tmp_path / "env" / "bin"), str(tools), *hidden]),
         "PIP_CONSTRAINT": str(ROOT / "constraints.txt"),
         "PYTHON": str(tmp_path / "env" / "bin" / "python"),
