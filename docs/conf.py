@@ -82,7 +82,8 @@ def _rows(record: dict[str, Any], op: str | None) -> Iterator[list[str]]:
         bounds = (("flops", "ceiling_gflops"), ("bytes", "ceiling_gbs"))
         least = max(row[work] / row[ceiling] / 1e9 if row[ceiling] else 0.0 for work, ceiling in bounds)
         times = ", ".join(f"{peer} {_time(s)} ({s / ours:.1f}x)" for peer, s in peers)
-        yield [row["case"], _time(ours), times, f"{least / ours:.0%}" if least else ""]
+        case = row["case"] if op or row["case"].startswith(row["op"]) else f"{row['op']}: {row['case']}"
+        yield [case, _time(ours), times, f"{least / ours:.0%}" if least else ""]
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
