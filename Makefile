@@ -10,7 +10,7 @@ CXX := $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
 # Passive waiting in tests only: two busy processes on two cores would otherwise spin at every OpenMP barrier.
 PYTEST := OMP_WAIT_POLICY=passive HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-.PHONY: demo test test-fast test-slow gpu-check bench lint format build
+.PHONY: demo test test-fast test-slow gpu-check bench docs wheels lint format build
 
 # It trains on the CPU: where nothing is built yet, it is spared the minutes that CUDA kernels take to compile.
 ifeq ($(wildcard glm4v_ext/libglm4v_ops.so),)
@@ -33,6 +33,13 @@ gpu-check: build
 
 bench: build
 	$(BIN)/python -m pytest bench --benchmark-json=$(OUT)/bench.json $(ARGS)
+
+docs: build
+	$(BIN)/python -m sphinx -q -W --keep-going -n docs build/docs
+	@echo build/docs/index.html
+
+wheels: .venv/.ready
+	$(BIN)/python .ci/wheels.py
 
 lint: build
 	$(BIN)/ruff check .

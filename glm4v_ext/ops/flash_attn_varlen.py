@@ -82,12 +82,11 @@ def flash_attn_func(
     deterministic: bool = False,
     return_attn_probs: bool = False,
 ):
-    """:func:`flash_attn_varlen_func` for sequences of one length.
+    """:func:`flash_attn_varlen_func` for sequences of one length; arguments that are not named here are that one's.
 
     Args:
         q: ``[B, Sq, H, D]``.
         k, v: ``[B, Sk, K, D]``.
-        The others are those of :func:`flash_attn_varlen_func`.
 
     Returns:
         ``out [B, Sq, H, D]``, or ``(out, lse [B, H, Sq] float32, None)`` with ``return_attn_probs``.

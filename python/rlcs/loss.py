@@ -56,7 +56,7 @@ def policy_loss(
         reference: ``[T]`` for the KL term.
 
     Returns:
-        (scalar, {"clip_high", "clip_low", "ratio", "kl_old", "mismatch"}): shares and means over the trained tokens.
+        A scalar, and clip_high, clip_low, ratio, kl_old and mismatch by name, shares and means over the trained tokens.
     """
     tokens, samples = len(new), len(advantages)
     lengths = (cu_seqlens[1:] - cu_seqlens[:-1]).long()
