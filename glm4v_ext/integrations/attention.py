@@ -84,7 +84,7 @@ def attention_mask(
     kv_length: int = 0,
     q_offset: int | Tensor = 0,
     kv_offset: int = 0,
-    mask_function: Callable[..., Tensor] = causal_mask_function,
+    mask_function: Callable[..., Any] = causal_mask_function,
     attention_mask: Tensor | None = None,  # [B, kv_length], True where a token counts
     cache_position: Tensor | None = None,  # older versions' in place of q_length and q_offset
     use_vmap: bool = False,
@@ -97,7 +97,7 @@ def attention_mask(
         where = {"cache_position": cache_position}
         q_length, q_offset = len(cache_position), int(cache_position[0])
 
-    def all_pairs() -> Tensor:
+    def all_pairs() -> Tensor | None:
         arguments = {**kwargs, **where, "kv_offset": kv_offset, "use_vmap": use_vmap, "allow_is_causal_skip": False}
         return sdpa_mask(
             batch_size, kv_length=kv_length, mask_function=mask_function, attention_mask=attention_mask, **arguments
@@ -124,7 +124,7 @@ def attention_mask(
 
 
 def _starts(
-    batch: int, length: int, mask_function: Callable[..., Tensor], counts: Tensor | None, device: Any
+    batch: int, length: int, mask_function: Callable[..., Any], counts: Tensor | None, device: Any
 ) -> Tensor | None:
     """bool ``[B, S]``: where a sequence starts; None if the mask function is not that of packed sequences."""
     device = counts.device if counts is not None else device

@@ -59,13 +59,13 @@ class Replacement(nn.Module):
 
 
 @functools.cache
-def replacing(replacement: type, stock: type) -> type:
+def replacing(replacement: Any, stock: Any) -> Any:
     """The class that takes the place of ``stock``, by the same name."""
     origin = {"stock": stock, "__module__": stock.__module__, "__qualname__": stock.__qualname__}
     return type(stock.__name__, (replacement, stock), origin)
 
 
-def _blank(replacement: type, stock: type) -> nn.Module:
+def _blank(replacement: Any, stock: Any) -> Replacement:
     cls = replacing(replacement, stock)
     return cls.__new__(cls)
 

@@ -26,7 +26,7 @@ TEXT_ATTENTION, VISION_ATTENTION = "glm4v_ext", "glm4v_ext_flash"  # "flash" mak
 class Hook(NamedTuple):
     op: str  # the switch
     name: str  # how the names of the classes end
-    replacement: type[ours.Replacement]
+    replacement: Any  # subclass of ours.Replacement
 
 
 HOOKS = (
@@ -106,25 +106,25 @@ def _family(cls: type) -> str | None:
 
 def _install(tower: nn.Module, ops: frozenset[str], loading: bool = False) -> None:
     """Puts ``ops`` into ``tower``. Of each op's modules in it all change, or none."""
-    changes: dict[str, list[tuple[nn.Module, type[ours.Replacement]]]] = {op: [] for op in ops}
+    changes: dict[str, list[tuple[nn.Module, Any]]] = {op: [] for op in ops}
     unfit: dict[str, str] = {}
     if reason := _unserved(tower):
         unfit = dict.fromkeys(sorted(ops), reason)
     for module in tower.modules():
-        stock = type(module)
+        stock: Any = type(module)
         if _family(stock) is None and stock not in (nn.Linear, nn.Conv2d):
             continue
         for op, name, replacement in HOOKS:
             if op in ops and stock.__name__.endswith(name):
-                changes[op].append((module, replacement))
+                changes[op].append((module, (replacement, stock)))
                 if op not in unfit and (reason := _wrapped(module) or replacement.unfit(module)):
                     unfit[op] = f"{stock.__name__}: {reason}"
     _towers[tower] = None
     if "flash_attn" in ops - unfit.keys() and (reason := _change_attention(tower, loading)):
         unfit["flash_attn"] = reason
     for op in ops - unfit.keys():
-        for module, replacement in changes[op]:
-            module.__class__ = ours.replacing(replacement, type(module))
+        for module, pair in changes[op]:
+            module.__class__ = ours.replacing(*pair)
     for reason in dict.fromkeys(unfit.values()):
         names = ", ".join(op for op in unfit if unfit[op] == reason)
         where = f"{type(tower).__name__} of transformers {_version()}"
@@ -134,7 +134,8 @@ def _install(tower: nn.Module, ops: frozenset[str], loading: bool = False) -> No
 def _restore(tower: nn.Module) -> None:
     for module in tower.modules():
         if isinstance(module, ours.Replacement):
-            module.__class__ = type(module).stock
+            stock: Any = type(module).stock
+            module.__class__ = stock
     _restore_attention(tower)
 
 
