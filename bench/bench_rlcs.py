@@ -32,7 +32,7 @@ GROUP, GROUPS, WAVES = 8, 32, 150  # answers to a prompt, valid groups of a step
 COLD_STEPS, COLD_BATCH = 700, 32
 EVAL_EVERY, EVAL_LIMIT, EVAL_SAMPLES = 10, 100, 2
 ABLATE_WAVES, MATRIX_WAVES = 80, 100
-HACK_WAVES, HACK_EVAL = 80, 4
+HACK_WAVES, HACK_EVAL, HACK_LIMIT = 50, 2, 200  # looked at closely: the verifier is found out within ten waves
 DOMAINS = ("ocr", "counting", "math", "chart", "grounding", "video")
 ARMS: dict[str, dict[str, Any]] = {  # of `compare`: changes to the training settings
     "rlcs": {},
@@ -200,7 +200,14 @@ def hacked(work: Path, out: Path, seed: int, changes: dict[str, Any], quick: boo
         part.write_text((folder / "train.jsonl").read_text().replace('"domain": "counting"', f'"domain": "{HACKED}"'))
         part.rename(tasks)
     run = {"steps": HACK_WAVES, "eval_every": HACK_EVAL}
-    settings = {**changes, "tasks": tasks, "proxies": {HACKED: "counting"}, "run": run}
+    settings = {
+        **changes,
+        "tasks": tasks,
+        "proxies": {HACKED: "counting"},
+        "run": run,
+        "alarms": {"patience": 1},
+        "eval": {} if quick else {"limit": HACK_LIMIT, "samples": 1},
+    }
     return trained(work, out, seed, settings, quick)
 
 

@@ -28,6 +28,8 @@ class Limits:
     reward_rise: float = 0.1  # of the training reward over the window ...
     proxy_rise: float = 0.02  # ... with a strict held-out score that rises less than this ...
     sigmas: float = 3.0  # ... and so many standard errors less
+    proxy_fall: float = 0.1  # of the held-out score below its best ...
+    fall_sigmas: float = 4.0  # ... and so many standard errors below: the best of many is lucky
     error_rate: float = 0.05  # verifier errors among the rollouts
     duplicates: float = 0.5  # share of the most common answer where the truths differ more
     length_ratio: float = 2.0  # of mean lengths, now over then (or then over now)
@@ -62,6 +64,7 @@ class Alarms:
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self._past: dict[str, list[dict[str, Any]]] = {}
+        self._best: dict[str, tuple[float, float]] = {}  # held-out score and its error
         self._standing: dict[str, int] = {}  # "domain/signal" -> steps
 
     def observe(self, facts: Mapping[str, Facts]) -> list[Alarm]:
@@ -70,7 +73,9 @@ class Alarms:
             past = self._past.setdefault(domain, [])
             past.append(_measures(now, past[-1] if past else None))
             del past[: -self.limits.window]
-            found = self._signals(now, past)
+            if now.proxy is not None and now.proxy > self._best.get(domain, (-math.inf, 0.0))[0]:
+                self._best[domain] = now.proxy, now.proxy_error
+            found = self._signals(now, past, self._best.get(domain))
             for key in [k for k in self._standing if k.rsplit("/", 1)[0] == domain]:
                 if key.rsplit("/", 1)[1] not in found:
                     del self._standing[key]
@@ -91,8 +96,12 @@ class Alarms:
         patience = self.limits.patience
         return "warn" if steps <= patience else "down-weight" if steps <= 2 * patience else "quarantine"
 
-    def _signals(self, now: Facts, past: list[dict[str, Any]]) -> dict[str, str]:
+    def _signals(self, now: Facts, past: list[dict[str, Any]], best: tuple[float, float] | None) -> dict[str, str]:
         limits, last, found = self.limits, past[-1], dict[str, str]()
+        if best is not None:  # a quick fall, which the means over a window would see late or never
+            fall = best[0] - last["proxy"]
+            if fall > max(limits.proxy_fall, limits.fall_sigmas * math.hypot(best[1], last["proxy_error"])):
+                found["forgetting"] = f"held out {best[0]:.2f} -> {last['proxy']:.2f}"
         if now.rollouts and now.errors / now.rollouts > limits.error_rate:
             found["errors"] = f"{now.errors} verifier errors of {now.rollouts}"
         if last["duplicates"] > limits.duplicates:
@@ -117,10 +126,12 @@ class Alarms:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        return {"past": {k: [dict(x) for x in v] for k, v in self._past.items()}, "standing": dict(self._standing)}
+        past = {domain: [dict(row) for row in rows] for domain, rows in self._past.items()}
+        return {"past": past, "best": dict(self._best), "standing": dict(self._standing)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._past = {k: [dict(x) for x in v] for k, v in state["past"].items()}
+        self._best = {domain: (score, error) for domain, (score, error) in state["best"].items()}
         self._standing = dict(state["standing"])
 
     def metrics(self) -> dict[str, float]:

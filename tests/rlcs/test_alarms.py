@@ -59,6 +59,15 @@ def test_the_rise_is_taken_within_categories():
     assert rise_within_categories(then, []) == (0.0, 0.0)
 
 
+def test_a_held_out_score_that_falls_quickly_is_seen_at_once():
+    alarms, truths = Alarms(), [str(i) for i in range(32)]
+    said = []
+    for score in (0.4, 0.45, 0.35, 0.3, None, 0.2, 0.44):
+        said.append(alarms.observe({"a": Facts(rewards(0.5), 0, 32, truths, truths, score, 0.03)}))
+    assert [[alarm.signal for alarm in found] for found in said] == [[], [], [], [], [], ["forgetting"], []]
+    assert said[5][0].detail == "held out 0.45 -> 0.20" and alarms.action("a") is None
+
+
 def test_errors_duplicates_length_and_language_are_signals():
     alarms = Alarms()
     truths = [str(i) for i in range(32)]
