@@ -76,9 +76,9 @@ def device(request: pytest.FixtureRequest) -> str:
 def race(request: pytest.FixtureRequest, benchmark, device: str) -> Callable[..., None]:
     """``race(peers, flops=0, bytes=0, leaves=(), ...)`` asserts that the peers agree, then times them in turns.
 
-    ``flops`` and ``bytes`` of one call give our rate and its share of the machine's; with ``leaves``, tensors that the
-    peers read, each peer is forward and backward to their gradients; peers named in ``slow`` (torch.compile) are left
-    out by --quick.
+    ``flops`` and ``bytes`` of one call give our rate and its share of the machine's. With ``leaves``, tensors that the
+    peers read, each peer is forward and backward to their gradients; with ``grad`` the peers see to that themselves.
+    Those named in ``slow`` (torch.compile) are left out by --quick.
     """
     quick = request.config.option.quick
     dtype = request.getfixturevalue("dtype") if "dtype" in request.fixturenames else torch.float32
@@ -88,6 +88,7 @@ def race(request: pytest.FixtureRequest, benchmark, device: str) -> Callable[...
         flops: float = 0,
         bytes: float = 0,
         leaves: Iterable[Tensor] = (),
+        grad: bool = False,
         slow: tuple[str, ...] = (),
         tolerance: float | None = None,
     ) -> None:
@@ -95,7 +96,7 @@ def race(request: pytest.FixtureRequest, benchmark, device: str) -> Callable[...
         leaves = list(leaves)
         if leaves:
             peers = gradients(peers, leaves)
-        with torch.inference_mode(not leaves):
+        with torch.inference_mode(not (leaves or grad)):
             assert_agree(peers, tolerance)
             if benchmark.disabled:
                 return benchmark.pedantic(lambda: None)
