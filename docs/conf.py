@@ -59,10 +59,14 @@ def add_results(app: Any, name: str, source: list[str]) -> None:
     """Pages and plots as the benchmarks wrote them, behind the page of benchmarks."""
     if name != "benchmarks":
         return
+    pages = sorted(RESULTS.rglob("*.md"))
+    shown = "".join(page.read_text() for page in pages)
     for path in sorted(RESULTS.rglob("*.svg")):
-        source[0] += f"\n![{path.stem}](../{path.relative_to(ROOT)})\n"
-    for path in sorted(RESULTS.rglob("*.md")):
-        source[0] += f"\n```{{include}} ../{path.relative_to(ROOT)}\n:heading-offset: 1\n```\n"
+        if path.name not in shown:
+            source[0] += f"\n![{path.stem}](../{path.relative_to(ROOT)})\n"
+    for page in pages:
+        options = ":heading-offset: 1\n:relative-images:"
+        source[0] += f"\n```{{include}} ../{page.relative_to(ROOT)}\n{options}\n```\n"
 
 
 def _machine(record: dict[str, Any]) -> str:
