@@ -137,7 +137,7 @@ class PatchEmbed(Replacement):
 class Embeddings(Replacement):
     @classmethod
     def unfit(cls, module: Any) -> str | None:
-        if getattr(module, "interpolated_method", None) != "bicubic":
+        if getattr(module, "interpolated_method", "bicubic") != "bicubic":
             return "it does not interpolate bicubically"
         if module.config.spatial_merge_size != 2:
             return f"spatial_merge_size is {module.config.spatial_merge_size}, not 2"
