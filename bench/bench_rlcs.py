@@ -32,7 +32,10 @@ GROUP, GROUPS, WAVES = 8, 32, 150  # answers to a prompt, valid groups of a step
 COLD_STEPS, COLD_BATCH = 700, 32
 EVAL_EVERY, EVAL_LIMIT, EVAL_SAMPLES = 10, 100, 2
 ABLATE_WAVES, MATRIX_WAVES = 80, 100
-HACK_WAVES, HACK_EVAL, HACK_LIMIT = 50, 2, 200  # looked at closely: the verifier is found out within ten waves
+SLOW = {
+    "lr": 1e-4
+}  # of `matrix`, whose steps are of few groups, and of `hack`, which the demo's rate ends in eight waves
+HACK_WAVES, HACK_EVAL, HACK_LIMIT = 60, 2, 200  # looked at closely: the verifier is found out soon
 DOMAINS = ("ocr", "counting", "math", "chart", "grounding", "video")
 ARMS: dict[str, dict[str, Any]] = {  # of `compare`: changes to the training settings
     "rlcs": {},
@@ -180,6 +183,7 @@ def matrix(work: Path, out: Path, seed: int, changes: dict[str, Any], quick: boo
         "updates": 1,
         "curriculum": {"weighting": False, "expansion": "off"},
         "run": {"steps": MATRIX_WAVES},
+        "optimizer": SLOW,
     }
     return trained(work, out, seed, uniform, quick)
 
@@ -205,6 +209,7 @@ def hacked(work: Path, out: Path, seed: int, changes: dict[str, Any], quick: boo
         "tasks": tasks,
         "proxies": {HACKED: "counting"},
         "run": run,
+        "optimizer": SLOW,
         "alarms": {"patience": 1},
         "eval": {} if quick else {"limit": HACK_LIMIT, "samples": 1},
     }
