@@ -250,11 +250,11 @@ def demonstrated(work: Path, out: Path, seed: int, changes: dict[str, Any], quic
 
 
 def speed(work: Path, out: Path, seed: int, changes: dict[str, Any], quick: bool) -> dict[str, Any]:
-    import torch
     from rlcs_speed import speed as race
 
-    torch.set_num_threads(changes["threads"])
-    return race(settings_of(work, out, seed, {}, quick), *((4, 1) if quick else (32, 4)))
+    config = settings_of(work, out, seed, {}, quick)
+    config = changed(config, {"run": {"threads": changes["threads"]}})  # the run sets them
+    return race(config, *((4, 1) if quick else (32, 4)))
 
 
 # --- rows as processes, results as lines ---
