@@ -30,6 +30,7 @@ from rlcs.types import Group, Task
 
 GROUP = 8
 TOKENS = 64
+MICRO = 3072  # tokens of a micro-step: what its layers keep then stays near (1536 and 32768 are slower)
 AGREE = 1e-4  # log-probabilities of the same tokens by the same weights
 
 
@@ -43,7 +44,12 @@ def speed(config: TrainConfig, prompts: int, rounds: int) -> dict[str, Any]:
     """
     shutil.rmtree(config.run.out, ignore_errors=True)
     settings = dataclasses.replace(
-        config, rollout=RolloutSettings(max_new_tokens=TOKENS), eval=EvalSettings(), groups=prompts, updates=1
+        config,
+        rollout=RolloutSettings(max_new_tokens=TOKENS),
+        eval=EvalSettings(),
+        groups=prompts,
+        updates=1,
+        tokens=MICRO,
     )
     trainer = Trainer(settings, lambda line: None)
     tasks = [task for task in trainer.tasks.values() if not _has_video(task)]  # the stub of TRL's processor reads none
