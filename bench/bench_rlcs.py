@@ -31,7 +31,7 @@ LIMIT_S = 1800  # of a row: a run takes 4 minutes on a core of its own, more whe
 GROUP, GROUPS, WAVES = 8, 32, 150  # answers to a prompt, valid groups of a step, steps of a run
 COLD_STEPS, COLD_BATCH = 700, 32
 EVAL_EVERY, EVAL_LIMIT, EVAL_SAMPLES = 10, 100, 2
-MATRIX_WAVES = 100
+ABLATE_WAVES, MATRIX_WAVES = 80, 100
 HACK_WAVES, HACK_EVAL = 80, 4
 DOMAINS = ("ocr", "counting", "math", "chart", "grounding", "video")
 ARMS: dict[str, dict[str, Any]] = {  # of `compare`: changes to the training settings
@@ -64,7 +64,11 @@ def rows() -> dict[str, tuple[Callable[..., dict[str, Any]], int, dict[str, Any]
         for s in range(3)
         for arm in ("alarms", "none")
     }
-    found |= {f"ablate/{arm}/seed{s}": (trained, s, change) for s in range(3) for arm, change in ABLATIONS.items()}
+    found |= {
+        f"ablate/{arm}/seed{s}": (trained, s, {**change, "run": {"steps": ABLATE_WAVES}})
+        for s in range(3)
+        for arm, change in ABLATIONS.items()
+    }
     found |= {
         f"matrix/{domain}/seed{s}": (matrix, s, {"domain": domain}) for s in range(3) for domain in ("mix", *DOMAINS)
     }

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 GAIN = 0.05  # of the mean held-out score over the cold start's: the target of `compare`
+LATE = 3  # evaluations that a comparison at the end is the mean of
 DRAWS = 10_000
 Results = Mapping[str, Mapping[str, Any]]
 Curve = Sequence[Mapping[str, Any]]
@@ -142,14 +143,27 @@ def _ablate(results: Results) -> str:
     base, rows = seeds_of(results, "compare/rlcs"), []
     for arm in dict.fromkeys(name.split("/")[1] for name in results if name.startswith("ablate/")):
         seeds = seeds_of(results, f"ablate/{arm}")
-        pairs = [
-            100 * (change(seeds[s]["metrics"]["curve"], "all") - change(base[s]["metrics"]["curve"], "all"))
-            for s in seeds.keys() & base.keys()
-        ]
-        said = f"{np.mean(pairs):+.1f} ({interval(pairs, lambda t: t.mean(-1))})" if pairs else "-"
-        rows.append([arm, str(len(seeds)), *_gain(seeds), said])
+        pairs = []
+        for s in sorted(seeds.keys() & base.keys()):
+            curves = [run[s]["metrics"]["curve"] for run in (seeds, base)]
+            steps = min(curve[-1]["step"] for curve in curves)
+            pairs.append([_late(curve, steps) for curve in curves])
+        if not pairs:
+            continue
+        gains = np.array(pairs)
+        apart = gains[:, 0] - gains[:, 1]
+        cells = [f"{v.mean():+.1f} ({interval(v.tolist(), lambda t: t.mean(-1))})" for v in (gains[:, 0], apart)]
+        rows.append([arm, str(len(pairs)), f"{steps}", cells[0], f"{gains[:, 1].mean():+.1f}", cells[1]])
     head = "## Ablations: one thing changed in RLCS, same number of steps\n\n"
-    return head + (table(["changed", "seeds", "points gained", "against RLCS, paired"], rows) if rows else "Missing.")
+    said = f"Points gained are means of the last {LATE} evaluations over the start. Intervals over three seeds are rough."
+    names = ("changed", "seeds", "steps", "points gained", "RLCS there", "against RLCS, paired")
+    return head + (f"{said}\n\n{table(names, rows)}" if rows else "Missing.")
+
+
+def _late(curve: Curve, steps: int) -> float:
+    """Points gained at the end of so many steps."""
+    found = [point["scores"]["all"] for point in curve if point["step"] <= steps][-LATE:]
+    return 100 * (float(np.mean(found)) - curve[0]["scores"]["all"])
 
 
 def _matrix(results: Results) -> str:
