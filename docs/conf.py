@@ -19,6 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench/results"
 sys.path[:0] = [str(ROOT), str(ROOT / "python")]
 
+from bench.rates import ours_s, share_text, speedups, time_text  # noqa: E402
 from glm4v_ext._version import __version__ as release  # noqa: E402
 
 project, author, copyright = "glm4v-ext", "the glm4v-ext authors", "Apache-2.0"
@@ -82,12 +83,11 @@ def _rows(record: dict[str, Any], op: str | None) -> Iterator[list[str]]:
         row = benchmark["extra_info"]
         if op not in (None, row.get("op")) or "median_s" not in row:
             continue
-        (_, ours), *peers = row["median_s"].items()
-        bounds = (("flops", "ceiling_gflops"), ("bytes", "ceiling_gbs"))
-        least = max(row[work] / row[ceiling] / 1e9 if row[ceiling] else 0.0 for work, ceiling in bounds)
-        times = ", ".join(f"{peer} {_time(s)} ({s / ours:.1f}x)" for peer, s in peers)
+        times = ", ".join(
+            f"{peer} {time_text(row['median_s'][peer])} ({ratio:.1f}x)" for peer, ratio in speedups(row).items()
+        )
         case = row["case"] if op or row["case"].startswith(row["op"]) else f"{row['op']}: {row['case']}"
-        yield [case, _time(ours), times, f"{least / ours:.0%}" if least else ""]
+        yield [case, time_text(ours_s(row)), times, share_text(row)]
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
@@ -106,15 +106,8 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
     return {"machine_info": machine, "benchmarks": benchmarks}
 
 
-def _time(seconds: float) -> str:
-    for size, unit in ((1.0, "s"), (1e-3, "ms")):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} µs"
-
-
 def _table(rows: list[list[str]]) -> nodes.table:
-    heads = ["case", "glm4v_ext", "peers (times ours)", "share of the peak"]
+    heads = ["case", "glm4v_ext", "peers (times ours)", "of the ceiling"]
     widths = (30, 15, 45, 10)
     group = nodes.tgroup("", *(nodes.colspec(colwidth=width) for width in widths), cols=len(widths))
     for part, content in ((nodes.thead(), [heads]), (nodes.tbody(), rows)):
