@@ -23,6 +23,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -158,10 +159,12 @@ def trained(work: Path, out: Path, seed: int, changes: dict[str, Any], quick: bo
             curve.append({"step": row["step"], "seconds": seconds, **totals, "scores": scores, "rewards": since})
             rewards.clear()
     waves = [row for row in read_metrics(out) if row["kind"] == "wave"]
-    means = ("reward", "valid_share", "draws", "forced", "trained_groups", "rollout_tokens_per_s", "entropy")
+    means = ("reward", "valid_share", "draws", "forced", "trained_groups", "tokens_per_s/rollout", "entropy")
     return {
         "curve": curve,
-        "means": {name: sum(row.get(name, 0.0) for row in waves) / len(waves) for name in means},
+        "means": {
+            name: mean(known) if (known := [row[name] for row in waves if name in row]) else None for name in means
+        },
         "alarms": [row["alarm"] for row in read_metrics(out) if row["kind"] == "alarm"],
     }
 
