@@ -5,7 +5,7 @@ Dims: T tokens of the micro-step, U tokens that the model reads, N samples, S pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,9 +31,7 @@ def inputs(batch: PackedBatch, prompts: Sequence[Prompt]) -> Inputs:
 
     Sample n belongs to ``prompts[batch.sources[n]]`` and begins with that prompt's tokens.
     """
-    members = dict[int, list[int]]()
-    for n, source in enumerate(batch.sources.tolist()):
-        members.setdefault(source, []).append(n)
+    members = _by_source(batch.sources.tolist())
     starts = batch.cu_seqlens.tolist()
     ids, positions, lengths, prefixes = list[Tensor](), list[Tensor](), list[int](), list[int]()
     rows, read = torch.empty(starts[-1], dtype=torch.long), 0
@@ -70,10 +68,7 @@ def inputs(batch: PackedBatch, prompts: Sequence[Prompt]) -> Inputs:
 
 def units(samples: Sequence[Sample], prompts: Sequence[Prompt], budget: int) -> Iterator[tuple[list[int], int]]:
     """Indices of samples that share their prompt, as many as fit the budget together, and the tokens that they read."""
-    members = dict[int, list[int]]()
-    for i, sample in enumerate(samples):
-        members.setdefault(sample.source, []).append(i)
-    for source, each in members.items():
+    for source, each in _by_source(sample.source for sample in samples).items():
         prefix, unit = len(prompts[source]), list[int]()
         tokens = prefix
         for i in each:
@@ -84,6 +79,14 @@ def units(samples: Sequence[Sample], prompts: Sequence[Prompt], budget: int) -> 
             unit.append(i)
             tokens += more
         yield unit, tokens
+
+
+def _by_source(sources: Iterable[int]) -> dict[int, list[int]]:
+    """Indices of the samples of each prompt, in order."""
+    members = dict[int, list[int]]()
+    for i, source in enumerate(sources):
+        members.setdefault(source, []).append(i)
+    return members
 
 
 def cost_of(cost: Cost, lengths: Sequence[int], prompt: Prompt) -> float:
