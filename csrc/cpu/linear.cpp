@@ -81,14 +81,19 @@ Tensor with_unit_stride(const Tensor& matrix) {
 }
 
 Tensor packed_linear(DType dtype, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
-  const int64_t n = weight.size(0), k = weight.size(1), m = x.numel() / k;
-  const Tensor rows = with_unit_stride(torch::stable::reshape(x, {m, k})), columns = with_unit_stride(weight);
+  const int64_t k = weight.size(1), rows = x.numel() / k, columns = weight.size(0);
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
-  sizes.back() = n;
+  sizes.back() = columns;
   Tensor out = empty(x, sizes);
   const Tensor row = bias ? contiguous(*bias) : out;
+  const Tensor all_rows = with_unit_stride(torch::stable::reshape(x, {rows, k})),
+               all_columns = with_unit_stride(weight);
+  // Packing transposes what lies row by row: where few columns would share its cost, the weight is packed instead.
+  const bool swapped = columns <= packed_rows && columns < rows && all_rows.stride(1) == 1 && !bias;
+  const Tensor &left = swapped ? all_columns : all_rows, &right = swapped ? all_rows : all_columns;
+  const int64_t m = swapped ? columns : rows, n = swapped ? rows : columns;
   const auto ceil = [](int64_t size, int64_t unit) { return (size + unit - 1) / unit; };
-  // Packed rows of x that go into the last-level cache.
+  // Packed rows that go into the last-level cache.
   const int64_t most = std::max<int64_t>(1, packed_bytes / (packed_rows * k * 4)) * packed_rows;
   const int64_t m_chunk = ceil(ceil(m, ceil(m, most)), packed_rows) * packed_rows;
   const Tensor packed = torch::stable::new_empty(x, {packed_x_floats(std::min(m, m_chunk), k)}, ScalarType::Float);
@@ -97,21 +102,25 @@ Tensor packed_linear(DType dtype, const Tensor& x, const Tensor& weight, const s
   for (int64_t begin = 0; begin < m; begin += m_chunk) {
     const int64_t count = std::min(m_chunk, m - begin);
     const PackedProduct args{
-        static_cast<const char*>(rows.const_data_ptr()) + begin * rows.stride(0) * x.element_size(),
-        rows.stride(0),
-        rows.stride(1),
-        columns.const_data_ptr(),
-        columns.stride(0),
-        columns.stride(1),
+        static_cast<const char*>(left.const_data_ptr()) + begin * left.stride(0) * x.element_size(),
+        left.stride(0),
+        left.stride(1),
+        right.const_data_ptr(),
+        right.stride(0),
+        right.stride(1),
         bias ? row.const_data_ptr() : nullptr,
         static_cast<char*>(out.mutable_data_ptr()) + begin * n * x.element_size(),
         count,
         k,
         n,
-        static_cast<float*>(packed.mutable_data_ptr())};
-    // Parts of the output, of whole vectors, as many as two tasks for each thread need.
-    const int64_t m_part = ceil(ceil(count, ceil(count, packed_rows)), 48) * 48, m_parts = ceil(count, m_part);
-    const int64_t tasks = 2 * static_cast<int64_t>(torch::stable::get_num_threads());
+        static_cast<float*>(packed.mutable_data_ptr()),
+        swapped};
+    // Parts of the output, of whole vectors, as many as two tasks for each thread need: of columns, and of rows where
+    // there are few columns, as in gradients of weights.
+    const int64_t threads = torch::stable::get_num_threads(), tasks = threads == 1 ? 1 : 2 * threads;
+    const int64_t m_wanted = std::max(ceil(count, packed_rows), std::min(ceil(count, 32), ceil(tasks, ceil(n, 64))));
+    const int64_t m_each = ceil(count, m_wanted), panel = m_each > 32 ? 48 : 16;
+    const int64_t m_part = ceil(m_each, panel) * panel, m_parts = ceil(count, m_part);
     const int64_t least = ceil(n, packed_columns), step = tasks / std::gcd(tasks, m_parts);
     const int64_t wanted = std::max(least, std::min(ceil(n, 64), ceil(least, step) * step));
     const int64_t n_part = ceil(ceil(n, wanted), 16) * 16, n_parts = ceil(n, n_part);

@@ -30,6 +30,7 @@ class Limits:
     sigmas: float = 3.0  # ... and so many standard errors less
     proxy_fall: float = 0.1  # of the held-out score below its best ...
     fall_sigmas: float = 4.0  # ... and so many standard errors below: the best of many is lucky
+    lenience: float = 0.1  # of what its verifier grants held-out answers beyond the strict one's score (and `sigmas`)
     error_rate: float = 0.05  # verifier errors among the rollouts
     duplicates: float = 0.5  # share of the most common answer where the truths differ more
     length_ratio: float = 2.0  # of mean lengths, now over then (or then over now)
@@ -56,6 +57,8 @@ class Facts:
     truths: Sequence[str]
     proxy: float | None = None
     proxy_error: float = 0.0  # its standard error
+    lenience: float | None = None  # mean of the domain's own verdicts on the proxy's answers, less that score, if known
+    lenience_error: float = 0.0
 
 
 class Alarms:
@@ -102,6 +105,8 @@ class Alarms:
             fall = best[0] - last["proxy"]
             if fall > max(limits.proxy_fall, limits.fall_sigmas * math.hypot(best[1], last["proxy_error"])):
                 found["forgetting"] = f"held out {best[0]:.2f} -> {last['proxy']:.2f}"
+        if now.lenience is not None and now.lenience > max(limits.lenience, limits.sigmas * now.lenience_error):
+            found["lenience"] = f"its verifier grants {now.lenience:.2f} more than the strict one on the same answers"
         if now.rollouts and now.errors / now.rollouts > limits.error_rate:
             found["errors"] = f"{now.errors} verifier errors of {now.rollouts}"
         if last["duplicates"] > limits.duplicates:

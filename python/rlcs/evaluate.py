@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ class Score:
     format_share: float  # answers of a bad format
     forced_share: float
     tokens: float  # mean length
+    # How much more another domain's verifier grants the same answers, and its standard error.
+    lenience: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def answer(
@@ -98,19 +100,24 @@ def evaluate(
     greedy: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
+    proxies: Mapping[str, str] | None = None,
 ) -> list[Score]:
-    """Scores by domain, and over all; a verifier error is left out of the mean."""
+    """Scores by domain, and over all; a verifier error is left out of the mean.
+
+    ``proxies`` (domain -> a held-out one) says whose verifiers judge the sampled answers of others as well.
+    """
     modes = [("sampled", samples, dataclasses.replace(settings, temperature=1.0, top_p=1.0))] if samples else []
     modes += [("greedy", 1, dataclasses.replace(settings, temperature=0.0))] if greedy else []
     scores = []
     for mode, count, how in modes:
         groups = answer(model, tasks, prompts, count, (seed, *STREAM), how, progress=progress)
-        scores += scores_of(groups, mode)
+        scores += scores_of(groups, mode, proxies or {} if mode == "sampled" else {})
     return scores
 
 
-def scores_of(groups: Sequence[Group], mode: str) -> list[Score]:
+def scores_of(groups: Sequence[Group], mode: str, proxies: Mapping[str, str] | None = None) -> list[Score]:
     """One score for each domain, and the mean over domains."""
+    others = [(name, held_out) for name, held_out in (proxies or {}).items() if name != held_out]
     scores = []
     for domain in dict.fromkeys(group.task.domain for group in groups):
         here = [group for group in groups if group.task.domain == domain]
@@ -126,6 +133,7 @@ def scores_of(groups: Sequence[Group], mode: str) -> list[Score]:
                 format_share=sum(r.verdict.outcome == "format" for r in answers) / len(answers),
                 forced_share=sum(r.forced for r in answers) / len(answers),
                 tokens=float(np.mean([len(r.token_ids) for r in answers])),
+                lenience={name: lenience(here, name) for name, held_out in others if held_out == domain},
             )
         )
     if not scores:
@@ -139,6 +147,24 @@ def scores_of(groups: Sequence[Group], mode: str) -> list[Score]:
     return [*scores, Score("all", mode, over("mean"), error, sum(s.tasks for s in scores), *shares)]
 
 
+def lenience(groups: Sequence[Group], domain: str) -> tuple[float, float]:
+    """What the verifier of ``domain`` grants these groups' answers beyond their own verdicts: mean over groups of the
+    mean difference, and its standard error. Answers that one of the two cannot judge are left out; NaN if all are."""
+
+    def gap(group: Group, rollout: Rollout) -> float | None:
+        task = group.task
+        other = verify(domain, rollout.text, task.truth, task.question)
+        return None if other.failed or rollout.reward is None else other.score - rollout.reward
+
+    with ThreadPoolExecutor(max(1, concurrency(domain)), "verdict") as threads:
+        waiting = [[threads.submit(gap, group, rollout) for rollout in group.rollouts] for group in groups]
+        found = [[one for future in each if (one := future.result()) is not None] for each in waiting]
+    means = [np.mean(gaps) for gaps in found if gaps]
+    if not means:
+        return math.nan, math.nan
+    return float(np.mean(means)), float(np.std(means, ddof=1) / math.sqrt(len(means))) if len(means) > 1 else math.nan
+
+
 def flat(scores: Sequence[Score]) -> dict[str, float]:
     """As a row of metrics: ``sampled/ocr``, ``sampled/ocr/error``, ..."""
     row: dict[str, float] = {}
@@ -149,6 +175,9 @@ def flat(scores: Sequence[Score]) -> dict[str, float]:
         row[f"{score.mode}/{score.domain}/format"] = score.format_share
         row[f"{score.mode}/{score.domain}/forced"] = score.forced_share
         row[f"{score.mode}/{score.domain}/tokens"] = score.tokens
+        for name, (mean, error) in score.lenience.items():
+            row[f"{score.mode}/{score.domain}/lenience/{name}"] = mean
+            row[f"{score.mode}/{score.domain}/lenience/{name}/error"] = error
     return row
 
 

@@ -13,7 +13,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,7 @@ class Run:
             self.settings.keep,
         )
 
-    def evaluate(self, bar: Bar) -> list[evaluate.Score]:
+    def evaluate(self, bar: Bar, proxies: Mapping[str, str] | None = None) -> list[evaluate.Score]:
         """Scores on the held-out tasks, logged; none where there are no tasks."""
         if not self.eval_tasks:
             return []
@@ -161,6 +161,7 @@ class Run:
             how.samples,
             how.greedy,
             progress=bar.inner("evaluation"),
+            proxies=proxies,
         )
         self.log.write("eval", self.step, self.seconds, evaluate.flat(scores))
         return scores

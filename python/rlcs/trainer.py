@@ -53,6 +53,7 @@ class Trainer:
         self.alarms = Alarms(config.alarms)
         self.carried: list[Group] = []
         self.proxies: dict[str, tuple[float, float]] = {}  # held-out score and error of each domain, as last evaluated
+        self.lenience: dict[str, tuple[float, float]] = {}  # of each domain that has another one's proxy, and its error
         self.totals = {"waves": 0, "rollouts": 0, "sampled_tokens": 0, "trained_tokens": 0, "optimizer_steps": 0}
         plain = dataclasses.replace(config.model, lora_rank=0)
         self.reference = load_model(plain).eval() if config.loss.kl else None
@@ -205,6 +206,7 @@ class Trainer:
             rollouts = [rollout for group in here for rollout in group.rollouts]
             known = [(g.task.category, [r for r in g.rewards if r is not None]) for g in here]
             proxy, error = self.proxies.get(config.proxies.get(domain, domain), (None, 0.0))
+            lenience, lenience_error = self.lenience.get(domain, (None, 0.0))
             facts[domain] = Facts(
                 rewards=[(category, float(np.mean(rewards))) for category, rewards in known if rewards],
                 errors=sum(r.verdict.failed for r in rollouts),
@@ -213,6 +215,8 @@ class Trainer:
                 truths=[group.task.truth for group in here for _ in group.rollouts],
                 proxy=proxy,
                 proxy_error=error,
+                lenience=lenience,
+                lenience_error=lenience_error,
             )
         alarms = self.alarms.observe(facts)
         for domain in dict.fromkeys(task.domain for task in self.tasks.values()):
@@ -256,9 +260,11 @@ class Trainer:
         return scores
 
     def _evaluate(self, bar: Bar) -> list[Score]:
-        scores = self.run_.evaluate(bar)
+        scores = self.run_.evaluate(bar, self.config.proxies)
         known = {s.domain: (s.mean, 0.0 if math.isnan(s.error) else s.error) for s in scores if s.mode == "sampled"}
         self.proxies = known or self.proxies
+        gaps = {domain: gap for score in scores for domain, gap in score.lenience.items()}
+        self.lenience |= {domain: gap for domain, gap in gaps.items() if not any(map(math.isnan, gap))}
         return scores
 
     # --- state ---
@@ -275,6 +281,7 @@ class Trainer:
             "alarms": self.alarms.state_dict(),
             "carried": [_group_state(group) for group in self.carried],
             "proxies": self.proxies,
+            "lenience": self.lenience,
             "totals": self.totals,
         }
 
@@ -287,6 +294,7 @@ class Trainer:
             if one["task"] in self.tasks
         ]
         self.proxies = {domain: (score, error) for domain, (score, error) in state["proxies"].items()}
+        self.lenience = {domain: (mean, error) for domain, (mean, error) in state["lenience"].items()}
         self.totals = dict(state["totals"])
 
 

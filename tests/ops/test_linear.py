@@ -133,11 +133,31 @@ def test_products_of_fp32(name, bias):
         (50, 256, 700, True),
         (49, 1177, 80, True),
         (20, 4099, 70, False),
+        (700, 70, 33, False),  # fewer columns than rows and no bias: the weight is packed in place of x
+        (90, 1177, 80, False),
     ],
 )
 def test_own_product(shape, dtype, level):
     with forced_isa(level), forced_product("glm4v_ext", dtype):
         assert_as_accurate(linear, reference.linear, sample(shape, dtype))
+        x, weight, *bias = sample(shape, dtype)
+        assert_as_accurate(linear, reference.linear, [x, weight.t().contiguous().t(), *bias])  # as gradients of x
+
+
+@pytest.mark.parametrize("shape", [(192, 1000, 64, False), (64, 900, 30, False), (700, 70, 33, False)])
+def test_threads_share_an_own_product_and_change_nothing(shape):
+    x, weight = sample(shape, torch.float32)
+    threads, views = torch.get_num_threads(), (x, x.t().contiguous().t())
+    found = []
+    try:
+        with forced_product("glm4v_ext", torch.float32):
+            for count in (1, 2, 3):
+                torch.set_num_threads(count)
+                found.append([linear(view, weight) for view in views])
+    finally:
+        torch.set_num_threads(threads)
+    for one in found:
+        torch.testing.assert_close(one, found[0], rtol=0, atol=0)
 
 
 def test_many_rows_of_bf16():

@@ -68,6 +68,18 @@ def test_a_held_out_score_that_falls_quickly_is_seen_at_once():
     assert said[5][0].detail == "held out 0.45 -> 0.20" and alarms.action("a") is None
 
 
+def test_a_verifier_that_grants_more_than_the_strict_one_is_found_beyond_noise():
+    truths = [str(i) for i in range(32)]
+
+    def signals(*lenience):
+        return [
+            a.signal for a in Alarms().observe({"a": Facts(rewards(0.5), 0, 32, truths, truths, 0.4, 0.03, *lenience)})
+        ]
+
+    assert signals(0.2, 0.03) == ["lenience"]
+    assert signals(0.08, 0.01) == signals(0.2, 0.1) == signals(-0.5, 0.01) == signals(None) == []
+
+
 def test_errors_duplicates_length_and_language_are_signals():
     alarms = Alarms()
     truths = [str(i) for i in range(32)]

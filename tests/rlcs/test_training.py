@@ -401,13 +401,14 @@ def test_the_alarms_see_the_proxy_of_a_domain(demo, tmp_path, monkeypatch):
     eval = EvalSettings(demo / "test.jsonl", samples=1, greedy=False)
     trainer = Trainer(train_config(demo, tmp_path / "run", eval=eval, proxies={"math": "ocr"}))
     trainer.proxies = {"ocr": (0.25, 0.1), "math": (0.5, 0.2), "counting": (0.75, 0.3)}
+    trainer.lenience = {"math": (0.125, 0.05)}
     tasks = [next(t for t in trainer.tasks.values() if t.domain == domain) for domain in ("math", "counting")]
     groups = answer(trainer.run_.model, tasks, trainer.run_.prompts, 4, (0,), trainer.config.rollout)
     seen = {}
     monkeypatch.setattr(trainer.alarms, "observe", lambda facts: seen.update(facts) or [])
     trainer._watch(groups, None)
-    found = {domain: (facts.proxy, facts.proxy_error) for domain, facts in seen.items()}
-    assert found == {"math": (0.25, 0.1), "counting": (0.75, 0.3)}
+    found = {d: (f.proxy, f.proxy_error, f.lenience, f.lenience_error) for d, f in seen.items()}
+    assert found == {"math": (0.25, 0.1, 0.125, 0.05), "counting": (0.75, 0.3, None, 0.0)}
 
 
 @pytest.mark.parametrize("proxies", [{"maths": "ocr"}, {"ocr": "maths"}])

@@ -10,9 +10,9 @@ import torch
 from small_runs import train_config
 
 from rlcs.alarms import Facts
-from rlcs.evaluate import answer
+from rlcs.evaluate import answer, flat, scores_of
 from rlcs.progress import Bar
-from rlcs.rewards import Verdict
+from rlcs.rewards import DOMAINS, Verdict
 from rlcs.trainer import FACTOR, Trainer, _samples
 
 
@@ -54,6 +54,25 @@ def test_a_wave_of_verifier_errors_has_no_reward(demo, tmp_path, monkeypatch):
     with Bar("test") as bar:
         row = trainer.wave(bar)
     assert math.isnan(row["reward"]) and row["valid"] == row["trained_groups"] == 0 and row["verifier_errors"] == 1
+
+
+def test_held_out_answers_are_judged_by_the_verifier_they_stand_in_for(demo, tmp_path, monkeypatch):
+    trainer = Trainer(train_config(demo, tmp_path / "run"))
+    groups = [g for g in judged(trainer, HALF, 12) if g.task.domain == "counting"]
+    lax = iter([1.0, 1.0, 1.0, None] * len(groups) * 2)
+    verdict = {1.0: Verdict("score", 1.0), None: Verdict("error")}
+    monkeypatch.setitem(DOMAINS, "lax", lambda *_: verdict[next(lax)])
+    monkeypatch.setattr("rlcs.evaluate.verify", lambda domain, *_: DOMAINS[domain](*_))
+    proxies = {"lax": "counting", "counting": "counting", "math": "ocr"}
+    sampled = scores_of(groups, "sampled", proxies)
+    assert [dict(score.lenience) for score in sampled] == [
+        {"lax": (pytest.approx(1 / 3), 0.0)},
+        {},
+    ]  # 0, 1, 0, not known
+    assert flat(sampled)["sampled/counting/lenience/lax"] == pytest.approx(1 / 3)
+    assert not any(score.lenience for score in scores_of(groups, "greedy"))
+    monkeypatch.setitem(DOMAINS, "lax", lambda *_: Verdict("error"))
+    assert all(map(math.isnan, scores_of(groups, "sampled", proxies)[0].lenience["lax"]))
 
 
 def test_a_domain_recovers_when_its_alarm_ends_and_an_empty_draw_is_an_error(demo, tmp_path):

@@ -14,9 +14,10 @@ struct PackedProduct {
   const void* weight;  // [N, K]
   int64_t weight_row, weight_k;
   const void* bias;  // [N] or null
-  void* out;         // [M, N], contiguous
+  void* out;         // [M, N], contiguous; [N, M] if `swapped`
   int64_t m, k, n;
   float* packed_x;  // 64-byte aligned, of packed_x_floats(m, k)
+  bool swapped;     // the roles of x and weight; without bias
 };
 constexpr int64_t packed_x_floats(int64_t m, int64_t k) { return (m + 15) / 16 * 16 * (k | 1); }
 

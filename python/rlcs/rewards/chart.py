@@ -57,7 +57,7 @@ class Chart:
         if a is None:
             count = read_count(answer)
             return judged(count is not None and b.value == count, "in words")
-        if b.plain_integer and b.value in _YEARS:
+        if b.plain_integer and int(b.value) in _YEARS:
             return judged(a.value == b.value, "as years")
         return self._numbers(a, b)
 
