@@ -74,7 +74,7 @@ STABLE_TORCH_LIBRARY(glm4v_ext_checks, m) {
   m.def(
       "token_logprob_backward(Tensor dlogprob, Tensor? dentropy, Tensor hidden, Tensor weight, Tensor targets, Tensor "
       "statistics, Tensor entropy, float temperature) -> ()");
-  m.def("rope_in_place(str op, str name, Tensor t) -> ()");
+  m.def("rope_in_place(str op, Tensor q, Tensor k) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(glm4v_ext_checks, CompositeExplicitAutograd, m) {

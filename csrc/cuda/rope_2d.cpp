@@ -11,8 +11,7 @@ std::tuple<Tensor, Tensor> rope_2d(const Tensor& q, const Tensor& k, const Tenso
 
 void rope_2d_(const Tensor& q, const Tensor& k, const Tensor& position_ids, double theta) {
   const RopeShape shape = check_rope_2d("rope_2d_", q, k, position_ids, theta);
-  check_rope_in_place("rope_2d_", "q", q);
-  check_rope_in_place("rope_2d_", "k", k);
+  check_rope_in_place("rope_2d_", q, k);
   turn("rope_2d_", shape, q, k, position_ids, 1, q, k);
 }
 

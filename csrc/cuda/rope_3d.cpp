@@ -16,8 +16,7 @@ void rope_3d_(const Tensor& q, const Tensor& k, const Tensor& position_ids, int6
               int64_t column_pairs, double theta, int64_t rotary_dim, bool interleaved) {
   const RopeShape shape = check_rope_3d("rope_3d_", q, k, position_ids, time_pairs, row_pairs, column_pairs, theta,
                                         rotary_dim, interleaved);
-  check_rope_in_place("rope_3d_", "q", q);
-  check_rope_in_place("rope_3d_", "k", k);
+  check_rope_in_place("rope_3d_", q, k);
   turn("rope_3d_", shape, q, k, position_ids, 0, q, k);
 }
 

@@ -11,7 +11,7 @@ inline RopeShape check_rope_2d(const char* op, const Tensor& q, const Tensor& k,
   check(shape.head_dim % 4 == 0 && shape.head_dim <= max_rotary_dim, op,
         ": q must have a head dim that is a multiple of 4, at most ", max_rotary_dim, ", got ", shape_text(q));
   check_shape(op, "position_ids", position_ids, {shape.tokens, 2}, "[T, 2]");
-  check(theta > 0, op, ": theta must be positive, got ", theta);
+  check(theta > 0 && std::isfinite(theta), op, ": theta must be positive and finite, got ", theta);
   const int64_t n = shape.head_dim / 4;
   shape.rotary = {2, {0, 0}, {n, n}, n, theta, false};
   return shape;

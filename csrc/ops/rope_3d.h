@@ -18,7 +18,7 @@ inline RopeShape check_rope_3d(const char* op, const Tensor& q, const Tensor& k,
       time_pairs >= 0 && row_pairs >= 0 && column_pairs >= 0 && time_pairs + row_pairs + column_pairs == rotary_dim / 2,
       op, ": sections must add up to rotary_dim / 2 = ", rotary_dim / 2, ", got [", time_pairs, ", ", row_pairs, ", ",
       column_pairs, "]");
-  check(theta > 0, op, ": theta must be positive, got ", theta);
+  check(theta > 0 && std::isfinite(theta), op, ": theta must be positive and finite, got ", theta);
   shape.rotary = {
       3,          {0, time_pairs, time_pairs + row_pairs}, {time_pairs, row_pairs, column_pairs}, rotary_dim / 2, theta,
       interleaved};

@@ -17,8 +17,7 @@ def rope_2d(q: Tensor, k: Tensor, position_ids: Tensor, theta: float) -> tuple[T
 
 def rope_2d_(q: Tensor, k: Tensor, position_ids: Tensor, theta: float) -> None:
     checks.rope_2d("rope_2d_", q, k, position_ids, theta)
-    checks.rope_in_place("rope_2d_", "q", q)
-    checks.rope_in_place("rope_2d_", "k", k)
+    checks.rope_in_place("rope_2d_", q, k)
     _turn(q, k, q, k, position_ids, theta)
 
 

@@ -39,6 +39,5 @@ def rope_3d_(
 ) -> None:
     sections = (time_pairs, row_pairs, column_pairs)
     checks.rope_3d("rope_3d_", q, k, position_ids, *sections, theta, rotary_dim, interleaved)
-    checks.rope_in_place("rope_3d_", "q", q)
-    checks.rope_in_place("rope_3d_", "k", k)
+    checks.rope_in_place("rope_3d_", q, k)
     turn(q, k, q, k, position_ids, 0, sections, rotary_dim // 2, theta, interleaved)

@@ -127,7 +127,13 @@ class Picture:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode as RGB: transparency over white, sixteen-bit greys scaled to eight bits."""
+    """Any Pillow mode as RGB: transparency over white, sixteen-bit greys scaled to eight bits.
+
+    Raises:
+        ValueError: pixels are floating-point numbers, of which nothing says how bright they are.
+    """
+    if image.mode == "F":
+        raise ValueError("pixels must be integers of 8 or 16 bits, got floating-point numbers")
     if image.mode == "I" or image.mode.startswith("I;16"):
         grey = np.asarray(image).clip(0, 65535)
         image = Image.fromarray(((grey.astype(np.uint32) + 128) // 257).astype(np.uint8))

@@ -98,6 +98,12 @@ def test_cmyk_jpeg_and_sixteen_bits(photos):
         assert np.array_equal(Picture(stated(grey * 257, kind)).pixels(64, 96), np.repeat(grey[..., None], 3, -1))
 
 
+def test_floating_point_pixels_are_refused():
+    file = stated(np.full((4, 6), 0.5, np.float32), "TIFF")
+    with pytest.raises(InputError, match="cannot be read: pixels must be integers of 8 or 16 bits"):
+        Picture(file).pixels(28, 28)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", [0, *range(1, 9), 77])
 def test_photographs_stand_upright(kind, orientation, photos):

@@ -155,7 +155,8 @@ HEADS, POSITIONS = torch.zeros(3, 2, 8), torch.zeros(3, 2, dtype=torch.int64)
         ),
         (HEADS, HEADS, POSITIONS.float(), 1.0, "position_ids must be int32 or int64, got float32"),
         (HEADS, HEADS, POSITIONS.t(), 1.0, r"position_ids must be \[T, 2\] = \[3, 2\], got \[2, 3\]"),
-        (HEADS, HEADS, POSITIONS, 0.0, "theta must be positive, got 0"),
+        (HEADS, HEADS, POSITIONS, 0.0, "theta must be positive and finite, got 0"),
+        (HEADS, HEADS, POSITIONS, float("inf"), "theta must be positive and finite, got inf"),
     ],
 )
 def test_errors_name_the_argument(q, k, positions, theta, text):
@@ -167,3 +168,8 @@ def test_errors_name_the_argument(q, k, positions, theta, text):
 def test_in_place_refuses_scattered_memory(q):
     with pytest.raises(RuntimeError, match="rope_2d_: q must have adjacent head dims and no overlap, got strides"):
         rope_2d_(q, HEADS.clone(), POSITIONS)
+
+
+def test_in_place_refuses_one_tensor_twice():
+    with pytest.raises(RuntimeError, match="rope_2d_: k must have memory of its own, got that of q"):
+        rope_2d_(HEADS, HEADS, POSITIONS)
