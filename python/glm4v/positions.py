@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,15 +42,15 @@ def keys_behind_prefixes(cu_seqlens: Sequence[int], prefixes: Sequence[int]) -> 
     if len(prefixes) != len(cu_seqlens) - 1:
         sequences = f"one for each of {len(cu_seqlens) - 1} sequences"
         raise ValueError(f"glm4v: prefixes must be {sequences}, got {len(prefixes)}")
-    own = [torch.arange(start, end) for start, end in pairwise(cu_seqlens)]
-    seen = []
+    own = [np.arange(start, end) for start, end in pairwise(cu_seqlens)]
+    seen, lengths = list[np.ndarray](), list[int]()
     for n, prefix in enumerate(prefixes):
         if not -1 <= prefix < len(own) or (prefix >= 0 and prefixes[prefix] >= 0):
             raise ValueError(f"glm4v: prefixes[{n}] must be a sequence without a prefix, or -1, got {prefix}")
-        seen.append(own[n] if prefix < 0 else torch.cat([own[prefix], own[n]]))
-    lengths = list(map(len, seen))
+        seen += [own[n]] if prefix < 0 else [own[prefix], own[n]]
+        lengths.append(len(own[n]) + (len(own[prefix]) if prefix >= 0 else 0))
     ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
-    return Keys(torch.cat(seen), ends, max(lengths))
+    return Keys(torch.from_numpy(np.concatenate(seen)), ends, max(lengths))
 
 
 def inside_videos(input_ids: Tensor, cu_seqlens: Tensor, video_start: int, video_end: int) -> Tensor:
@@ -77,38 +78,45 @@ def rope_positions(
     Raises:
         ValueError: runs of image tokens and grids are not the same pictures.
     """
-    starts = cu_seqlens[:-1].long()
-    tokens = torch.arange(len(input_ids), device=input_ids.device)
-    sequence = sequence_ids(cu_seqlens, len(input_ids))
-    seen = input_ids == image_token
-    first = seen & ~F.pad(seen, (1, 0))[:-1]
-    first |= seen & torch.isin(tokens, starts)
-    first_tokens = first.nonzero().flatten()  # [G]
+    # Arrays: prompts are short, and a call of NumPy costs a fraction of one of torch.
+    ids, limits = input_ids.numpy(), cu_seqlens.numpy().astype(np.int64)
+    starts, lengths = limits[:-1], np.diff(limits)
+    seen = ids == image_token
+    first = seen.copy()
+    first[1:] &= ~seen[:-1]
+    first[starts[lengths > 0]] = seen[starts[lengths > 0]]
+    first_tokens = first.nonzero()[0]  # [G]
 
     # Grids in the order of the pictures: an image's, or its video's with one time step.
-    of_video = inside_videos(input_ids, cu_seqlens, video_start, video_end)[first_tokens]
-    none = torch.zeros(0, 3, dtype=torch.long, device=input_ids.device)
-    images = none if image_grid_thw is None else image_grid_thw.long()
-    videos = none if video_grid_thw is None else video_grid_thw.long()
-    units = videos.repeat_interleave(videos[:, 0], 0)
-    grids = torch.empty(len(first_tokens), 3, dtype=torch.long, device=input_ids.device)
-    if (int(of_video.sum()), int((~of_video).sum())) != (len(units), len(images)):
-        found = f"{int((~of_video).sum())} images and {int(of_video.sum())} video units"
-        raise ValueError(f"positions: grids must be of {found}, got {len(images)} and {len(units)}")
+    of_video = np.zeros(len(first_tokens), dtype=bool)
+    if (ids == video_start).any():
+        of_video = inside_videos(input_ids, cu_seqlens, video_start, video_end).numpy()[first_tokens]
+    images, videos = (
+        np.zeros((0, 3), dtype=np.int64) if grid is None else grid.numpy().astype(np.int64)
+        for grid in (image_grid_thw, video_grid_thw)
+    )
+    units = videos.repeat(videos[:, 0], axis=0)
+    found = int((~of_video).sum()), int(of_video.sum())
+    if found != (len(images), len(units)):
+        wanted = f"{found[0]} images and {found[1]} video units"
+        raise ValueError(f"positions: grids must be of {wanted}, got {len(images)} and {len(units)}")
+    grids = np.empty((len(first_tokens), 3), dtype=np.int64)
     grids[of_video], grids[~of_video] = units, images
     rows, columns = grids[:, 1] // merge_size, grids[:, 2] // merge_size  # [G]
 
-    picture = first.cumsum(0)[seen] - 1  # of each image token
-    if not torch.equal(torch.bincount(picture, minlength=len(grids)), rows * columns):
-        wanted, counts = (rows * columns).tolist(), torch.bincount(picture, minlength=len(grids)).tolist()
-        raise ValueError(f"positions: pictures must have {wanted} tokens by their grids, got {counts}")
+    picture = first.cumsum()[seen] - 1  # of each image token
+    counts = np.bincount(picture, minlength=len(grids))
+    if not np.array_equal(counts, rows * columns):
+        sizes = (rows * columns).tolist()
+        raise ValueError(f"positions: pictures must have {sizes} tokens by their grids, got {counts.tolist()}")
 
     # Where each token's predecessor leaves off: text by one, a picture as a whole at its last token.
-    advance = (~seen).long()
-    advance[first_tokens + rows * columns - 1] = torch.maximum(rows, columns)
-    ends = F.pad(advance.cumsum(0), (1, 0))
-    positions = (ends[:-1] - ends[starts][sequence]).expand(3, -1).clone()
-    offset = tokens[seen] - first_tokens[picture]
+    ends = np.zeros(len(ids) + 1, dtype=np.int64)
+    ends[1:] = ~seen
+    ends[first_tokens + rows * columns] = np.maximum(rows, columns)
+    ends = ends.cumsum()
+    positions = np.tile(ends[:-1] - ends[starts].repeat(lengths), (3, 1))
+    offset = seen.nonzero()[0] - first_tokens[picture]
     positions[1, seen] += offset // columns[picture]
     positions[2, seen] += offset % columns[picture]
-    return positions, ends[cu_seqlens[1:].long()] - ends[starts]
+    return torch.from_numpy(positions), torch.from_numpy(ends[limits[1:]] - ends[starts])

@@ -33,24 +33,24 @@ def inputs(batch: PackedBatch, prompts: Sequence[Prompt]) -> Inputs:
     """
     members = _by_source(batch.sources.tolist())
     starts = batch.cu_seqlens.tolist()
-    ids, positions, lengths, prefixes = list[Tensor](), list[Tensor](), list[int](), list[int]()
-    rows, read = torch.empty(starts[-1], dtype=torch.long), 0
+    ids, positions, lengths, prefixes = list[np.ndarray](), list[np.ndarray](), list[int](), list[int]()
+    rows, read = np.empty(starts[-1], dtype=np.int64), 0
     for source, samples in members.items():
         prompt = prompts[source]
         prefix, first = len(lengths), read
-        ids.append(prompt.input_ids)
-        positions.append(prompt.position_ids)
+        ids.append(prompt.input_ids.numpy())
+        positions.append(prompt.position_ids.numpy())
         lengths.append(len(prompt))
         prefixes.append(-1)
         read += len(prompt)
         for n in samples:
             start, end = starts[n] + len(prompt), starts[n + 1]
-            rows[starts[n] : start] = torch.arange(first, first + len(prompt))
-            rows[start:end] = torch.arange(read, read + end - start)
+            rows[starts[n] : start] = np.arange(first, first + len(prompt))
+            rows[start:end] = np.arange(read, read + end - start)
             read += end - start
-            answer = torch.arange(prompt.next_position, prompt.next_position + end - start)
-            ids.append(torch.from_numpy(batch.input_ids[start:end]))
-            positions.append(answer.expand(3, -1))
+            answer = np.arange(prompt.next_position, prompt.next_position + end - start)
+            ids.append(batch.input_ids[start:end])
+            positions.append(np.broadcast_to(answer, (3, len(answer))))
             if len(samples) == 1:  # nothing to share: one sequence
                 lengths[-1] += end - start
             else:
@@ -58,12 +58,12 @@ def inputs(batch: PackedBatch, prompts: Sequence[Prompt]) -> Inputs:
                 prefixes.append(prefix)
     arguments = {
         **packed([prompts[source] for source in members]),
-        "input_ids": torch.cat(ids),
+        "input_ids": torch.from_numpy(np.concatenate(ids)),
         "cu_seqlens": torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)),
-        "position_ids": torch.cat(positions, dim=1),
+        "position_ids": torch.from_numpy(np.concatenate(positions, axis=1)),
         "prefixes": prefixes if len(prefixes) > len(members) else None,
     }
-    return Inputs(arguments, rows)
+    return Inputs(arguments, torch.from_numpy(rows))
 
 
 def units(samples: Sequence[Sample], prompts: Sequence[Prompt], budget: int) -> Iterator[tuple[list[int], int]]:
