@@ -114,7 +114,7 @@ def _compare(results: Results) -> str:
         more = ">" if len(reached) < len(seeds) else ""
         cells = [f"{more}{np.mean([cost for cost, _ in costs[k].values()]):.0f}" if seeds else "-" for k in kinds]
         ratios = []
-        for k in ("rollouts", "waves"):
+        for k in kinds:
             pairs = [
                 (cost_to(arms["rlcs"][s]["metrics"]["curve"], GAIN, k)[0], costs[k][s][0])
                 for s in sorted(seeds.keys() & arms["rlcs"].keys())
@@ -123,9 +123,10 @@ def _compare(results: Results) -> str:
             said = interval(pairs, lambda t: t[..., 0].sum(-1) / t[..., 1].sum(-1))
             ratios.append("-" if arm == "rlcs" or mean is None else f"{mean[0] / mean[1]:.2f} ({said})")
         rows.append([arm, str(len(seeds)), str(len(reached)), *cells, *_gain(seeds), *ratios])
-    names = ("arm", "seeds", "reached", *kinds, "points gained in all", "RLCS rollouts / its", "RLCS waves / its")
+    names = ("arm", "seeds", "reached", *kinds, "points gained in all", *(f"RLCS {kind} / its" for kind in kinds))
     said = (
-        "A run that never reached the target counts with all that it spent, too little: means then are marked with >."
+        "A run that never reached the target counts with all that it spent, too little: means then are marked with >. "
+        "Seconds are those of rollouts, verdicts and steps; runs shared the machine two by two."
     )
     return f"{head}{table(names, rows)}\n\n{said}"
 

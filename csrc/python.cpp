@@ -29,5 +29,5 @@ PYBIND11_MODULE(_C, m) {
         py::call_guard<py::gil_scoped_release>(),
         "GFLOP/s of fp32, bf16_dot or amx at the active level, for benchmarks; 0 where the level lacks it.");
   m.def("force_product", &glm4v::force_product, py::arg("dtype"), py::arg("name"),
-        "Matrix products of fp32, bf16 or fp16 by F.linear, oneDNN (fp32) or glm4v_ext; ValueError for other names.");
+        "Matrix products of fp32, bf16 or fp16 by F.linear or glm4v_ext; ValueError for other names.");
 }

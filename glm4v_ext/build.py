@@ -25,9 +25,6 @@ from . import _C, triton  # noqa: E402  (_C links against the library that was j
 
 checks = torch.ops.glm4v_ext_checks  # the contracts of the ops, for backends that are not C++
 
-if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # a torch built without oneDNN
-    _C.force_product("fp32", "F.linear")
-
 
 def build_info() -> dict[str, object]:
     """Facts of this build and of this machine.
@@ -35,7 +32,7 @@ def build_info() -> dict[str, object]:
     Returns:
         dict with ``version``, ``compiler``, ``cpu_archs`` (levels compiled in), ``cuda`` (whether CUDA kernels were
         compiled in), ``triton`` (version of the installed one, or ""), ``isa`` (the CPU level in use), ``products``
-        (dtype -> what serves ``linear``: F.linear, oneDNN or glm4v_ext) and ``ops``: op name -> {device: backend that
+        (dtype -> what serves ``linear``: F.linear or glm4v_ext) and ``ops``: op name -> {device: backend that
         serves it, C++ or Triton}, with ``gpu_verified`` where that is CUDA's: whether a GPU has passed the op's tests.
     """
     facts: dict[str, object] = dict(_C.build_facts())

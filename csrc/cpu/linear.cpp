@@ -1,5 +1,5 @@
 // Matrix products belong to the libraries that torch brings, where these are good at them; cpu/product.cpp knows where.
-// Few rows, and 16-bit types on machines without instructions for them, have products of their own.
+// Few rows have a product of their own, and so have fp32 and 16-bit types on machines where the libraries are not.
 #include "cpu/linear.h"
 
 #include <array>
@@ -16,12 +16,9 @@ namespace {
 
 using torch::stable::detail::from, torch::stable::detail::to;
 
-// Up to here the product is bound by reading the weight, which both libraries do at half of the memory's pace; the own
+// Up to here the product is bound by reading the weight, which the libraries do at half of the memory's pace; the own
 // product pays for packing it up to twice as many rows.
 int64_t most_few_rows(DType dtype) { return product_of(dtype) == Product::own ? 24 : dtype == DType::f32 ? 16 : 4; }
-
-// Where no side is shorter, MKL gains 2-4 % on the own product in fp32.
-constexpr int64_t long_side = 1024;
 
 // Of the rows of x that an own product packs at a time.
 constexpr int64_t packed_bytes = 8 << 20;
@@ -40,17 +37,6 @@ Tensor torch_linear(const Tensor& x, const Tensor& weight, const std::optional<T
   }
   std::array<StableIValue, 4> stack{from(x), from(weight), from(bias), from(empty(x, sizes))};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "out", stack.data(), TORCH_ABI_VERSION));
-  return to<Tensor>(stack[0]);
-}
-
-// The product of torch.compile's CPU backend, without a fused activation.
-Tensor onednn_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
-  const std::vector<int64_t> no_scalars;
-  const std::optional<Tensor> row = bias ? std::optional(contiguous(*bias)) : bias;  // it would ignore the stride
-  std::array<StableIValue, 6> stack{from(x),          from(weight),
-                                    from(row),        from(std::string("none")),
-                                    from(no_scalars), from(std::optional<std::string>())};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("mkldnn::_linear_pointwise", "", stack.data(), TORCH_ABI_VERSION));
   return to<Tensor>(stack[0]);
 }
 
@@ -88,8 +74,8 @@ Tensor packed_linear(DType dtype, const Tensor& x, const Tensor& weight, const s
   const Tensor row = bias ? contiguous(*bias) : out;
   const Tensor all_rows = with_unit_stride(torch::stable::reshape(x, {rows, k})),
                all_columns = with_unit_stride(weight);
-  // Packing transposes what lies row by row: where few columns would share its cost, the weight is packed instead.
-  const bool swapped = columns <= packed_rows && columns < rows && all_rows.stride(1) == 1 && !bias;
+  // Packing transposes what lies row by row: the weight is packed instead where x has more rows.
+  const bool swapped = columns < rows && all_rows.stride(1) == 1;
   const Tensor &left = swapped ? all_columns : all_rows, &right = swapped ? all_rows : all_columns;
   const int64_t m = swapped ? columns : rows, n = swapped ? rows : columns;
   const auto ceil = [](int64_t size, int64_t unit) { return (size + unit - 1) / unit; };
@@ -108,8 +94,11 @@ Tensor packed_linear(DType dtype, const Tensor& x, const Tensor& weight, const s
         right.const_data_ptr(),
         right.stride(0),
         right.stride(1),
-        bias ? row.const_data_ptr() : nullptr,
-        static_cast<char*>(out.mutable_data_ptr()) + begin * n * x.element_size(),
+        !bias     ? nullptr
+        : swapped ? static_cast<const char*>(row.const_data_ptr()) + begin * x.element_size()
+                  : row.const_data_ptr(),
+        static_cast<char*>(out.mutable_data_ptr()) + begin * (swapped ? 1 : columns) * x.element_size(),
+        columns,
         count,
         k,
         n,
@@ -138,16 +127,10 @@ Tensor packed_linear(DType dtype, const Tensor& x, const Tensor& weight, const s
   return out;
 }
 
-// Where the own product is measured to be the fastest; bench/LOG.md has the tables.
-bool own_is_best(Product product, DType dtype, const Tensor& x, const Tensor& weight) {
-  const int64_t m = x.numel() / weight.size(1), n = weight.size(0), k = weight.size(1);
-  const int64_t shortest = std::min({m, n, k});
-  const bool row_major = weight.stride(1) == 1;
-  if (product == Product::own) return dtype != DType::f32 || shortest < long_side;
-  // oneDNN transposes, as gradients need it, at a lower rate.
-  if (product == Product::onednn) return !row_major && shortest >= 64;
-  // oneDNN's bf16 without tiles is behind by 4-8 % where one block holds all inputs.
-  return dtype == DType::bf16 && active_isa() == Isa::avx512_bf16 && row_major && std::min(m, n) >= 512 &&
+// Where torch's product is oneDNN's in bf16 without tiles: that is behind by 4-8 % where one block holds all inputs.
+bool own_is_ahead(DType dtype, const Tensor& x, const Tensor& weight) {
+  const int64_t n = weight.size(0), k = weight.size(1), m = x.numel() / k;
+  return dtype == DType::bf16 && active_isa() == Isa::avx512_bf16 && weight.stride(1) == 1 && std::min(m, n) >= 512 &&
          k <= packed_block_pairs * 2;
 }
 
@@ -158,9 +141,8 @@ Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>
   if (weight.numel() == 0 || x.numel() == 0) return torch_linear(x, weight, bias);
   if (x.numel() <= most_few_rows(dtype) * weight.size(1) && weight.stride(1) == 1)
     return few_rows_linear(dtype, x, weight, bias);
-  const Product product = product_of(dtype);
-  if (own_is_best(product, dtype, x, weight)) return packed_linear(dtype, x, weight, bias);
-  return product == Product::onednn ? onednn_linear(x, weight, bias) : torch_linear(x, weight, bias);
+  if (product_of(dtype) == Product::own || own_is_ahead(dtype, x, weight)) return packed_linear(dtype, x, weight, bias);
+  return torch_linear(x, weight, bias);
 }
 
 }  // namespace glm4v::cpu

@@ -11,7 +11,7 @@ namespace glm4v {
 namespace {
 
 constexpr const char* dtypes[] = {"fp32", "bf16", "fp16"};
-constexpr const char* names[] = {"F.linear", "oneDNN", "glm4v_ext"};
+constexpr const char* names[] = {"F.linear", "glm4v_ext"};
 
 #if defined(__x86_64__)
 bool has(unsigned leaf, unsigned subleaf, unsigned a_bits, unsigned d_bits) {
@@ -21,15 +21,12 @@ bool has(unsigned leaf, unsigned subleaf, unsigned a_bits, unsigned d_bits) {
 
 Product best_product(DType dtype) {
   __builtin_cpu_init();
+  // MKL knows Intel's processors. On AMD's it runs an AVX2 path: 39 % of the peak of Zen 5, 70 to 85 % of Zen 4 and 85
+  // % of Zen 3, where the own product is level with it; with AVX-512 that is level with oneDNN's, and more exact.
+  if (dtype == DType::f32) return __builtin_cpu_is("intel") ? Product::torch : Product::own;
+  // torch hands 16-bit products to oneDNN where that has them, and is 5 to 50 times slower elsewhere.
   const bool avx512 =
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (dtype == DType::f32) {
-    // MKL knows Intel's processors. On AMD's it runs an AVX2 path: 39 % of the peak of Zen 5, where oneDNN reaches 85
-    // %, but 85 % on Zen 3, where oneDNN reaches 70 %. The own product is level with it there, and better at few rows.
-    if (__builtin_cpu_is("intel")) return Product::torch;
-    return avx512 ? Product::onednn : Product::own;
-  }
-  // torch hands 16-bit products to oneDNN where that has them, and is 5 to 50 times slower elsewhere.
   constexpr unsigned avx_vnni = 1u << 4, avx_vnni_int8 = 1u << 4, avx_ne_convert = 1u << 5, avx512_fp16 = 1u << 23;
   const bool avx2_vnni_2 = has(7, 1, avx_vnni, avx_vnni_int8 | avx_ne_convert);
   const bool onednn = avx2_vnni_2 || (avx512 && (dtype == DType::bf16 || has(7, 0, 0, avx512_fp16)));
@@ -57,12 +54,12 @@ Product product_of(DType dtype) { return product(dtype).load(std::memory_order_r
 std::string product_name(const std::string& dtype) { return names[static_cast<int>(product_of(dtype_of(dtype)))]; }
 
 void force_product(const std::string& dtype, const std::string& name) {
-  for (const Product p : {Product::torch, Product::onednn, Product::own}) {
-    if (name != names[static_cast<int>(p)] || (p == Product::onednn && dtype != "fp32")) continue;
+  for (const Product p : {Product::torch, Product::own}) {
+    if (name != names[static_cast<int>(p)]) continue;
     product(dtype_of(dtype)).store(p, std::memory_order_relaxed);
     return;
   }
-  throw std::invalid_argument("force_product: name must be F.linear, glm4v_ext or for fp32 oneDNN, got " + name);
+  throw std::invalid_argument("force_product: name must be F.linear or glm4v_ext, got " + name);
 }
 
 }  // namespace glm4v

@@ -7,13 +7,13 @@
 
 namespace glm4v {
 
-// torch: what F.linear takes, in fp32 MKL. onednn: oneDNN's fp32 product. own: cpu/loops/linear_packed.cpp.
-enum class Product : int { torch, onednn, own };
+// torch: what F.linear takes, in fp32 MKL. own: cpu/loops/linear_packed.cpp.
+enum class Product : int { torch, own };
 
 GLM4V_API Product product_of(DType dtype);
 // Name of the implementation for "fp32", "bf16" or "fp16".
 GLM4V_API std::string product_name(const std::string& dtype);
-// For tests, and for a torch without oneDNN; throws std::invalid_argument for unknown names.
+// For tests; throws std::invalid_argument for unknown names.
 GLM4V_API void force_product(const std::string& dtype, const std::string& name);
 
 }  // namespace glm4v

@@ -191,7 +191,7 @@ def test_a_film_that_is_cut_off(photos, tmp_path):
         stream = container.add_stream("mpeg4", rate=24)
         stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
         for i in range(48):
-            crop = np.ascontiguousarray(photos[0][i : i + 64, :96])
+            crop = np.ascontiguousarray(photos[1][200 + i : 264 + i, 200:296])  # detailed: most bytes are frames
             container.mux(stream.encode(av.VideoFrame.from_ndarray(crop, format="rgb24")))
         container.mux(stream.encode())
     whole = path.read_bytes()

@@ -231,16 +231,14 @@ void write_panel(const float* sums, int64_t vectors, const T* bias, T* out, int6
 
 // Sums [N][vectors * W] of a panel of x, to out [N, rows].
 template <class T>
-void write_swapped(const float* sums, int64_t vectors, T* out, int64_t stride, int64_t rows, int64_t columns) {
-  for (int64_t n = 0; n < columns; ++n)
-    for (int64_t v = 0; v < vectors; ++v) {
-      const int64_t left = rows - v * W;
-      const vf row = load(sums + (n * vectors + v) * W);
-      if (left >= W)
-        store(out + n * stride + v * W, row);
-      else if (left > 0)
-        store_n(out + n * stride + v * W, row, left);
-    }
+void write_swapped(const float* sums, int64_t vectors, const T* bias, T* out, int64_t stride, int64_t rows,
+                   int64_t columns) {
+  for (int64_t v = 0; v < vectors; ++v)
+    over(least(W, rows - v * W), [&](int64_t, auto lanes) __attribute__((always_inline)) {
+      const vf shift = bias ? load(bias + v * W, lanes) : vf{};
+      for (int64_t n = 0; n < columns; ++n)
+        store(out + n * stride + v * W, load(sums + (n * vectors + v) * W) + shift, lanes);
+    });
 }
 
 template <class T>
@@ -273,11 +271,13 @@ void product(const PackedProduct& a, int64_t m, int64_t rows, int64_t n, int64_t
         float* to = blocks == 1 ? sums : sums + first * wide + c * vectors * W;
         multiply(round_up(width, group), vectors, steps, reinterpret_cast<const E*>(ws),
                  reinterpret_cast<const E*>(panel), to, first_block, ahead);
+        const T* bias = static_cast<const T*>(a.bias);
         if (last_block && a.swapped)
-          write_swapped(to, vectors, static_cast<T*>(a.out) + (n + c) * a.m + m + first, a.m, rows - first, width);
+          write_swapped(to, vectors, bias ? bias + m + first : nullptr,
+                        static_cast<T*>(a.out) + (n + c) * a.out_row + m + first, a.out_row, rows - first, width);
         else if (last_block)
-          write_panel(to, vectors, static_cast<const T*>(a.bias) + (a.bias ? n + c : 0),
-                      static_cast<T*>(a.out) + (m + first) * a.n + n + c, a.n, rows - first, width);
+          write_panel(to, vectors, bias ? bias + n + c : nullptr,
+                      static_cast<T*>(a.out) + (m + first) * a.out_row + n + c, a.out_row, rows - first, width);
       }
     }
   }

@@ -13,11 +13,12 @@ struct PackedProduct {
   int64_t x_row, x_k;
   const void* weight;  // [N, K]
   int64_t weight_row, weight_k;
-  const void* bias;  // [N] or null
-  void* out;         // [M, N], contiguous; [N, M] if `swapped`
+  const void* bias;  // [N] or null; [M] if `swapped`
+  void* out;         // [M, N]; [N, M] if `swapped`
+  int64_t out_row;   // its stride
   int64_t m, k, n;
   float* packed_x;  // 64-byte aligned, of packed_x_floats(m, k)
-  bool swapped;     // the roles of x and weight; without bias
+  bool swapped;     // the roles of x and weight
 };
 constexpr int64_t packed_x_floats(int64_t m, int64_t k) { return (m + 15) / 16 * 16 * (k | 1); }
 
