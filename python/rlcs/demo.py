@@ -28,7 +28,7 @@ from .rollout import RolloutSettings
 
 COLD_SCANS, COLD_SAMPLES = 300, 6000
 PROMPTS, HELD_OUT = 6000, 200  # prompts of RL, and held-out tasks of each domain
-COLD_SHARE = 0.27  # of the budget; the rest is RL, beside the control
+COLD_SHARE = 0.34  # of the budget; the rest is RL, beside the control
 COLD_LR, LR, CONTROL_LR = 1e-3, 3e-4, 5e-4
 LOOK = 600.0  # seconds of training from which on a demo also looks at itself on the way ...
 LOOK_EVERY = {"rlcs": 50, "control": 250}  # ... after so many waves or steps, about half a minute
