@@ -9,6 +9,7 @@ import re
 
 import torch
 
+from .feed import WorkerDied
 from .rollout import NotFinite
 
 MEMORY = re.compile(
@@ -28,6 +29,8 @@ def told(command: str, error: Exception) -> str | None:
     if isinstance(error, NotFinite):
         rest = " If training made them so, lower --optimizer.lr and begin with an older checkpoint" if training else ""
         return first + rest
+    if isinstance(error, WorkerDied):
+        return f"{first}; too little memory for its pictures? Lower --workers or --ahead{KEPT}"
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or MEMORY.search(str(error)):
         return f"out of memory: {first}; lower {TRAINING_LESS if training else LESS}{KEPT if training else ''}"
     return None

@@ -25,7 +25,7 @@ from glm4v.layers import Linear
 
 from . import checkpoint, evaluate, lora, rewards
 from .config import EvalSettings, ModelSettings, Part, RunSettings, SftConfig, TrainConfig, plain
-from .data import BadRows, read_tasks
+from .data import read_tasks
 from .files import write_text
 from .learner import Learner
 from .logs import Log
@@ -33,6 +33,7 @@ from .optimizer import Optimizer
 from .progress import Bar
 from .prompts import Prompts
 from .rollout import RolloutSettings
+from .shards import BadRows
 from .types import Task
 
 CARRIED_FILES = (
@@ -62,6 +63,7 @@ class Run:
             raise ValueError("run: wandb must be installed to log to it: pip install wandb")
         config.judge.use()
         self.config, self.settings, self.note = config, run, note
+        self.bad = BadRows(config.bad_rows, config.max_bad_rows, note)
         self.stopped = False  # somebody has asked the run to end: see stoppable
         self.checkpoints = run.out / "checkpoints"
         saved = checkpoint.latest(self.checkpoints) if run.resume else None
@@ -72,8 +74,8 @@ class Run:
         self.eval_tasks = check_tasks(eval_tasks(config.eval), config.rollout, processor)
         self.tasks = []  # of RL
         if isinstance(config, TrainConfig):
-            tasks = read_tasks(config.tasks, config.bad_rows, note)
-            self.tasks = check_tasks(tasks, config.rollout, processor, config.bad_rows, note, config.tokens)
+            tasks = read_tasks(config.tasks, self.bad)
+            self.tasks = check_tasks(tasks, config.rollout, processor, self.bad, config.tokens)
         # What is wrong with files has been said by now: a large model takes minutes to read.
         self.model = load_model(config.model, run.seed, None if saved is None else saved.folder)
         processor.dtype = self.model.dtype
@@ -236,16 +238,16 @@ def check_tasks(
     tasks: Sequence[Task],
     rollout: RolloutSettings,
     processor: Processor,
-    bad_rows: BadRows = "fatal",
-    note: Callable[[str], None] = print,
+    bad: BadRows | None = None,
     budget: int | None = None,
 ) -> list[Task]:
     """The tasks that the model can be asked and whose answers can be judged, before anything is computed.
 
     Raises:
         ValueError: answers or a prompt are longer than the context (or, with ``budget``, than a micro-step), a picture
-            cannot be read, a verifier cannot judge. Prompts are left out, and noted, where ``bad_rows`` is "skip".
+            cannot be read, a verifier cannot judge. Prompts are left out, and noted, where ``bad`` allows it.
     """
+    bad = bad or BadRows("fatal", 0, print)
     if not tasks:
         return []
     context = processor.config.text_config.max_position_embeddings
@@ -265,10 +267,7 @@ def check_tasks(
                 raise ValueError(f"prompt and answer must fit the {budget} tokens of a micro-step, got up to {whole}")
             good.append(task)
         except ValueError as error:
-            said = f"data: task {task.id!r}: {error}"
-            if bad_rows == "fatal":
-                raise ValueError(said) from None
-            note(said)
+            bad(f"task {task.id!r}", error)
     if not good:
         raise ValueError("data: a task must fit the model, got none that does")
     return good
