@@ -32,7 +32,7 @@ from .logs import Log
 from .optimizer import Optimizer
 from .progress import Bar
 from .prompts import Prompts
-from .rollout import RolloutSettings
+from .rollout import NotFinite, RolloutSettings
 from .shards import BadRows
 from .types import Task
 
@@ -65,6 +65,7 @@ class Run:
         self.config, self.settings, self.note = config, run, note
         self.bad = BadRows(config.bad_rows, config.max_bad_rows, note)
         self.stopped = False  # somebody has asked the run to end: see stoppable
+        self.signal = signal.SIGINT  # how
         self.checkpoints = run.out / "checkpoints"
         saved = checkpoint.latest(self.checkpoints) if run.resume else None
         if saved is None and checkpoint.every(self.checkpoints):
@@ -83,6 +84,7 @@ class Run:
         self.eval_prompts = self.prompts.apart()  # held-out tasks may have the ids of others
         self.optimizer = Optimizer(self.model, config.optimizer)
         self.learner = Learner(self.model, self.optimizer, config.tokens)
+        self.lost = 0  # steps in a row that moved nothing
         self.step = 0  # optimizer steps of SFT, waves of RL
         self.seconds = 0.0  # of training, evaluation and saving left out
         if saved is not None:
@@ -112,7 +114,7 @@ class Run:
         def ask(number: int, frame: Any) -> None:
             if self.stopped:
                 raise KeyboardInterrupt
-            self.stopped = True
+            self.stopped, self.signal = True, signal.Signals(number)
             self.note("stops after this step and saves it; once more to stop at once")
 
         if threading.current_thread() is not threading.main_thread():  # which alone receives signals
@@ -126,9 +128,27 @@ class Run:
                 signal.signal(number, handler)
 
     def obey(self) -> None:
-        """Raises KeyboardInterrupt: the run is ``stopped``, and its step is saved."""
+        """Ends the run, which is ``stopped`` and whose step is saved: KeyboardInterrupt, or exit code 0 for SIGTERM, by
+        which a scheduler asks for just that."""
         self.log.close()
-        raise KeyboardInterrupt(f"step {self.step} is saved in {self.checkpoints}; the same command goes on from it")
+        said = f"step {self.step} is saved in {self.checkpoints}; the same command goes on from it"
+        if self.signal == signal.SIGTERM:
+            self.note(said)
+            raise SystemExit(0)
+        raise KeyboardInterrupt(said)
+
+    def count_skipped(self, skipped: bool) -> None:
+        """Notes a step of the optimizer that moved nothing, since its gradient was not finite.
+
+        Raises:
+            NotFinite: ``max_skipped`` of them came in a row.
+        """
+        self.lost = self.lost + 1 if skipped else 0
+        if not skipped:
+            return
+        self.note(f"step {self.step}: the gradient is not finite, so nothing moves ({self.lost} in a row)")
+        if self.lost == self.config.max_skipped:
+            raise NotFinite(f"gradients must be finite, got {self.lost} steps without; are the weights whole?")
 
     def due(self, every: int) -> bool:
         """Whether it is time, in the middle of the run, for what happens each so many steps."""

@@ -27,7 +27,6 @@ from .feed import Feed
 from .learner import sft_loss
 from .progress import Bar
 from .prompts import Prompt, Prompts
-from .rollout import NotFinite
 from .run import Run
 from .shards import BadRows, Row, files_of
 from .stream import Position, Stream, from_memory
@@ -209,7 +208,7 @@ def sft(config: SftConfig, note: Callable[[str], None] = print) -> list[Score]:
     stop = run.model.generation_config.get("eos_token_id") or []
     samples_of = Samples(run.prompts.processor, config.thinking, stop if isinstance(stop, list) else [stop])
     lessons.start(run.state, Making(run.prompts, samples_of, config.model.path, config.tokens))
-    scores, lost = list[Score](), 0
+    scores = list[Score]()
     with Bar("SFT") as bar, run.stoppable(), contextlib.closing(lessons):
         bad.note = bar.note
         bar(run.progress, 1.0)
@@ -218,9 +217,7 @@ def sft(config: SftConfig, note: Callable[[str], None] = print) -> list[Score]:
                 samples, prompts = lessons.take(config.batch)
                 facts = run.learner.update(samples, prompts, sft_loss, run.rate())
                 run.step += 1
-                lost = lost + 1 if facts["skipped"] else 0
-                if lost == config.max_skipped:
-                    raise NotFinite(f"sft: gradients must be finite, got {lost} steps without; are the weights whole?")
+                run.count_skipped(bool(facts["skipped"]))
             done = lessons.position["position"]
             run.log.write("sft", run.step, run.seconds, {**facts, "samples": done, "epoch": lessons.epoch})
             bar(run.progress, 1.0, f"loss {facts['loss']:.3f}, {done / max(run.seconds, 1e-9):.0f} samples/s")
