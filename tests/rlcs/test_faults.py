@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file
 from small_runs import sft_config, train_config
 
-from rlcs import checkpoint, learner, rewards
+from rlcs import checkpoint, evaluate, learner, rewards
 from rlcs.failures import told
 from rlcs.learner import Learner
 from rlcs.logs import read_metrics
+from rlcs.rewards import Verdict
 from rlcs.rollout import NotFinite
 from rlcs.supervised import sft
 from rlcs.trainer import train
@@ -23,6 +24,12 @@ from rlcs.trainer import train
 
 def with_run(config, **changes):
     return dataclasses.replace(config, run=dataclasses.replace(config.run, **changes))
+
+
+@pytest.fixture
+def rewarded(monkeypatch):
+    """Every other answer is right: a model that knows nothing has groups to learn from."""
+    monkeypatch.setattr(evaluate, "verify", lambda domain, text, *_: Verdict("score", float(len(text) % 2)))
 
 
 # --- gradients ---
@@ -63,7 +70,7 @@ def test_a_step_without_a_finite_gradient_moves_nothing_and_is_told(demo, tmp_pa
 
 
 @pytest.mark.parametrize("command", ["sft", "train"])
-def test_so_many_in_a_row_end_the_run(command, demo, tmp_path, monkeypatch):
+def test_so_many_in_a_row_end_the_run(command, demo, tmp_path, monkeypatch, rewarded):
     config = {"sft": sft_config, "train": train_config}[command](demo, tmp_path / "run")
     config = with_run(dataclasses.replace(config, max_skipped=3), steps=40, save_every=0)
     done = nan_at(monkeypatch, {2, 3, 5, 6, 7})
@@ -176,7 +183,7 @@ def resident():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("command", "steps"), [("sft", 2000), ("train", 200)])
-def test_a_long_run_leaks_neither_memory_nor_files(command, steps, demo, tmp_path, monkeypatch, capsys):
+def test_a_long_run_leaks_neither_memory_nor_files(command, steps, demo, tmp_path, monkeypatch, capsys, rewarded):
     """2000 steps of SFT on a stream with a checkpoint each hundred, 200 waves of RLCS: behind the first quarter memory
     grows by less than 1 KiB a step (its slope), and no file more is open."""
     seen = []
