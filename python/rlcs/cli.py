@@ -112,8 +112,18 @@ def demo(arguments: list[str]) -> None:
     _called(run, "demo", arguments)
 
 
+def plan(arguments: list[str]) -> None:
+    """Says what a run on N GPUs costs, by arithmetic: memory, FLOPs, communication, seconds of a wave."""
+    from tyro.conf import OmitArgPrefixes
+
+    from .plan import plan_command as run
+
+    _called(run, "plan", arguments, config=(OmitArgPrefixes,))
+
+
 COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "sft": sft, "train": train, "eval": evaluate, "verify": verify, "show": show, "report": report, "demo": demo,
+    "plan": plan,
 }  # fmt: skip
 
 
@@ -138,14 +148,14 @@ def _configuration(
     return _parsed(kind, name, arguments, default=default, description=f"{command.__doc__}\n\n{extra}")
 
 
-def _called(function: Callable[..., T], name: str, arguments: list[str]) -> T:
+def _called(function: Callable[..., T], name: str, arguments: list[str], **options: Any) -> T:
     """The function with the arguments that its flags say."""
 
     @functools.wraps(function)
     def bound(*args: Any, **kwargs: Any) -> Callable[[], T]:
         return functools.partial(function, *args, **kwargs)
 
-    return _parsed(bound, name, arguments)()
+    return _parsed(bound, name, arguments, **options)()
 
 
 def _parsed(target: Callable[..., T], name: str, arguments: list[str], **options: Any) -> T:

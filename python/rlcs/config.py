@@ -109,7 +109,7 @@ class JudgeSettings:
 class SftConfig:
     """`rlcs sft`: supervised training on answers (or on all tokens of documents)."""
 
-    data: Path = Path("sft.jsonl")
+    data: Path = Path("sft.jsonl")  # a file, a folder or a pattern; JSON lines or Parquet
     model: ModelSettings = field(default_factory=ModelSettings)
     run: RunSettings = field(default_factory=RunSettings)
     optimizer: OptimizerSettings = field(default_factory=lambda: OptimizerSettings(lr=1e-5))
@@ -122,18 +122,27 @@ class SftConfig:
     thinking: bool = True  # learn what stands before </think>
     turns: Literal["all", "last"] = "all"  # which of an assistant's turns are learned
     bad_rows: Literal["fatal", "skip"] = "fatal"
+    max_bad_rows: int = 1000  # that are left out, before it is an error after all
+    buffer: int | None = None  # rows that are held and shuffled together; None: all, which are checked before the run
+    workers: int = 0  # processes that decode pictures ahead; 0: none, and decoded prompts are kept
+    ahead: int = 2  # samples that each worker may be ahead
+    max_skipped: int = 10  # steps in a row whose gradient is not finite, before the run ends
 
     def __post_init__(self) -> None:
-        for name in ("batch", "tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"sft: {name} must be 1 or more, got {getattr(self, name)}")
+        for name, least in (
+            ("batch", 1), ("tokens", 1), ("max_bad_rows", 0), ("buffer", 1), ("workers", 0), ("ahead", 1),
+            ("max_skipped", 1),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"sft: {name} must be {least} or more, got {value}")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """`rlcs train`: reinforcement learning with curriculum sampling."""
 
-    tasks: Path = Path("tasks.jsonl")
+    tasks: Path = Path("tasks.jsonl")  # a file, a folder or a pattern; JSON lines or Parquet
     model: ModelSettings = field(default_factory=ModelSettings)
     run: RunSettings = field(default_factory=RunSettings)
     optimizer: OptimizerSettings = field(default_factory=lambda: OptimizerSettings(decay="constant"))
@@ -153,11 +162,13 @@ class TrainConfig:
     act_on_alarms: bool = True  # down-weight and quarantine domains; otherwise only warn
     proxies: dict[str, str] = field(default_factory=dict)  # domain -> the held-out one whose score the alarms trust
     bad_rows: Literal["fatal", "skip"] = "fatal"
+    max_bad_rows: int = 1000  # that are left out, before it is an error after all
+    max_skipped: int = 10  # steps in a row whose gradient is not finite, before the run ends
 
     def __post_init__(self) -> None:
-        for name in ("groups", "updates", "tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train: {name} must be 1 or more, got {getattr(self, name)}")
+        for name, least in (("groups", 1), ("updates", 1), ("tokens", 1), ("max_bad_rows", 0), ("max_skipped", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"train: {name} must be {least} or more, got {getattr(self, name)}")
         if not self.rollout.temperature > 0:
             raise ValueError("train: rollout.temperature must be above 0: a group's answers would be one, got 0")
 

@@ -1,59 +1,52 @@
-"""Training data: JSON lines in the usual messages format, read with every row checked.
+"""Training data: rows in the usual messages format, read with every row checked.
 
 A row of `rlcs sft`: ``{"messages": [{"role": ..., "content": ...}, ...], "images": [...], "videos": [...]}``; with
 ``all_tokens`` it may be ``{"text": ..., "images": ...}``. Content is text, in which ``<image>`` and ``<video>`` stand
 for the next of the row's paths, or a list of parts as ``glm4v.Processor`` takes them. A row of `rlcs train` also has
 ``id, domain, truth`` and perhaps ``category, tier, pass_rate, attempts, question``, and ends with a user's turn.
 Paths are relative to the file.
+
+Data are one file, a folder of them or a pattern (``"shards/*.jsonl"``), of JSON lines or Parquet. A table's pictures
+may be bytes, alone or as ``{"bytes": ..., "path": ...}``. What is wrong with a row is said with its file and number.
 """
 
 from __future__ import annotations
 
-import codecs
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from .curriculum import TIERS
 from .rewards import find
+from .shards import BadRows, BadRule, Row, files_of, rows_of_all
 from .types import Task
 
 MARK = re.compile("<(image|video)>")
-BadRows = Literal["fatal", "skip"]
+MOST_BAD = 1000  # rows that are left out, by default
 T = TypeVar("T")
 
 
 def read_rows(
     path: Path,
-    row_of: Callable[[Mapping[str, Any], Path, int], T],
-    bad_rows: BadRows,
+    row_of: Callable[[Mapping[str, Any], Path, Row], T],
+    bad_rows: BadRule | BadRows,
     note: Callable[[str], None] = print,
 ) -> list[T]:
-    """``row_of(row, folder, line)`` of every row; a bad one is an error that names its line, or noted and left out.
+    """``row_of(content, folder, row)`` of every row of a file, a folder or a pattern of files.
 
     Raises:
-        ValueError: the file is empty, or a row is bad and ``bad_rows`` is "fatal".
+        ValueError: there is no row, or a bad one is not to be left out (`BadRows`).
     """
-    rows, skipped = [], 0
-    with open(path, "rb") as lines:
-        for number, line in enumerate(lines, 1):
-            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-            if not line.strip():
-                continue
-            try:
-                found = json.loads(_text(line))
-                if not isinstance(found, dict):
-                    raise ValueError(f"must be a JSON object, got {type(found).__name__}")
-                rows.append(row_of(found, path.parent, number))
-            except (ValueError, RecursionError) as error:
-                said = f"data: {path}, line {number}: {error}"
-                if bad_rows == "fatal":
-                    raise ValueError(said) from None
-                skipped += 1
-                note(said)
+    bad = bad_rows if isinstance(bad_rows, BadRows) else BadRows(bad_rows, MOST_BAD, note)
+    rows = []
+    for row in rows_of_all(files_of(path), bad):
+        try:
+            rows.append(row_of(row.content(), row.file.parent, row))
+        except (ValueError, RecursionError) as error:
+            bad(row.place, error)
     if not rows:
+        skipped = len(bad.places)
         raise ValueError(f"data: {path} must hold a row, got none" + (f" but {skipped} bad ones" if skipped else ""))
     return rows
 
@@ -129,32 +122,35 @@ def task_of(row: Mapping[str, Any], folder: Path) -> Task:
     )
 
 
-def read_tasks(path: Path, bad_rows: BadRows = "fatal", note: Callable[[str], None] = print) -> list[Task]:
-    """Tasks of a file; a row whose id an earlier one has is bad."""
-    lines: dict[str, int] = {}
+def read_tasks(path: Path, bad_rows: BadRule | BadRows = "fatal", note: Callable[[str], None] = print) -> list[Task]:
+    """Tasks of a file, a folder or a pattern of files; a row whose id an earlier one has is bad."""
+    places: dict[str, str] = {}
 
-    def row_of(row: Mapping[str, Any], folder: Path, line: int) -> Task:
-        task = task_of(row, folder)
-        if task.id in lines:
-            raise ValueError(f"id must be another than that of line {lines[task.id]}, got {task.id!r} again")
-        lines[task.id] = line
+    def row_of(content: Mapping[str, Any], folder: Path, row: Row) -> Task:
+        task = task_of(content, folder)
+        if task.id in places:
+            where = places[task.id].removeprefix(f"{row.file}, ")
+            raise ValueError(f"id must be another than that of {where}, got {task.id!r} again")
+        places[task.id] = row.place
         return task
 
     return read_rows(path, row_of, bad_rows, note)
 
 
-def _text(line: bytes) -> str:
-    try:
-        return line.decode()
-    except UnicodeDecodeError as error:
-        said = f"must be UTF-8, got byte {error.object[error.start]:#04x} at {error.start + 1}"
-        raise ValueError(said) from None
-
-
 def _paths(row: Mapping[str, Any], name: str) -> list[Any]:
     found = row.get(name) or []
-    if not isinstance(found, list) or not all(isinstance(x, str | list) for x in found):
+    if not isinstance(found, list) or not all(isinstance(x, str | bytes | list | dict) for x in found):
         raise ValueError(f"{name} must be a list of paths, got {found!r}")
+    return [_unwrapped(x, name) for x in found]
+
+
+def _unwrapped(picture: Any, name: str) -> Any:
+    """A picture of a table as its bytes or its path: ``{"bytes": ..., "path": ...}`` is how they stand in Parquet."""
+    if not isinstance(picture, dict):
+        return picture
+    found = picture.get("bytes") or picture.get("path")
+    if not isinstance(found, str | bytes):
+        raise ValueError(f"{name} must be a list of paths, got {list(picture)} in it")
     return found
 
 

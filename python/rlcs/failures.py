@@ -5,17 +5,10 @@ The command tells it in a line, with what to do. Any other error is a fault of t
 
 from __future__ import annotations
 
-import re
-
-import torch
-
+from .feed import WorkerDied
+from .memory import first_line, out_of_memory
 from .rollout import NotFinite
 
-MEMORY = re.compile(
-    "can't allocate memory|not enough memory|out of memory|bad_alloc|ALLOC_FAILED"  # of torch and CUDA libraries
-    "|(aoti_torch_empty|aten::(new_)?empty|aten::contiguous).*API call failed",  # within our ops
-    re.IGNORECASE | re.DOTALL,
-)
 LESS = "--rollout.rows or --rollout.cache-tokens (answers at once)"
 TRAINING_LESS = f"--tokens (of a micro-step), {LESS}, or take --model.activation-checkpointing"
 KEPT = "; what was saved is kept, and the same command goes on from there"
@@ -24,10 +17,12 @@ KEPT = "; what was saved is kept, and the same command goes on from there"
 def told(command: str, error: Exception) -> str | None:
     """The line for an error that ended ``rlcs <command>``; None for a fault of the code."""
     training = command in ("sft", "train")
-    first = next(iter(str(error).splitlines()), "") or type(error).__name__
+    first = first_line(error)
     if isinstance(error, NotFinite):
         rest = " If training made them so, lower --optimizer.lr and begin with an older checkpoint" if training else ""
         return first + rest
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or MEMORY.search(str(error)):
+    if isinstance(error, WorkerDied):
+        return f"{first}; too little memory for its pictures? Lower --workers or --ahead{KEPT}"
+    if out_of_memory(error):
         return f"out of memory: {first}; lower {TRAINING_LESS if training else LESS}{KEPT if training else ''}"
     return None

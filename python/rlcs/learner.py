@@ -17,6 +17,7 @@ from glm4v import Glm4v
 from glm4v_ext import token_logprob
 
 from .batches import cost_of, inputs, units
+from .memory import first_line, out_of_memory
 from .optimizer import Optimizer
 from .packing import Cost, batch_of, pack
 from .prompts import Prompt
@@ -70,6 +71,7 @@ class Learner:
     def __init__(self, model: Glm4v, optimizer: Optimizer, tokens: int) -> None:
         self.model, self.optimizer, self.tokens = model, optimizer, tokens
         self.cost = model_cost(model)
+        self._held: tuple[PackedBatch, Sequence[Prompt]] | None = None  # the micro-step at work
 
     @torch.no_grad()
     def with_old(self, samples: Sequence[Sample], prompts: Sequence[Prompt], temperature: float) -> list[Sample]:
@@ -101,7 +103,22 @@ class Learner:
             Means of what the losses logged, weighted by trained tokens; ``loss``, ``entropy``, ``grad_norm``,
             ``rate``, ``micro_steps``, ``tokens`` (read) and ``trained_tokens``. A gradient that is not finite moves
             nothing, and ``skipped`` is 1.
+
+        Raises:
+            MemoryError: a micro-step does not fit; the text says what it holds.
         """
+        try:
+            return self._update(samples, prompts, loss, rate, temperature)
+        except (MemoryError, RuntimeError) as error:
+            if self._held is None or not out_of_memory(error):
+                raise
+            raise MemoryError(f"{first_line(error)}; {_size(*self._held, self.tokens)}") from error
+        finally:
+            self._held = None
+
+    def _update(
+        self, samples: Sequence[Sample], prompts: Sequence[Prompt], loss: Loss, rate: float, temperature: float
+    ) -> dict[str, float]:
         micro_steps = self._pack(samples, prompts)
         every = sum(int(sample.trained.sum()) for sample in samples)
         if not every:
@@ -109,6 +126,7 @@ class Learner:
         sums = dict[str, Tensor]()  # on the device: the host waits for them once, at the end of the step
         for chosen, _ in micro_steps:
             batch = batch_of([samples[i] for i in chosen], len(samples))
+            self._held = batch, prompts
             new, entropy = target_logprobs(self.model, batch, prompts, temperature)
             here = int(batch.trained.sum())
             part, facts = loss(Micro(batch, new, torch.from_numpy(batch.trained).to(new.device), entropy, here, every))
@@ -116,6 +134,7 @@ class Learner:
             shares = {name: value * (here / every) for name, value in {**facts, "entropy": entropy}.items()}
             for name, value in {"loss": part, **shares}.items():
                 sums[name] = sums.get(name, 0.0) + value.detach()  # type: ignore[operator]
+        self._held = None
         norm = self.optimizer.step(rate)
         return {
             **{name: float(value) for name, value in sums.items()},
@@ -126,6 +145,17 @@ class Learner:
             "tokens": float(sum(tokens for _, tokens in micro_steps)),
             "trained_tokens": float(every),
         }
+
+
+def _size(batch: PackedBatch, prompts: Sequence[Prompt], budget: int) -> str:
+    """What a micro-step holds, in words."""
+    seen = [prompts[source] for source in dict.fromkeys(batch.sources.tolist())]
+    grids = [grid for prompt in seen for grid in (prompt.image_grid_thw, prompt.video_grid_thw) if grid is not None]
+    pictures, patches = sum(map(len, grids)), sum(prompt.patches for prompt in seen)
+    return (
+        f"its micro-step held {len(batch.input_ids)} tokens (--tokens allows {budget}) in {len(batch.sources)} samples "
+        f"with {pictures} pictures of {patches} patches"
+    )
 
 
 def sft_loss(micro: Micro) -> tuple[Tensor, dict[str, Tensor]]:

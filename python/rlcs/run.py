@@ -25,14 +25,15 @@ from glm4v.layers import Linear
 
 from . import checkpoint, evaluate, lora, rewards
 from .config import EvalSettings, ModelSettings, Part, RunSettings, SftConfig, TrainConfig, plain
-from .data import BadRows, read_tasks
+from .data import read_tasks
 from .files import write_text
 from .learner import Learner
 from .logs import Log
 from .optimizer import Optimizer
 from .progress import Bar
 from .prompts import Prompts
-from .rollout import RolloutSettings
+from .rollout import NotFinite, RolloutSettings
+from .shards import BadRows
 from .types import Task
 
 CARRIED_FILES = (
@@ -62,7 +63,9 @@ class Run:
             raise ValueError("run: wandb must be installed to log to it: pip install wandb")
         config.judge.use()
         self.config, self.settings, self.note = config, run, note
+        self.bad = BadRows(config.bad_rows, config.max_bad_rows, note)
         self.stopped = False  # somebody has asked the run to end: see stoppable
+        self.signal = signal.SIGINT  # how
         self.checkpoints = run.out / "checkpoints"
         saved = checkpoint.latest(self.checkpoints) if run.resume else None
         if saved is None and checkpoint.every(self.checkpoints):
@@ -72,8 +75,8 @@ class Run:
         self.eval_tasks = check_tasks(eval_tasks(config.eval), config.rollout, processor)
         self.tasks = []  # of RL
         if isinstance(config, TrainConfig):
-            tasks = read_tasks(config.tasks, config.bad_rows, note)
-            self.tasks = check_tasks(tasks, config.rollout, processor, config.bad_rows, note, config.tokens)
+            tasks = read_tasks(config.tasks, self.bad)
+            self.tasks = check_tasks(tasks, config.rollout, processor, self.bad, config.tokens)
         # What is wrong with files has been said by now: a large model takes minutes to read.
         self.model = load_model(config.model, run.seed, None if saved is None else saved.folder)
         processor.dtype = self.model.dtype
@@ -81,6 +84,7 @@ class Run:
         self.eval_prompts = self.prompts.apart()  # held-out tasks may have the ids of others
         self.optimizer = Optimizer(self.model, config.optimizer)
         self.learner = Learner(self.model, self.optimizer, config.tokens)
+        self.lost = 0  # steps in a row that moved nothing
         self.step = 0  # optimizer steps of SFT, waves of RL
         self.seconds = 0.0  # of training, evaluation and saving left out
         if saved is not None:
@@ -110,7 +114,7 @@ class Run:
         def ask(number: int, frame: Any) -> None:
             if self.stopped:
                 raise KeyboardInterrupt
-            self.stopped = True
+            self.stopped, self.signal = True, signal.Signals(number)
             self.note("stops after this step and saves it; once more to stop at once")
 
         if threading.current_thread() is not threading.main_thread():  # which alone receives signals
@@ -124,9 +128,27 @@ class Run:
                 signal.signal(number, handler)
 
     def obey(self) -> None:
-        """Raises KeyboardInterrupt: the run is ``stopped``, and its step is saved."""
+        """Ends the run, which is ``stopped`` and whose step is saved: KeyboardInterrupt, or exit code 0 for SIGTERM, by
+        which a scheduler asks for just that."""
         self.log.close()
-        raise KeyboardInterrupt(f"step {self.step} is saved in {self.checkpoints}; the same command goes on from it")
+        said = f"step {self.step} is saved in {self.checkpoints}; the same command goes on from it"
+        if self.signal == signal.SIGTERM:
+            self.note(said)
+            raise SystemExit(0)
+        raise KeyboardInterrupt(said)
+
+    def count_skipped(self, skipped: bool) -> None:
+        """Notes a step of the optimizer that moved nothing, since its gradient was not finite.
+
+        Raises:
+            NotFinite: ``max_skipped`` of them came in a row.
+        """
+        self.lost = self.lost + 1 if skipped else 0
+        if not skipped:
+            return
+        self.note(f"step {self.step}: the gradient is not finite, so nothing moves ({self.lost} in a row)")
+        if self.lost == self.config.max_skipped:
+            raise NotFinite(f"gradients must be finite, got {self.lost} steps without; are the weights whole?")
 
     def due(self, every: int) -> bool:
         """Whether it is time, in the middle of the run, for what happens each so many steps."""
@@ -236,16 +258,16 @@ def check_tasks(
     tasks: Sequence[Task],
     rollout: RolloutSettings,
     processor: Processor,
-    bad_rows: BadRows = "fatal",
-    note: Callable[[str], None] = print,
+    bad: BadRows | None = None,
     budget: int | None = None,
 ) -> list[Task]:
     """The tasks that the model can be asked and whose answers can be judged, before anything is computed.
 
     Raises:
         ValueError: answers or a prompt are longer than the context (or, with ``budget``, than a micro-step), a picture
-            cannot be read, a verifier cannot judge. Prompts are left out, and noted, where ``bad_rows`` is "skip".
+            cannot be read, a verifier cannot judge. Prompts are left out, and noted, where ``bad`` allows it.
     """
+    bad = bad or BadRows("fatal", 0, print)
     if not tasks:
         return []
     context = processor.config.text_config.max_position_embeddings
@@ -265,10 +287,7 @@ def check_tasks(
                 raise ValueError(f"prompt and answer must fit the {budget} tokens of a micro-step, got up to {whole}")
             good.append(task)
         except ValueError as error:
-            said = f"data: task {task.id!r}: {error}"
-            if bad_rows == "fatal":
-                raise ValueError(said) from None
-            note(said)
+            bad(f"task {task.id!r}", error)
     if not good:
         raise ValueError("data: a task must fit the model, got none that does")
     return good

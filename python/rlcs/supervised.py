@@ -6,26 +6,30 @@ thinking, as the chat template keeps them. So a conversation with several turns 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
+import torch
 
-from glm4v import InputError, Processor
+from glm4v import Processor
 from glm4v.processor import BORDERS
 
 from .config import SftConfig
 from .data import conversation_of, document_of, read_rows
 from .evaluate import Score
+from .feed import Feed
 from .learner import sft_loss
 from .progress import Bar
-from .prompts import Prompt
-from .rollout import NotFinite
+from .prompts import Prompt, Prompts
 from .run import Run
+from .shards import BadRows, Row, files_of
+from .stream import Position, Stream, from_memory
 from .types import Sample
 
 DOCUMENT = """\
@@ -36,7 +40,6 @@ DOCUMENT = """\
 {%- elif part.type == 'video' %}{{- '<|begin_of_video|><|video|><|end_of_video|>' }}
 {%- else %}{{- part.text }}{%- endif %}{%- endfor %}{%- endif %}{%- endfor %}<|endoftext|>"""
 CLOSE_THINK = "</think>"
-MOST_SKIPPED = 10  # steps in a row that move nothing, since the gradient is not finite
 PICTURE_TOKENS = BORDERS.values()  # an answer's tags are tokens, so these would be too
 
 
@@ -45,12 +48,12 @@ class Lesson:
     """What one sample is made of: messages up to an answer, and the answer; None for a document."""
 
     id: str
-    line: int  # of the data file
+    place: str  # the data file and the row
     messages: list[dict[str, Any]]
     answer: str | None
 
 
-def lessons_of(messages: list[dict[str, Any]], turns: str, line: int) -> list[Lesson]:
+def lessons_of(messages: list[dict[str, Any]], turns: str, place: str) -> list[Lesson]:
     """One lesson for each of an assistant's turns, or for the last one."""
     at = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if not at or at[0] == 0:
@@ -62,7 +65,7 @@ def lessons_of(messages: list[dict[str, Any]], turns: str, line: int) -> list[Le
             raise ValueError("an assistant's content must be a text, got parts")
         if token := next((token for token in PICTURE_TOKENS if token in answer), None):
             raise ValueError(f"an answer must be without tokens of pictures, which have none there, got {token}")
-        found.append(Lesson(f"{line}/{i}", line, messages[:i], answer))
+        found.append(Lesson(f"{place}/{i}", place, messages[:i], answer))
     return found
 
 
@@ -98,80 +101,134 @@ class Samples:
         return self.documents if lesson.answer is None else self.processor
 
 
-def read_lessons(config: SftConfig, note: Callable[[str], None]) -> list[Lesson]:
-    """All lessons of the data file, in its order."""
+class Making:
+    """``making(lesson) -> (Sample, Prompt)``, here or in another process: pickled it is the folder of the tokenizer."""
 
-    def row_of(row: Mapping[str, Any], folder: Path, line: int) -> list[Lesson]:
-        if config.all_tokens:
-            messages = document_of(row, folder) if "text" in row else conversation_of(row, folder)
-            return [Lesson(f"{line}", line, messages, None)]
-        return lessons_of(conversation_of(row, folder), config.turns, line)
+    def __init__(self, prompts: Prompts, samples: Samples, folder: Path, most_tokens: int) -> None:
+        self.prompts, self.samples, self.folder, self.most_tokens = prompts, samples, folder, most_tokens
 
-    return [lesson for found in read_rows(config.data, row_of, config.bad_rows, note) for lesson in found]
+    def __call__(self, lesson: Lesson) -> tuple[Sample, Prompt]:
+        prompt = self.prompts(lesson.id, lesson.messages, self.samples.prompt_processor(lesson))
+        sample = self.samples(lesson, prompt, 0)
+        if len(sample) > self.most_tokens:
+            raise ValueError(f"tokens must be at most {self.most_tokens}, got {len(sample)}")
+        return sample, prompt
+
+    def __reduce__(self) -> Any:
+        samples = self.samples
+        how = (samples.processor.dtype, samples.thinking, tuple(samples.stop_ids))
+        return _making_elsewhere, (self.folder, *how, self.most_tokens)
 
 
-def order(count: int, seed: int, start: int) -> Iterator[int]:
-    """Indices from position ``start`` on: a fresh permutation for every pass over the data."""
-    epoch, at = divmod(start, count)
-    while True:
-        shuffled = np.random.default_rng([seed, epoch]).permutation(count)
-        yield from shuffled[at:].tolist()
-        epoch, at = epoch + 1, 0
+def _making_elsewhere(
+    folder: Path, dtype: torch.dtype, thinking: bool, stop_ids: Sequence[int], most_tokens: int
+) -> Making:
+    processor = Processor.from_pretrained(folder, dtype=dtype)
+    return Making(Prompts(processor, most_bytes=0), Samples(processor, thinking, stop_ids), folder, most_tokens)
+
+
+def lessons_in(config: SftConfig, row: Row) -> list[Lesson]:
+    """What a row teaches."""
+    content, folder = row.content(), row.file.parent
+    if config.all_tokens:
+        messages = document_of(content, folder) if "text" in content else conversation_of(content, folder)
+        return [Lesson(row.place, row.place, messages, None)]
+    return lessons_of(conversation_of(content, folder), config.turns, row.place)
+
+
+def read_lessons(config: SftConfig, bad: BadRows) -> list[Lesson]:
+    """All lessons of the data, in their order."""
+
+    def row_of(content: Mapping[str, Any], folder: Path, row: Row) -> list[Lesson]:
+        return lessons_in(config, row)
+
+    return [lesson for found in read_rows(config.data, row_of, bad) for lesson in found]
+
+
+class Lessons:
+    """``take(n)``: the next samples that can be made, with their prompts, from memory or from a stream of the files."""
+
+    def __init__(self, config: SftConfig, bad: BadRows) -> None:
+        self.config, self.bad = config, bad
+        self.position: Position = {}
+        self.skipped = set[str]()  # ids of lessons that cannot be made
+        self._good = 0  # the pass of the latest good one
+        seed = config.run.seed
+        if config.buffer is None:
+            lessons = read_lessons(config, bad)
+            self._count = len(lessons)
+            self._behind: Callable[[Position], Iterator[tuple[Lesson, Position]]] = lambda position: from_memory(
+                lessons, seed, position
+            )
+        else:
+            self._count = 0
+            self._behind = Stream(
+                files_of(config.data), lambda row: lessons_in(config, row), config.buffer, seed, bad
+            ).behind
+
+    def start(self, position: Position, making: Making) -> None:
+        """Goes on behind a position that a checkpoint holds."""
+        self.position = {name: position[name] for name in POSITION if name in position}
+        self._good = self.position.get("epoch", 0)
+        wanted = (one for one in self._behind(self.position) if one[0].id not in self.skipped)
+        self._feed = Feed(wanted, making, self.config.workers, self.config.ahead)
+
+    def take(self, n: int) -> tuple[list[Sample], list[Prompt]]:
+        samples, prompts = list[Sample](), list[Prompt]()
+        while len(samples) < n:
+            lesson, made, self.position = next(self._feed)
+            if isinstance(made, ValueError):
+                self.skipped.add(lesson.id)
+                self.bad(lesson.place, made)
+                if len(self.skipped) == self._count or self.position["epoch"] > self._good + 1:
+                    raise ValueError(f"data: {self.config.data} must hold a good row, got none")
+                continue
+            self._good = self.position["epoch"]
+            samples.append(replace(made[0], source=len(prompts)))
+            prompts.append(made[1])
+        return samples, prompts
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the data; whole ones where its size isn't known."""
+        return self.position["position"] / self._count if self._count else self.position["epoch"]
+
+    def close(self) -> None:
+        self._feed.close()
+
+
+POSITION = ("position", "epoch", "block", "file", "row", "taken")  # of `Position`, in a checkpoint
 
 
 def sft(config: SftConfig, note: Callable[[str], None] = print) -> list[Score]:
     """Trains, saves, evaluates; returns the last scores. Takes up the run that is in the folder."""
-    lessons = read_lessons(config, note)
+    bad = BadRows(config.bad_rows, config.max_bad_rows, note)
+    lessons = Lessons(config, bad)
     run = Run(config, note)
     stop = run.model.generation_config.get("eos_token_id") or []
-    make = Samples(run.prompts.processor, config.thinking, stop if isinstance(stop, list) else [stop])
-    position, scores = int(run.state.get("position", 0)), list[Score]()
-    indices = order(len(lessons), config.run.seed, position)
-    skipped, lost = set[int](), 0
-    with Bar("SFT") as bar, run.stoppable():
+    samples_of = Samples(run.prompts.processor, config.thinking, stop if isinstance(stop, list) else [stop])
+    lessons.start(run.state, Making(run.prompts, samples_of, config.model.path, config.tokens))
+    scores = list[Score]()
+    with Bar("SFT") as bar, run.stoppable(), contextlib.closing(lessons):
+        bad.note = bar.note
         bar(run.progress, 1.0)
         while run.progress < 1:
             with run.training():
-                samples, prompts = list[Sample](), list[Prompt]()
-                while len(samples) < config.batch:
-                    index = next(indices)
-                    position += 1
-                    if index in skipped:
-                        continue
-                    lesson = lessons[index]
-                    try:
-                        prompt = run.prompts(lesson.id, lesson.messages, make.prompt_processor(lesson))
-                        sample = make(lesson, prompt, len(prompts))
-                        if len(sample) > config.tokens:
-                            raise ValueError(f"tokens must be at most {config.tokens}, got {len(sample)}")
-                    except (InputError, ValueError) as error:
-                        said = f"data: {config.data}, line {lesson.line}: {error}"
-                        if config.bad_rows == "fatal":
-                            raise ValueError(said) from None
-                        skipped.add(index)
-                        if len(skipped) == len(lessons):
-                            raise ValueError(f"data: {config.data} must hold a good row, got none") from None
-                        bar.note(said)
-                        continue
-                    samples.append(sample)
-                    prompts.append(prompt)
+                samples, prompts = lessons.take(config.batch)
                 facts = run.learner.update(samples, prompts, sft_loss, run.rate())
                 run.step += 1
-                lost = lost + 1 if facts["skipped"] else 0
-                if lost == MOST_SKIPPED:
-                    raise NotFinite(f"sft: gradients must be finite, got {lost} steps without; are the weights whole?")
-            run.log.write(
-                "sft", run.step, run.seconds, {**facts, "samples": position, "epoch": position / len(lessons)}
-            )
-            bar(run.progress, 1.0, f"loss {facts['loss']:.3f}, {position / max(run.seconds, 1e-9):.0f} samples/s")
+                run.count_skipped(bool(facts["skipped"]))
+            done = lessons.position["position"]
+            run.log.write("sft", run.step, run.seconds, {**facts, "samples": done, "epoch": lessons.epoch})
+            bar(run.progress, 1.0, f"loss {facts['loss']:.3f}, {done / max(run.seconds, 1e-9):.0f} samples/s")
             if run.due(run.settings.save_every):
-                run.save({"position": position})
+                run.save(dict(lessons.position))
             if run.due(run.settings.eval_every):
                 scores = run.evaluate(bar)
             if run.stopped:
-                run.save({"position": position})
+                run.save(dict(lessons.position))
                 run.obey()
-        run.save({"position": position})
+        run.save(dict(lessons.position))
         scores = run.evaluate(bar)
     run.log.close()
     return scores

@@ -113,6 +113,7 @@ class Trainer:
             ids = self.curriculum.draw(config.groups)
             if not ids:
                 raise ValueError("train: a domain must be left to draw from, got all in quarantine: see the alarms")
+            ids = self._readable(ids)
             with self._phase("rollout"):
                 new = answer(
                     run.model,
@@ -134,6 +135,19 @@ class Trainer:
                 break
         return groups, draw + 1
 
+    def _readable(self, ids: Sequence[str]) -> list[str]:
+        """The tasks whose pictures can be decoded; before, only their headers were read."""
+        found, run = [], self.run_
+        for id in ids:
+            try:
+                run.prompts(id, self.tasks[id].messages)
+                found.append(id)
+            except ValueError as error:
+                run.bad(f"task {id!r}", error)
+        if not found:
+            raise ValueError("data: a task of a wave must be readable, got none that is")
+        return found
+
     def _train(self, groups: Sequence[Group]) -> dict[str, float]:
         """``updates`` steps over disjoint parts of the groups, in random order; a group stays whole: its prompt is read
         once."""
@@ -154,6 +168,7 @@ class Trainer:
             rows.append(
                 run.learner.update(mine, prompts, self._loss(mine, prompts), run.rate(), config.rollout.temperature)
             )
+            run.count_skipped(bool(rows[-1]["skipped"]))
         self.totals["optimizer_steps"] += len(rows)
         self.totals["trained_tokens"] += int(sum(row["trained_tokens"] for row in rows))
         summed = ("micro_steps", "tokens", "trained_tokens", "skipped")

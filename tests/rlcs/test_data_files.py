@@ -9,6 +9,7 @@ from small_runs import sft_config
 from glm4v import Processor
 from rlcs.data import read_rows, read_tasks
 from rlcs.prompts import make
+from rlcs.shards import BadRows
 from rlcs.supervised import read_lessons, sft
 
 TASK = {"id": "a", "domain": "ocr", "truth": "1", "messages": [{"role": "user", "content": "Grüße?"}]}
@@ -92,7 +93,7 @@ def test_tokens_of_pictures_in_an_answer_are_refused_with_their_line(token, demo
     path = write(tmp_path / "data.jsonl", row(f"What is {token}?", "A token."), row("What?", f"It is {token}."))
     config = sft_config(demo, tmp_path / "run", data=path, batch=1)
     with pytest.raises(ValueError) as error:
-        read_lessons(config, print)
+        read_lessons(config, BadRows("fatal", 0, print))
     said = f"line 2: an answer must be without tokens of pictures, which have none there, got {token}"
     assert str(error.value) == f"data: {path}, {said}"
     run = dataclasses.replace(config.run, steps=1)

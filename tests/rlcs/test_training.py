@@ -26,6 +26,7 @@ from rlcs.loss import LossSettings, policy_loss
 from rlcs.optimizer import Optimizer, OptimizerSettings
 from rlcs.prompts import Prompts
 from rlcs.run import load_model
+from rlcs.shards import BadRows
 from rlcs.supervised import Samples, lessons_of, read_lessons, sft
 from rlcs.trainer import Trainer, train
 from rlcs.types import Sample
@@ -119,7 +120,7 @@ def lessons(demo, **changes):
     processor = Processor.from_pretrained(demo / "model")
     stop = Glm4v.from_pretrained(demo / "model").generation_config["eos_token_id"]
     make, prompts = Samples(processor, config.thinking, stop), Prompts(processor)
-    found = read_lessons(config, print)[:12]
+    found = read_lessons(config, BadRows("fatal", 0, print))[:12]
     made = [prompts(one.id, one.messages, make.prompt_processor(one)) for one in found]
     return [make(one, prompt, i) for i, (one, prompt) in enumerate(zip(found, made, strict=True))], made
 
@@ -286,15 +287,15 @@ def test_thinking_and_turns_that_are_learned(demo):
         ids = sample.token_ids
         return processor.decode(ids[sample.trained], False), processor.decode(ids[~sample.trained], False)
 
-    first, second = lessons_of(messages, "all", 1)
-    assert lessons_of(messages, "last", 1) == [second]
+    first, second = lessons_of(messages, "all", "line 1")
+    assert lessons_of(messages, "last", "line 1") == [second]
     assert learned(first)[0] == "<think>why</think><answer>1</answer>"
     said, given = learned(first, thinking=False)
     assert said == "<answer>1</answer>" and given.endswith("<think>why</think>")
     said, given = learned(second)
     assert said == "2<|user|>" and "why" not in given and "1" in given  # earlier thinking is gone, as at inference
     with pytest.raises(ValueError, match="must hold an assistant's turn after a user's"):
-        lessons_of(messages[:1], "all", 1)
+        lessons_of(messages[:1], "all", "line 1")
 
 
 def test_documents_teach_every_token_but_pictures(demo, tmp_path):

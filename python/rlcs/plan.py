@@ -1,0 +1,291 @@
+"""`rlcs plan`: memory of a GPU, traffic and tokens a second of a run that is too large to try, by arithmetic. No torch.
+
+A roofline: each phase takes the longest of its compute, its memory reads and its traffic, at assumed shares of the data
+sheets' peaks. `costs` counts what is computed and held, which tests compare with the model; the shares are assumptions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from glm4v.config import Config, TextConfig, VisionConfig
+
+from .costs import MERGED, activation_bytes, kv_bytes, parameters, state_bytes, text_flops, vision_flops
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One GPU and its links: peaks of the data sheet, dense and in one direction, and the shares that we assume."""
+
+    source: str
+    memory_gb: float  # 1e9 bytes
+    tflops: float  # bf16
+    memory_gbps: float  # GB/s
+    link_gbps: float  # GB/s of a GPU to the others of its node
+    network_gbps: float  # GB/s of a GPU to other nodes
+    memory_share: float = 0.9  # the rest is the CUDA context, libraries' workspace and fragments
+    compute_share: float = 0.4
+    bandwidth_share: float = 0.7
+
+    @property
+    def flops_s(self) -> float:
+        return self.tflops * 1e12 * self.compute_share
+
+    @property
+    def read_s(self) -> float:
+        return self.memory_gbps * 1e9 * self.bandwidth_share
+
+    @property
+    def room(self) -> float:
+        return self.memory_gb * 1e9 * self.memory_share
+
+
+GPUS = {
+    "h100": Hardware("NVIDIA H100 data sheet (SXM); DGX H100: 400 Gbit/s a GPU", 80, 989, 3350, 450, 50),
+    "h200": Hardware("NVIDIA H200 data sheet (SXM); DGX H200: 400 Gbit/s a GPU", 141, 989, 4800, 450, 50),
+    "a100": Hardware("NVIDIA A100 80GB data sheet (SXM); DGX A100: 200 Gbit/s a GPU", 80, 312, 2039, 300, 25),
+}
+
+MODELS = {
+    "9b": Config(),  # the release
+    "demo": Config(  # `tiny`
+        vision_config=VisionConfig(
+            depth=1, hidden_size=64, num_heads=2, image_size=112, out_hidden_size=96, intermediate_size=192
+        ),
+        text_config=TextConfig(
+            vocab_size=416, hidden_size=96, intermediate_size=256, num_hidden_layers=3, num_attention_heads=3,
+            num_key_value_heads=1, max_position_embeddings=2048, mrope_section=(2, 3, 3),
+        ),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, its sharding and its GPUs. Lengths are assumptions: the paper gives 32768 for the micro-step alone."""
+
+    gpus: int = 8
+    context: int = 32768  # tokens of a micro-step, at most
+    gpu: Literal["h100", "h200", "a100"] = "h100"
+    gpus_per_node: int = 8
+    algorithm: Literal["rlcs", "sft"] = "rlcs"
+    sharding: Literal["full", "hybrid"] = "full"  # hybrid: shards in a node, copies over nodes
+    activation_checkpointing: bool = True
+    prompt: int = 2048  # tokens, pictures included
+    image_tokens: int = 1024  # of the prompt: one picture
+    answer: int = 4096  # tokens, on average
+    longest_answer: int = 16384
+    group: int = 8  # answers to a prompt
+    groups: int = 512  # that a wave trains on; of sft: samples of a step
+    expansion: float = 1.5  # groups rolled out for each that is trained on
+    updates: int = 1  # optimizer steps of a wave
+
+    def __post_init__(self) -> None:
+        for name in ("gpus", "context", "gpus_per_node", "prompt", "answer", "group", "groups", "updates"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"plan: {name} must be 1 or more, got {getattr(self, name)}")
+        if not self.expansion >= 1:
+            raise ValueError(f"plan: expansion must be 1 or more, got {self.expansion}")
+        if not 0 <= self.image_tokens <= self.prompt:
+            raise ValueError(f"plan: image_tokens must be from 0 to prompt = {self.prompt}, got {self.image_tokens}")
+        if self.longest_answer < self.answer:
+            raise ValueError(f"plan: longest_answer must be {self.answer} (answer) or more, got {self.longest_answer}")
+        if self.prompt + self.answer > self.context:
+            most = f"at most context = {self.context}"
+            raise ValueError(f"plan: prompt + answer must be {most}, got {self.prompt + self.answer}")
+
+
+def plan(config: Config, run: Plan, hardware: Hardware | None = None, dtype: str = "bfloat16") -> dict[str, Any]:
+    """Bytes of a GPU, seconds of a wave by phase and by what bounds it, tokens a second, and what does not fit."""
+    gpu = hardware or GPUS[run.gpu]
+    state = state_bytes(config, dtype)
+    shards = min(run.gpus, run.gpus_per_node) if run.sharding == "hybrid" else run.gpus
+    micro = _micro_steps(run)
+    memory = {f"{name}, a shard": size / shards for name, size in state.items()}
+    value = 4 if dtype == "float32" else 2
+    gathered = _gathered(config, value) if shards > 1 else 0.0
+    activations = activation_bytes(
+        config, run.context, micro["rows"], micro["patches"], run.activation_checkpointing, value
+    )
+    memory |= {"gathered weights and their gradients": gathered, "activations": activations}
+    step = memory.pop("gradients in fp32, a shard")
+    kept = sum(memory[f"{name}, a shard"] for name in ("weights", "gradients", "masters", "moments"))
+    training = kept + max(gathered + activations, step)
+    phases = {"update": _update(config, run, gpu, shards, micro, value)}
+    problems, peaks = [], {"training": training}
+    if training > gpu.room:
+        more = "" if run.activation_checkpointing else ", or take --activation-checkpointing"
+        problems.append(
+            f"training needs {training / GIB:.1f} GiB of a GPU, {gpu.room / GIB:.1f} are usable: shard over more than "
+            f"{shards} GPUs or lower --context from {run.context}{more}"
+        )
+    if run.algorithm == "rlcs":
+        # Rollouts have whole weights beside the shards; gradients are gone by then.
+        held = state["weights"] + kept - memory["gradients, a shard"]
+        cache, phases["prefill"], phases["decode"] = _rollout(config, run, gpu, gpu.room - held, value)
+        phases["weights for rollouts"] = _longest(traffic=_traffic(run, gpu, shards, state["weights"]))
+        memory |= {"whole weights (rollout)": float(state["weights"]), "KV cache (rollout)": cache}
+        peaks["rollout"] = held + cache
+        if not cache:
+            problems.append(
+                f"no answer's cache fits beside {held / GIB:.1f} GiB of weights and moments, {gpu.room / GIB:.1f} are "
+                "usable: shard over more GPUs or lower --longest-answer"
+            )
+    longest = run.prompt + (run.longest_answer if run.algorithm == "rlcs" else run.answer)
+    if longest > run.context:
+        problems.append(f"a sample of {longest} tokens does not fit a micro-step: raise --context from {run.context}")
+    wave = sum(phase["seconds"] for phase in phases.values())
+    answers = run.groups * (run.group if run.algorithm == "rlcs" else 1) * run.answer
+    return {
+        "run": asdict(run), "hardware": asdict(gpu), "parameters": parameters(config), "shards": shards,
+        "memory_gib": {name: size / GIB for name, size in {**memory, "gradients in fp32, a shard": step}.items()},
+        "peak_gib": {name: size / GIB for name, size in peaks.items()}, "usable_gib": gpu.room / GIB,
+        "micro_steps": micro["steps"], "phases": phases, "seconds": wave,
+        "tokens_per_s": {"trained": answers / wave, "read": run.gpus * micro["tokens"] / wave},
+        "breaks_first": _strain(run, phases, micro["steps"], {name: size / gpu.room for name, size in peaks.items()}),
+        "problems": problems,
+    }  # fmt: skip
+
+
+def _micro_steps(run: Plan) -> dict[str, float]:
+    """Of a GPU in a wave: answers of a prompt share it as far as the budget allows (`batches`), here with all answers
+    of the mean length. The largest micro-step is as long as the budget, and made as all of them together are."""
+    group = run.group if run.algorithm == "rlcs" else 1
+    together = min(group, (run.context - run.prompt) // run.answer)  # answers behind one reading of their prompt
+    whole, rest = divmod(group, together)
+    bins = whole / (run.context // (run.prompt + together * run.answer))
+    if rest:
+        bins += 1 / (run.context // (run.prompt + rest * run.answer))
+    units = whole + bool(rest)
+    read = units * run.prompt + group * run.answer  # tokens, of a group
+    return {
+        "steps": run.updates * math.ceil(run.groups * bins / (run.gpus * run.updates)),
+        "units": units,
+        "tokens": run.groups * read / run.gpus,
+        "rows": run.context * group * run.answer / read,
+        "patches": run.context * units * run.image_tokens * MERGED / read,
+    }
+
+
+def _gathered(config: Config, value: int) -> float:
+    """Whole weights that a GPU sees at once: those outside the layers all the while, the layer at work and the next,
+    and the whole gradients of the larger of both before they are scattered."""
+    text, every = config.text_config, parameters(config)
+    ends = text.vocab_size * text.hidden_size
+    layer = (every["text"] - ends) / text.num_hidden_layers
+    return value * (ends + every["head"] + 2 * layer + max(ends, layer))
+
+
+def _update(
+    config: Config, run: Plan, gpu: Hardware, shards: int, micro: dict[str, float], value: int
+) -> dict[str, Any]:
+    group = run.group if run.algorithm == "rlcs" else 1
+    prompts, answers = run.groups * micro["units"], run.groups * group
+    seen = run.image_tokens * MERGED
+    pairs = prompts * run.prompt**2 / 2 + answers * run.answer * (run.prompt + run.answer / 2)
+    flops = text_flops(config, prompts * run.prompt + answers * run.answer, pairs, answers * run.answer)
+    flops += vision_flops(config, prompts * seen, prompts * seen**2)
+    work = flops.update(run.activation_checkpointing)
+    # Each micro-step gathers the weights forward and again backward, and scatters the gradients once.
+    moved = 3 * value * sum(parameters(config).values())
+    traffic = micro["steps"] * _traffic(run, gpu, shards, moved)
+    if copies := run.gpus // shards - 1:
+        share = 2 * copies / (copies + 1) * moved / 3 / shards
+        traffic += run.updates * share / (gpu.network_gbps * 1e9 * gpu.bandwidth_share)
+    return {"pflops": work / 1e15, **_longest(compute=work / run.gpus / gpu.flops_s, traffic=traffic)}
+
+
+def _rollout(
+    config: Config, run: Plan, gpu: Hardware, room: float, value: int
+) -> tuple[float, dict[str, Any], dict[str, Any]]:
+    """Bytes of the cache, prefill and decoding. Rows that end make room for others (`rollout`); each has pages for its
+    longest answer from the start, and shares those of its prompt, of which four times as many are held (`pages`)."""
+    groups, each = run.groups * run.expansion, parameters(config)
+    rows = groups * run.group / run.gpus
+    row = kv_bytes(config, value) * (run.longest_answer + 4 * run.prompt / run.group)
+    together = min(math.ceil(rows), max(0, int(room // row)))
+    seen = run.image_tokens * MERGED
+    read = text_flops(config, run.prompt, run.prompt**2 / 2, 1) + vision_flops(config, seen, seen**2)
+    prefill = groups * read.forward
+    late = run.prompt + run.answer / 2  # keys that an answer's token sees
+    said = text_flops(config, run.answer, run.answer * late, run.answer)
+    decode = groups * run.group * said.forward
+    # All rows go on until the last that began ends: at best as long as one of the longest.
+    steps = run.longest_answer + max(0.0, rows / max(together, 1) - 1) * run.answer
+    weights = steps * value * each["text"]  # the head is read in place of the embedding, which is as large
+    keys = rows * run.answer * late * kv_bytes(config, value)
+    compute = decode / run.gpus / gpu.flops_s
+    return (
+        float(together * row),
+        {"pflops": prefill / 1e15, **_longest(compute=prefill / run.gpus / gpu.flops_s)},
+        {
+            "pflops": decode / 1e15, **_longest(compute=compute, reads=(weights + keys) / gpu.read_s),
+            "rows": together, "steps": math.ceil(steps), "share_of_weights": weights / (weights + keys),
+            "tail": min(1.0, run.longest_answer / steps),
+        },
+    )  # fmt: skip
+
+
+def _traffic(run: Plan, gpu: Hardware, shards: int, size: float) -> float:
+    """Seconds in which a GPU receives, of ``size`` bytes, all that it doesn't hold."""
+    link = gpu.link_gbps if shards <= run.gpus_per_node else gpu.network_gbps
+    return size * (shards - 1) / shards / (link * 1e9 * gpu.bandwidth_share)
+
+
+def _longest(**seconds: float) -> dict[str, Any]:
+    bound = max(seconds, key=lambda name: seconds[name])
+    return {"seconds": seconds[bound], "bound": bound, **{f"{name}_seconds": s for name, s in seconds.items()}}
+
+
+def _strain(run: Plan, phases: dict[str, Any], micro_steps: float, peaks: dict[str, float]) -> dict[str, float]:
+    """How near each limit is, 1 is there; the worst first. A cache fills what it finds, so memory counts in training
+    alone."""
+    update = phases["update"]
+    strain = {
+        "memory in training": peaks["training"],
+        "traffic of the update, over its compute": update["traffic_seconds"] / update["compute_seconds"],
+        "imbalance: one micro-step, over those of a wave": 1 / micro_steps,
+    }
+    if "decode" in phases:
+        decode = phases["decode"]
+        strain["decoding: the longest answer, over all steps"] = decode["tail"]
+        strain["decoding: reads, without compute"] = 1 - decode["compute_seconds"] / decode["seconds"]
+    return dict(sorted(strain.items(), key=lambda item: -item[1]))
+
+
+def plan_command(model: str = "9b", run: Plan = Plan(), json: bool = False) -> None:
+    """Prints what a run costs. No GPU is needed, and nothing of it has been measured on one.
+
+    Args:
+        model: "9b" (the release), "demo", or the folder of a checkpoint.
+        run: the run and its GPUs.
+        json: the same as JSON.
+    """
+    found = plan(MODELS[model] if model in MODELS else Config.from_pretrained(model), run)
+    if json:
+        from json import dumps
+
+        print(dumps(found, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"{run.algorithm} of {model} on {run.gpus} {run.gpu}: arithmetic, not measured"
+    table = Table("what", "figure", title=title, caption=found["hardware"]["source"])
+    for name, gib in found["memory_gib"].items():
+        table.add_row(name, f"{gib:.2f} GiB")
+    for name, gib in found["peak_gib"].items():
+        table.add_row(f"peak in {name}", f"{gib:.1f} of {found['usable_gib']:.1f} GiB that are usable")
+    table.add_row("micro-steps of a GPU", f"{found['micro_steps']:.0f}")
+    for name, phase in found["phases"].items():
+        table.add_row(name, f"{phase['seconds']:.1f} s, bound by {phase['bound']}")
+    table.add_row("wave", f"{found['seconds']:.0f} s, {found['tokens_per_s']['trained']:.0f} trained tokens/s")
+    for name, strain in found["breaks_first"].items():
+        table.add_row(f"strain: {name}", f"{strain:.0%}")
+    Console().print(table)
+    for problem in found["problems"]:
+        print(f"does not fit: {problem}")

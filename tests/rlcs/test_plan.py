@@ -1,0 +1,342 @@
+"""The calculator's counts against the model: parameters and state exactly, FLOPs and bytes at sizes that run here.
+
+Tolerances: FLOPs 0.1 % (they come out equal), live bytes 2 % (indices, statistics of a number a token), the process's
+memory 10 % (pages, libraries' workspace), speed within a factor of two.
+"""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from glm4v import Glm4v
+from glm4v.cache import PagedCache
+from glm4v.config import Config, TextConfig, VisionConfig
+from rlcs.costs import activation_bytes, kv_bytes, parameters, state_bytes, text_flops, vision_flops
+from rlcs.learner import Learner, sft_loss
+from rlcs.optimizer import Optimizer, OptimizerSettings
+from rlcs.plan import MODELS, Plan, plan
+from rlcs.prompts import Prompt
+from rlcs.types import Sample
+
+T, SIDE = 512, 12  # tokens of a sample, patches of a picture's edge
+PICTURE = SIDE * SIDE
+
+
+def sizes(width=192, layers=4, inner=512, vocab=512):
+    """Shaped like the release: grouped queries, an inner width of 2.7 C, a tower as deep as it is narrow."""
+    ids = dict(zip(("image", "image_start", "image_end", "video", "video_start", "video_end"), range(500, 506)))  # noqa: B905
+    return Config(
+        VisionConfig(
+            depth=3, hidden_size=128, num_heads=4, image_size=112, out_hidden_size=width, intermediate_size=320
+        ),
+        TextConfig(
+            vocab_size=vocab, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers,
+            num_attention_heads=width // 32, num_key_value_heads=2, mrope_section=(2, 3, 3),
+        ),
+        **{f"{name}_token_id": number for name, number in ids.items()},
+    )  # fmt: skip
+
+
+def step_of(config, samples=1, tokens=T, dtype=torch.float32, recompute=False):
+    """A learner, and samples that each begin with a picture and learn the second half."""
+    model = Glm4v(config, dtype).train()
+    model.recompute_activations(recompute)
+    learner = Learner(model, Optimizer(model, OptimizerSettings(lr=1e-4)), samples * tokens)
+    pixels = torch.randn(PICTURE, 1176, dtype=dtype)
+    made, prompts = [], []
+    for i in range(samples):
+        ids = np.random.default_rng(i).integers(0, 400, tokens)
+        ids[4 : 4 + PICTURE // 4] = config.image_token_id
+        ids = torch.from_numpy(ids)
+        half = tokens // 2
+        positions = torch.arange(half).expand(3, -1)
+        prompts.append(Prompt(ids[:half], positions, half, pixels, torch.tensor([[1, SIDE, SIDE]])))
+        trained = np.arange(tokens) >= half
+        made.append(Sample(ids.numpy(), trained, np.zeros(tokens, np.float32), source=i))
+    return learner, made, prompts
+
+
+def causal(tokens):
+    return tokens * (tokens + 1) / 2
+
+
+def flops_of(config, samples=1, tokens=T):
+    text = text_flops(config, samples * tokens, samples * causal(tokens), samples * tokens / 2)
+    return text + vision_flops(config, samples * PICTURE, samples * PICTURE**2)
+
+
+# --- counts ---
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_parameters_are_the_models(tied):
+    config = replace(Config(), tie_word_embeddings=tied)
+    model = Glm4v(config, device="meta")
+    assert sum(parameters(config).values()) == sum(p.numel() for p in model.parameters())
+    assert parameters(config)["vision"] == sum(p.numel() for p in model.visual.parameters())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_state_is_what_the_optimizer_holds(dtype):
+    learner, samples, prompts = step_of(sizes(), dtype=getattr(torch, dtype))
+    learner.update(samples, prompts, sft_loss, 1e-4)
+    expected, held = state_bytes(sizes(), dtype), learner.optimizer.state_dict()
+    assert expected["weights"] == sum(p.nbytes for p in learner.model.parameters())
+    assert expected["moments"] == sum(x.nbytes for name, x in held.items() if name.startswith("exp_avg"))
+    assert expected["masters"] == sum(x.nbytes for name, x in held.items() if name.startswith("master"))
+
+
+def test_the_cache_is_as_large_as_said():
+    config = sizes()
+    cache = PagedCache(config.text_config, 3, 16, torch.bfloat16, torch.device("cpu"))
+    held = sum(x.nbytes for x in (*cache.k, *cache.v))
+    assert held == 3 * 16 * kv_bytes(config)
+
+
+# --- FLOPs ---
+
+
+def test_flops_of_a_forward_pass_are_those_that_torch_counts():
+    from transformers import Glm4vConfig, Glm4vForConditionalGeneration
+
+    config = sizes()
+    theirs = Glm4vForConditionalGeneration(Glm4vConfig(**config.to_dict(), attn_implementation="eager")).eval()
+    ids = torch.arange(T)[None] % 400
+    with torch.no_grad(), FlopCounterMode(display=False) as text:
+        theirs(input_ids=ids)
+    with torch.no_grad(), FlopCounterMode(display=False) as vision:
+        theirs.model.visual(torch.randn(PICTURE, 1176), torch.tensor([[1, SIDE, SIDE]]))
+    # What is masked is computed too, and counted, there.
+    assert text_flops(config, T, T * T, T).forward == pytest.approx(text.get_total_flops(), rel=1e-3)
+    assert vision_flops(config, PICTURE, PICTURE**2).forward == pytest.approx(vision.get_total_flops(), rel=1e-3)
+
+
+def raw(formula):
+    formula._get_raw = True  # the counter hands over tensors, not their shapes
+    return formula
+
+
+@raw
+def attention(q, k, v, cu_seqlens, *rest, out_val):
+    return 4 * q[0, 0].numel() * q.shape[1] * seen_pairs(cu_seqlens, causal=rest[5])
+
+
+@raw
+def attention_backward(dout, q, k, v, out, statistics, cu_seqlens, *rest, out_val):
+    return 10 * q[0, 0].numel() * q.shape[1] * seen_pairs(cu_seqlens, causal=rest[4])
+
+
+def seen_pairs(cu_seqlens, causal):
+    return sum(n * (n + 1) / 2 if causal else n * n for n in cu_seqlens.diff().tolist())
+
+
+OURS = {
+    torch.ops.glm4v_ext.linear: raw(lambda x, weight, bias, out_val: 2 * len(x) * weight.numel()),
+    torch.ops.glm4v_ext.patch_embed: raw(lambda x, weight, *rest, out_val: 2 * len(x) * weight.numel()),
+    torch.ops.glm4v_ext.merge_patches: raw(lambda x, weight, *rest, out_val: 2 * len(x) / 4 * weight.numel()),
+    torch.ops.glm4v_ext.token_logprob: raw(lambda x, weight, *rest, out_val: 2 * len(x) * weight.numel()),
+    # Logits again, and a gradient of each.
+    torch.ops.glm4v_ext.token_logprob_backward: raw(
+        lambda dout, dentropy, x, weight, *rest, out_val: 6 * len(x) * weight.numel()
+    ),
+    torch.ops.glm4v_ext.flash_attn_varlen: attention,
+    torch.ops.glm4v_ext.flash_attn_varlen_backward: attention_backward,
+}
+"""What our ops multiply, by their definitions; the rest of a backward pass is torch's products, which it counts."""
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_flops_of_an_update_are_those_of_its_ops(recompute):
+    config = sizes()
+    learner, samples, prompts = step_of(config, samples=2, recompute=recompute)
+    with FlopCounterMode(display=False, custom_mapping=OURS) as counted:
+        learner.update(samples, prompts, sft_loss, 1e-4)
+    assert flops_of(config, 2).update(recompute) == pytest.approx(counted.get_total_flops(), rel=1e-3)
+
+
+# --- bytes ---
+
+
+class Live(TorchDispatchMode):
+    """The most bytes that live at once, of tensors that are made in here."""
+
+    def __init__(self):
+        super().__init__()
+        self.storages, self.most = {}, 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self._see((args, kwargs), foreign=True)  # one that is seen first as an argument was there before
+        out = op(*args, **(kwargs or {}))
+        self._see(out, foreign=False)
+        self.storages = {key: one for key, one in self.storages.items() if not one[0].expired()}
+        self.most = max(self.most, sum(size for _, size in self.storages.values()))
+        return out
+
+    def _see(self, tree, foreign):
+        for x in tree_leaves(tree):
+            if isinstance(x, torch.Tensor):
+                storage = x.untyped_storage()
+                known = self.storages.get(storage._cdata)
+                if known is None or known[0].expired():
+                    self.storages[storage._cdata] = (StorageWeakRef(storage), 0 if foreign else storage.nbytes())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_most_live_bytes_of_a_micro_step_are_as_said(recompute, dtype):
+    config = sizes()
+    learner, samples, prompts = step_of(config, 3, dtype=getattr(torch, dtype), recompute=recompute)
+    learner.optimizer.step = lambda rate: 0.0
+    for weight in learner.model.parameters():
+        weight.grad = torch.zeros_like(weight)
+    gc.collect()
+    with Live() as live:
+        learner.update(samples, prompts, sft_loss, 1e-4)
+    value = 4 if dtype == "float32" else 2
+    tokens = 3 * T
+    said = activation_bytes(config, tokens, tokens / 2, 3 * PICTURE, recompute, value)
+    said += 3 * PICTURE * 1176 * value  # the micro-step's own copy of the pictures
+    assert said == pytest.approx(live.most, rel=0.02)
+
+
+# --- the plan ---
+
+
+def test_state_is_shared_out_and_the_rest_is_not():
+    one, eight = (plan(Config(), Plan(gpus=n)) for n in (1, 8))
+    for name in ("weights", "gradients", "masters", "moments"):
+        assert one["memory_gib"][f"{name}, a shard"] == pytest.approx(8 * eight["memory_gib"][f"{name}, a shard"])
+    assert one["memory_gib"]["activations"] == eight["memory_gib"]["activations"]
+    assert "training needs" in one["problems"][0] and not eight["problems"]
+    assert one["phases"]["update"]["compute_seconds"] == pytest.approx(8 * eight["phases"]["update"]["compute_seconds"])
+
+
+def test_copies_of_shards_gather_inside_a_node():
+    full, hybrid = (plan(Config(), Plan(gpus=64, sharding=kind)) for kind in ("full", "hybrid"))
+    assert hybrid["shards"] == 8 and full["shards"] == 64
+    assert hybrid["phases"]["update"]["traffic_seconds"] < full["phases"]["update"]["traffic_seconds"] / 4
+    assert hybrid["peak_gib"]["training"] > full["peak_gib"]["training"]
+
+
+def test_micro_steps_hold_each_answer_once_and_prompts_as_often_as_they_are_read():
+    # 7 answers of 4096 fit behind a prompt of 2048; the eighths of 5 groups make one micro-step.
+    found = plan(Config(), Plan(gpus=1, groups=5))
+    assert found["micro_steps"] == 5 + 1
+    assert found["tokens_per_s"]["read"] * found["seconds"] == pytest.approx(5 * (2 * 2048 + 8 * 4096))
+    assert plan(Config(), Plan(gpus=8, groups=5))["micro_steps"] == 1
+
+
+def test_rows_that_wait_take_the_places_of_those_that_end():
+    run = Plan(gpus=8, groups=64, expansion=1)
+    decode = plan(Config(), run)["phases"]["decode"]
+    rows = 64 * 8 / 8
+    assert decode["rows"] == min(rows, decode["rows"]) < rows
+    assert decode["steps"] == pytest.approx(run.longest_answer + (rows / decode["rows"] - 1) * run.answer, abs=1)
+
+
+def test_what_breaks_first_is_named_first():
+    strain = plan(Config(), Plan(gpus=512))["breaks_first"]
+    assert list(strain.values()) == sorted(strain.values(), reverse=True)
+    assert next(iter(strain)).startswith("decoding: the longest answer")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"gpus": 0}, "gpus must be 1 or more, got 0"),
+        ({"expansion": 0.5}, "expansion must be 1 or more, got 0.5"),
+        ({"image_tokens": 4096}, "image_tokens must be from 0 to prompt = 2048, got 4096"),
+        ({"longest_answer": 1}, "longest_answer must be 4096"),
+        ({"context": 4096}, "prompt [+] answer must be at most context = 4096, got 6144"),
+    ],
+)
+def test_bad_settings_are_told(changes, said):
+    with pytest.raises(ValueError, match=f"plan: {said}"):
+        Plan(**changes)
+
+
+def test_the_demo_s_sizes_are_the_demo_s(demo):
+    config = Config.from_pretrained(demo / "model")
+    assert replace(config.text_config, vocab_size=416) == MODELS["demo"].text_config
+    assert config.vision_config == MODELS["demo"].vision_config
+
+
+def test_it_runs_without_torch():
+    code = (
+        "import sys; sys.modules['torch'] = None; from rlcs.plan import plan_command, Plan;"
+        "plan_command(run=Plan(gpus=64), json=True)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
+    assert json.loads(found.stdout)["run"]["gpus"] == 64, found.stderr
+
+
+# --- at a size that takes memory and time ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", [False, True])
+def test_memory_and_speed_of_a_process(recompute, capsys):
+    """In a process of its own, whose allocator gives back what is freed."""
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, str(int(recompute))]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    with capsys.disabled():
+        print(found)
+    assert found["said_bytes"] == pytest.approx(found["bytes"], rel=0.1)
+    assert 0.5 < found["said_tokens_per_s"] / found["tokens_per_s"] < 2
+
+
+def measured(recompute):
+    """The most memory of a step over what torch and its libraries take, and its tokens a second; both as said."""
+    torch.set_num_threads(1)
+    config = sizes(width=512, layers=8, inner=1408, vocab=8192)
+    samples, tokens = 2, 768
+    learner, made, prompts = step_of(sizes(), recompute=recompute)
+    learner.update(made, prompts, sft_loss, 1e-4)  # libraries are loaded, and have their workspace
+    before = memory("VmRSS")
+    learner, made, prompts = step_of(config, samples, tokens, recompute=recompute)
+    learner.update(made, prompts, sft_loss, 1e-4)
+    learner.update(made, prompts, sft_loss, 1e-4)  # the first one's gradients were fresh
+    grown = memory("VmHWM") - before
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        learner.update(made, prompts, sft_loss, 1e-4)
+        seconds.append(time.perf_counter() - start)
+    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    rates = []
+    for _ in range(9):
+        start = time.perf_counter()
+        a @ b
+        rates.append(2 * 1024**3 / (time.perf_counter() - start))
+    rows = samples * tokens
+    said = sum(state_bytes(config, "float32").values())
+    said += activation_bytes(config, rows, rows / 2, samples * PICTURE, recompute, 4)
+    work = flops_of(config, samples, tokens).update(recompute)
+    return {
+        "bytes": grown, "said_bytes": said, "gflops_of_a_product": max(rates) / 1e9,
+        "tokens_per_s": rows / min(seconds), "said_tokens_per_s": rows * max(rates) / work,
+    }  # fmt: skip
+
+
+def memory(name):
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+if __name__ == "__main__":
+    print(json.dumps(measured(bool(int(sys.argv[1])))))
