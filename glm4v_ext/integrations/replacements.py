@@ -235,6 +235,7 @@ def rebound(function: Callable[..., Any], names: dict[str, Any]) -> Callable[...
 
 def pairs_are_adjacent(modeling: types.ModuleType) -> bool:
     """Whether a modeling file turns dims 2i and 2i + 1 together, or i and i + D/2: asked of its own function."""
-    q = torch.arange(4.0).view(1, 1, 1, 4)
-    turned, _ = modeling.apply_rotary_pos_emb(q, q, torch.zeros(1, 1, 4), torch.ones(1, 1, 4))
+    with torch.device("cpu"):  # `from_pretrained` builds models on meta, which has no values to ask for
+        q = torch.arange(4.0).view(1, 1, 1, 4)
+        turned, _ = modeling.apply_rotary_pos_emb(q, q, torch.zeros(1, 1, 4), torch.ones(1, 1, 4))
     return bool(turned[0, 0, 0, 0] == -1)

@@ -383,3 +383,13 @@ def test_refusals():
         enable(flash=True)
     with pytest.raises(ValueError, match="model must hold a tower of glm4v, glm4v_moe, glm_ocr, got Linear"):
         enable(torch.nn.Linear(1, 1))
+
+
+def test_the_order_of_pairs_is_known_while_a_model_is_built_on_meta():
+    from transformers.models.glm4v import modeling_glm4v
+    from transformers.models.glm4v_moe import modeling_glm4v_moe
+
+    from glm4v_ext.integrations.replacements import pairs_are_adjacent
+
+    with torch.device("meta"):
+        assert pairs_are_adjacent(modeling_glm4v) and not pairs_are_adjacent(modeling_glm4v_moe)
