@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields
 
 from glm4v.config import CHANNELS, MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, Config
 
+from .packing import Cost
+
 PATCH = CHANNELS * TEMPORAL_PATCH_SIZE * PATCH_SIZE**2
 MERGED = MERGE_SIZE**2  # patches of a row that the language model reads
 
@@ -75,6 +77,15 @@ def vision_flops(config: Config, patches: float, pairs: float) -> Flops:
         patches=2 * patches * PATCH * c,
         merger=2 * patches / MERGED * merger,
     )
+
+
+def packing_cost(config: Config) -> Cost:
+    """In MFLOP of a forward pass, what `packing` balances; logits, of what is learned alone, are left out."""
+    kinds = (
+        text_flops(config, 1, 0), text_flops(config, 0, 0.5),  # a token sees those before it
+        vision_flops(config, 1, 0), vision_flops(config, 0, 1),
+    )  # fmt: skip
+    return Cost(*(1e-6 * flops.forward for flops in kinds))
 
 
 def kv_bytes(config: Config, value: int = 2) -> int:

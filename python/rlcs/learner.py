@@ -17,9 +17,10 @@ from glm4v import Glm4v
 from glm4v_ext import token_logprob
 
 from .batches import cost_of, inputs, units
+from .costs import packing_cost
 from .memory import first_line, out_of_memory
 from .optimizer import Optimizer
-from .packing import Cost, batch_of, pack
+from .packing import batch_of, pack
 from .prompts import Prompt
 from .types import PackedBatch, Sample
 
@@ -38,15 +39,6 @@ class Micro:
 
 Loss = Callable[[Micro], tuple[Tensor, dict[str, Tensor]]]
 """Loss of a micro-step, already weighted so that the micro-steps of a step add up, and means over its tokens to log."""
-
-
-def model_cost(model: Glm4v) -> Cost:
-    """What tokens and patches cost in this model."""
-    text, vision = model.config.text_config, model.config.vision_config
-    return Cost.of_model(
-        (text.hidden_size, text.intermediate_size, text.num_hidden_layers),
-        (vision.hidden_size, vision.out_hidden_size, vision.depth),
-    )
 
 
 def target_logprobs(
@@ -70,7 +62,7 @@ class Learner:
 
     def __init__(self, model: Glm4v, optimizer: Optimizer, tokens: int) -> None:
         self.model, self.optimizer, self.tokens = model, optimizer, tokens
-        self.cost = model_cost(model)
+        self.cost = packing_cost(model.config)
         self._held: tuple[PackedBatch, Sequence[Prompt]] | None = None  # the micro-step at work
 
     @torch.no_grad()

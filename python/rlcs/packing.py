@@ -20,24 +20,12 @@ from .types import PackedBatch, Sample
 
 @dataclass(frozen=True)
 class Cost:
-    """Floating-point operations, up to a common factor; :meth:`of_model` takes them from a configuration."""
+    """Floating-point operations, up to a common factor; `rlcs.costs.packing_cost` has those of a model."""
 
     token: float = 1.0
     token_pair: float = 0.0
     patch: float = 0.0
     patch_pair: float = 0.0  # of one image: patches of different images don't meet
-
-    @classmethod
-    def of_model(cls, text: tuple[int, int, int], vision: tuple[int, int, int]) -> Cost:
-        """From (width, inner width of the MLP, layers) of the decoder and of the tower, in MFLOP of a forward."""
-
-        def linear(width: int, inner: int, layers: int) -> float:
-            return 2e-6 * layers * (4 * width * width + 3 * width * inner)
-
-        def pair(width: int, layers: int) -> float:
-            return 4e-6 * layers * width
-
-        return cls(linear(*text), pair(text[0], text[2]) / 2, linear(*vision), pair(vision[0], vision[2]))
 
     def __call__(self, tokens: int, images: Sequence[int] = ()) -> float:
         """Of a sample of so many tokens with images of so many patches."""

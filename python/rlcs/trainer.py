@@ -113,8 +113,8 @@ class Trainer:
             ids = self.curriculum.draw(config.groups)
             if not ids:
                 raise ValueError("train: a domain must be left to draw from, got all in quarantine: see the alarms")
-            ids = self._readable(ids)
             with self._phase("rollout"):
+                ids = self._readable(ids)
                 new = answer(
                     run.model,
                     [self.tasks[id] for id in ids],

@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from glm4v import Config
 from rlcs.advantage import group_advantages
-from rlcs.packing import Cost, batch_of, imbalance, pack
+from rlcs.costs import packing_cost
+from rlcs.packing import batch_of, imbalance, pack
 from rlcs.rewards import right
 from rlcs.types import Rollout, Sample
 
@@ -27,7 +29,7 @@ def test_every_sample_once_within_budget_and_equal_counts(lengths, budget, ranks
 
 def test_costs_are_balanced_by_text_and_vision():
     rng = np.random.default_rng(0)
-    cost = Cost.of_model((4096, 13696, 40), (1536, 4096, 24))
+    cost = packing_cost(Config())
     lengths, images = rng.integers(200, 3000, 64).tolist(), rng.choice([0, 0, 0, 36864], 64).tolist()
     costs = [cost(n, [p] if p else []) for n, p in zip(lengths, images, strict=True)]
     aware, blind = (pack(lengths, 32768, c, ranks=4) for c in (costs, None))
