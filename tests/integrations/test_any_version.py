@@ -14,6 +14,8 @@ from glm4v_ext.integrations.transformers import disable, enable
 
 # Of each tower, what its warning names.
 LEFT_ALONE = {(4, 57): {"VisionModel": "rope", "TextModel": "rope"}, (5, 0): {"VisionModel": "rope"}}.get(VERSION, {})
+# 4.57's experts know no double precision.
+EXACT = [name for name in FAMILIES if VERSION >= (5, 0) or name != "glm4v_moe"]
 MAPPED = importlib.util.find_spec("transformers.monkey_patching") is not None
 
 
@@ -31,7 +33,7 @@ def said(function, *arguments, **named):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EXACT)
 def test_like_stock(family, dtype):
     experts = {"num_experts_per_tok": 4} if family == "glm4v_moe" else {}
     model, inputs = make(family, dtype, **experts), batch(rows=3, padding="left")
