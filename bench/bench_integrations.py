@@ -1,8 +1,8 @@
 """transformers' own model against the same one with the ops in it: same process, same parameters, real widths.
 
-The tower has its 24 layers, the decoder 2 of its 40 with keys of 4096 tokens, a training step 2 and 2.
---quick: 4 layers of the tower, 1 of the decoder, 1 and 1.
-Dims: P patches, S context length, C width.
+The tower has its 24 layers, `generate` 4 of the decoder's 40 and a context of 4096 tokens, a training step 2 and 2.
+--quick: 4 layers of the tower, 1 of the decoder, 1 and 1. The vocabulary has the share of its 151,552 rows that the
+decoder has of its 40 layers.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import pytest
 import torch
 from transformers import DynamicCache, Glm4vForConditionalGeneration
 
-from bench.shapes import PATCH_VALUES, TEXT_WIDTH, cases
+from bench.shapes import PATCH_VALUES, cases
 from examples.make_checkpoint import make_checkpoint
 from glm4v_ext.integrations import transformers as dropin
 
 GRIDS = {"336x336": (1, 24, 24), "784x784": (1, 56, 56)}
 CONTEXTS = {"S4096": 4096}
 STEP = {"336x336": (1, 24, 24)}
-TOWER, DECODER, BOTH = ((24, 1), (4, 1)), ((1, 2), (1, 1)), ((2, 2), (1, 1))  # layers, and those of --quick
+NEW_TOKENS = 16
+TOWER, DECODER, BOTH = ((24, 1), (4, 1)), ((1, 4), (1, 1)), ((2, 2), (1, 1))  # layers, and those of --quick
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,7 @@ def pair(request, tmp_path_factory):
             gc.collect()
             folder = make_checkpoint(tmp_path_factory.mktemp("bench"), "wide", dtype=dtype, layers=key[1])
             stock = Glm4vForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
+            stock.resize_token_embeddings(151_552 * key[1][1] // 40, mean_resizing=False)
             ours = copy.deepcopy(stock, {id(p): p for p in stock.parameters()})
             dropin.enable(ours)
             made[key] = ours, stock
@@ -62,24 +64,25 @@ def bench_tower(race, pair, dtype, grid):
 
 
 @pytest.mark.parametrize("context", cases(CONTEXTS))
-def bench_decode_layers(race, pair, dtype, context):
-    """A step of `generate`, the append to the cache included; each side has a cache, cut back before every step."""
+def bench_generate(race, pair, dtype, context):
+    """16 tokens behind a context that is in the cache, which is cut back to it before each call."""
     models = pair(dtype, DECODER)
-    x, token = torch.randn(1, context, TEXT_WIDTH).to(dtype), torch.randn(1, 1, TEXT_WIDTH).to(dtype)
+    ids = torch.randint(10, 200, (1, context + 1))
     caches = {id(model): DynamicCache() for model in models}
+    options = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
+    options |= {"return_dict_in_generate": True, "output_logits": True}
 
-    def feed(model, x, start):
+    def generate(model):
         cache = caches[id(model)]
-        positions = torch.arange(start, start + x.shape[1]).expand(3, 1, -1)
-        cache.crop(start)
-        return model.model.language_model(
-            inputs_embeds=x, position_ids=positions, past_key_values=cache
-        ).last_hidden_state
+        cache.crop(context - cache.get_seq_length())
+        mask = torch.ones_like(ids)
+        found = model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, **options)
+        return found.logits[0]  # two models' greedy tokens part where two logits are as good as equal
 
     with torch.inference_mode():
         for model in models:
-            feed(model, x, 0)
-    race_of(race, models, lambda model: feed(model, token, context), dtype)
+            model.model(input_ids=ids[:, :context], past_key_values=caches[id(model)])
+    race_of(race, models, generate, dtype)
 
 
 @pytest.mark.parametrize("grid", cases(STEP, quick=STEP))

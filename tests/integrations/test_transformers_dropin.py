@@ -3,19 +3,29 @@
 import copy
 import io
 import warnings
-from contextlib import contextmanager
 
 import pytest
 import torch
-from families import FAMILIES, IMAGE, TEXT, batch, make
+from families import (
+    FAMILIES,
+    GREEDY,
+    TEXT,
+    assert_like_stock,
+    attentions,
+    batch,
+    enabled,
+    exact_results,
+    kinds,
+    make,
+    replaced,
+    results,
+)
 from transformers.monkey_patching import get_patch_mapping
 
 from glm4v_ext.integrations import transformers as dropin
-from glm4v_ext.integrations.replacements import Replacement
 from glm4v_ext.integrations.transformers import OPS, disable, enable
 
 PADDED = {"rows": 3, "padding": "left"}
-GREEDY = {"max_new_tokens": 6, "do_sample": False, "suppress_tokens": list(range(IMAGE, 96))}  # no pictures' tokens
 
 
 @pytest.fixture(autouse=True)
@@ -24,55 +34,6 @@ def _restored():
         warnings.simplefilter("error", UserWarning)  # nothing is left alone unless a test says so
         yield
     disable()
-
-
-@contextmanager
-def enabled(model, **ops):
-    enable(model, **ops)
-    yield model
-    disable(model)
-
-
-def results(model, inputs, **options):
-    """Logits of real tokens, then all gradients, by name."""
-    model.zero_grad()
-    real = inputs["attention_mask"].bool()
-    cast = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
-    out = model(**cast, labels=inputs["input_ids"].masked_fill(~real, -100), use_cache=False, **options)
-    out.loss.backward()
-    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    return {"logits": out.logits.detach()[real], **grads}
-
-
-def exact_results(model, inputs):
-    model = copy.deepcopy(model).double()
-    if model.config.model_type == "glm4v_moe":
-        model.set_experts_implementation("eager")  # the default knows no double precision
-    return results(model, inputs)
-
-
-def assert_like_stock(ours, stock, exact, dtype):
-    """The largest error of all results, each relative to its largest value, is at most twice that of stock's."""
-    assert ours.keys() == stock.keys() == exact.keys()
-
-    def error(some, name):
-        return ((some[name].double() - exact[name].double()).abs().max() / exact[name].abs().max().clamp(1e-6)).item()
-
-    bound = 2 * max(error(stock, name) for name in exact) + torch.finfo(dtype).eps
-    errors = {name: error(ours, name) for name in exact}
-    assert max(errors.values()) <= bound, (max(errors.items(), key=lambda e: e[1]), bound)
-
-
-def kinds(model):
-    return {name: type(module) for name, module in model.named_modules()}
-
-
-def attentions(model):
-    return [(c, c._attn_implementation) for m in model.modules() if (c := getattr(m, "config", None)) is not None]
-
-
-def replaced(model):
-    return {type(m).__name__ for m in model.modules() if isinstance(m, Replacement)}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
