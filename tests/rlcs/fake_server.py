@@ -4,6 +4,7 @@ import contextlib
 import json
 import threading
 import time
+import traceback
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -24,8 +25,16 @@ class FakeServer:
 
     def __init__(self, checkpoint, style="vllm", fault=None, delay=0.0, label="default", port=0):
         self.model, self.processor = Glm4v.from_pretrained(checkpoint), Processor.from_pretrained(checkpoint)
+        added = self.processor.tokenizer.get_added_tokens_decoder()
+        stops = set(self.model.generation_config["eos_token_id"])
+        controls = {id for id, token in added.items() if token.special} - stops
+        # What a trained model would not say: control tokens, bytes that are no text, ids that pad the vocabulary.
+        every = range(self.model.config.text_config.vocab_size)
+        broken = {id for id in every if not self.bytes_of(id) or not self.bytes_of(id).isascii()}
+        self.banned = torch.tensor(sorted(controls | broken))
         self.checkpoint, self.style, self.fault, self.delay, self.label = checkpoint, style, fault, delay, label
         self.requests, self.answered, self.busy, self.most_busy = [], [], 0, 0
+        self.errors = []  # of this file
         self.models = {}  # of transformers: by folder
         self.lock, self.generates = threading.Lock(), threading.Lock()
         outer = self
@@ -54,7 +63,7 @@ class FakeServer:
                     if isinstance(found, bytes):
                         return self.send(200, found)
                     status, reply = outer.reply(self.path, body)
-                    data = json.dumps(reply).encode()
+                    data = reply.encode() if isinstance(reply, str) else json.dumps(reply).encode()
                     self.send(status, data, whole=found != "cut")
                 finally:
                     with outer.lock:
@@ -62,7 +71,7 @@ class FakeServer:
 
             def send(self, status, data, whole=True):
                 self.send_response(status)
-                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Type", "text/event-stream" if data[:5] == b"data:" else "application/json")
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data if whole else data[: len(data) // 2])
@@ -73,7 +82,7 @@ class FakeServer:
                 pass
 
             def handle(self):
-                with contextlib.suppress(OSError, ValueError):  # the line was cut, on demand
+                with contextlib.suppress(OSError):  # the line was cut, on demand
                     super().handle()
 
         class Server(ThreadingHTTPServer):
@@ -81,7 +90,7 @@ class FakeServer:
             allow_reuse_address = True
 
             def handle_error(self, *_):
-                pass
+                outer.errors.append(traceback.format_exc())
 
         self.http = Server(("127.0.0.1", port), Handler)
         self.port = self.http.server_port
@@ -115,7 +124,7 @@ class FakeServer:
             return 200, {"success": True, "message": "", "num_paused_requests": 0}
         if path == "/load_model":
             self.models[body["model"]] = Glm4v.from_pretrained(body["model"])
-            return 200, {"status": "ready"}
+            return 200, f'data: {{"status": "loading"}}\n\ndata: {{"status": "ready", "model": "{body["model"]}"}}\n\n'
         if path == "/mine":
             self.take_in(body["path"])
             self.label = body["version"]
@@ -158,7 +167,7 @@ class FakeServer:
         how = RolloutSettings(body["max_tokens"], temperature=settings["temperature"], top_p=settings["top_p"])
         with self.generates:
             run = rollouts(model, [prompt], 1, [(body["seed"],)], how)
-            run._banned = torch.tensor([*map(int, body.get("logit_bias", {})), *settings.get("suppress_tokens", ())])
+            run._banned = self.banned
             ((_, (answer,)),) = run
             label = self.label
         ids, stopped = answer.token_ids.tolist(), answer.finish_reason == "stop"
@@ -201,3 +210,4 @@ def fake(checkpoint, **options):
         yield server
     finally:
         server.stop()
+    assert not server.errors, server.errors[0]

@@ -38,6 +38,7 @@ from rlcs.progress import Bar
 from rlcs.prompts import make
 from rlcs.rewards import Verdict
 from rlcs.rollout import RolloutSettings
+from rlcs.run import write_model
 from rlcs.trainer import Trainer, train
 from rlcs.types import Rollout, Sample
 
@@ -59,34 +60,40 @@ class Asked:
     """An engine, and what is asked of it."""
 
     def __init__(self, demo, folder, urls, style="vllm", **settings):
+        self.checkpoint = demo / "model"
         self.model = Glm4v.from_pretrained(demo / "model")
         self.processor = Processor.from_pretrained(demo / "model")
         self.notes = []
         if STYLES[style] == "openai":
             settings = {"update_path": "/mine", **settings}
         made = EngineSettings(
-            "http", tuple(urls), STYLES[style], model="tiny", **{"patience_s": 5.0, "timeout_s": 20.0, **settings}
+            "http", tuple(urls), STYLES[style], model="tiny", **{"patience_s": 30.0, "timeout_s": 60.0, **settings}
         )
         stops = Settings.read(self.model.generation_config, max_new_tokens=1).stop_ids
         self.engine = Http(made, folder / "weights", self.write, self.processor, sorted(stops), self.notes.append)
-        added = self.processor.tokenizer.get_added_tokens_decoder()
-        controls = {id for id, token in added.items() if token.special} - set(stops)
-        broken = {id for id in range(300) if not self.engine.read.bytes_of(id).isascii()}
-        self.engine.banned = sorted(controls | broken)  # what a trained model would not say
         kinds = {task.domain: task for task in read_tasks(demo / "train.jsonl")}
-        self.tasks = [kinds[name] for name in ("ocr", "video", "math", "counting")]
+        second = "chart" if style == "transformers" else "video"
+        self.tasks = [kinds[name] for name in ("ocr", second, "math", "counting")]
         self.prompts = [make(task.messages, self.processor) for task in self.tasks]
 
     def write(self, folder):
-        self.model.save_pretrained(folder)
+        write_model(self.model, self.checkpoint, folder)
 
     def rollouts(self, group=3, settings=BUDGET, version=0, seed=5):
         self.engine.renew(version)
         seeds = [(seed, i) for i in range(len(self.tasks))]
         return dict(self.engine.rollouts(self.tasks, self.prompts, group, seeds, settings))
 
-    def gaps(self, groups):
+    def exact(self, answer, first=7):
+        """Whether the answer's first part is what the tokenizer makes of its text, which is how a server goes on."""
+        seam = first if answer.sampled.all() else int(np.flatnonzero(~answer.sampled)[-1]) + 1
+        ids = answer.token_ids[:seam].tolist()
+        return len(answer.token_ids) <= seam or self.processor.encode(self.engine.read.text(ids)) == ids
+
+    def gaps(self, groups, first=7):
         """The most that the trainer's own log-probabilities differ, of tokens that were sampled."""
+        groups = {i: [a for a in answers if self.exact(a, first)] for i, answers in groups.items()}
+        assert sum(map(len, groups.values())) >= 4
         learner = Learner(self.model, Optimizer(self.model, OptimizerSettings()), 1 << 14)
         samples = [
             Sample.of_rollout(self.prompts[i].input_ids.numpy(), Rollout(a.token_ids, a.logprobs, a.sampled, a.text,
@@ -138,7 +145,7 @@ def test_thinking_is_cut_at_the_budget_and_the_answer_goes_on_behind_the_forced_
     rest = [body for body in chats if body["max_tokens"] != 6]
     assert len(first) == 12 and len(rest) >= len(forced)
     if style in GIVES_IDS:
-        assert asked.gaps(groups).max() < 1e-4  # what came behind the tags was said behind them
+        assert asked.gaps(groups, 6).max() < 1e-4  # what came behind the tags was said behind them
 
 
 @pytest.mark.parametrize("budget", [0, 3, 100])
@@ -224,8 +231,6 @@ def test_pictures_become_data_urls_that_hold_the_same_pixels(demo):
     assert torch.equal(a.input_ids, b.input_ids) and torch.equal(a.pixel_values_videos, b.pixel_values_videos)
     again, mime = video_bytes(base64.b64decode(url.partition(",")[2]))
     assert mime == "video/mp4" and Video(again).num_frames == Video(messages[0]["content"][0]["video"], 1.0).num_frames
-    kept = wire(messages, lambda data, ending: f"/there/{len(data)}{ending}")
-    assert kept[0]["content"][0]["video_url"]["url"].startswith("/there/")
     text = [{"role": "user", "content": "Hi"}, {"role": "user", "content": [{"type": "text", "text": "a"}]}]
     assert wire(text) == text
     linked = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x/y.png"}}]}]
@@ -303,19 +308,28 @@ def test_replies_of_another_form_are_named(body, passes, said, reader):
 # --- faults ---
 
 
+def test_videos_are_not_for_transformers(demo, tmp_path):
+    with fake(demo / "model", style="transformers") as server:
+        asked = Asked(demo, tmp_path, [server.url], "transformers")
+        asked.tasks = [task for task in read_tasks(demo / "train.jsonl") if task.domain == "video"][:1]
+        asked.prompts = [make(asked.tasks[0].messages, asked.processor)]
+        with pytest.raises(EngineFault, match="reads no silent video"):
+            asked.rollouts()
+
+
 @pytest.mark.parametrize("kind", [429, 500, 503, "drop", "cut", b'{"choices": [', b"{}", "late"])
 def test_what_passes_is_tried_again_and_each_answer_is_taken_once(kind, demo, tmp_path):
-    """Every third completion fails; the answers are those of a server without faults."""
+    """Four of the first completions fail; the answers are those of a server without faults."""
     count = iter(range(10**6))
 
     def fault(_, path, body):
-        return kind if "chat" in path and next(count) % 3 == 1 else None
+        return kind if "chat" in path and next(count) in (1, 4, 7, 10) else None
 
-    with fake(demo / "model") as well, fake(demo / "model", fault=fault, delay=0.6) as ill:
+    with fake(demo / "model") as well, fake(demo / "model", fault=fault, delay=6.0) as ill:
         expected = Asked(demo, tmp_path / "a", [well.url]).rollouts()
-        asked = Asked(demo, tmp_path / "b", [ill.url], timeout_s=0.3 if kind == "late" else 20.0)
+        asked = Asked(demo, tmp_path / "b", [ill.url], timeout_s=3.0 if kind == "late" else 60.0)
         found, metrics = asked.rollouts(), asked.engine.metrics()
-    assert metrics["retries"] >= 4
+    assert metrics["retries"] >= (1 if kind == "late" else 4)
     assert {i: [a.token_ids.tolist() for a in g] for i, g in found.items()} == {
         i: [a.token_ids.tolist() for a in g] for i, g in expected.items()
     }
@@ -578,8 +592,12 @@ def lively(monkeypatch):
 
 def served(demo, out, server, style="vllm", **changes):
     engine = EngineSettings(
-        "http", (server.url,), STYLES[style], model="tiny", patience_s=5.0, **changes.pop("engine", {})
+        "http", (server.url,), STYLES[style], model="tiny", patience_s=30.0, **changes.pop("engine", {})
     )
+    if style == "transformers":  # it reads no videos
+        rows = [row for row in (demo / "train.jsonl").read_text().splitlines() if json.loads(row)["domain"] != "video"]
+        (demo / "still.jsonl").write_text("\n".join(rows))
+        changes["tasks"] = demo / "still.jsonl"
     return train_config(demo, out, engine=engine, **changes)
 
 
@@ -596,7 +614,7 @@ def test_training_on_served_rollouts(style, overlap, demo, tmp_path, lively):
     assert all(row["engine/requests"] > 0 for row in waves[: 4 - overlap])
     trained = [row for row in waves if row["trained_groups"] and not row["trained_carried"]]
     if style != "transformers" and not overlap:
-        assert all(row["mismatch_first"] < 1e-4 for row in trained)
+        assert all(row["mismatch_first"] < 1e-4 for row in trained if not row["engine/seams"])
     if overlap:
         assert waves[0]["lag"] == 0 and max(row["lag"] for row in waves) >= 1
     assert waves[0]["engine/unknown_logprobs"] == (0 if style != "transformers" else pytest.approx(0.9, abs=0.1))
@@ -644,7 +662,7 @@ def weights(run):
 
 def test_overlap_is_the_same_each_time_and_one_wave_behind(demo, tmp_path, lively):
     for name in ("a", "b"):
-        train(train_config(demo, tmp_path / name, overlap=1))
+        train(train_config(demo, tmp_path / name, overlap=1, surplus="record"))
     rows = [row for row in read_metrics(tmp_path / "a") if row["kind"] == "wave"]
     assert all(torch.equal(x, weights(tmp_path / "b")[n]) for n, x in weights(tmp_path / "a").items())
     fresh = [row for row in rows if row["trained_groups"] and not row["trained_carried"]]

@@ -102,7 +102,7 @@ class _Shared:
 
     @cached_property
     def messages(self) -> list[dict[str, Any]]:
-        return wire(self.task.messages, self.engine.keep_video if self.engine.kind.path_is_model else None)
+        return wire(self.task.messages)
 
     @cached_property
     def rendered(self) -> str:
@@ -287,19 +287,17 @@ class Http:
 
     def _made(self, job: _Job, settings: RolloutSettings, given_up: threading.Event) -> Answer:
         """The answer, however often a server has to be asked for it."""
-        begun, tries = time.monotonic(), 0
+        failed, tries = 0.0, 0
         while True:
             server = self._server(job, tries)
             try:
-                assert self.weights is not None
-                if server.held is None and server.tell(self.weights):
-                    self._count("told")
-                return self._answer(server, job, settings)
+                return self._answer(server, self._ready(server), job, settings)
             except Fault as fault:
                 if fault.lost:
                     server.lose()
                 said = f"engine: {server.url}: task {job.shared.task.id!r}: {fault}"
-                waited = time.monotonic() - begun
+                failed = failed or time.monotonic()
+                waited = time.monotonic() - failed
                 if not fault.passes:
                     raise EngineFault(said) from None
                 if waited > self.settings.patience_s or self._stop.is_set():
@@ -311,6 +309,15 @@ class Http:
             tries += 1
             if given_up.wait(pause(tries)):
                 raise EngineFault("engine: the wave was given up")
+
+    def _ready(self, server: _Server) -> Weights:
+        """The weights there; a server that was lost is told them first."""
+        assert self.weights is not None
+        held = server.held
+        if held is None:
+            held = self.weights
+            self._count("told", server.tell(held))
+        return held
 
     def _server(self, job: _Job, tries: int) -> _Server:
         """The group's own server, whose cache may hold the prompt, as long as it has room; after a failure the next."""
@@ -324,8 +331,8 @@ class Http:
                         return server
             time.sleep(0.01)  # as many threads as places: another is about to leave one
 
-    def _answer(self, server: _Server, job: _Job, settings: RolloutSettings) -> Answer:
-        """One answer, in one or two requests to one server."""
+    def _answer(self, server: _Server, weights: Weights, job: _Job, settings: RolloutSettings) -> Answer:
+        """One answer, in one or two requests to one server that has these weights."""
         random = np.random.default_rng(job.seed)
         prompt, limit = job.shared.prompt, min(settings.max_new_tokens, self.context - len(job.shared.prompt))
         seeds = [int(x) for x in random.integers(2**31, size=2)]
@@ -337,7 +344,7 @@ class Http:
         ended = forced = read_again = False
         first = limit if budget is None else min(limit, budget + len(opening))
         if budget != 0:
-            reply = self._ask(server, job, [], first, seeds[0], settings)
+            reply = self._ask(server, weights, job, [], first, seeds[0], settings)
             ids, logprobs, ended, read_again = reply.token_ids, reply.logprobs, reply.ended, reply.read_again
         at = None if budget is None else cut(ids, budget, self.tags)
         if at is None and budget is not None and read_again and not ended and closed(ids, self.tags) is None:
@@ -356,7 +363,7 @@ class Http:
             if not forced:
                 kept = self.read.whole(ids)
                 ids, logprobs, sampled = ids[:kept], logprobs[:kept], sampled[:kept]
-            reply = self._ask(server, job, ids, limit - len(ids), seeds[1], settings)
+            reply = self._ask(server, weights, job, ids, limit - len(ids), seeds[1], settings)
             ids, logprobs = [*ids, *reply.token_ids], [*logprobs, *reply.logprobs]
             sampled = [*sampled, *[True] * len(reply.token_ids)]
             ended, read_again = reply.ended, read_again or reply.read_again
@@ -375,20 +382,27 @@ class Http:
         return Answer(arrays[0], arrays[1], arrays[2], text, reason)
 
     def _ask(
-        self, server: _Server, job: _Job, said: list[int], tokens: int, seed: int, settings: RolloutSettings
+        self,
+        server: _Server,
+        weights: Weights,
+        job: _Job,
+        said: list[int],
+        tokens: int,
+        seed: int,
+        settings: RolloutSettings,
     ) -> Reply:
         """One request for so many tokens behind what was said."""
         shared = job.shared
         with shared.lock:  # the group's first makes what all share
             messages, rendered = shared.messages, shared.rendered
         text = self.read.text(said)
+        self._count("seams", bool(said) and self.processor.encode(text) != said)
         stops, banned = self.stop_ids, self.banned
         ask = Ask(messages, rendered, text, tokens, settings.temperature, settings.top_p, seed, stops, banned)
-        held = server.held
-        if held is None:
-            raise Fault("the server was lost", passes=True)
+        if self._ready(server) != weights:  # an answer is by one policy
+            raise Fault(f"weights must be {weights.label}, got others in the middle of an answer", passes=True)
         body = {
-            "model": str(held.path) if self.kind.path_is_model else self.settings.model,
+            "model": str(weights.path) if self.kind.path_is_model else self.settings.model,
             "max_tokens": tokens,
             "temperature": settings.temperature,
             "top_p": settings.top_p,
@@ -398,9 +412,9 @@ class Http:
         }
         reply = self.read(request(f"{server.url}/chat/completions", body, server.key, self.settings.timeout_s), tokens)
         self._count("requests")
-        if reply.version not in (None, held.label) and self.kind.tells and not self.settings.told:
+        if reply.version not in (None, weights.label) and self.kind.tells and not self.settings.told:
             server.lose()
-            raise Fault(f"weights must be {held.label}, got an answer from {reply.version}", passes=True)
+            raise Fault(f"weights must be {weights.label}, got an answer from {reply.version}", passes=True)
         self._check_prompt(shared.prompt, said, text, reply)
         return reply
 
@@ -434,20 +448,9 @@ class Http:
         pieces = render(self.processor.template, Conversation(task.messages), codec)
         return "".join(piece if isinstance(piece, str) else names[piece] for piece in pieces)
 
-    def keep_video(self, data: bytes, ending: str) -> str:
-        """A file for servers that read videos from files alone."""
-        import hashlib
-
-        path = self.folder / "videos" / f"{hashlib.sha256(data).hexdigest()[:24]}{ending}"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f"{path.name}.{threading.get_ident()}{PART}")
-            part.write_bytes(data)
-            os.replace(part, path)
-        return str(path)
-
     def metrics(self) -> dict[str, float]:
-        """Requests, tries again, tellings of weights, and shares of answers and tokens that servers left open."""
+        """Requests, tries again, tellings of weights; shares of answers that were continued behind other tokens than
+        were said, and whose ids are the text's; share of tokens without a log-probability."""
         with self._count_lock:
             counts, self._counts = self._counts, Counter()
         answers, tokens = max(1, counts["answers"]), max(1, counts["tokens"])
@@ -455,6 +458,7 @@ class Http:
             "requests": float(counts["requests"]),
             "retries": float(counts["retries"]),
             "told": float(counts["told"]),
+            "seams": counts["seams"] / answers,
             "read_again": counts["read_again"] / answers,
             "unknown_logprobs": counts["unknown_logprobs"] / tokens,
         }

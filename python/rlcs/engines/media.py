@@ -10,7 +10,7 @@ import base64
 import io
 import mimetypes
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -23,22 +23,19 @@ from glm4v.image import Picture
 IMAGES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif", "BMP": "image/bmp"}
 FRAMES = "video/x-matroska"
 
-Keep = Callable[[bytes, str], str]
-"""What a server is told instead of a data URL: ``keep(bytes, ending)`` is the address of a file."""
 
-
-def wire(messages: Sequence[Mapping[str, Any]], keep_video: Keep | None = None) -> list[dict[str, Any]]:
-    """The messages with their pictures in them; ``keep_video`` puts videos elsewhere."""
+def wire(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with their pictures in them."""
     out = []
     for message in messages:
         content = message["content"]
         if not isinstance(content, str):
-            content = [_part(part, keep_video) for part in content]
+            content = [_part(part) for part in content]
         out.append({"role": message["role"], "content": content})
     return out
 
 
-def _part(part: Mapping[str, Any], keep_video: Keep | None) -> dict[str, Any]:
+def _part(part: Mapping[str, Any]) -> dict[str, Any]:
     kind = str(part["type"])
     if kind == "text":
         return {"type": "text", "text": part["text"]}
@@ -50,9 +47,7 @@ def _part(part: Mapping[str, Any], keep_video: Keep | None) -> dict[str, Any]:
     elif medium == "image":
         url = image_url(source)
     else:
-        data, mime = video_bytes(source, part.get("fps"))
-        ending = ".mkv" if mime == FRAMES else mimetypes.guess_extension(mime) or ".mp4"
-        url = keep_video(data, ending) if keep_video else _url(data, mime)
+        url = _url(*video_bytes(source, part.get("fps")))
     return {"type": f"{medium}_url", f"{medium}_url": {"url": url}}
 
 

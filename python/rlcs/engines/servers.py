@@ -133,7 +133,8 @@ class Transformers(OpenAI):
     """``transformers serve`` without a fixed model: each request names the folder of its weights.
 
     It gives neither ids nor log-probabilities, samples only where a generation config says so, and continues no answer;
-    but a request may bring its template, and this one writes the prompt and the answer's beginning as they are.
+    but a request may bring its template, and this one writes the prompt and the answer's beginning as they are. Of a
+    video it wants the sound first, whatever the model: silent ones it can't read.
     """
 
     name: Kind = "transformers"
@@ -150,13 +151,9 @@ class Transformers(OpenAI):
             "suppress_tokens": list(ask.banned),
         }
         template = {"chat_template": "{{ prompt_as_written }}", "prompt_as_written": ask.rendered + ask.said}
-        every_frame = {"num_frames": None, "do_sample_frames": True}  # the processor's own sampling of videos
-        videos = any(part.get("type") == "video_url" for m in ask.messages for part in _parts(m))
-        return {
-            "messages": ask.messages,
-            "generation_config": json.dumps(how),
-            "chat_template_kwargs": {**template, **(every_frame if videos else {})},
-        }
+        if any(part.get("type") == "video_url" for message in ask.messages for part in _parts(message)):
+            raise Fault("`transformers serve` reads no silent video: tasks with videos need another server")
+        return {"messages": ask.messages, "generation_config": json.dumps(how), "chat_template_kwargs": template}
 
     def tell(self, call: Call, weights: Weights) -> None:
         said = call("/load_model", {"model": str(weights.path)})  # events, a line each
