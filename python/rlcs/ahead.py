@@ -62,6 +62,7 @@ class Ahead(Generic[T]):
             raise self._error
         return self._found, self._seconds  # type: ignore[return-value]
 
-    def drop(self) -> None:
-        """Its result is not wanted."""
+    def drop(self, wait_s: float = 10.0) -> None:
+        """Its result is not wanted. It ends when it next reports, which is waited for so long at most."""
         self._dropped.set()
+        self._thread.join(wait_s)

@@ -306,9 +306,9 @@ class Trainer:
         try:
             yield
         finally:
+            self.engine.close()
             if self.ahead is not None:
                 self.ahead.drop()
-            self.engine.close()
 
     def _evaluate(self, bar: Bar) -> list[Score]:
         scores = self.run_.evaluate(bar, self.config.proxies)

@@ -22,7 +22,7 @@ from rlcs.config import EngineSettings
 from rlcs.data import read_tasks
 from rlcs.engines.http import Http
 from rlcs.logs import read_metrics
-from rlcs.prompts import make
+from rlcs.prompts import make, packed
 from rlcs.rollout import RolloutSettings
 from rlcs.run import write_model
 from rlcs.tasks import MAKERS, make_tasks
@@ -129,8 +129,8 @@ def test_new_weights_answer(server, demo, tmp_path):
     for version, letter in enumerate("kz"):
         with torch.no_grad():
             (token,) = engine.processor.encode(letter)
-            hidden = model.hidden(prompts[0].input_ids, torch.tensor([0, len(prompts[0])], dtype=torch.int32),
-                                  prompts[0].position_ids)[-1]  # fmt: skip
+            batch = packed(prompts)
+            hidden = model.hidden(**batch)[-1]
             model.lm_head.weight.zero_()
             model.lm_head.weight[token] = 50 * hidden / hidden.norm() ** 2
         engine.renew(version)

@@ -141,6 +141,7 @@ class Http:
         self.read = Reader(processor, stop_ids, self.banned, config.text_config.vocab_size)
         open, close, answer = (processor.encode(tag) for tag in (OPEN_THINK, CLOSE_THINK, OPEN_ANSWER))
         self.tags = (open, close, answer)
+        self._specials = frozenset(processor.codec.specials.values())
         self.weights: Weights | None = None
         self._mark = os.urandom(4).hex()  # of this process: what an earlier one has laid there is something else
         self._counts: Counter[str] = Counter()
@@ -253,7 +254,7 @@ class Http:
         given_up = threading.Event()
 
         def work() -> None:
-            while not (given_up.is_set() or self._stop.is_set()):
+            while True:
                 try:
                     job = jobs.get_nowait()
                 except queue.Empty:
@@ -262,6 +263,7 @@ class Http:
                     done.put((job, self._made(job, settings, given_up)))
                 except BaseException as error:
                     done.put((job, error))
+                    return
 
         total = len(tasks) * group
         count = min(total, self.settings.concurrency * len(self.servers))
@@ -289,6 +291,8 @@ class Http:
         """The answer, however often a server has to be asked for it."""
         failed, tries = 0.0, 0
         while True:
+            if given_up.is_set() or self._stop.is_set():
+                raise EngineFault("engine: the wave was given up")
             server = self._server(job, tries)
             try:
                 return self._answer(server, self._ready(server), job, settings)
@@ -300,15 +304,14 @@ class Http:
                 waited = time.monotonic() - failed
                 if not fault.passes:
                     raise EngineFault(said) from None
-                if waited > self.settings.patience_s or self._stop.is_set():
+                if waited > self.settings.patience_s:
                     raise EngineFault(f"{said}; given up after {tries + 1} tries in {waited:.0f} s") from None
             finally:
                 with server.lock:
                     server.asked -= 1
             self._count("retries")
             tries += 1
-            if given_up.wait(pause(tries)):
-                raise EngineFault("engine: the wave was given up")
+            given_up.wait(pause(tries))
 
     def _ready(self, server: _Server) -> Weights:
         """The weights there; a server that was lost is told them first."""
@@ -424,8 +427,8 @@ class Http:
             return
         expected = {len(prompt)}
         if said:
-            controls = [i for i, id in enumerate(prompt.input_ids.tolist()) if id in self.read.codec.specials.values()]
-            tail = prompt.input_ids.tolist()[max(controls, default=-1) + 1 :]
+            ids = prompt.input_ids.tolist()
+            tail = ids[max((i for i, id in enumerate(ids) if id in self._specials), default=-1) + 1 :]
             again = self.processor.encode(self.read.text(tail) + text)  # it may grow together with the prompt's
             expected = {
                 len(prompt) + len(said),
