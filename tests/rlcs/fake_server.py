@@ -54,20 +54,21 @@ class FakeServer:
                     outer.most_busy = max(outer.most_busy, outer.busy)
                 try:
                     found = outer.fault(number, self.path, body) if outer.fault else None
-                    if found == "drop":
-                        return self.connection.close()
                     if found == "late":
                         time.sleep(outer.delay)
-                    if isinstance(found, int):
-                        return self.send(found, b'{"error": "on demand"}')
-                    if isinstance(found, bytes):
-                        return self.send(200, found)
-                    status, reply = outer.reply(self.path, body)
-                    data = reply.encode() if isinstance(reply, str) else json.dumps(reply).encode()
-                    self.send(status, data, whole=found != "cut")
+                    well = found in (None, "late", "cut")
+                    status, reply = outer.reply(self.path, body) if well else (200, found)
                 finally:
-                    with outer.lock:
+                    with outer.lock:  # before the reply is out: its reader may ask again at once
                         outer.busy -= 1
+                if found == "drop":
+                    return self.connection.close()
+                if isinstance(found, int):
+                    return self.send(found, b'{"error": "on demand"}')
+                if isinstance(found, bytes):
+                    return self.send(200, found)
+                data = reply.encode() if isinstance(reply, str) else json.dumps(reply).encode()
+                self.send(status, data, whole=found != "cut")
 
             def send(self, status, data, whole=True):
                 self.send_response(status)
@@ -88,6 +89,7 @@ class FakeServer:
         class Server(ThreadingHTTPServer):
             daemon_threads = True
             allow_reuse_address = True
+            request_queue_size = 128  # as many connections may come at once
 
             def handle_error(self, *_):
                 outer.errors.append(traceback.format_exc())
