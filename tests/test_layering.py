@@ -16,7 +16,7 @@ from glm4v_ext import reference
 
 ROOT = Path(__file__).parents[1]
 STDLIB = set(sys.stdlib_module_names) | {"__future__"}
-PURE_RLCS = ("types", "rewards", "advantage", "alarms", "curriculum", "ledger", "files", "packing")
+PURE_RLCS = ("types", "rewards", "advantage", "alarms", "curriculum", "ledger", "files", "packing", "endpoint")
 
 
 def sources(folder, pattern="*.py"):

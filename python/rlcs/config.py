@@ -6,6 +6,7 @@ Every group of settings is a frozen dataclass that checks itself; names that don
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -106,6 +107,71 @@ class JudgeSettings:
 
 
 @dataclass(frozen=True)
+class EngineSettings:
+    """Who answers in RL: the model in this process, or servers with OpenAI's API that read weights from a folder."""
+
+    kind: Literal["native", "http"] = "native"
+    urls: tuple[str, ...] = ()  # of servers, up to and with /v1
+    server: Literal["vllm", "sglang", "transformers", "openai"] = "vllm"  # what they are; openai: something else
+    model: str = ""  # what the servers call it; `transformers serve` is told folders instead
+    key_variable: str | None = None  # the environment variable that holds the key
+    timeout_s: float = 600.0  # of one request: longer than the longest answer takes, which would be lost each time
+    patience_s: float = 300.0  # how long an answer is tried again where servers fail
+    concurrency: int = 64  # requests at once, to each url
+    refresh_every: int = 1  # waves with the same weights
+    staleness: int = 1  # waves that weights there may be behind, at most, when they answer
+    weights: Path | None = None  # the folder that servers read weights from; None: weights/ beside the checkpoints
+    update_path: str | None = None  # how they are told, if not in the server's own way: a POST to this path ...
+    update_body: str = '{"path": "{path}", "version": "{version}"}'  # ... of this JSON
+    update_command: str | None = None  # or a command; {path}, {version} and {url} are filled in
+    extra: str = "{}"  # JSON that goes into every request
+
+    def __post_init__(self) -> None:
+        for name, least in (("concurrency", 1), ("refresh_every", 1), ("staleness", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"engine: {name} must be {least} or more, got {getattr(self, name)}")
+        for name in ("timeout_s", "patience_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"engine: {name} must be above 0, got {getattr(self, name)}")
+        if self.refresh_every > self.staleness + 1:
+            most = f"at most {self.staleness + 1} with a staleness of {self.staleness}"
+            raise ValueError(f"engine: refresh_every must be {most}, got {self.refresh_every}")
+        for name in ("update_body", "extra"):
+            try:
+                ok = isinstance(json.loads(getattr(self, name)), dict)
+            except ValueError:
+                ok = False
+            if not ok:
+                raise ValueError(f"engine: {name} must be a JSON object, got {getattr(self, name)!r}")
+        if self.kind == "native":
+            return
+        bad = [url for url in self.urls if not url.startswith(("http://", "https://"))]
+        if bad or not self.urls:
+            found = repr(bad[0]) if bad else "none"
+            raise ValueError(f"engine: urls must begin with http:// or https://, got {found}")
+        if self.server == "openai" and not self.told:
+            raise ValueError("engine: update_path or update_command must say how the servers take in weights, got none")
+        if self.server != "transformers" and not self.model:
+            raise ValueError("engine: model must be the name that the servers know it by, got none")
+
+    @property
+    def told(self) -> bool:
+        """Weights go in as the settings say, not in the server's own way."""
+        return self.update_path is not None or self.update_command is not None
+
+    @property
+    def key(self) -> str:
+        key = os.environ.get(self.key_variable, "") if self.key_variable else ""
+        if self.key_variable and not key:
+            raise ValueError(f"engine: key_variable must name a variable that is set, got {self.key_variable}")
+        return key
+
+    @property
+    def more(self) -> dict[str, Any]:
+        return json.loads(self.extra)
+
+
+@dataclass(frozen=True)
 class SftConfig:
     """`rlcs sft`: supervised training on answers (or on all tokens of documents)."""
 
@@ -152,13 +218,16 @@ class TrainConfig:
     loss: LossSettings = field(default_factory=LossSettings)
     alarms: Limits = field(default_factory=Limits)
     judge: JudgeSettings = field(default_factory=JudgeSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)
     groups: int = 32  # valid groups that a wave should yield to train on
     updates: int = 1  # optimizer steps of a wave, over disjoint parts of its groups
     tokens: int = 32768  # of a micro-step, at most; the paper's context
     normalise: bool = True  # advantages by the group's standard deviation
     surplus: Literal["carry", "record"] = "carry"  # valid groups beyond those wanted: train on them in the next wave?
     refill: bool = False  # DAPO's way: more waves until enough groups are valid; switches expansion off
-    recompute: bool = False  # the ratio's log-probabilities by the trainer: for rollouts of another engine
+    # The ratio's log-probabilities by the trainer, weighed against the rollouts': None does it for another engine's.
+    recompute: bool | None = None
+    overlap: Literal[0, 1] = 0  # waves that are answered ahead, while the trainer steps
     act_on_alarms: bool = True  # down-weight and quarantine domains; otherwise only warn
     proxies: dict[str, str] = field(default_factory=dict)  # domain -> the held-out one whose score the alarms trust
     bad_rows: Literal["fatal", "skip"] = "fatal"
@@ -171,6 +240,14 @@ class TrainConfig:
                 raise ValueError(f"train: {name} must be {least} or more, got {getattr(self, name)}")
         if not self.rollout.temperature > 0:
             raise ValueError("train: rollout.temperature must be above 0: a group's answers would be one, got 0")
+        if self.overlap and self.refill:
+            raise ValueError("train: overlap must be 0 where waves are refilled, got 1")
+        if self.engine.kind == "http" and self.engine.server == "transformers" and self.recompute is False:
+            raise ValueError("train: recompute must be on: `transformers serve` gives no log-probabilities")
+
+    @property
+    def recomputes(self) -> bool:
+        return self.engine.kind == "http" if self.recompute is None else self.recompute
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -19,10 +19,12 @@ import numpy as np
 from glm4v import Glm4v
 
 from .config import JudgeSettings
+from .engines import Engine
+from .engines.native import Native
 from .files import write_text
 from .prompts import Prompts
 from .rewards import concurrency, verify
-from .rollout import Answer, RolloutSettings, rollouts
+from .rollout import Answer, RolloutSettings
 from .types import Group, Rollout, Task
 
 CLOSE_ANSWER = "</answer>"
@@ -48,7 +50,7 @@ class Score:
 
 
 def answer(
-    model: Glm4v,
+    model: Glm4v | Engine,
     tasks: Sequence[Task],
     prompts: Prompts,
     group: int,
@@ -59,8 +61,10 @@ def answer(
 ) -> list[Group]:
     """``group`` judged answers to each task, in the order of the tasks.
 
-    Rules judge at once. Verdicts that wait for a judge or a worker are waited for in threads while the model goes on.
+    ``model`` or another engine answers. Rules judge at once. Verdicts that wait for a judge or a worker are waited for
+    in threads while the model goes on.
     """
+    engine = Native(model) if isinstance(model, Glm4v) else model
     made = [prompts(task.id, task.messages) for task in tasks]
     seeds = [(*seed, i) for i in range(len(tasks))]
     close = prompts.processor.codec.specials.get(CLOSE_ANSWER)
@@ -68,7 +72,7 @@ def answer(
     threads = ThreadPoolExecutor(max([1, *waiting.values()]), "verdict")
     found: dict[int, list[Rollout | Future[Rollout]]] = {}
     try:
-        for i, answers in rollouts(model, made, group, seeds, settings, progress):
+        for i, answers in engine.rollouts(tasks, made, group, seeds, settings, progress):
             calls = [partial(judge, tasks[i], one, close) for one in answers]
             found[i] = [threads.submit(call) if waiting[tasks[i].domain] else call() for call in calls]
         judged = [[one.result() if isinstance(one, Future) else one for one in found[i]] for i in range(len(tasks))]

@@ -1,10 +1,12 @@
-"""What ends a run although neither its files nor the code are at fault: too little memory, weights that say nothing.
+"""What ends a run although neither its files nor the code are at fault: too little memory, weights that say nothing,
+servers that don't answer.
 
 The command tells it in a line, with what to do. Any other error is a fault of the code, which its traceback shows.
 """
 
 from __future__ import annotations
 
+from .engines import EngineFault
 from .feed import WorkerDied
 from .memory import first_line, out_of_memory
 from .rollout import NotFinite
@@ -21,6 +23,8 @@ def told(command: str, error: Exception) -> str | None:
     if isinstance(error, NotFinite):
         rest = " If training made them so, lower --optimizer.lr and begin with an older checkpoint" if training else ""
         return first + rest
+    if isinstance(error, EngineFault):
+        return first + KEPT
     if isinstance(error, WorkerDied):
         return f"{first}; too little memory for its pictures? Lower --workers or --ahead{KEPT}"
     if out_of_memory(error):

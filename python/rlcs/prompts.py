@@ -6,6 +6,7 @@ Dims: P tokens of a prompt, S patches, I images.
 from __future__ import annotations
 
 import copy
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -68,22 +69,28 @@ class Prompts:
 
 
 class _Shelf:
-    """The prompts that were asked for last, at most ``most_bytes`` of them, and always the very last one."""
+    """The prompts that were asked for last, at most ``most_bytes`` of them, and always the very last one. Threads may
+    share it."""
 
     def __init__(self, most_bytes: int) -> None:
         self.most_bytes, self.bytes = most_bytes, 0
         self.kept: OrderedDict[Any, Prompt] = OrderedDict()
+        self._lock = threading.Lock()
 
     def get(self, key: Any) -> Prompt | None:
-        if key in self.kept:
-            self.kept.move_to_end(key)
-        return self.kept.get(key)
+        with self._lock:
+            if key in self.kept:
+                self.kept.move_to_end(key)
+            return self.kept.get(key)
 
     def put(self, key: Any, prompt: Prompt) -> None:
-        self.kept[key] = prompt
-        self.bytes += prompt.nbytes
-        while self.bytes > self.most_bytes and len(self.kept) > 1:
-            self.bytes -= self.kept.popitem(last=False)[1].nbytes
+        with self._lock:
+            if key in self.kept:  # another thread was as quick
+                return
+            self.kept[key] = prompt
+            self.bytes += prompt.nbytes
+            while self.bytes > self.most_bytes and len(self.kept) > 1:
+                self.bytes -= self.kept.popitem(last=False)[1].nbytes
 
 
 def _folded(patches: Tensor | None) -> Tensor | None:

@@ -4,6 +4,9 @@ A wave: the curriculum draws prompts, enough for one wave to yield the wanted nu
 each G times; verifiers judge; every group, the surplus included, goes back to the curriculum; the balanced subset of
 valid groups is trained on. Valid groups beyond it are carried at most one wave, with their own log-probabilities.
 
+With ``overlap`` the next wave is answered, by the weights as they are now, while the trainer steps; a ratio is to the
+log-probabilities of those who answered.
+
 Counted apart: waves, rollouts, tokens (sampled and trained), optimizer steps.
 """
 
@@ -21,17 +24,20 @@ import torch
 from torch import Tensor
 
 from .advantage import group_advantages
+from .ahead import Ahead
 from .alarms import Alarms, Facts
 from .config import TrainConfig
 from .curriculum import Curriculum, is_valid
-from .evaluate import Score, answer
+from .engines import Engine
+from .engines.native import Native
+from .evaluate import Progress, Score, answer
 from .learner import Loss, Micro, target_logprobs
 from .loss import policy_loss
 from .progress import Bar
 from .prompts import Prompt
 from .rewards import Verdict
-from .run import Run, load_model
-from .types import Group, Rollout, Sample
+from .run import Run, load_model, write_model
+from .types import Group, Rollout, Sample, Task
 
 MOST_REFILLS = 10  # waves of one batch where groups are refilled instead of expanded
 FACTOR = {None: 1.0, "warn": 1.0, "down-weight": 0.25, "quarantine": 0.0}  # of a domain's weight, by its alarms
@@ -51,6 +57,8 @@ class Trainer:
         how = dataclasses.replace(config.curriculum, expansion=expansion)
         self.curriculum = Curriculum(run.tasks, config.run.seed, how)
         self.alarms = Alarms(config.alarms)
+        self.engine = engine_of(config, run)
+        self.ahead: Ahead[list[Group]] | None = None  # the next wave, being answered
         self.carried: list[Group] = []
         self.proxies: dict[str, tuple[float, float]] = {}  # held-out score and error of each domain, as last evaluated
         self.lenience: dict[str, tuple[float, float]] = {}  # of each domain that has another one's proxy, and its error
@@ -74,9 +82,12 @@ class Trainer:
                 chosen = self.curriculum.select([*self.carried, *groups], config.groups)
                 taken = {id(group) for group in chosen}
                 left = [group for group in valid if id(group) not in taken]
+            alarms = self._watch(groups, bar)
+            curriculum = self.curriculum.metrics()
+            if config.overlap and (run.settings.seconds is not None or run.step + 1 < run.settings.steps):
+                self._begin(bar)
             with self._phase("update"):
                 facts = self._train(chosen)
-        alarms = self._watch(groups, bar)
         old = {id(group) for group in self.carried}
         tokens = {"update": facts.get("tokens", 0.0)}
         if "rollout" in self._seconds:
@@ -89,9 +100,11 @@ class Trainer:
             "trained_groups": len(chosen),
             "trained_carried": sum(id(group) in old for group in chosen),
             "draws": draws,
+            "lag": float(np.mean([run.step - group.wave for group in chosen] or [0])),
             **_means(groups),
-            **{f"curriculum/{name}": value for name, value in self.curriculum.metrics().items()},
+            **{f"curriculum/{name}": value for name, value in curriculum.items()},
             **self.alarms.metrics(),
+            **{f"engine/{name}": value for name, value in self.engine.metrics().items()},
             **{f"seconds/{name}": value for name, value in self._seconds.items()},
             **{f"tokens_per_s/{name}": count / self._seconds[name] for name, count in tokens.items() if count},
             **{f"total/{name}": value for name, value in self.totals.items()},
@@ -108,23 +121,15 @@ class Trainer:
 
     def _collect(self, bar: Bar) -> tuple[list[Group], int]:
         """Judged groups of one wave; with ``refill`` of as many waves as it takes, and their count."""
-        config, run, groups = self.config, self.run_, list[Group]()
+        config, groups = self.config, list[Group]()
         for draw in range(MOST_REFILLS if config.refill else 1):
-            ids = self.curriculum.draw(config.groups)
-            if not ids:
-                raise ValueError("train: a domain must be left to draw from, got all in quarantine: see the alarms")
-            with self._phase("rollout"):
-                ids = self._readable(ids)
-                new = answer(
-                    run.model,
-                    [self.tasks[id] for id in ids],
-                    run.prompts,
-                    config.curriculum.group_size,
-                    (config.run.seed, run.step, draw),
-                    config.rollout,
-                    run.step,
-                    bar.inner("rollouts"),
-                )
+            if self.ahead is not None:
+                with self._phase("wait"):
+                    new, self._seconds["rollout"] = self.ahead.result()
+                self.ahead = None
+            else:
+                with self._phase("rollout"):
+                    new = self._answers(self._drawn(), draw)(bar.inner("rollouts"))
             for group in new:
                 self.curriculum.observe(group.task.id, group.rewards)
             groups += new
@@ -148,6 +153,25 @@ class Trainer:
             raise ValueError("data: a task of a wave must be readable, got none that is")
         return found
 
+    def _drawn(self) -> list[Task]:
+        """What the next wave asks."""
+        ids = self.curriculum.draw(self.config.groups)
+        if not ids:
+            raise ValueError("train: a domain must be left to draw from, got all in quarantine: see the alarms")
+        return [self.tasks[id] for id in self._readable(ids)]
+
+    def _answers(self, tasks: Sequence[Task], draw: int = 0, ahead: int = 0) -> Callable[[Progress], list[Group]]:
+        """How these tasks are answered, by the weights as they are now, in the wave that is so many ahead."""
+        config, run = self.config, self.run_
+        group, seed = config.curriculum.group_size, (config.run.seed, run.step + ahead, draw)
+        version = self.engine.renew(run.step)
+        return lambda progress: answer(self.engine, tasks, run.prompts, group, seed, config.rollout, version, progress)
+
+    def _begin(self, bar: Bar) -> None:
+        """Has the next wave answered while this one is learned from."""
+        with self._phase("renew"):
+            self.ahead = Ahead(self._answers(self._drawn(), ahead=1), bar.inner("rollouts"))
+
     def _train(self, groups: Sequence[Group]) -> dict[str, float]:
         """``updates`` steps over disjoint parts of the groups, in random order; a group stays whole: its prompt is read
         once."""
@@ -158,8 +182,10 @@ class Trainer:
         ]
         if not samples:
             return {}
-        if config.recompute:  # before the first step: all of the wave's ratios are to one policy
-            samples = run.learner.with_old(samples, prompts, config.rollout.temperature)
+        if config.recomputes:  # before the first step: all of the wave's ratios are to one policy
+            samples = [_known(s) for s in run.learner.with_old(samples, prompts, config.rollout.temperature)]
+        elif any(np.isnan(sample.logprobs).any() for sample in samples):
+            raise ValueError("train: recompute must be on where the servers give no log-probabilities, got off")
         sources = list(dict.fromkeys(sample.source for sample in samples))
         order = np.random.default_rng([config.run.seed, run.step, ORDER]).permutation(sources)
         rows = []
@@ -250,7 +276,7 @@ class Trainer:
     def run(self) -> list[Score]:
         """Waves until the end; saves and evaluates on the way. Returns the last scores."""
         run = self.run_
-        with Bar("RLCS") as bar, run.stoppable():
+        with Bar("RLCS") as bar, run.stoppable(), self._closing():
             bar(run.progress, 1.0)
             if run.step == 0 and run.settings.eval_every:
                 self._evaluate(bar)
@@ -274,6 +300,16 @@ class Trainer:
         run.log.close()
         return scores
 
+    @contextmanager
+    def _closing(self) -> Iterator[None]:
+        """Whatever ends the run, nobody goes on answering."""
+        try:
+            yield
+        finally:
+            self.engine.close()
+            if self.ahead is not None:
+                self.ahead.drop()
+
     def _evaluate(self, bar: Bar) -> list[Score]:
         scores = self.run_.evaluate(bar, self.config.proxies)
         known = {s.domain: (s.mean, 0.0 if math.isnan(s.error) else s.error) for s in scores if s.mode == "sampled"}
@@ -295,6 +331,7 @@ class Trainer:
             "curriculum": self.curriculum.state_dict(),
             "alarms": self.alarms.state_dict(),
             "carried": [_group_state(group) for group in self.carried],
+            "ahead": None if self.ahead is None else _ahead_state(*self.ahead.result()),
             "proxies": self.proxies,
             "lenience": self.lenience,
             "totals": self.totals,
@@ -303,14 +340,40 @@ class Trainer:
     def _load(self, state: dict[str, Any]) -> None:
         self.curriculum.load_state_dict(state["curriculum"])
         self.alarms.load_state_dict(state["alarms"])
-        self.carried = [
-            Group(self.tasks[one["task"]], tuple(_rollout(row) for row in one["rollouts"]), one["wave"])
-            for one in state["carried"]
-            if one["task"] in self.tasks
-        ]
+        self.carried = self._groups(state["carried"])
+        ahead = state.get("ahead")
+        if ahead and (groups := self._groups(ahead["groups"])):
+            self.ahead = Ahead.of(groups, ahead["seconds"])
         self.proxies = {domain: (score, error) for domain, (score, error) in state["proxies"].items()}
         self.lenience = {domain: (mean, error) for domain, (mean, error) in state["lenience"].items()}
         self.totals = dict(state["totals"])
+
+    def _groups(self, rows: Sequence[Mapping[str, Any]]) -> list[Group]:
+        """Groups of a state, as far as their tasks are still there."""
+        return [
+            Group(self.tasks[one["task"]], tuple(_rollout(row) for row in one["rollouts"]), one["wave"])
+            for one in rows
+            if one["task"] in self.tasks
+        ]
+
+
+def engine_of(config: TrainConfig, run: Run) -> Engine:
+    """Who answers, as the settings have it."""
+    if config.engine.kind == "native":
+        return Native(run.model, apart=config.overlap > 0)
+    from glm4v.generate import Settings
+
+    from .engines.http import Http
+
+    stops = Settings.read(run.model.generation_config, max_new_tokens=config.rollout.max_new_tokens).stop_ids
+    return Http(
+        config.engine,
+        config.engine.weights or config.run.out / "weights",
+        lambda folder: write_model(run.model, config.model.path, folder),
+        run.prompts.processor,
+        sorted(stops),
+        run.note,
+    )
 
 
 def train(config: TrainConfig, note: Callable[[str], None] = print) -> list[Score]:
@@ -325,6 +388,12 @@ def _expect_proxies(proxies: Mapping[str, str], trained: set[str], held_out: set
                 raise ValueError(
                     f"train: proxies must join a domain of the tasks to one that is held out, got {name!r}"
                 )
+
+
+def _known(sample: Sample) -> Sample:
+    """With the trainer's log-probabilities where those who answered gave none: there the weight between them is 1."""
+    assert sample.old is not None
+    return dataclasses.replace(sample, logprobs=np.where(np.isnan(sample.logprobs), sample.old, sample.logprobs))
 
 
 def _samples(group: Group, prompt: Prompt, source: int, normalise: bool) -> list[Sample]:
@@ -366,6 +435,10 @@ def _means(groups: Sequence[Group]) -> dict[str, float]:
             row[f"reward/{domain}"] = float(np.mean([r for rewards in here for r in rewards]))
             row[f"pass_at_k/{domain}"] = float(np.mean([max(rewards) for rewards in here]))
     return row
+
+
+def _ahead_state(groups: Sequence[Group], seconds: float) -> dict[str, Any]:
+    return {"groups": [_group_state(group) for group in groups], "seconds": seconds}
 
 
 def _group_state(group: Group) -> dict[str, Any]:

@@ -7,16 +7,14 @@ which talks to the judge is data. An outage, a refusal or a reply of another for
 from __future__ import annotations
 
 import json
-import random
 import re
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from ..endpoint import Fault, persist, request
 from .verdict import Verdict, judged
 
 _DATA = (
@@ -28,7 +26,6 @@ COMPARE = _DATA + (
     "that contradicts it."
 )
 GRADE = _DATA + "The answer is correct if it is as helpful, true and complete as the truth, an answer known to be good."
-_RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
 _REPLY = re.compile(r"\s*(?:<think>.*?</think>)?\s*(?:```(?:json)?\s*)?(\{[^{}]*\})\s*(?:```)?\s*", re.DOTALL)
 
 
@@ -61,32 +58,22 @@ class Endpoint:
 
     def ask(self, instruction: str, text: str) -> str:
         """The model's reply. Retries what may pass (429, 5xx, lost connections), with growing pauses."""
-        body = json.dumps(
-            {
-                "model": self.model,
-                "messages": [{"role": "system", "content": instruction}, {"role": "user", "content": text}],
-                "temperature": 0,
-            }
-        ).encode()
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
-        request = urllib.request.Request(self.url.rstrip("/") + "/chat/completions", body, headers)
-        fault = ""
-        for attempt in range(self.tries):
-            if attempt:
-                time.sleep(min(30.0, 0.5 * 2**attempt) * random.uniform(0.75, 1.25))
+        messages = [{"role": "system", "content": instruction}, {"role": "user", "content": text}]
+        body = {"model": self.model, "messages": messages, "temperature": 0}
+
+        def once() -> str:
             self._pace.wait()
+            with self._gate:
+                reply = request(self.url.rstrip("/") + "/chat/completions", body, self.key, self.timeout_s)
             try:
-                with self._gate, urllib.request.urlopen(request, timeout=self.timeout_s) as reply:
-                    return str(json.load(reply)["choices"][0]["message"]["content"])
-            except urllib.error.HTTPError as error:
-                fault = f"HTTP {error.code}"
-                if error.code not in _RETRIED:
-                    break
-            except (OSError, ValueError) as error:
-                fault = f"{type(error).__name__}: {error}"
+                return str(reply["choices"][0]["message"]["content"])
             except (KeyError, IndexError, TypeError):
-                fault = "a reply that is no chat completion"
-        raise JudgeFault(f"{self.url}: {fault}")
+                raise Fault("a reply that is no chat completion", passes=True) from None
+
+        try:
+            return persist(once, lambda tries, _: tries < self.tries)
+        except Fault as fault:
+            raise JudgeFault(f"{self.url}: {fault}") from None
 
 
 class _Pace:

@@ -1,0 +1,706 @@
+"""Answers by servers: what is sent, what is read of a reply, forced answering, weights, faults. The server is a fake on
+loopback with a real tiny model behind it; `test_served` runs a real one."""
+
+import base64
+import dataclasses
+import json
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fake_server import fake
+from hypothesis import given
+from hypothesis import strategies as st
+from small_runs import train_config
+
+from glm4v import Glm4v, Processor
+from glm4v.answer import CLOSE_THINK, OPEN_ANSWER, OPEN_THINK
+from glm4v.generate import Settings, ThinkingBudget
+from glm4v.video import Video
+from rlcs import rewards
+from rlcs.config import EngineSettings, TrainConfig, build
+from rlcs.data import read_tasks
+from rlcs.endpoint import Fault
+from rlcs.engines import EngineFault
+from rlcs.engines.http import Http
+from rlcs.engines.media import video_bytes, wire
+from rlcs.engines.reply import Reader, cut
+from rlcs.failures import told
+from rlcs.learner import Learner
+from rlcs.logs import read_metrics
+from rlcs.optimizer import Optimizer, OptimizerSettings
+from rlcs.progress import Bar
+from rlcs.prompts import make
+from rlcs.rewards import Verdict
+from rlcs.rollout import RolloutSettings
+from rlcs.run import write_model
+from rlcs.trainer import Trainer, train
+from rlcs.types import Rollout, Sample
+
+STYLES = {"vllm": "vllm", "older vllm": "vllm", "sglang": "sglang", "transformers": "transformers", "bytes": "openai",
+          "text": "openai"}  # fmt: skip
+GIVES_IDS = ("vllm", "older vllm", "sglang", "bytes")
+BUDGET = RolloutSettings(max_new_tokens=24, thinking_budget=6)
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr("rlcs.engines.http.pause", lambda tries: 0.01)
+    monkeypatch.setattr("rlcs.endpoint.pause", lambda tries: 0.01)
+    monkeypatch.setattr("rlcs.engines.http.REST_S", 0.02)
+    monkeypatch.setattr("rlcs.engines.http.GRACE_S", 0.1)
+
+
+class Asked:
+    """An engine, and what is asked of it."""
+
+    def __init__(self, demo, folder, urls, style="vllm", **settings):
+        self.checkpoint = demo / "model"
+        self.model = Glm4v.from_pretrained(demo / "model")
+        self.processor = Processor.from_pretrained(demo / "model")
+        self.notes = []
+        if STYLES[style] == "openai":
+            settings = {"update_path": "/mine", **settings}
+        made = EngineSettings(
+            "http", tuple(urls), STYLES[style], model="tiny", **{"patience_s": 30.0, "timeout_s": 60.0, **settings}
+        )
+        stops = Settings.read(self.model.generation_config, max_new_tokens=1).stop_ids
+        self.engine = Http(made, folder / "weights", self.write, self.processor, sorted(stops), self.notes.append)
+        kinds = {task.domain: task for task in read_tasks(demo / "train.jsonl")}
+        second = "chart" if style == "transformers" else "video"
+        self.tasks = [kinds[name] for name in ("ocr", second, "math", "counting")]
+        self.prompts = [make(task.messages, self.processor) for task in self.tasks]
+
+    def write(self, folder):
+        write_model(self.model, self.checkpoint, folder)
+
+    def rollouts(self, group=3, settings=BUDGET, version=0, seed=5):
+        self.engine.renew(version)
+        seeds = [(seed, i) for i in range(len(self.tasks))]
+        return dict(self.engine.rollouts(self.tasks, self.prompts, group, seeds, settings))
+
+    def exact(self, answer, first=7):
+        """Whether the answer's first part is what the tokenizer makes of its text, which is how a server goes on."""
+        seam = first if answer.sampled.all() else int(np.flatnonzero(~answer.sampled)[-1]) + 1
+        ids = answer.token_ids[:seam].tolist()
+        return len(answer.token_ids) <= seam or self.processor.encode(self.engine.read.text(ids)) == ids
+
+    def gaps(self, groups, first=7):
+        """The most that the trainer's own log-probabilities differ, of tokens that were sampled."""
+        groups = {i: [a for a in answers if self.exact(a, first)] for i, answers in groups.items()}
+        assert sum(map(len, groups.values())) >= 4
+        learner = Learner(self.model, Optimizer(self.model, OptimizerSettings()), 1 << 14)
+        samples = [
+            Sample.of_rollout(self.prompts[i].input_ids.numpy(), Rollout(a.token_ids, a.logprobs, a.sampled, a.text,
+                              a.finish_reason, Verdict("wrong")), 1.0, i)
+            for i, answers in groups.items() for a in answers
+        ]  # fmt: skip
+        old = learner.with_old(samples, self.prompts, 1.0)
+        return np.array([np.abs(s.old - s.logprobs)[s.trained].max() for s in old if s.trained.any()])
+
+
+# --- what it says ---
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_answers_are_tokens_of_the_model_and_their_log_probabilities(style, demo, tmp_path):
+    with fake(demo / "model", style=style) as server:
+        asked = Asked(demo, tmp_path, [server.url], style)
+        groups = asked.rollouts()
+        metrics = asked.engine.metrics()
+    assert sorted(groups) == [0, 1, 2, 3] and all(len(group) == 3 for group in groups.values())
+    answers = [answer for group in groups.values() for answer in group]
+    for answer in answers:
+        assert 1 <= len(answer.token_ids) <= BUDGET.max_new_tokens
+        assert len(answer.logprobs) == len(answer.sampled) == len(answer.token_ids)
+    if style in GIVES_IDS:  # the ids are those that were said
+        assert asked.gaps(groups).max() < 1e-4 and metrics["read_again"] == metrics["unknown_logprobs"] == 0
+    else:
+        known = np.concatenate([answer.logprobs[answer.sampled] for answer in answers])
+        assert np.isnan(known).all() and metrics["read_again"] == 1
+    assert metrics["told"] == 1 and metrics["retries"] == 0 and metrics["requests"] >= len(answers)
+    assert len({tuple(answer.token_ids) for answer in answers}) > 6  # seeds differ
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_thinking_is_cut_at_the_budget_and_the_answer_goes_on_behind_the_forced_tags(style, demo, tmp_path):
+    with fake(demo / "model", style=style) as server:
+        asked = Asked(demo, tmp_path, [server.url], style)
+        groups = asked.rollouts(settings=RolloutSettings(max_new_tokens=30, thinking_budget=5))
+        chats = server.chats()
+    close, answer = (asked.processor.encode(tag) for tag in (CLOSE_THINK, OPEN_ANSWER))
+    forced = [a for group in groups.values() for a in group if not a.sampled.all()]
+    assert len(forced) >= 10  # an untrained model closes no tag
+    for one in forced:
+        at = int(np.flatnonzero(~one.sampled)[0])
+        assert at <= 5 and one.token_ids[~one.sampled].tolist() == [*close, *answer]
+        assert (one.logprobs[~one.sampled] == 0).all() and one.sampled[at + 2 :].all() and len(one.token_ids) > at + 2
+        assert one.finish_reason in ("budget", "length") and CLOSE_THINK + OPEN_ANSWER in one.text
+    first = [body for body in chats if body["max_tokens"] == 6]  # <think>, which needn't come, is not counted
+    rest = [body for body in chats if body["max_tokens"] != 6]
+    assert len(first) == 12 and len(rest) >= len(forced)
+    if style in GIVES_IDS:
+        assert asked.gaps(groups, 6).max() < 1e-4  # what came behind the tags was said behind them
+
+
+@pytest.mark.parametrize("budget", [0, 3, 100])
+def test_any_budget(budget, demo, tmp_path):
+    with fake(demo / "model") as server:
+        asked = Asked(demo, tmp_path, [server.url])
+        groups = asked.rollouts(settings=RolloutSettings(max_new_tokens=12, thinking_budget=budget))
+        chats = server.chats()
+    answers = [a for group in groups.values() for a in group]
+    tags = [asked.processor.encode(tag) for tag in (OPEN_THINK, CLOSE_THINK, OPEN_ANSWER)]
+    assert all(len(a.token_ids) <= 12 for a in answers)
+    if budget == 0:
+        assert all(
+            a.token_ids[:3].tolist() == [id for tag in tags for id in tag] and not a.sampled[:3].any() for a in answers
+        )
+        assert len(chats) == 12
+    if budget == 100:
+        assert len(chats) == 12 and all(a.sampled.all() for a in answers)
+
+
+def test_random_budgets_differ_and_follow_the_seed(demo, tmp_path):
+    with fake(demo / "model") as server:
+        asked = Asked(demo, tmp_path, [server.url])
+        how = RolloutSettings(max_new_tokens=20, random_budgets=(0, 12))
+        once, again = (asked.rollouts(settings=how, version=version) for version in (0, 1))
+    assert len({int(a.sampled.argmin()) for group in once.values() for a in group}) > 3
+    assert all(
+        np.array_equal(a.token_ids, b.token_ids) for i in once for a, b in zip(once[i], again[i], strict=True)
+    )  # to the bit, as this server draws by the seed alone
+
+
+@given(
+    st.lists(st.integers(0, 4), max_size=14),
+    st.integers(0, 9),
+    st.sampled_from([([0], [1], [2]), ([0, 1], [2, 3], [4]), ([0, 0], [0, 1], [0, 2]), ([1, 2, 3], [1], [2, 2])]),
+)
+def test_the_cut_is_where_the_thinking_budget_has_it(ids, budget, tags):
+    def encode(tag):
+        return tags[(OPEN_THINK, CLOSE_THINK, OPEN_ANSWER).index(tag)]
+
+    thinking, expected = ThinkingBudget(budget, [9], encode), None
+    for n in range(len(ids) + 1):
+        if thinking.forced_token(ids[:n]) is not None:
+            expected = n
+            break
+    assert cut(ids, budget, tags) == expected
+
+
+# --- what is sent ---
+
+
+def test_requests_say_all_that_a_server_would_have_defaults_for(demo, tmp_path, monkeypatch):
+    monkeypatch.setenv("ENGINE_KEY", "secret")
+    with fake(demo / "model") as server:
+        asked = Asked(demo, tmp_path, [server.url], key_variable="ENGINE_KEY", extra='{"priority": 1}')
+        asked.rollouts(group=1, settings=RolloutSettings(max_new_tokens=4, temperature=0.7, top_p=0.9))
+        requests = server.requests
+    body = server.chats()[0]
+    assert all(key == "Bearer secret" for _, key, _ in requests) and "secret" not in repr(asked.engine.settings)
+    assert (body["temperature"], body["top_p"], body["top_k"], body["min_p"]) == (0.7, 0.9, 0, 0.0)
+    assert body["repetition_penalty"] == 1.0 and body["priority"] == 1 and body["model"] == "tiny"
+    assert set(map(str, asked.model.config.vision_token_ids)) == set(body["logit_bias"])
+    assert body["stop_token_ids"] and body["return_token_ids"] and body["logprobs"]
+    assert len({body["seed"] for body in server.chats()}) == len(server.chats())
+
+
+def test_pictures_become_data_urls_that_hold_the_same_pixels(demo):
+    processor = Processor.from_pretrained(demo / "model")
+    tasks = {task.domain: task for task in read_tasks(demo / "train.jsonl")}
+    array = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    path = Path(tasks["ocr"].messages[0]["content"][0]["image"])
+    for one in (array, str(path), path, path.read_bytes()):
+        messages = [{"role": "user", "content": [{"type": "image", "image": one}, {"type": "text", "text": "?"}]}]
+        sent = wire(messages)
+        assert sent[0]["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")
+        a, b = processor(messages), processor(sent)
+        assert torch.equal(a.input_ids, b.input_ids) and torch.equal(a.pixel_values, b.pixel_values)
+    messages = tasks["video"].messages
+    sent = wire(messages)
+    (url,) = [p["video_url"]["url"] for p in sent[0]["content"] if p["type"] == "video_url"]
+    assert url.startswith("data:video/x-matroska;base64,")
+    a, b = processor(messages), processor(sent)
+    assert torch.equal(a.input_ids, b.input_ids) and torch.equal(a.pixel_values_videos, b.pixel_values_videos)
+    again, mime = video_bytes(base64.b64decode(url.partition(",")[2]))
+    assert mime == "video/mp4" and Video(again).num_frames == Video(messages[0]["content"][0]["video"], 1.0).num_frames
+    text = [{"role": "user", "content": "Hi"}, {"role": "user", "content": [{"type": "text", "text": "a"}]}]
+    assert wire(text) == text
+    linked = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x/y.png"}}]}]
+    assert wire(linked) == linked
+
+
+# --- what is read ---
+
+
+@pytest.fixture(scope="module")
+def reader(demo):
+    processor, model = Processor.from_pretrained(demo / "model"), Glm4v.from_pretrained(demo / "model")
+    stops = Settings.read(model.generation_config, max_new_tokens=1).stop_ids
+    config = model.config
+    return Reader(processor, sorted(stops), config.vision_token_ids, config.text_config.vocab_size)
+
+
+def reply(content="abc", reason="stop", **choice):
+    return {"choices": [{"message": {"content": content}, "finish_reason": reason, **choice}]}
+
+
+def test_a_stop_token_that_is_named_but_not_shown_is_part_of_the_answer(reader):
+    stop = min(reader.stop_ids)
+    for name in ("stop_reason", "matched_stop"):
+        found = reader(reply(**{name: stop}), 9)
+        assert found.token_ids[-1] == stop and found.ended and np.isnan(found.logprobs).all()
+    assert stop not in reader(reply(), 9).token_ids  # which it was is not known
+
+
+def test_what_was_not_asked_for_is_cut_off(reader):
+    stop, picture = min(reader.stop_ids), min(reader.banned)
+    logprobs = {"content": [{"token": "", "logprob": -1.0}] * 4}
+    found = reader(reply(token_ids=[65, stop, 66, 67], logprobs=logprobs, reason="length"), 9)
+    assert found.token_ids == [65, stop] and found.ended and found.logprobs == [-1.0, -1.0]
+    found = reader(reply(token_ids=[65, picture, 66, 67], logprobs=logprobs), 9)
+    assert found.token_ids == [65] and not found.ended
+
+
+def test_text_that_reads_like_a_control_token_is_characters(reader):
+    ids = reader.encode("<think>a<|image|></think>")
+    assert not reader.banned & set(ids) and ids[0] == reader.codec.specials[OPEN_THINK]
+    assert reader.text(ids) == "<think>a<|image|></think>"
+
+
+def test_half_a_character_is_held_back(reader):
+    ids = reader.encode("aé")  # bytes are tokens here
+    assert [reader.whole(ids[:n]) for n in range(len(ids) + 1)] == [0, 1, 1, 3][: len(ids) + 1]
+
+
+@pytest.mark.parametrize(
+    ("body", "passes", "said"),
+    [
+        ({"choices": []}, True, "expected a chat completion, got"),
+        ({"object": "error", "message": "no"}, True, "expected a chat completion"),
+        ("<html>", True, "expected a chat completion"),
+        (None, True, "expected a chat completion"),
+        (reply(reason="abort"), True, "finish_reason must be stop or length, got 'abort'"),
+        (reply(reason=None), True, "finish_reason must be stop or length"),
+        (reply(token_ids=[1, 2], logprobs={"content": [{"token": "", "logprob": 0.0}]}), False, r"as many as tokens"),
+        (reply(token_ids=[10**6]), False, "must be below"),
+        (reply(token_ids=[65] * 30), False, "at most 9 tokens were asked for, got 30"),
+        (
+            {"choices": [{"message": {"content": "a", "reasoning_content": "b"}, "finish_reason": "stop"}]},
+            False,
+            "apart",
+        ),
+    ],
+)
+def test_replies_of_another_form_are_named(body, passes, said, reader):
+    with pytest.raises(Fault, match=said) as fault:
+        reader(body, 9)
+    assert fault.value.passes is passes
+
+
+# --- faults ---
+
+
+def test_videos_are_not_for_transformers(demo, tmp_path):
+    with fake(demo / "model", style="transformers") as server:
+        asked = Asked(demo, tmp_path, [server.url], "transformers")
+        asked.tasks = [task for task in read_tasks(demo / "train.jsonl") if task.domain == "video"][:1]
+        asked.prompts = [make(asked.tasks[0].messages, asked.processor)]
+        with pytest.raises(EngineFault, match="reads no silent video"):
+            asked.rollouts()
+
+
+@pytest.mark.parametrize("kind", [429, 500, 503, "drop", "cut", b'{"choices": [', b"{}", "late"])
+def test_what_passes_is_tried_again_and_each_answer_is_taken_once(kind, demo, tmp_path):
+    """Four of the first completions fail; the answers are those of a server without faults."""
+    count = iter(range(10**6))
+
+    def fault(_, path, body):
+        return kind if "chat" in path and next(count) in (1, 4, 7, 10) else None
+
+    with fake(demo / "model") as well, fake(demo / "model", fault=fault, delay=6.0) as ill:
+        expected = Asked(demo, tmp_path / "a", [well.url]).rollouts()
+        asked = Asked(demo, tmp_path / "b", [ill.url], timeout_s=3.0 if kind == "late" else 60.0)
+        found, metrics = asked.rollouts(), asked.engine.metrics()
+    assert metrics["retries"] >= (1 if kind == "late" else 4)
+    assert {i: [a.token_ids.tolist() for a in g] for i, g in found.items()} == {
+        i: [a.token_ids.tolist() for a in g] for i, g in expected.items()
+    }
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 422])
+def test_a_refusal_ends_the_wave_at_once_in_one_line(status, demo, tmp_path):
+    with fake(demo / "model", fault=lambda _, path, body: status if "chat" in path else None) as server:
+        asked = Asked(demo, tmp_path, [server.url], concurrency=2)
+        with pytest.raises(EngineFault, match=rf"engine: http://.*/v1: task '.*': HTTP {status}: .*on demand") as fault:
+            asked.rollouts()
+        assert len(server.chats()) <= 6
+    assert "\n" not in str(fault.value) and "the same command goes on" in told("train", fault.value)
+
+
+def test_patience_ends_in_one_line(demo, tmp_path):
+    with fake(demo / "model", fault=lambda _, path, body: 503 if "chat" in path else None) as server:
+        asked = Asked(demo, tmp_path, [server.url], patience_s=0.3)
+        with pytest.raises(EngineFault, match=r"HTTP 503.*given up after \d+ tries in 0 s"):
+            asked.rollouts()
+
+
+def test_nobody_there_is_said_with_what_was_expected(demo, tmp_path):
+    with fake(demo / "model") as server:
+        url = server.url
+    asked = Asked(demo, tmp_path, [url], patience_s=0.3)
+    with pytest.raises(
+        EngineFault, match=r"engine: weights must be at most 1 waves old .* none are known there: .*refused"
+    ):
+        asked.rollouts()
+
+
+def test_a_server_that_is_killed_and_comes_back_is_told_its_weights_again(demo, tmp_path):
+    """In the middle of a wave the server goes, and another begins at its address with other weights."""
+    gone, started = threading.Event(), []
+    other = tmp_path / "other"
+    model = Glm4v.from_pretrained(demo / "model")
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.5)
+    model.save_pretrained(other)
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "preprocessor_config.json",
+                 "video_preprocessor_config.json"):  # fmt: skip
+        (other / file).write_bytes((demo / "model" / file).read_bytes())
+
+    def fault(number, path, body):
+        if len(first.answered) >= 6:
+            gone.set()
+        return "drop" if gone.is_set() else None
+
+    with fake(demo / "model") as well:
+        expected = Asked(demo, tmp_path / "a", [well.url]).rollouts()
+    with fake(demo / "model", fault=fault) as first:
+        asked = Asked(demo, tmp_path / "b", [first.url], concurrency=3)
+
+        def restart():
+            gone.wait(20)
+            first.stop()
+            time.sleep(0.3)
+            with fake(other, port=first.port) as second:
+                started.append(second)
+                done.wait(30)
+
+        done = threading.Event()
+        thread = threading.Thread(target=restart)
+        thread.start()
+        try:
+            found, metrics = asked.rollouts(), asked.engine.metrics()
+        finally:
+            done.set()
+            thread.join()
+    assert started[0].answered and first.answered and metrics["told"] >= 2
+    assert all(
+        np.array_equal(a.token_ids, b.token_ids) for i in expected for a, b in zip(expected[i], found[i], strict=True)
+    )
+    assert asked.gaps(found).max() < 1e-4  # not one answer of the weights that it began with
+
+
+def test_one_of_two_servers_is_enough(demo, tmp_path):
+    dead = threading.Event()
+    with (
+        fake(demo / "model") as one,
+        fake(demo / "model", fault=lambda *_: "drop" if dead.is_set() else None) as two,
+    ):
+        asked = Asked(demo, tmp_path, [one.url, two.url])
+        asked.rollouts()
+        both = len(one.answered), len(two.answered)
+        dead.set()
+        groups = asked.rollouts(version=1)
+        assert min(both) > 0 and len(two.answered) == both[1] and len(groups) == 4
+        assert asked.gaps(groups).max() < 1e-4
+
+
+def test_no_more_requests_at_once_than_allowed(demo, tmp_path):
+    with fake(demo / "model", fault=lambda _, path, body: "late" if "chat" in path else None, delay=0.02) as server:
+        Asked(demo, tmp_path, [server.url], concurrency=3).rollouts()
+        assert server.most_busy == 3
+
+
+def test_a_prompt_that_the_server_reads_in_another_way_is_an_error(demo, tmp_path):
+    with fake(demo / "model") as server:
+        server.processor.template = type(server.processor.template)("[gMASK]<sop><|assistant|>\nOh. ")
+        server.processor.config = dataclasses.replace(server.processor.config)
+        asked = Asked(demo, tmp_path, [server.url])
+        asked.tasks, asked.prompts = asked.tasks[2:3], asked.prompts[2:3]
+        task = dataclasses.replace(asked.tasks[0], messages=[{"role": "user", "content": "Hi, who are you?"}])
+        asked.tasks, asked.prompts = [task], [make(task.messages, asked.processor)]
+        with pytest.raises(EngineFault, match=r"the prompt must have \d+ tokens, got \d+ there: another chat template"):
+            asked.rollouts()
+
+
+# --- weights ---
+
+
+def moved(asked, by):
+    with torch.no_grad():
+        for weight in asked.model.parameters():
+            weight.mul_(by)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_new_weights_answer_from_the_wave_on_that_they_are_due(style, demo, tmp_path):
+    with fake(demo / "model", style=style) as server:
+        asked = Asked(demo, tmp_path, [server.url], style, refresh_every=2)
+        assert asked.engine.renew(0) == 0
+        moved(asked, 1.2)
+        assert asked.engine.renew(1) == 0  # not due yet
+        assert asked.engine.renew(2) == 2
+        if style in GIVES_IDS:
+            assert asked.gaps(asked.rollouts(version=2)).max() < 1e-4
+        folders = sorted((tmp_path / "weights").glob("wave-*"))
+        assert [f.name[:11] for f in folders] == ["wave-000000", "wave-000002"]
+        for version in (4, 6, 8):
+            asked.engine.renew(version)
+        left = sorted((tmp_path / "weights").iterdir())
+    assert [f.name[:11] for f in left] == ["wave-000006", "wave-000008"]
+
+
+def test_calls_that_take_weights_in(demo, tmp_path):
+    expected = {
+        "vllm": ["/pause?mode=wait", "/init_weight_transfer_engine", "/start_weight_update", "/update_weights",
+                 "/finish_weight_update", "/resume"],
+        "sglang": ["/update_weights_from_disk"],
+        "transformers": ["/load_model"],
+        "text": ["/mine"],
+    }  # fmt: skip
+    for style, paths in expected.items():
+        with fake(demo / "model", style=style) as server:
+            Asked(demo, tmp_path / style, [server.url], style).engine.renew(0)
+            assert server.paths() == paths
+
+
+def test_a_command_takes_weights_in(demo, tmp_path):
+    script = tmp_path / "tell.py"
+    script.write_text("import sys, json, pathlib; pathlib.Path(sys.argv[1]).write_text(json.dumps(sys.argv[2:]))")
+    command = f"{sys.executable} {script} {tmp_path}/said {{path}} {{version}} {{url}}"
+    asked = Asked(demo, tmp_path, ["http://127.0.0.1:9/v1"], update_command=command)
+    asked.engine.renew(3)
+    path, version, url = json.loads((tmp_path / "said").read_text())
+    assert Path(path).is_dir() and Path(path).name == version and url == "http://127.0.0.1:9/v1"
+    asked = Asked(demo, tmp_path, ["http://127.0.0.1:9/v1"], update_command="false", patience_s=0.1)
+    with pytest.raises(EngineFault, match=r"weights must be .* false: exit code 1"):
+        asked.engine.renew(0)
+
+
+@pytest.mark.parametrize("style", ["vllm", "sglang"])
+def test_a_server_that_began_anew_between_waves_is_told_again(style, demo, tmp_path):
+    with fake(demo / "model", style=style) as server:
+        asked = Asked(demo, tmp_path, [server.url], style, refresh_every=2)
+        asked.engine.renew(0)
+        server.label = "default"
+        asked.engine.renew(1)
+        assert server.label.startswith("wave-000000") and asked.engine.metrics()["told"] == 2
+
+
+def test_an_answer_by_other_weights_is_not_taken(demo, tmp_path):
+    count = iter(range(10**6))
+
+    def fault(_, path, body):
+        if "chat" in path and next(count) == 3:
+            server.label = "default"
+
+    with fake(demo / "model", style="sglang", fault=fault) as server:
+        asked = Asked(demo, tmp_path, [server.url], "sglang", concurrency=1)
+        asked.rollouts()
+        metrics = asked.engine.metrics()
+    assert metrics["told"] == 2 and metrics["retries"] >= 1
+
+
+def test_weights_may_lag_as_far_as_the_settings_allow(demo, tmp_path):
+    closed = threading.Event()
+
+    def fault(_, path, body):
+        return 503 if closed.is_set() and path == "/start_weight_update" else None
+
+    with fake(demo / "model", fault=fault) as server:
+        asked = Asked(demo, tmp_path, [server.url], staleness=2, patience_s=0.1)
+        assert asked.engine.renew(0) == 0
+        closed.set()
+        assert asked.engine.renew(1) == 0 and asked.engine.renew(2) == 0
+        assert "goes on with older weights" in asked.notes[-1] and "HTTP 503" in asked.notes[-1]
+        with pytest.raises(EngineFault, match=r"at most 2 waves old \(staleness\), those there are 3 old: .*HTTP 503"):
+            asked.engine.renew(3)
+        closed.clear()
+        assert asked.engine.renew(3) == 3
+
+
+def test_a_full_disk_leaves_the_older_weights(demo, tmp_path):
+    with fake(demo / "model") as server:
+        asked = Asked(demo, tmp_path, [server.url])
+        asked.engine.renew(0)
+
+        def full(folder):
+            (folder / "half").write_bytes(b"x")
+            raise OSError(28, "No space left on device")
+
+        asked.engine.write = full
+        with pytest.raises(EngineFault, match=r"engine: weights cannot be laid in .*: No space left on device"):
+            asked.engine.renew(1)
+    assert [f.name[:11] for f in (tmp_path / "weights").iterdir()] == ["wave-000000"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"kind": "http"}, "urls must begin with http"),
+        ({"kind": "http", "urls": ["localhost:8000"], "model": "m"}, "urls must begin with http.*got 'localhost"),
+        ({"kind": "http", "urls": ["http://a/v1"]}, "model must be the name"),
+        ({"kind": "http", "urls": ["http://a/v1"], "server": "openai", "model": "m"}, "update_path or update_command"),
+        ({"concurrency": 0}, "concurrency must be 1 or more"),
+        ({"timeout_s": 0}, "timeout_s must be above 0"),
+        ({"refresh_every": 4}, "refresh_every must be at most 2 with a staleness of 1, got 4"),
+        ({"extra": "[1]"}, "extra must be a JSON object"),
+        ({"update_body": "{"}, "update_body must be a JSON object"),
+        ({"kind": "grpc"}, "native"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(changes, said):
+    with pytest.raises(ValueError, match=said):
+        build(TrainConfig, {"engine": changes}, "x.yaml")
+
+
+def test_a_key_that_is_not_set_is_named(monkeypatch):
+    monkeypatch.delenv("NOT_SET", raising=False)
+    with pytest.raises(ValueError, match="engine: key_variable must name a variable that is set, got NOT_SET"):
+        _ = EngineSettings(key_variable="NOT_SET").key
+
+
+# --- training ---
+
+
+@pytest.fixture
+def lively(monkeypatch):
+    """An untrained model gets rewards that differ, so that it is trained."""
+    for gate in ("open_answer", "boxed_answer"):
+        monkeypatch.setattr(rewards, gate, lambda text: text)
+    kinds = dict.fromkeys(rewards.DOMAINS, lambda answer, *_: rewards.graded(len(answer) % 3 / 2))
+    monkeypatch.setattr(rewards, "DOMAINS", kinds)
+
+
+def served(demo, out, server, style="vllm", **changes):
+    engine = EngineSettings(
+        "http", (server.url,), STYLES[style], model="tiny", patience_s=30.0, **changes.pop("engine", {})
+    )
+    if style == "transformers":  # it reads no videos
+        rows = [row for row in (demo / "train.jsonl").read_text().splitlines() if json.loads(row)["domain"] != "video"]
+        (demo / "still.jsonl").write_text("\n".join(rows))
+        changes["tasks"] = demo / "still.jsonl"
+    return train_config(demo, out, engine=engine, **changes)
+
+
+@pytest.mark.parametrize("style", ["vllm", "sglang", "transformers"])
+@pytest.mark.parametrize("overlap", [0, 1])
+def test_training_on_served_rollouts(style, overlap, demo, tmp_path, lively):
+    with fake(demo / "model", style=style) as server:
+        config = served(demo, tmp_path / "run", server, style, overlap=overlap)
+        assert config.recomputes
+        train(config)
+    waves = [row for row in read_metrics(tmp_path / "run") if row["kind"] == "wave"]
+    assert len(waves) == 4 and [row["total/waves"] for row in waves] == [1, 2, 3, 4]
+    assert waves[-1]["total/rollouts"] == 4 * sum(row["prompts"] for row in waves)
+    assert all(row["engine/requests"] > 0 for row in waves[: 4 - overlap])
+    trained = [row for row in waves if row["trained_groups"] and not row["trained_carried"]]
+    if style != "transformers" and not overlap:
+        assert all(row["mismatch_first"] < 1e-4 for row in trained if not row["engine/seams"])
+    if overlap:
+        assert waves[0]["lag"] == 0 and max(row["lag"] for row in waves) >= 1
+    assert waves[0]["engine/unknown_logprobs"] == (0 if style != "transformers" else pytest.approx(0.9, abs=0.1))
+
+
+def test_log_probabilities_that_nobody_knows_need_the_trainers(demo, tmp_path, lively):
+    with fake(demo / "model", style="text") as server:
+        config = served(demo, tmp_path / "run", server, "text", recompute=False, engine={"update_path": "/mine"})
+        with pytest.raises(ValueError, match="recompute must be on"):
+            train(config)
+    with pytest.raises(ValueError, match="recompute must be on"):
+        served(demo, tmp_path / "b", server, "transformers", recompute=False)
+
+
+def test_a_run_that_lost_its_server_goes_on_where_it_was(demo, tmp_path, lively):
+    """The server goes for longer than patience lasts: one line, and the same command goes on to the same end."""
+    with fake(demo / "model") as server:
+        train(served(demo, tmp_path / "whole", server))
+    gone = threading.Event()
+
+    def fault(number, path, body):
+        if body and "chat" in path and Counter(p for p, *_ in server.requests)["/finish_weight_update"] == 3:
+            gone.set()
+        return 503 if gone.is_set() else None
+
+    with fake(demo / "model", fault=fault) as server:
+        config = served(demo, tmp_path / "cut", server)
+        config = dataclasses.replace(config, engine=dataclasses.replace(config.engine, patience_s=0.2))
+        with pytest.raises(EngineFault, match="HTTP 503"):
+            train(config)
+    with fake(demo / "model") as server:
+        train(served(demo, tmp_path / "cut", server))
+    whole, cut = (read_metrics(tmp_path / name) for name in ("whole", "cut"))
+    drop = ("seconds", "tokens_per_s", "engine/")
+    clean = [[{k: v for k, v in r.items() if not k.startswith(drop)} for r in rows] for rows in (whole, cut)]
+    assert clean[0] == clean[1]
+
+
+# --- ahead ---
+
+
+def weights(run):
+    return Glm4v.from_pretrained(run / "checkpoints" / "step-000004").state_dict()
+
+
+def test_overlap_is_the_same_each_time_and_one_wave_behind(demo, tmp_path, lively):
+    for name in ("a", "b"):
+        train(train_config(demo, tmp_path / name, overlap=1, surplus="record"))
+    rows = [row for row in read_metrics(tmp_path / "a") if row["kind"] == "wave"]
+    assert all(torch.equal(x, weights(tmp_path / "b")[n]) for n, x in weights(tmp_path / "a").items())
+    fresh = [row for row in rows if row["trained_groups"] and not row["trained_carried"]]
+    assert rows[0]["lag"] == 0 and all(row["lag"] == (row["step"] > 1) for row in fresh)
+    assert all("seconds/wait" in row and row["seconds/rollout"] > 0 for row in rows[1:])
+    moved = [row["mismatch_first"] for row in fresh if row["step"] > 1]
+    assert moved and min(moved) > 1e-6  # the weights had moved on; the ratio is to those who answered
+
+
+def test_a_wave_ahead_is_kept_in_the_checkpoint(demo, tmp_path, lively):
+    """Taken up at any wave, a run with overlap ends with the same weights."""
+    train(train_config(demo, tmp_path / "whole", overlap=1))
+    config = train_config(demo, tmp_path / "cut", overlap=1)
+    trainer = Trainer(config)
+    with Bar("test") as bar:
+        for _ in range(2):
+            trainer.wave(bar)
+            trainer._save()
+    train(config)
+    for name, tensor in weights(tmp_path / "whole").items():
+        assert torch.equal(tensor, weights(tmp_path / "cut")[name]), name
+
+
+def test_what_goes_wrong_ahead_is_told_by_the_trainer(demo, tmp_path, lively):
+    trainer = Trainer(train_config(demo, tmp_path / "run", overlap=1))
+    with Bar("test") as bar:
+        trainer.wave(bar)
+        trainer.ahead.result()
+
+        def fails(*_):
+            raise EngineFault("engine: gone")
+
+        trainer.engine.rollouts = fails
+        trainer.wave(bar)
+        with pytest.raises(EngineFault, match="gone"):
+            trainer.wave(bar)
+
+
+def test_overlap_and_refill_exclude_each_other():
+    with pytest.raises(ValueError, match="overlap must be 0 where waves are refilled"):
+        TrainConfig(overlap=1, refill=True)
