@@ -1,0 +1,5 @@
+"""`python -m rlcs`, which torchrun can start too: the `rlcs` command."""
+
+from .cli import main
+
+main()
