@@ -19,13 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.tensor import DTensor
 
 from . import parallel
 from .files import PART, sync
@@ -58,24 +54,31 @@ class Saved:
         path = shards if shards.exists() else path
         try:
             return _read_shards(shards, like) if path is shards else _read_file(path, like)
-        except (Exception, CheckpointException) as error:  # the libraries raise their own and OS errors
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # the libraries raise their own, some of which are no Exception, and OS errors
             raise ValueError(f"checkpoint: {path} cannot be read: {_first_line(error)}") from None
 
 
 def _read_file(path: Path, like: Callable[[str], Tensor] | None) -> dict[str, Tensor]:
-    found = {}
+    found: dict[str, Tensor] = {}
     with safe_open(path, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118 (no mapping)
             room = None if like is None else like(name)
-            if isinstance(room, DTensor):
+            if room is not None and parallel.lies_apart(room):
                 start, stop = parallel.rows_of(room)
                 room.to_local().copy_(file.get_slice(name)[start:stop])
-            found[name] = file.get_tensor(name) if room is None or not isinstance(room, DTensor) else room
+                found[name] = room
+            else:
+                found[name] = file.get_tensor(name)
     return found
 
 
 def _read_shards(folder: Path, like: Callable[[str], Tensor] | None) -> dict[str, Tensor]:
-    reader = HuggingFaceStorageReader(str(folder))
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    reader = dcp.HuggingFaceStorageReader(str(folder))
     known = {
         name: about
         for name, about in reader.read_metadata().state_dict_metadata.items()
@@ -125,12 +128,13 @@ def save(
         _write_tensors(part, tensors)
         parallel.on_first(end)
     except BaseException as error:
-        if parallel.size() == 1 or isinstance(error, Exception | CheckpointException):  # else nobody may be there to wait for
+        if parallel.size() == 1 or not isinstance(error, KeyboardInterrupt):  # else nobody may be there to wait for
             parallel.on_first(lambda: shutil.rmtree(part, ignore_errors=True))
-        if isinstance(error, OSError | SafetensorError | CheckpointException):
-            raise OSError(
-                f"checkpoint: {final} cannot be written: {_why(error)}; older ones are as they were"
-            ) from None
+        failures = getattr(error, "failures", {})  # of several processes: what the first of them says
+        first = next(iter(failures.values()))[0] if failures else error
+        if isinstance(first, OSError | SafetensorError):
+            why = getattr(first, "strerror", None) or _first_line(first)
+            raise OSError(f"checkpoint: {final} cannot be written: {why}; older ones are as they were") from None
         raise
     parallel.on_first(lambda: _name(part, final, keep))
     return Saved(final)
@@ -140,7 +144,10 @@ def _write_tensors(part: Path, tensors: Mapping[str, Tensor]) -> None:
     if parallel.size() == 1:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part / "trainer.safetensors")
     else:
-        dcp.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(part / "trainer"), save_distributed=True))
+        import torch.distributed.checkpoint as dcp
+
+        writer = dcp.HuggingFaceStorageWriter(str(part / "trainer"), save_distributed=True)
+        dcp.save(dict(tensors), storage_writer=writer)
 
 
 def _name(part: Path, final: Path, keep: int) -> None:
@@ -154,12 +161,6 @@ def _name(part: Path, final: Path, keep: int) -> None:
     sync(final.parent)
     for saved in every(final.parent)[:-keep]:
         _remove(saved.folder)
-
-
-def _why(error: BaseException) -> Any:
-    if isinstance(error, CheckpointException):  # of several processes: what the first of them says
-        error = next(iter(error.failures.values()))[0]
-    return getattr(error, "strerror", None) or _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:

@@ -19,18 +19,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
 
 from glm4v import Glm4v
 from glm4v.weights import Rows, parts
+
+if TYPE_CHECKING:  # a second to import, which one process has no use for
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 
@@ -90,6 +92,8 @@ def join(device_name: str, settings: ParallelSettings) -> None:
         return
     if size % settings.replicate:
         raise ValueError(f"parallel: replicate must divide the {size} processes, got {settings.replicate}")
+    from torch.distributed.device_mesh import init_device_mesh
+
     meet()
     backend = "gloo"
     if here.type == "cuda":
@@ -232,6 +236,8 @@ def load(folder: Path, dtype: torch.dtype | None, device: torch.device) -> Glm4v
 
 def shard(model: Glm4v, compute: torch.dtype) -> None:
     """Lays a model in fp32 over the ranks: each block of the tower and the decoder, the merger, and the rest."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
     model.float()
     low = None if compute == torch.float32 else compute
     policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32)
@@ -241,8 +247,9 @@ def shard(model: Glm4v, compute: torch.dtype) -> None:
     # The head's weights are read behind the forward pass, so the root keeps its own up to the backward one.
     fully_shard(model, mesh=_world.mesh, mp_policy=policy, reshard_after_forward=False)
     for module in (*blocks, model):
-        module.set_force_sum_reduction_for_comms(True)
-        module.set_gradient_divide_factor(1.0)
+        sharding = cast("FSDPModule", module)
+        sharding.set_force_sum_reduction_for_comms(True)
+        sharding.set_gradient_divide_factor(1.0)
     register_fsdp_forward_method(model, "hidden")
     _computes[model] = compute
 
@@ -253,7 +260,7 @@ def blocks_of(model: Glm4v) -> list[nn.Module]:
 
 
 def sharded(model: nn.Module) -> bool:
-    return isinstance(model, FSDPModule)
+    return model in _computes
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:
@@ -263,8 +270,8 @@ def dtype_of(model: nn.Module) -> torch.dtype:
 
 def drop_gathered(model: Glm4v) -> None:
     """Lets go of weights that a pass without a backward one has left gathered: the next step makes them old."""
-    if isinstance(model, FSDPModule):
-        model.reshard()
+    if sharded(model):
+        cast("FSDPModule", model).reshard()
 
 
 @contextmanager
@@ -320,7 +327,12 @@ def write(model: Glm4v, folder: Path) -> None:
 
 def plain(tensor: Tensor) -> Tensor:
     """The whole of a tensor that may lie on several ranks."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if lies_apart(tensor) else tensor
+
+
+def lies_apart(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether ranks hold rows of a tensor."""
+    return hasattr(tensor, "full_tensor")
 
 
 def rows_of(tensor: DTensor) -> tuple[int, int]:
@@ -334,6 +346,8 @@ def rows_of(tensor: DTensor) -> tuple[int, int]:
 
 def like(tensor: DTensor, local: Tensor) -> DTensor:
     """A tensor that lies on the ranks as another one does, of which ``local`` is this rank's share."""
+    from torch.distributed.tensor import DTensor
+
     return DTensor.from_local(
         local, tensor.device_mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
     )
@@ -345,7 +359,7 @@ def _raise(error: Exception | None) -> None:
 
 
 def _share_of(parameter: nn.Parameter, rows: Rows, name: str, device: torch.device) -> nn.Parameter:
-    assert isinstance(parameter, DTensor)
+    assert lies_apart(parameter)
     local = rows(name, *rows_of(parameter)).to(device, torch.float32, copy=True)
     return nn.Parameter(like(parameter, local), requires_grad=parameter.requires_grad)
 

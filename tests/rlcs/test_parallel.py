@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint
 from small_runs import sft_config, train_config
 from torch import multiprocessing
 
@@ -34,6 +35,7 @@ from rlcs.supervised import sft
 from rlcs.trainer import train
 from rlcs.types import Sample
 
+PRELOADED = ["rlcs.trainer", "rlcs.supervised", "torch.distributed.fsdp", "torch.distributed.checkpoint", "pytest"]
 STEP = OptimizerSettings(lr=1e-4, clip_norm=0.5, warmup=0.0)
 
 
@@ -60,7 +62,7 @@ def member(rank, jobs, ports, folder):
 def in_worlds(jobs, folder):
     """Runs ``(size, call, arguments)`` one after the other, each on so many ranks."""
     ports = [free_port() for _ in jobs]
-    multiprocessing.set_forkserver_preload([__name__])  # one import for all
+    multiprocessing.set_forkserver_preload(PRELOADED)  # one import for all
     count = max(size for size, *_ in jobs)
     multiprocessing.start_processes(member, (jobs, ports, folder), count, start_method="forkserver")
 
@@ -68,6 +70,7 @@ def in_worlds(jobs, folder):
 # --- the same step ---
 
 
+@functools.cache
 def samples_of(demo):
     """Three groups of answers: about a picture, a video and none; a sample more that has no group."""
     processor = Processor.from_pretrained(demo / "model")
@@ -308,7 +311,7 @@ def full_disk_job(demo, *, folder):
     parallel.join("cpu", ParallelSettings())
     model = load_model(ModelSettings(path=demo / "model"))
     for step, (owner, name, rank) in enumerate(
-        ((checkpoint.HuggingFaceStorageWriter, "write_data", 1), (parallel.Later, "cpu", 0)), 2
+        ((torch.distributed.checkpoint.HuggingFaceStorageWriter, "write_data", 1), (parallel.Later, "cpu", 0)), 2
     ):
         whole, calls = getattr(owner, name), []
 

@@ -144,7 +144,8 @@ class Http:
         self.tags = (open, close, answer)
         self._specials = frozenset(processor.codec.specials.values())
         self.weights: Weights | None = None
-        self._mark = os.urandom(4).hex()  # of this process: what an earlier one has laid there is something else
+        # Of this run: what an earlier one has laid there is something else.
+        self._mark = parallel.on_first(lambda: os.urandom(4).hex())
         self._counts: Counter[str] = Counter()
         self._count_lock, self._stop = threading.Lock(), threading.Event()
 
