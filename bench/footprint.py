@@ -36,6 +36,12 @@ SMALL = Config(
         num_key_value_heads=1,
         mrope_section=(8, 12, 12),
     ),
+    image_start_token_id=1,
+    image_end_token_id=2,
+    video_start_token_id=3,
+    video_end_token_id=4,
+    image_token_id=5,
+    video_token_id=6,
 )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from glm4v import Glm4v
 from glm4v.config import Config
 
-from .parallel import blocks_of
+from .parallel import blocks_of, embedding_of
 
 FLOAT = 4  # bytes of fp32
 
@@ -44,10 +44,11 @@ class Footprint:
 def footprint(config: Config, shards: int, compute: torch.dtype = torch.bfloat16) -> Footprint:
     """Of a model of that configuration over so many shards, all of it trained."""
     model = Glm4v(config, device="meta")
-    every = list(model.parameters())
+    every, table = list(model.parameters()), embedding_of(model)
     blocks = [list(block.parameters()) for block in blocks_of(model)]
-    inside = {id(weight) for block in blocks for weight in block}
-    root = [weight for weight in every if id(weight) not in inside]
+    late = [] if table is None else [list(table.parameters())]  # their gradients are summed when all else is done
+    apart = {id(weight) for group in (*blocks, *late) for weight in group}
+    late.append([weight for weight in every if id(weight) not in apart])  # the root's
 
     def rows(weights: Iterable[Tensor]) -> int:
         """The first rank's share, which none exceeds, in elements."""
@@ -56,10 +57,11 @@ def footprint(config: Config, shards: int, compute: torch.dtype = torch.bfloat16
     def count(weights: Iterable[Tensor]) -> int:
         return sum(weight.numel() for weight in weights)
 
-    whole, largest = count(root) * compute.itemsize, max(map(count, blocks))
-    summed = compute.itemsize + FLOAT  # a gradient as it came, and in fp32 where ranks add theirs up
-    # The root's weights stay; beside them a block and the next one, with gradients. The root's own are summed at last.
-    gathered = max(whole + largest * (2 * compute.itemsize + summed), whole + count(root) * summed)
+    # The root's weights stay; beside them are a block and the next one, with its gradients as they came and in fp32,
+    # which ranks sum up; at last all gradients that come late, one group of them in fp32 too.
+    in_block = max(map(count, blocks)) * (3 * compute.itemsize + FLOAT)
+    at_last = sum(map(count, late)) * compute.itemsize + max(map(count, late)) * FLOAT
+    gathered = count(late[-1]) * compute.itemsize + max(in_block, at_last)
     mine = rows(every) * FLOAT
     return Footprint(count(every), mine, mine, 2 * mine, gathered if shards > 1 else 0, count(every) * compute.itemsize)
 

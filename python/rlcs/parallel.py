@@ -244,6 +244,9 @@ def shard(model: Glm4v, compute: torch.dtype) -> None:
     blocks = blocks_of(model)
     for block in blocks:
         fully_shard(block, mesh=_world.mesh, mp_policy=policy)
+    if (table := embedding_of(model)) is not None:
+        blocks.append(table)
+        fully_shard(table, mesh=_world.mesh, mp_policy=policy).set_unshard_in_backward(False)
     # The head's weights are read behind the forward pass, so the root keeps its own up to the backward one.
     fully_shard(model, mesh=_world.mesh, mp_policy=policy, reshard_after_forward=False)
     for module in (*blocks, model):
@@ -257,6 +260,11 @@ def shard(model: Glm4v, compute: torch.dtype) -> None:
 def blocks_of(model: Glm4v) -> list[nn.Module]:
     """What gathers its weights by itself; the rest does so together."""
     return [*model.visual.blocks, model.visual.merger, *model.language_model.layers]
+
+
+def embedding_of(model: Glm4v) -> nn.Module | None:
+    """The embedding, which gathers its weights for the forward pass alone, where the head has others."""
+    return None if model.config.tie_word_embeddings else model.language_model.embed_tokens
 
 
 def sharded(model: nn.Module) -> bool:
