@@ -296,7 +296,8 @@ def whole(model: Glm4v) -> Iterator[Glm4v]:
         owner, _, leaf = name.rpartition(".")
         setattr(plain.get_submodule(owner), leaf, kept[id(parameter)])
     plain.folder, plain.generation_config = model.folder, model.generation_config
-    plain.processor = model.processor
+    if "processor" in vars(model):
+        plain.processor = model.processor
     yield plain.eval()
 
 

@@ -35,7 +35,10 @@ from rlcs.supervised import sft
 from rlcs.trainer import train
 from rlcs.types import Sample
 
-PRELOADED = ["rlcs.trainer", "rlcs.supervised", "torch.distributed.fsdp", "torch.distributed.checkpoint", "pytest"]
+PRELOADED = [
+    "rlcs.trainer", "rlcs.supervised", "torch.distributed.fsdp", "torch.distributed.checkpoint",
+    "torch.utils.tensorboard.writer", "pytest", "yaml",
+]  # fmt: skip
 STEP = OptimizerSettings(lr=1e-4, clip_norm=0.5, warmup=0.0)
 
 
