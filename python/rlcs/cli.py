@@ -70,7 +70,12 @@ def _with_others(command: Callable[[list[str]], Any], arguments: list[str]) -> i
     from . import parallel
 
     parallel.meet()
-    code = command(arguments) or 0
+    try:
+        code = command(arguments) or 0
+    except SystemExit as end:  # by SIGTERM, say, with all saved
+        if end.code:
+            raise
+        code = 0
     parallel.leave()
     return code
 

@@ -144,7 +144,8 @@ def evaluate(
     scores = []
     for mode, count, how in modes:
         groups = answer(model, tasks, prompts, count, (seed, *STREAM), how, progress=progress)
-        scores += scores_of(groups, mode, proxies or {} if mode == "sampled" else {})
+        others = proxies if mode == "sampled" else None
+        scores += parallel.on_first(partial(scores_of, groups, mode, others))  # a judge may say two things
     return scores
 
 

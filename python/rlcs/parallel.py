@@ -77,11 +77,12 @@ def started_as() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def meet() -> None:
-    """Finds the other processes, so that one of them alone tells what ends them all: see `first_to_tell`."""
+def meet(store: dist.Store | None = None) -> None:
+    """Finds the other processes, through torchrun's store or another one, so that one of them alone tells what ends
+    them all: see `first_to_tell`."""
     global _store
     if _store is None and started_as()[1] > 1:
-        _store = next(iter(dist.rendezvous("env://")))[0]
+        _store = next(iter(dist.rendezvous("env://")))[0] if store is None else store
 
 
 def join(device_name: str, settings: ParallelSettings) -> None:
@@ -126,6 +127,11 @@ def rank() -> int:
 def first() -> bool:
     """Whether this is the process that logs, prints and writes."""
     return _world.rank == 0
+
+
+def by_first(note: Callable[[str], None]) -> Callable[[str], None]:
+    """``note`` on the process that prints; it says nothing on the others."""
+    return note if started_as()[0] == 0 else lambda line: None
 
 
 def first_to_tell() -> bool:
@@ -198,13 +204,13 @@ def sums(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(names, stacked, strict=True))
 
 
-def agree(seconds: float, stop: bool) -> tuple[float, bool]:
-    """The first rank's clock, and whether any rank has been asked to stop."""
+def agree(seconds: float, asked: int) -> tuple[float, int]:
+    """The first rank's clock, and the highest number of a signal that has asked any rank to stop; 0 for none."""
     if _world.size == 1:
-        return seconds, stop
-    both = torch.tensor([seconds if first() else 0.0, float(stop)], dtype=torch.float64)
-    dist.all_reduce(both)
-    return float(both[0]), bool(both[1])
+        return seconds, asked
+    both = torch.tensor([seconds if first() else 0.0, float(asked)], dtype=torch.float64)
+    dist.all_reduce(both, dist.ReduceOp.MAX)
+    return float(both[0]), int(both[1])
 
 
 def expect_same(name: str, value: Any) -> None:
