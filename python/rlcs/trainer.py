@@ -125,12 +125,13 @@ class Trainer:
         """Judged groups of one wave; with ``refill`` of as many waves as it takes, and their count."""
         config, groups = self.config, list[Group]()
         for draw in range(MOST_REFILLS if config.refill else 1):
-            arrived, self.answered = self._arrived(), None
-            if arrived is not None:
-                new, self._seconds["rollout"] = arrived
-            else:
+            if self.ahead is None and self.answered is None:
                 with self._phase("rollout"):
                     new = self._answers(self._drawn(), draw)(bar.inner("rollouts")).groups()
+            else:
+                with self._phase("wait"):
+                    new, self._seconds["rollout"] = self._arrived()
+                self.answered = None
             for group in new:
                 self.curriculum.observe(group.task.id, group.rewards)
             groups += new
@@ -184,12 +185,12 @@ class Trainer:
         with self._phase("renew"):
             self.ahead = Ahead(self._answers(self._drawn(), ahead=1), bar.inner("rollouts"))
 
-    def _arrived(self) -> tuple[list[Group], float] | None:
-        """The wave that is answered ahead, waited for, and the seconds that it took; None where there is none."""
+    def _arrived(self) -> tuple[list[Group], float]:
+        """The wave that is answered ahead, waited for, and the seconds that it took."""
         if self.ahead is not None:
-            with self._phase("wait"):
-                share, seconds = self.ahead.result()
-                self.ahead, self.answered = None, (share.groups(), parallel.on_first(lambda: seconds))
+            share, seconds = self.ahead.result()
+            self.ahead, self.answered = None, (share.groups(), parallel.on_first(lambda: seconds))
+        assert self.answered is not None
         return self.answered
 
     def _train(self, groups: Sequence[Group]) -> dict[str, float]:
@@ -351,7 +352,7 @@ class Trainer:
             "curriculum": self.curriculum.state_dict(),
             "alarms": self.alarms.state_dict(),
             "carried": [_group_state(group) for group in self.carried],
-            "ahead": None if (ahead := self._arrived()) is None else _ahead_state(*ahead),
+            "ahead": None if self.ahead is None and self.answered is None else _ahead_state(*self._arrived()),
             "proxies": self.proxies,
             "lenience": self.lenience,
             "totals": self.totals,
