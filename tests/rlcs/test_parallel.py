@@ -18,12 +18,13 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint
+from fake_server import fake
 from small_runs import sft_config, train_config
 from torch import multiprocessing
 
 from glm4v import Glm4v, Processor
 from rlcs import checkpoint, evaluate, parallel
-from rlcs.config import EvalSettings, ModelSettings, ParallelSettings, RunSettings, plain
+from rlcs.config import EngineSettings, EvalSettings, ModelSettings, ParallelSettings, RunSettings, plain
 from rlcs.learner import Learner, sft_loss
 from rlcs.logs import read_metrics
 from rlcs.loss import LossSettings, policy_loss
@@ -251,12 +252,13 @@ def cut_to(source, target, step):
             shutil.rmtree(saved.folder)
 
 
-def test_waves_do_not_depend_on_the_number_of_ranks(demo, tmp_path):
-    in_worlds([(size, run_job, (rl_config(demo, tmp_path / f"{size}"),)) for size in (2, 4)], tmp_path)
-    run_job(rl_config(demo, tmp_path / "1"), folder=tmp_path)
+@pytest.mark.parametrize(("sizes", "changes"), [((2, 4), {}), ((2,), {"overlap": 1})], ids=["in turn", "ahead"])
+def test_waves_do_not_depend_on_the_number_of_ranks(sizes, changes, demo, tmp_path):
+    in_worlds([(size, run_job, (rl_config(demo, tmp_path / f"{size}", **changes),)) for size in sizes], tmp_path)
+    run_job(rl_config(demo, tmp_path / "1", **changes), folder=tmp_path)
     expected = rows_of(tmp_path / "1")
     assert sum(row.get("trained_groups", 0) for row in expected) >= 4
-    for size in ("2", "4"):
+    for size in map(str, sizes):
         expect_close(rows_of(tmp_path / size), expected)
         for wave in ("000001", "000002"):
             name = f"rollouts/{wave}.jsonl"
@@ -264,6 +266,20 @@ def test_waves_do_not_depend_on_the_number_of_ranks(demo, tmp_path):
         weights, whole = tensors_of(tmp_path / size), tensors_of(tmp_path / "1")
         assert all(torch.allclose(weights[name], whole[name], rtol=0, atol=1e-4) for name in whole)
         assert not list((tmp_path / size / "checkpoints").glob("*.part"))
+
+
+def test_one_rank_of_several_asks_the_servers(demo, tmp_path):
+    """As often as a process alone does; weights that all of them lay are the same, and so is the run."""
+    asked = {}
+    for size in (1, 2):
+        with fake(demo / "model") as server:
+            engine = EngineSettings("http", (server.url,), "vllm", model="tiny", patience_s=30.0)
+            config = rl_config(demo, tmp_path / f"{size}", engine=engine)
+            in_worlds([(size, run_job, (config,))], tmp_path)
+            asked[size] = sorted(json.dumps(body) for path, _, body in server.requests if path.endswith("completions"))
+        assert not list((tmp_path / f"{size}" / "weights").glob("*.part"))
+    assert asked[1] == asked[2]
+    expect_close(rows_of(tmp_path / "2"), rows_of(tmp_path / "1"))
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
