@@ -107,22 +107,42 @@ class Glm4v(nn.Module):
         Raises:
             InputError: one line that names the file and what is wrong in it.
         """
-        path = checkpoint_folder(folder)
-        model = cls(Config.from_pretrained(path), device="meta")
-        weights.load(model, path, dtype, device, progress)
+        model = cls.without_weights(folder)
+        assert model.folder is not None
+        weights.load(model, model.folder, dtype, device, progress)
         model.tie_weights()
-        model.folder = path
-        model.generation_config = read_generation_config(path, model.config)
         return model.eval()
 
-    def save_pretrained(self, folder: str | os.PathLike[str], max_shard_bytes: int = 5 * 10**9) -> None:
+    @classmethod
+    def without_weights(cls, folder: str | os.PathLike[str]) -> Glm4v:
+        """A checkpoint's model on the meta device, for those who read the weights themselves (`weights.Rows`)."""
+        path = checkpoint_folder(folder)
+        model = cls(Config.from_pretrained(path), device="meta")
+        model.folder = path
+        model.generation_config = read_generation_config(path, model.config)
+        return model
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        max_shard_bytes: int = 5 * 10**9,
+        tensors: Mapping[str, weights.Written] | None = None,
+    ) -> None:
         """Writes `config.json`, `generation_config.json` and safetensors that transformers loads; each file appears
-        whole or not at all."""
-        files = {"config.json": replace(self.config, dtype=str(self.dtype).removeprefix("torch.")).to_dict()}
+        whole or not at all.
+
+        Args:
+            folder: where.
+            max_shard_bytes: of one file.
+            tensors: what to write in place of the model's own weights, by names on disk: where those lie elsewhere.
+        """
+        tensors = weights.tensors(self) if tensors is None else tensors
+        dtype = next(iter(tensors.values())).dtype
+        files = {"config.json": replace(self.config, dtype=str(dtype).removeprefix("torch.")).to_dict()}
         if self.generation_config:
             files["generation_config.json"] = self.generation_config
         texts = {name: json_text(content) for name, content in files.items()}  # what cannot be written is told now
-        weights.save(self, folder, max_shard_bytes)
+        weights.write(tensors, folder, max_shard_bytes)
         for name, text in texts.items():
             write_text(Path(folder) / name, text)
 
@@ -156,9 +176,10 @@ class Glm4v(nn.Module):
         for at, pixels, grid, name, grid_name, where in places:
             _check_pictures(name, pixels, grid_name, grid, len(at), where)
         x = self.language_model.embed_tokens(self._here(input_ids))
-        for at, pixels, grid, *_ in places:
-            if pixels is not None:
-                x.index_copy_(0, self._here(at), self.visual(self._here(pixels), grid).to(x.dtype))
+        seen = [(self._here(at), self._here(pixels), grid) for at, pixels, grid, *_ in places if pixels is not None]
+        if seen:  # all through the tower together: sharded over processes, it must run as often on each of them
+            at, pixels, grid = (each[0] if len(each) == 1 else torch.cat(each) for each in zip(*seen, strict=True))
+            x.index_copy_(0, at, self.visual(pixels, grid).to(x.dtype))
         return x
 
     def hidden(

@@ -7,8 +7,6 @@ Dims: P patches, I grid rows, H heads, D head dim, C width of the tower, C_out o
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -77,17 +75,20 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,  # [P, C]
-        normed: Tensor,  # norm1(x)
-        after: RMSNorm,
+        pending: Tensor | None,  # what the block before adds to x; None before the first
         position_ids: Tensor,
         cu_seqlens: Tensor,
         max_seqlen: int,
     ) -> tuple[Tensor, Tensor]:
-        """``x`` and ``after(x)`` behind the block: each residual sum is fused with the norm that follows it."""
+        """``x`` and what is to be added to it behind the block: each residual sum is fused with the norm that follows
+        it, and a block reads no weights but its own."""
+        if pending is None:
+            normed = self.norm1(x)
+        else:
+            normed, x = add_rms_norm(pending, x, self.norm1.weight, self.norm1.eps)
         out = self.attn(normed, position_ids, cu_seqlens, max_seqlen)
         normed, x = add_rms_norm(out, x, self.norm2.weight, self.norm2.eps)
-        normed, x = add_rms_norm(self.mlp(normed), x, after.weight, after.eps)
-        return x, normed
+        return x, self.mlp(normed)
 
 
 class Merger(nn.Module):
@@ -135,10 +136,11 @@ class VisionTower(nn.Module):
     ) -> Tensor:
         """`forward` once the host knows the grids: one graph that asks the device nothing."""
         x = self.embeddings(self.post_conv_layernorm(self.patch_embed(patches)), grid_thw)
-        blocks = cast("list[Block]", self.blocks)
-        normed = blocks[0].norm1(x)
-        for block, after in zip(blocks, [*(b.norm1 for b in blocks[1:]), self.post_layernorm], strict=True):
-            x, normed = run(block, self.recompute, x, normed, after, position_ids, cu_seqlens, max_seqlen)
+        pending = None
+        for block in self.blocks:
+            x, pending = run(block, self.recompute, x, pending, position_ids, cu_seqlens, max_seqlen)
+        after = self.post_layernorm
+        normed = after(x) if pending is None else add_rms_norm(pending, x, after.weight, after.eps)[0]
         return self.merger(merge_patches(normed, self.downsample.weight, self.downsample.bias))
 
 

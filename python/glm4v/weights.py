@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -87,18 +88,48 @@ def read(folder: Path) -> dict[str, Tensor]:
     return {name: _read([entry]) for name, entry in _entries(folder).items()}
 
 
-def save(model: nn.Module, folder: str | os.PathLike[str], max_shard_bytes: int) -> None:
-    """Writes every parameter of ``model`` to ``folder``: `write`."""
-    write(dict(_disk_tensors(_parameters(model))), folder, max_shard_bytes)
+class Rows:
+    """``rows(name, start, stop)`` of a parameter of ``model``, out of the files in ``folder``; no others are read."""
+
+    def __init__(self, model: nn.Module, folder: Path) -> None:
+        self._entries = _entries(folder)
+        _check(folder, shapes(model), self._entries)
+        self.dtype = self._entries[parts(next(iter(_parameters(model))))[0]].dtype
+
+    def __call__(self, name: str, start: int, stop: int) -> Tensor:
+        found, first = [], 0
+        for part in parts(name):
+            entry = self._entries[part]
+            rows = entry.shape[0]
+            found.append(_read_rows(entry, *(min(max(at - first, 0), rows) for at in (start, stop))))
+            first += rows
+        return torch.cat(found) if len(found) > 1 else found[0]
 
 
-def write(tensors: dict[str, Tensor], folder: str | os.PathLike[str], max_shard_bytes: int) -> None:
+class Written(Protocol):
+    """A tensor, or what will be one when its bytes are written."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def nbytes(self) -> int: ...
+    def cpu(self) -> Tensor: ...
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter of ``model`` by its names on disk."""
+    return dict(_disk_tensors(_parameters(model)))
+
+
+def write(tensors: Mapping[str, Written], folder: str | os.PathLike[str], max_shard_bytes: int) -> None:
     """Writes ``tensors`` to ``folder``, as one file or as shards with an index."""
     if not is_whole(max_shard_bytes) or max_shard_bytes < 1:
         raise InputError(f"weights: max_shard_bytes must be a whole number above 0, got {max_shard_bytes!r}")
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    shards: list[dict[str, Tensor]] = [{}]
+    shards: list[dict[str, Written]] = [{}]
     for name, tensor in tensors.items():
         if shards[-1] and sum(t.nbytes for t in shards[-1].values()) + tensor.nbytes > max_shard_bytes:
             shards.append({})
@@ -201,7 +232,7 @@ def _read(pieces: list[Entry]) -> Tensor:
     """The tensors as one, stacked by rows; without a copy where they stand so in the file."""
     first, last = pieces[0], pieces[-1]
     if not all(a.data is b.data and a.stop == b.start and a.dtype == b.dtype for a, b in pairwise(pieces)):
-        return torch.cat([_read_unmapped(piece) for piece in pieces])
+        return torch.cat([_read_rows(piece, 0, piece.shape[0]) for piece in pieces])
     data = first.data[first.start : last.stop]
     data[::PAGE].sum()  # brings the pages in now, in order, rather than at the first use
     if first.start % first.dtype.itemsize:
@@ -210,16 +241,18 @@ def _read(pieces: list[Entry]) -> Tensor:
     return data.view(first.dtype).view([*rows, *first.shape[1:]])
 
 
-def _read_unmapped(piece: Entry) -> Tensor:
-    """A copy, read past the mapping: pages that are only copied from would count as this process's memory too."""
-    data = torch.empty(piece.stop - piece.start, dtype=torch.uint8)
+def _read_rows(piece: Entry, start: int, stop: int) -> Tensor:
+    """A copy of rows ``[start, stop)``, read past the mapping: pages that are only copied from would count as this
+    process's memory too."""
+    each = (piece.stop - piece.start) // max(1, piece.shape[0])
+    data = torch.empty(each * (stop - start), dtype=torch.uint8)
     with piece.file.open("rb") as stream:
-        stream.seek(piece.start)
+        stream.seek(piece.start + each * start)
         stream.readinto(data.numpy().data)
-    return data.view(piece.dtype).view(piece.shape)
+    return data.view(piece.dtype).view(stop - start, *piece.shape[1:])
 
 
-def _encode(shard: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
+def _encode(shard: Mapping[str, Written]) -> Iterator[bytes | memoryview]:
     header, offset = {}, 0
     for name, tensor in shard.items():
         header[name] = {

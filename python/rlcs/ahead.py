@@ -34,14 +34,6 @@ class Ahead(Generic[T]):
         self._thread = threading.Thread(target=self._run, name="ahead", daemon=True)
         self._thread.start()
 
-    @classmethod
-    def of(cls, found: T, seconds: float) -> Ahead[T]:
-        """Work that was done before."""
-        done = cls(lambda _: found, lambda *_: None)
-        done.result()
-        done._seconds = seconds
-        return done
-
     def _run(self) -> None:
         start = time.perf_counter()
         try:

@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from glm4v import Glm4v
+from glm4v.config import MERGE_SIZE
+
 from .packing import Cost
 from .prompts import Prompt, packed
 from .types import PackedBatch, Sample
@@ -87,6 +90,16 @@ def _by_source(sources: Iterable[int]) -> dict[int, list[int]]:
     for i, source in enumerate(sources):
         members.setdefault(source, []).append(i)
     return members
+
+
+def filler(model: Glm4v, pictured: bool, source: int) -> tuple[Sample, Prompt]:
+    """One token, or the smallest picture: read like any other and learned from nowhere. Its gradients are zeros."""
+    nothing = np.zeros(1, np.float32)
+    token = model.config.image_token_id if pictured else 0
+    pixels = torch.zeros(MERGE_SIZE**2, model.visual.patch_embed.proj.weight.shape[1:].numel()) if pictured else None
+    grid = torch.tensor([[1, MERGE_SIZE, MERGE_SIZE]]) if pictured else None
+    prompt = Prompt(torch.tensor([token]), torch.zeros(3, 1, dtype=torch.long), 1, pixels, grid)
+    return Sample(prompt.input_ids.numpy(), nothing.astype(bool), nothing, 0.0, source, nothing), prompt
 
 
 def cost_of(cost: Cost, lengths: Sequence[int], prompt: Prompt) -> float:

@@ -22,6 +22,9 @@ NEEDS = (
 )  # fmt: skip
 """What the extra [rlcs] brings."""
 
+DISTRIBUTED = ("sft", "train")
+"""Commands that torchrun may start in several processes."""
+
 T = TypeVar("T")
 
 
@@ -38,24 +41,50 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if name not in COMMANDS:
         print(f"rlcs: the command must be one of {', '.join(COMMANDS)}, got {name}", file=sys.stderr)
         sys.exit(2)
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1  # torchrun's
+    if several and name not in DISTRIBUTED:
+        print(f"rlcs: torchrun must start one of {', '.join(DISTRIBUTED)}, got {name}", file=sys.stderr)
+        sys.exit(2)
     try:
-        sys.exit(COMMANDS[name](rest) or 0)
+        sys.exit(_with_others(COMMANDS[name], rest) if several else COMMANDS[name](rest) or 0)
     except KeyboardInterrupt as stop:
-        print(f"rlcs {name}: interrupted{f': {stop}' if str(stop) else ''}", file=sys.stderr)
+        _tell(f"rlcs {name}: interrupted{f': {stop}' if str(stop) else ''}")
         sys.exit(130)
     except BrokenPipeError:  # nobody reads on, as behind `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (ValueError, OSError) as error:
-        print(f"rlcs: {error}", file=sys.stderr)
+        _tell(f"rlcs: {error}")
         sys.exit(2)
     except (RuntimeError, MemoryError) as error:
         from .failures import told
 
         if (said := told(name, error)) is None:
             raise
-        print(f"rlcs: {said}", file=sys.stderr)
+        _tell(f"rlcs: {said}")
         sys.exit(1)
+
+
+def _with_others(command: Callable[[list[str]], Any], arguments: list[str]) -> int:
+    """One of torchrun's processes; it takes its leave only where all is well, since else nobody may be there."""
+    from . import parallel
+
+    parallel.meet()
+    try:
+        code = command(arguments) or 0
+    except SystemExit as end:  # by SIGTERM, say, with all saved
+        if end.code:
+            raise
+        code = 0
+    parallel.leave()
+    return code
+
+
+def _tell(line: str) -> None:
+    """What ends the command; of several processes by one."""
+    parallel = sys.modules.get(f"{__package__}.parallel")
+    if parallel is None or parallel.first_to_tell():
+        print(line, file=sys.stderr)
 
 
 def sft(arguments: list[str]) -> None:
@@ -190,9 +219,10 @@ def _take(arguments: list[str], flag: str) -> str | None:
 
 
 def _print_scores(scores: Sequence[Any]) -> None:
+    from . import parallel
     from .evaluate import table
 
-    if scores:
+    if scores and parallel.first():
         from rich.console import Console
 
         Console().print(table(scores))

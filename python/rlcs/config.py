@@ -17,6 +17,7 @@ from .alarms import Limits
 from .curriculum import Settings as CurriculumSettings
 from .loss import LossSettings
 from .optimizer import OptimizerSettings
+from .parallel import ParallelSettings
 from .rewards import Endpoint, Judge, use_judge
 from .rollout import RolloutSettings
 
@@ -178,6 +179,7 @@ class SftConfig:
     data: Path = Path("sft.jsonl")  # a file, a folder or a pattern; JSON lines or Parquet
     model: ModelSettings = field(default_factory=ModelSettings)
     run: RunSettings = field(default_factory=RunSettings)
+    parallel: ParallelSettings = field(default_factory=ParallelSettings)
     optimizer: OptimizerSettings = field(default_factory=lambda: OptimizerSettings(lr=1e-5))
     eval: EvalSettings = field(default_factory=EvalSettings)
     rollout: RolloutSettings = field(default_factory=RolloutSettings)  # of the evaluation
@@ -211,6 +213,7 @@ class TrainConfig:
     tasks: Path = Path("tasks.jsonl")  # a file, a folder or a pattern; JSON lines or Parquet
     model: ModelSettings = field(default_factory=ModelSettings)
     run: RunSettings = field(default_factory=RunSettings)
+    parallel: ParallelSettings = field(default_factory=ParallelSettings)
     optimizer: OptimizerSettings = field(default_factory=lambda: OptimizerSettings(decay="constant"))
     eval: EvalSettings = field(default_factory=EvalSettings)
     rollout: RolloutSettings = field(default_factory=RolloutSettings)

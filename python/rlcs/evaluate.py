@@ -18,6 +18,7 @@ import numpy as np
 
 from glm4v import Glm4v
 
+from . import parallel
 from .config import JudgeSettings
 from .engines import Engine
 from .engines.native import Native
@@ -49,6 +50,20 @@ class Score:
     lenience: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one process has to say to some tasks that all processes have been given."""
+
+    tasks: Sequence[Task]
+    version: int  # of the weights that answer
+    judged: Mapping[int, tuple[Rollout, ...]]  # by the number of the task
+
+    def groups(self) -> list[Group]:
+        """The answers of all processes, in the order of the tasks. All must ask, from the thread that trains."""
+        found = {i: each for share in parallel.gather(self.judged) for i, each in share.items()}
+        return [Group(task, found[i], self.version) for i, task in enumerate(self.tasks)]
+
+
 def answer(
     model: Glm4v | Engine,
     tasks: Sequence[Task],
@@ -56,27 +71,41 @@ def answer(
     group: int,
     seed: tuple[int, ...],
     settings: RolloutSettings,
-    wave: int = 0,
     progress: Progress | None = None,
 ) -> list[Group]:
-    """``group`` judged answers to each task, in the order of the tasks.
-
-    ``model`` or another engine answers. Rules judge at once. Verdicts that wait for a judge or a worker are waited for
-    in threads while the model goes on.
-    """
+    """``group`` judged answers to each task, in the order of the tasks, by ``model`` or another engine."""
     engine = Native(model) if isinstance(model, Glm4v) else model
-    made = [prompts(task.id, task.messages) for task in tasks]
-    seeds = [(*seed, i) for i in range(len(tasks))]
+    return answer_share(engine, tasks, prompts, group, seed, settings, 0, progress).groups()
+
+
+def answer_share(
+    engine: Engine,
+    tasks: Sequence[Task],
+    prompts: Prompts,
+    group: int,
+    seed: tuple[int, ...],
+    settings: RolloutSettings,
+    version: int,
+    progress: Progress | None = None,
+) -> Share:
+    """Judged answers to those of the tasks that are this process's; it asks nothing of the others.
+
+    Rules judge at once. Verdicts that wait for a judge or a worker are waited for in threads while the engine goes on.
+    """
+    share = engine.share(len(tasks))
+    mine = [tasks[i] for i in share]
+    made = [prompts(task.id, task.messages) for task in mine]
+    seeds = [(*seed, i) for i in share]
     close = prompts.processor.codec.specials.get(CLOSE_ANSWER)
     waiting = {domain: concurrency(domain) for domain in {task.domain for task in tasks}}
     threads = ThreadPoolExecutor(max([1, *waiting.values()]), "verdict")
     found: dict[int, list[Rollout | Future[Rollout]]] = {}
     try:
-        for i, answers in engine.rollouts(tasks, made, group, seeds, settings, progress):
-            calls = [partial(judge, tasks[i], one, close) for one in answers]
-            found[i] = [threads.submit(call) if waiting[tasks[i].domain] else call() for call in calls]
-        judged = [[one.result() if isinstance(one, Future) else one for one in found[i]] for i in range(len(tasks))]
-        return [Group(task, tuple(each), wave) for task, each in zip(tasks, judged, strict=True)]
+        for i, answers in engine.rollouts(mine, made, group, seeds, settings, progress):
+            calls = [partial(judge, mine[i], one, close) for one in answers]
+            found[i] = [threads.submit(call) if waiting[mine[i].domain] else call() for call in calls]
+        judged = [[one.result() if isinstance(one, Future) else one for one in found[i]] for i in range(len(mine))]
+        return Share(tasks, version, {i: tuple(each) for i, each in zip(share, judged, strict=True)})
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
 
@@ -115,7 +144,8 @@ def evaluate(
     scores = []
     for mode, count, how in modes:
         groups = answer(model, tasks, prompts, count, (seed, *STREAM), how, progress=progress)
-        scores += scores_of(groups, mode, proxies or {} if mode == "sampled" else {})
+        others = proxies if mode == "sampled" else None
+        scores += parallel.on_first(partial(scores_of, groups, mode, others))  # a judge may say two things
     return scores
 
 

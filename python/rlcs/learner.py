@@ -16,7 +16,8 @@ from torch import Tensor
 from glm4v import Glm4v
 from glm4v_ext import token_logprob
 
-from .batches import cost_of, inputs, units
+from . import parallel
+from .batches import cost_of, filler, inputs, units
 from .costs import packing_cost
 from .memory import first_line, out_of_memory
 from .optimizer import Optimizer
@@ -30,6 +31,7 @@ class Micro:
     """What a loss is made of. ``new`` has a graph; ``trained`` says where it counts."""
 
     batch: PackedBatch
+    prompts: Sequence[Prompt]  # that the batch's sources number
     new: Tensor  # [T] log-probabilities of the targets, 0 where not trained
     trained: Tensor  # [T] bool
     entropy: Tensor  # scalar, mean over the trained tokens
@@ -57,8 +59,21 @@ def target_logprobs(
     return every, entropy.mean() if len(at) else entropy.new_zeros(())
 
 
+@dataclass(frozen=True)
+class Step:
+    """What one micro-step reads, on this rank."""
+
+    samples: list[int]  # which of the step's
+    fill: bool  # something besides them: others have samples or pictures where this rank has none
+    pictured: bool  # and that is a picture
+
+
 class Learner:
-    """``update(samples, prompts, loss, rate)`` makes one step of the optimizer; `with_old` prepares several."""
+    """``update(samples, prompts, loss, rate)`` makes one step of the optimizer; `with_old` prepares several.
+
+    All ranks are given the same samples and share them out alike. Each makes as many micro-steps as the others, in
+    which all run the same parts of the model: weights are gathered and gradients summed by all together.
+    """
 
     def __init__(self, model: Glm4v, optimizer: Optimizer, tokens: int) -> None:
         self.model, self.optimizer, self.tokens = model, optimizer, tokens
@@ -68,23 +83,42 @@ class Learner:
     @torch.no_grad()
     def with_old(self, samples: Sequence[Sample], prompts: Sequence[Prompt], temperature: float) -> list[Sample]:
         """The samples with their log-probabilities under the weights as they are, before the steps that will follow."""
-        out = list(samples)
-        for chosen, _ in self._pack(samples, prompts):
-            batch = batch_of([samples[i] for i in chosen], len(samples))
-            found = target_logprobs(self.model, batch, prompts, temperature)[0].float().cpu().numpy()
-            for i, start, end in zip(chosen, batch.cu_seqlens, batch.cu_seqlens[1:], strict=False):
-                out[i] = replace(
-                    samples[i], old=np.append(np.float32(0), found[start : end - 1])
-                )  # of the token itself
+        out, mine = list(samples), dict[int, np.ndarray]()
+        for step in self._plan(samples, prompts)[0]:
+            batch, known = self._batch(step, samples, prompts)
+            found = target_logprobs(self.model, batch, known, temperature)[0].float().cpu().numpy()
+            for i, start, end in zip(step.samples, batch.cu_seqlens, batch.cu_seqlens[1:], strict=False):
+                mine[i] = np.append(np.float32(0), found[start : end - 1])  # of the token itself
+        parallel.drop_gathered(self.model)
+        for of_rank in parallel.gather(mine):
+            for i, old in of_rank.items():
+                out[i] = replace(samples[i], old=old)
         return out
 
-    def _pack(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> list[tuple[list[int], int]]:
-        """Micro-steps: indices of samples, and the tokens that are read for them. Samples of one prompt stay together
-        as far as the budget allows."""
+    def _plan(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> tuple[list[Step], int]:
+        """Micro-steps of this rank, and the tokens that all ranks read. Samples of one prompt stay together as far as
+        the budget allows."""
         whole = list(units(samples, prompts, self.tokens))
         costs = [cost_of(self.cost, [len(samples[i]) for i in u], prompts[samples[u[0]].source]) for u, _ in whole]
-        packs = pack([tokens for _, tokens in whole], self.tokens, costs)[0]
-        return [([i for u in micro for i in whole[u][0]], sum(whole[u][1] for u in micro)) for micro in packs if micro]
+        shares = pack([tokens for _, tokens in whole], self.tokens, costs, parallel.size())
+        steps = []
+        for micro in zip(*shares, strict=True):
+            each = [[i for u in mine for i in whole[u][0]] for mine in micro]
+            pictured = [any(prompts[samples[i].source].patches for i in mine) for mine in each]
+            mine, seen = each[parallel.rank()], pictured[parallel.rank()]
+            if any(each):
+                steps.append(Step(mine, not mine or (any(pictured) and not seen), any(pictured)))
+        return steps, sum(tokens for _, tokens in whole)
+
+    def _batch(
+        self, step: Step, samples: Sequence[Sample], prompts: Sequence[Prompt]
+    ) -> tuple[PackedBatch, Sequence[Prompt]]:
+        """The samples of a micro-step, and the prompts that it numbers."""
+        chosen = [samples[i] for i in step.samples]
+        if step.fill:
+            sample, prompt = filler(self.model, step.pictured, len(prompts))
+            chosen, prompts = [*chosen, sample], [*prompts, prompt]
+        return batch_of(chosen, len(samples)), prompts
 
     def update(
         self, samples: Sequence[Sample], prompts: Sequence[Prompt], loss: Loss, rate: float, temperature: float = 1.0
@@ -93,8 +127,8 @@ class Learner:
 
         Returns:
             Means of what the losses logged, weighted by trained tokens; ``loss``, ``entropy``, ``grad_norm``,
-            ``rate``, ``micro_steps``, ``tokens`` (read) and ``trained_tokens``. A gradient that is not finite moves
-            nothing, and ``skipped`` is 1.
+            ``rate``, ``micro_steps`` (of each rank), ``tokens`` (read) and ``trained_tokens``. A gradient that is not
+            finite moves nothing, and ``skipped`` is 1.
 
         Raises:
             MemoryError: a micro-step does not fit; the text says what it holds.
@@ -111,30 +145,31 @@ class Learner:
     def _update(
         self, samples: Sequence[Sample], prompts: Sequence[Prompt], loss: Loss, rate: float, temperature: float
     ) -> dict[str, float]:
-        micro_steps = self._pack(samples, prompts)
+        steps, tokens = self._plan(samples, prompts)
         every = sum(int(sample.trained.sum()) for sample in samples)
         if not every:
             raise ValueError("update: samples must hold a token to train on, got none")
         sums = dict[str, Tensor]()  # on the device: the host waits for them once, at the end of the step
-        for chosen, _ in micro_steps:
-            batch = batch_of([samples[i] for i in chosen], len(samples))
-            self._held = batch, prompts
-            new, entropy = target_logprobs(self.model, batch, prompts, temperature)
-            here = int(batch.trained.sum())
-            part, facts = loss(Micro(batch, new, torch.from_numpy(batch.trained).to(new.device), entropy, here, every))
-            part.backward()
+        for step in steps:
+            batch, known = self._batch(step, samples, prompts)
+            self._held = batch, known
+            new, entropy = target_logprobs(self.model, batch, known, temperature)
+            here, trained = int(batch.trained.sum()), torch.from_numpy(batch.trained).to(new.device)
+            part, facts = loss(Micro(batch, known, new, trained, entropy, here, every))
+            if part.requires_grad:  # not so without a picture where the tower alone is trained
+                part.backward()
             shares = {name: value * (here / every) for name, value in {**facts, "entropy": entropy}.items()}
             for name, value in {"loss": part, **shares}.items():
                 sums[name] = sums.get(name, 0.0) + value.detach()  # type: ignore[operator]
         self._held = None
         norm = self.optimizer.step(rate)
         return {
-            **{name: float(value) for name, value in sums.items()},
+            **{name: float(value) for name, value in parallel.sums(sums).items()},
             "grad_norm": norm,
             "rate": rate,
             "skipped": float(not math.isfinite(norm)),
-            "micro_steps": float(len(micro_steps)),
-            "tokens": float(sum(tokens for _, tokens in micro_steps)),
+            "micro_steps": float(len(steps)),
+            "tokens": float(tokens),
             "trained_tokens": float(every),
         }
 

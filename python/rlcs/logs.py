@@ -118,6 +118,17 @@ class Log:
             self._wandb.finish()
 
 
+class Silence:
+    """The log of a process that writes none: another one of the same run does."""
+
+    def write(self, kind: str, step: int, seconds: float, values: Mapping[str, Any]) -> None: ...
+    def rollouts(
+        self, wave: int, groups: Iterable[Group], trained: Iterable[Group], carried: Iterable[Group]
+    ) -> None: ...
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
+
+
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Rows of a run's metrics; a last line that a crash cut off is left out."""
     path = folder / "metrics.jsonl"

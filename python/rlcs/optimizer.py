@@ -13,6 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from . import parallel
+
 FIRST = 0.1  # share of the rate at the very first step, which would else be wasted
 
 
@@ -56,11 +58,13 @@ class OptimizerSettings:
 class Optimizer:
     """``step(rate)`` after the gradients of a batch have been summed into the model's parameters.
 
-    A model in bf16 or fp16 gets fp32 copies of its trained weights; the steps happen there and are rounded back.
+    A model in bf16 or fp16 gets fp32 copies of its trained weights; the steps happen there and are rounded back. What
+    is sharded is in fp32 already; the norm is that of all shards.
     """
 
     def __init__(self, model: nn.Module, settings: OptimizerSettings) -> None:
         self.settings = settings
+        self.rounded = parallel.dtype_of(model) != torch.float32  # what a checkpoint has of the weights
         self.names, self.weights = [], []
         for name, weight in model.named_parameters():
             if weight.requires_grad:
@@ -83,7 +87,7 @@ class Optimizer:
         for master, weight in zip(self.masters, self.weights, strict=True):
             if master is not weight:
                 master.grad = None if weight.grad is None else weight.grad.float()
-        norm = float(nn.utils.clip_grad_norm_(self.masters, self.settings.clip_norm))
+        norm = float(parallel.plain(nn.utils.clip_grad_norm_(self.masters, self.settings.clip_norm)))
         if math.isfinite(norm):
             for group in self.adam.param_groups:
                 group["lr"] = rate
@@ -99,19 +103,25 @@ class Optimizer:
     def state_dict(self) -> dict[str, Tensor]:
         """Moments, step counts and masters under their parameter's name."""
         out = {}
-        for name, master, weight in zip(self.names, self.masters, self.weights, strict=True):
+        for name, master in zip(self.names, self.masters, strict=True):
             for key, value in self.adam.state.get(master, {}).items():
                 out[f"{key}.{name}"] = value
-            if master is not weight:
-                out[f"master.{name}"] = master
+            if self.rounded:
+                out[f"master.{name}"] = master.detach()
         return out
+
+    def like(self, name: str) -> Tensor:
+        """Room for one of the tensors of :meth:`state_dict`, which lies where that one does."""
+        key, _, parameter = name.partition(".")
+        return torch.zeros(()) if key == "step" else torch.empty_like(self.masters[self.names.index(parameter)])
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Takes up where :meth:`state_dict` was taken."""
-        for name, master, weight in zip(self.names, self.masters, self.weights, strict=True):
+        for name, master in zip(self.names, self.masters, strict=True):
             keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in state]
             kept = {key: state[f"{key}.{name}"].to(master.device, copy=True) for key in keys}
             if kept:
                 self.adam.state[master] = kept
-            if master is not weight:
-                master.copy_(state[f"master.{name}"])
+            if self.rounded:
+                with torch.no_grad():
+                    master.copy_(state[f"master.{name}"])

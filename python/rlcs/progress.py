@@ -12,11 +12,11 @@ EVERY = 10  # a plain line for each tenth of the way
 
 
 class Bar:
-    """``with Bar("training") as bar: bar(done, total, "loss 0.31")``."""
+    """``with Bar("training") as bar: bar(done, total, "loss 0.31")``; a quiet one says nothing."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, quiet: bool = False) -> None:
         self.name = name
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, quiet=quiet)
         columns = (
             TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
             TextColumn("left"), TimeRemainingColumn(), TextColumn("[dim]{task.fields[facts]}"),

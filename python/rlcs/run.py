@@ -23,12 +23,12 @@ import torch
 from glm4v import Glm4v, Processor
 from glm4v.layers import Linear
 
-from . import checkpoint, evaluate, lora, rewards
+from . import checkpoint, evaluate, lora, parallel, rewards
 from .config import EvalSettings, ModelSettings, Part, RunSettings, SftConfig, TrainConfig, plain
 from .data import read_tasks
 from .files import write_text
 from .learner import Learner
-from .logs import Log
+from .logs import Log, Silence
 from .optimizer import Optimizer
 from .progress import Bar
 from .prompts import Prompts
@@ -62,12 +62,14 @@ class Run:
         if run.wandb is not None and find_spec("wandb") is None:
             raise ValueError("run: wandb must be installed to log to it: pip install wandb")
         config.judge.use()
+        parallel.join(config.model.device, config.parallel)
+        note = parallel.by_first(note)
         self.config, self.settings, self.note = config, run, note
         self.bad = BadRows(config.bad_rows, config.max_bad_rows, note)
-        self.stopped = False  # somebody has asked the run to end: see stoppable
-        self.signal = signal.SIGINT  # how
+        self.asked = 0  # to end, by which signal: see stoppable
+        self._agreed = 0
         self.checkpoints = run.out / "checkpoints"
-        saved = checkpoint.latest(self.checkpoints) if run.resume else None
+        saved = parallel.on_first(lambda: checkpoint.latest(self.checkpoints)) if run.resume else None
         if saved is None and checkpoint.every(self.checkpoints):
             raise ValueError(f"run: {run.out} must be empty without --run.resume, got checkpoints in it")
         self.state = {} if saved is None else _taken_up(saved, config, note)  # what the trainer kept
@@ -79,7 +81,7 @@ class Run:
             self.tasks = check_tasks(tasks, config.rollout, processor, self.bad, config.tokens)
         # What is wrong with files has been said by now: a large model takes minutes to read.
         self.model = load_model(config.model, run.seed, None if saved is None else saved.folder)
-        processor.dtype = self.model.dtype
+        processor.dtype = parallel.dtype_of(self.model)
         self.prompts, self.model.processor = Prompts(processor), processor
         self.eval_prompts = self.prompts.apart()  # held-out tasks may have the ids of others
         self.optimizer = Optimizer(self.model, config.optimizer)
@@ -88,10 +90,12 @@ class Run:
         self.step = 0  # optimizer steps of SFT, waves of RL
         self.seconds = 0.0  # of training, evaluation and saving left out
         if saved is not None:
-            self.optimizer.load_state_dict(saved.tensors())
+            self.optimizer.load_state_dict(saved.tensors(self.optimizer.like))
             self.step, self.seconds = saved.step, self.state["seconds"]
-        self.log = Log(run.out, self.step, run.wandb, plain(config))
-        write_config(run.out, config)
+        self.log: Log | Silence = Silence()
+        if parallel.first():
+            self.log = Log(run.out, self.step, run.wandb, plain(config))
+            write_config(run.out, config)
 
     @property
     def progress(self) -> float:
@@ -102,19 +106,20 @@ class Run:
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
-        """Time in here counts."""
+        """Time in here counts. Behind it all ranks have the same clock, and know whether to stop."""
         start = time.perf_counter()
         yield
-        self.seconds += time.perf_counter() - start
+        seconds = self.seconds + time.perf_counter() - start
+        self.seconds, self._agreed = parallel.agree(seconds, self.asked)
 
     @contextlib.contextmanager
     def stoppable(self) -> Iterator[None]:
         """In here Ctrl-C and SIGTERM let the step end and be saved: see `obey`. A second one is obeyed at once."""
 
         def ask(number: int, frame: Any) -> None:
-            if self.stopped:
+            if self.asked:
                 raise KeyboardInterrupt
-            self.stopped, self.signal = True, signal.Signals(number)
+            self.asked = number
             self.note("stops after this step and saves it; once more to stop at once")
 
         if threading.current_thread() is not threading.main_thread():  # which alone receives signals
@@ -127,12 +132,17 @@ class Run:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    @property
+    def stopped(self) -> int:
+        """The signal by which the run is to end, 0 if it isn't; several processes agree on it behind each step."""
+        return self.asked if parallel.size() == 1 else self._agreed
+
     def obey(self) -> None:
         """Ends the run, which is ``stopped`` and whose step is saved: KeyboardInterrupt, or exit code 0 for SIGTERM, by
         which a scheduler asks for just that."""
         self.log.close()
         said = f"step {self.step} is saved in {self.checkpoints}; the same command goes on from it"
-        if self.signal == signal.SIGTERM:
+        if self.stopped == signal.SIGTERM:
             self.note(said)
             raise SystemExit(0)
         raise KeyboardInterrupt(said)
@@ -175,40 +185,45 @@ class Run:
         if not self.eval_tasks:
             return []
         how: EvalSettings = self.config.eval
-        scores = evaluate.evaluate(
-            self.model,
-            self.eval_tasks,
-            self.eval_prompts,
-            eval_settings(self.config.rollout),
-            how.samples,
-            how.greedy,
-            progress=bar.inner("evaluation"),
-            proxies=proxies,
-        )
+        with parallel.whole(self.model) as model:
+            scores = evaluate.evaluate(
+                model,
+                self.eval_tasks,
+                self.eval_prompts,
+                eval_settings(self.config.rollout),
+                how.samples,
+                how.greedy,
+                progress=bar.inner("evaluation"),
+                proxies=proxies,
+            )
         self.log.write("eval", self.step, self.seconds, evaluate.flat(scores))
         return scores
 
 
 def load_model(settings: ModelSettings, seed: int = 0, checkpoint: Path | None = None) -> Glm4v:
-    """The model with its trained parts, as the settings have it or as a run has left it in ``checkpoint``.
+    """The model with its trained parts, as the settings have it or as a run has left it in ``checkpoint``; sharded
+    where the run has several processes.
 
     Weights are its own, not those mapped from the file. With adapters, whose start ``seed`` draws, a run goes on from
     the unmerged weights.
     """
-    rank = settings.lora_rank
+    rank, processes = settings.lora_rank, parallel.size()
     if rank:
         lora.check_installed()
-    try:
-        torch.empty(0, device=settings.device)
-    except (RuntimeError, AssertionError) as error:
-        said = str(error).splitlines()[0]
-        raise ValueError(f"model: device must be one that torch has here, got {settings.device!r}: {said}") from None
+        if processes > 1:
+            raise ValueError(f"model: lora_rank must be 0 on several processes, got {rank} on {processes}")
+    device = parallel.device(settings.device)
     dtype = None if settings.dtype is None else getattr(torch, settings.dtype)
-    model = Glm4v.from_pretrained(settings.path if rank else checkpoint or settings.path, dtype, settings.device)
+    folder = settings.path if rank else checkpoint or settings.path
+    if processes > 1:
+        model = parallel.load(folder, dtype, device)
+    else:
+        model = Glm4v.from_pretrained(folder, dtype, device)
+        for weight in model.parameters():
+            weight.data = weight.data.clone()
     model.train()
     model.recompute_activations(settings.activation_checkpointing)
     for name, weight in model.named_parameters():
-        weight.data = weight.data.clone()
         weight.requires_grad_(part_of(name) not in settings.freeze)
     if rank:
         linear = [name for name, layer in model.named_modules() if isinstance(layer, Linear) and name != "lm_head"]
@@ -233,10 +248,17 @@ def write_model(model: Glm4v, source: Path, folder: Path) -> None:
 
     Adapters are merged into it, and stand beside it in a folder of their own.
     """
-    with lora.merged(model):
-        model.save_pretrained(folder)
+    if parallel.sharded(model):
+        parallel.write(model, folder)
+    else:
+        with lora.merged(model):
+            model.save_pretrained(folder)
     if lora.adapted(model):
         lora.save(model, source, folder / lora.FOLDER)
+    parallel.on_first(lambda: _carry(source, folder))
+
+
+def _carry(source: Path, folder: Path) -> None:
     for name in CARRIED_FILES:
         if (source / name).exists():
             shutil.copyfile(source / name, folder / name)

@@ -20,6 +20,7 @@ import torch
 from glm4v import Processor
 from glm4v.processor import BORDERS
 
+from . import parallel
 from .config import SftConfig
 from .data import conversation_of, document_of, read_rows
 from .evaluate import Score
@@ -202,6 +203,7 @@ POSITION = ("position", "epoch", "block", "file", "row", "taken")  # of `Positio
 
 def sft(config: SftConfig, note: Callable[[str], None] = print) -> list[Score]:
     """Trains, saves, evaluates; returns the last scores. Takes up the run that is in the folder."""
+    note = parallel.by_first(note)
     bad = BadRows(config.bad_rows, config.max_bad_rows, note)
     lessons = Lessons(config, bad)
     run = Run(config, note)
@@ -209,7 +211,7 @@ def sft(config: SftConfig, note: Callable[[str], None] = print) -> list[Score]:
     samples_of = Samples(run.prompts.processor, config.thinking, stop if isinstance(stop, list) else [stop])
     lessons.start(run.state, Making(run.prompts, samples_of, config.model.path, config.tokens))
     scores = list[Score]()
-    with Bar("SFT") as bar, run.stoppable(), contextlib.closing(lessons):
+    with Bar("SFT", quiet=not parallel.first()) as bar, run.stoppable(), contextlib.closing(lessons):
         bad.note = bar.note
         bar(run.progress, 1.0)
         while run.progress < 1:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import parallel
 from .advantage import group_advantages
 from .ahead import Ahead
 from .alarms import Alarms, Facts
@@ -30,7 +31,7 @@ from .config import TrainConfig
 from .curriculum import Curriculum, is_valid
 from .engines import Engine
 from .engines.native import Native
-from .evaluate import Progress, Score, answer
+from .evaluate import Progress, Score, Share, answer_share
 from .learner import Loss, Micro, target_logprobs
 from .loss import policy_loss
 from .progress import Bar
@@ -58,7 +59,8 @@ class Trainer:
         self.curriculum = Curriculum(run.tasks, config.run.seed, how)
         self.alarms = Alarms(config.alarms)
         self.engine = engine_of(config, run)
-        self.ahead: Ahead[list[Group]] | None = None  # the next wave, being answered
+        self.ahead: Ahead[Share] | None = None  # the next wave, being answered
+        self.answered: tuple[list[Group], float] | None = None  # the next wave and the seconds it took, once it is
         self.carried: list[Group] = []
         self.proxies: dict[str, tuple[float, float]] = {}  # held-out score and error of each domain, as last evaluated
         self.lenience: dict[str, tuple[float, float]] = {}  # of each domain that has another one's proxy, and its error
@@ -123,13 +125,13 @@ class Trainer:
         """Judged groups of one wave; with ``refill`` of as many waves as it takes, and their count."""
         config, groups = self.config, list[Group]()
         for draw in range(MOST_REFILLS if config.refill else 1):
-            if self.ahead is not None:
-                with self._phase("wait"):
-                    new, self._seconds["rollout"] = self.ahead.result()
-                self.ahead = None
-            else:
+            if self.ahead is None and self.answered is None:
                 with self._phase("rollout"):
-                    new = self._answers(self._drawn(), draw)(bar.inner("rollouts"))
+                    new = self._answers(self._drawn(), draw)(bar.inner("rollouts")).groups()
+            else:
+                with self._phase("wait"):
+                    new, self._seconds["rollout"] = self._arrived()
+                self.answered = None
             for group in new:
                 self.curriculum.observe(group.task.id, group.rewards)
             groups += new
@@ -141,14 +143,21 @@ class Trainer:
         return groups, draw + 1
 
     def _readable(self, ids: Sequence[str]) -> list[str]:
-        """The tasks whose pictures can be decoded; before, only their headers were read."""
-        found, run = [], self.run_
-        for id in ids:
+        """The tasks whose pictures can be decoded; before, only their headers were read. Each rank tries its share."""
+        run = self.run_
+
+        def try_one(id: str) -> ValueError | None:
             try:
                 run.prompts(id, self.tasks[id].messages)
-                found.append(id)
             except ValueError as error:
+                return error
+            return None
+
+        errors = parallel.collect([try_one(ids[i]) for i in parallel.share(len(ids))], len(ids))
+        for id, error in zip(ids, errors, strict=True):
+            if error is not None:
                 run.bad(f"task {id!r}", error)
+        found = [id for id, error in zip(ids, errors, strict=True) if error is None]
         if not found:
             raise ValueError("data: a task of a wave must be readable, got none that is")
         return found
@@ -158,19 +167,31 @@ class Trainer:
         ids = self.curriculum.draw(self.config.groups)
         if not ids:
             raise ValueError("train: a domain must be left to draw from, got all in quarantine: see the alarms")
-        return [self.tasks[id] for id in self._readable(ids)]
+        ids = self._readable(ids)
+        parallel.expect_same("what the curriculum draws", ids)
+        return [self.tasks[id] for id in ids]
 
-    def _answers(self, tasks: Sequence[Task], draw: int = 0, ahead: int = 0) -> Callable[[Progress], list[Group]]:
+    def _answers(self, tasks: Sequence[Task], draw: int = 0, ahead: int = 0) -> Callable[[Progress], Share]:
         """How these tasks are answered, by the weights as they are now, in the wave that is so many ahead."""
         config, run = self.config, self.run_
         group, seed = config.curriculum.group_size, (config.run.seed, run.step + ahead, draw)
         version = self.engine.renew(run.step)
-        return lambda progress: answer(self.engine, tasks, run.prompts, group, seed, config.rollout, version, progress)
+        return lambda progress: answer_share(
+            self.engine, tasks, run.prompts, group, seed, config.rollout, version, progress
+        )
 
     def _begin(self, bar: Bar) -> None:
         """Has the next wave answered while this one is learned from."""
         with self._phase("renew"):
             self.ahead = Ahead(self._answers(self._drawn(), ahead=1), bar.inner("rollouts"))
+
+    def _arrived(self) -> tuple[list[Group], float]:
+        """The wave that is answered ahead, waited for, and the seconds that it took."""
+        if self.ahead is not None:
+            share, seconds = self.ahead.result()
+            self.ahead, self.answered = None, (share.groups(), parallel.on_first(lambda: seconds))
+        assert self.answered is not None
+        return self.answered
 
     def _train(self, groups: Sequence[Group]) -> dict[str, float]:
         """``updates`` steps over disjoint parts of the groups, in random order; a group stays whole: its prompt is read
@@ -191,9 +212,7 @@ class Trainer:
         rows = []
         for part in np.array_split(order, min(config.updates, len(sources))):
             mine = [sample for sample in samples if sample.source in part]
-            rows.append(
-                run.learner.update(mine, prompts, self._loss(mine, prompts), run.rate(), config.rollout.temperature)
-            )
+            rows.append(run.learner.update(mine, prompts, self._loss(), run.rate(), config.rollout.temperature))
             run.count_skipped(bool(rows[-1]["skipped"]))
         self.totals["optimizer_steps"] += len(rows)
         self.totals["trained_tokens"] += int(sum(row["trained_tokens"] for row in rows))
@@ -204,8 +223,8 @@ class Trainer:
             "trained_rollouts": float(len(samples)),
         }
 
-    def _loss(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Loss:
-        """The policy loss of a step over these samples.
+    def _loss(self) -> Loss:
+        """The policy loss of a step.
 
         The ratio is taken to the log-probabilities of the rollouts. Where those are another engine's, the trainer's own
         stand in for them, and the difference is weighed by truncated importance sampling.
@@ -216,7 +235,7 @@ class Trainer:
             if self.reference is None:
                 return None
             with torch.no_grad():
-                return target_logprobs(self.reference, micro.batch, prompts, config.rollout.temperature)[0]
+                return target_logprobs(self.reference, micro.batch, micro.prompts, config.rollout.temperature)[0]
 
         def loss(micro: Micro) -> tuple[Tensor, dict[str, Tensor]]:
             device = micro.new.device
@@ -276,7 +295,7 @@ class Trainer:
     def run(self) -> list[Score]:
         """Waves until the end; saves and evaluates on the way. Returns the last scores."""
         run = self.run_
-        with Bar("RLCS") as bar, run.stoppable(), self._closing():
+        with Bar("RLCS", quiet=not parallel.first()) as bar, run.stoppable(), self._closing():
             bar(run.progress, 1.0)
             if run.step == 0 and run.settings.eval_every:
                 self._evaluate(bar)
@@ -322,8 +341,10 @@ class Trainer:
 
     def _save(self) -> None:
         """A checkpoint, and the ledger as people read it."""
-        self.run_.save(self.state_dict())
-        self.curriculum.ledger.export(self.run_.settings.out / "ledger.jsonl")
+        state = self.state_dict()
+        parallel.expect_same("the state of the curriculum", state)
+        self.run_.save(state)
+        parallel.on_first(lambda: self.curriculum.ledger.export(self.run_.settings.out / "ledger.jsonl"))
 
     def state_dict(self) -> dict[str, Any]:
         """What the next wave depends on beside model and optimizer, as JSON's types."""
@@ -331,7 +352,7 @@ class Trainer:
             "curriculum": self.curriculum.state_dict(),
             "alarms": self.alarms.state_dict(),
             "carried": [_group_state(group) for group in self.carried],
-            "ahead": None if self.ahead is None else _ahead_state(*self.ahead.result()),
+            "ahead": None if self.ahead is None and self.answered is None else _ahead_state(*self._arrived()),
             "proxies": self.proxies,
             "lenience": self.lenience,
             "totals": self.totals,
@@ -343,7 +364,7 @@ class Trainer:
         self.carried = self._groups(state["carried"])
         ahead = state.get("ahead")
         if ahead and (groups := self._groups(ahead["groups"])):
-            self.ahead = Ahead.of(groups, ahead["seconds"])
+            self.answered = groups, ahead["seconds"]
         self.proxies = {domain: (score, error) for domain, (score, error) in state["proxies"].items()}
         self.lenience = {domain: (mean, error) for domain, (mean, error) in state["lenience"].items()}
         self.totals = dict(state["totals"])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import signal
 
 import pytest
 from small_runs import train_config
@@ -49,7 +50,7 @@ def test_a_stopped_run_has_its_ledger(demo, tmp_path, monkeypatch):
     config = train_config(demo, tmp_path / "run")
     trainer = Trainer(dataclasses.replace(config, run=dataclasses.replace(config.run, save_every=0)))
     wave = trainer.wave
-    monkeypatch.setattr(trainer, "wave", lambda bar: (setattr(trainer.run_, "stopped", True), wave(bar))[1])
+    monkeypatch.setattr(trainer, "wave", lambda bar: (setattr(trainer.run_, "asked", signal.SIGINT), wave(bar))[1])
     with pytest.raises(KeyboardInterrupt, match="step 1 is saved"):
         trainer.run()
     assert (tmp_path / "run" / "ledger.jsonl").exists()

@@ -31,6 +31,9 @@ class Engine(Protocol):
             EngineFault: the weights there are older than the settings allow, and stay so.
         """
 
+    def share(self, count: int) -> range:
+        """Which of so many tasks this process is to ask `rollouts` about, where the run has several."""
+
     def rollouts(
         self,
         tasks: Sequence[Task],

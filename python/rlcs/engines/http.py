@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from glm4v.answer import CLOSE_THINK, OPEN_ANSWER, OPEN_THINK, FinishReason
 from glm4v.generate import ThinkingBudget
 from glm4v.prompt import Conversation, render
 
+from .. import parallel
 from ..config import EngineSettings
 from ..endpoint import Fault, pause, persist, request
 from ..files import PART, sync
@@ -115,7 +116,7 @@ class Http:
     Args:
         settings: where they are, and how they are dealt with.
         folder: where weights are laid for them.
-        write: writes the trainer's model, as it is, to a folder.
+        write: writes the trainer's model, as it is, to a folder; where there are several processes, all call it.
         processor: the model's; the servers' must be the same.
         stop_ids: the tokens that end an answer.
         note: what is told to a person, line by line.
@@ -143,7 +144,8 @@ class Http:
         self.tags = (open, close, answer)
         self._specials = frozenset(processor.codec.specials.values())
         self.weights: Weights | None = None
-        self._mark = os.urandom(4).hex()  # of this process: what an earlier one has laid there is something else
+        # Of this run: what an earlier one has laid there is something else.
+        self._mark = parallel.on_first(lambda: os.urandom(4).hex())
         self._counts: Counter[str] = Counter()
         self._count_lock, self._stop = threading.Lock(), threading.Event()
 
@@ -156,7 +158,10 @@ class Http:
         if due:
             self.weights = self._lay(version)
         assert self.weights is not None
-        faults = self._tell_all(self.weights)
+        return parallel.on_first(partial(self._renewed, version, self.weights))
+
+    def _renewed(self, version: int, weights: Weights) -> int:
+        faults = self._tell_all(weights)
         ages = [version - s.held.version for s in self.servers if s.held is not None]
         if not ages or min(ages) > self.settings.staleness:
             most = f"at most {self.settings.staleness} waves old (staleness)"
@@ -168,22 +173,29 @@ class Http:
         return version - max(age for age in ages if age <= self.settings.staleness)
 
     def _lay(self, version: int) -> Weights:
-        """The model as it is, in a folder that is there whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """The model as it is, by all processes, in a folder that is there whole or not at all."""
         final = self.folder / f"wave-{version:06d}-{self._mark}"
         part = final.with_name(final.name + PART)
-        for old in (part, final):
-            shutil.rmtree(old, ignore_errors=True)
-        part.mkdir()
-        try:
-            self.write(part)
+
+        def begin() -> None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for old in (part, final):
+                shutil.rmtree(old, ignore_errors=True)
+            part.mkdir()
+
+        def end() -> None:
             for path in (*part.rglob("*"), part):
                 sync(path)
             os.rename(part, final)
+            sync(self.folder)
+
+        try:
+            parallel.on_first(begin)
+            self.write(part)
+            parallel.on_first(end)
         except OSError as error:
-            shutil.rmtree(part, ignore_errors=True)
+            parallel.on_first(lambda: shutil.rmtree(part, ignore_errors=True))
             raise EngineFault(f"engine: weights cannot be laid in {final}: {error.strerror or error}") from None
-        sync(self.folder)
         return Weights(version, final)
 
     def _tell_all(self, weights: Weights) -> list[str]:
@@ -232,6 +244,10 @@ class Http:
                 shutil.rmtree(path, ignore_errors=True)
 
     # --- answers ---
+
+    def share(self, count: int) -> range:
+        """All of them by the first process: asking costs little, and the servers' limits are those of one run."""
+        return range(count if parallel.first() else 0)
 
     def rollouts(
         self,

@@ -72,7 +72,8 @@ def video_bytes(source: Any, fps: float | None = None) -> tuple[bytes, str]:
         return _read(source), mimetypes.guess_type(os.fspath(source))[0] or "video/mp4"
     frames = [_pixels(frame) for frame in source]
     target = io.BytesIO()
-    with av.open(target, "w", format="matroska") as container:
+    # bitexact: the same frames are the same bytes, by which servers know what they have read before.
+    with av.open(target, "w", format="matroska", options={"fflags": "+bitexact"}) as container:
         stream: Any = container.add_stream("ffv1", rate=Fraction(2 if fps is None else fps).limit_denominator(1000))
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "bgr0"

@@ -9,6 +9,7 @@ import torch
 
 from glm4v import Glm4v
 
+from .. import parallel
 from ..prompts import Prompt
 from ..rollout import Answer, RolloutSettings, rollouts
 from ..types import Task
@@ -23,18 +24,28 @@ class Native:
     """
 
     def __init__(self, model: Glm4v, apart: bool = False) -> None:
-        self.model = self.speaker = model
-        if apart:
-            self.speaker = copy.deepcopy(model, {id(model.processor): model.processor})
-            self.speaker.requires_grad_(False)
+        self.model, self.apart = model, apart
+        self.speaker: Glm4v | None = None  # the copy
 
     @torch.no_grad()
     def renew(self, version: int) -> int:
-        if self.speaker is not self.model:
+        if not self.apart:
+            return version
+        if parallel.sharded(self.model):
+            self.speaker = None  # the old one goes before the new one is put together
+            with parallel.whole(self.model) as self.speaker:
+                pass
+        elif self.speaker is None:
+            self.speaker = copy.deepcopy(self.model, {id(self.model.processor): self.model.processor})
+            self.speaker.requires_grad_(False)
+        else:
             held, new = self.speaker.state_dict(), self.model.state_dict()
             for name, tensor in held.items():
                 tensor.copy_(new[name])
         return version
+
+    def share(self, count: int) -> range:
+        return parallel.share(count)
 
     def rollouts(
         self,
@@ -45,7 +56,11 @@ class Native:
         settings: RolloutSettings,
         progress: Callable[[int, int], None] | None = None,
     ) -> Iterator[tuple[int, list[Answer]]]:
-        return rollouts(self.speaker, prompts, group, seeds, settings, progress)
+        if self.speaker is not None:
+            yield from rollouts(self.speaker, prompts, group, seeds, settings, progress)
+            return
+        with parallel.whole(self.model) as model:
+            yield from rollouts(model, prompts, group, seeds, settings, progress)
 
     def metrics(self) -> dict[str, float]:
         return {}

@@ -1,0 +1,383 @@
+"""One run on several processes: who takes part, how the model lies on them, and what they tell each other.
+
+`torchrun` starts the processes and restarts nothing; FSDP2 shards the weights, distributed checkpoints keep them. A
+process alone is a world of its own, for which every function here does next to nothing. Gradients are sums over ranks
+of losses that are weighted already, so they don't depend on how many ranks there are.
+
+Weights lie in fp32 by rows, one share a rank (one a rank of a replica, with ``replicate``); blocks gather theirs when
+they run, in the type that the model computes in, and give gradients back in fp32. Rollouts read a plain model that has
+the whole weights for as long as they need it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from glm4v import Glm4v
+from glm4v.weights import Rows, parts
+
+if TYPE_CHECKING:  # a second to import, which one process has no use for
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ParallelSettings:
+    """How a run lies on the processes that torchrun has started; a single process needs none of it."""
+
+    replicate: int = 1  # copies of the sharded weights: nodes, say, so that only gradients go between them
+    timeout_s: float = 1800.0  # a process that has been waited for so long is lost, and the run ends
+
+    def __post_init__(self) -> None:
+        if self.replicate < 1:
+            raise ValueError(f"parallel: replicate must be 1 or more, got {self.replicate}")
+        if not self.timeout_s > 0:
+            raise ValueError(f"parallel: timeout_s must be above 0, got {self.timeout_s}")
+
+
+class Apart(RuntimeError):
+    """Ranks that should know the same don't."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run, as one of them sees it."""
+
+    rank: int = 0
+    size: int = 1
+    mesh: DeviceMesh | None = None
+
+
+_world = World()
+_store: dist.Store | None = None
+_computes: WeakKeyDictionary[nn.Module, torch.dtype] = WeakKeyDictionary()  # in what type sharded models compute
+
+
+# --- who takes part ---
+
+
+def started_as() -> tuple[int, int]:
+    """Rank and size as torchrun has them; (0, 1) without it."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def meet(store: dist.Store | None = None) -> None:
+    """Finds the other processes, through torchrun's store or another one, so that one of them alone tells what ends
+    them all: see `first_to_tell`."""
+    global _store
+    if _store is None and started_as()[1] > 1:
+        _store = next(iter(dist.rendezvous("env://")))[0] if store is None else store
+
+
+def join(device_name: str, settings: ParallelSettings) -> None:
+    """Becomes one of the processes that torchrun has started."""
+    global _world
+    (rank, size), here = started_as(), device(device_name)
+    if size == 1 or _world.size > 1:
+        return
+    if size % settings.replicate:
+        raise ValueError(f"parallel: replicate must divide the {size} processes, got {settings.replicate}")
+    from torch.distributed.device_mesh import init_device_mesh
+
+    meet()
+    backend = "gloo"
+    if here.type == "cuda":
+        backend = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(here)
+    timeout = datetime.timedelta(seconds=settings.timeout_s)
+    dist.init_process_group(backend, store=_store, rank=rank, world_size=size, timeout=timeout)
+    shape: tuple[int, ...] = (settings.replicate, size // settings.replicate)
+    if settings.replicate == 1:
+        shape = shape[1:]
+    _world = World(rank, size, init_device_mesh(here.type, shape, mesh_dim_names=("replicate", "shard")[-len(shape) :]))
+
+
+def leave() -> None:
+    """Lets the others go, at the end."""
+    global _world, _store
+    if _world.size > 1:
+        dist.destroy_process_group()
+    _world, _store = World(), None
+
+
+def size() -> int:
+    return _world.size
+
+
+def rank() -> int:
+    return _world.rank
+
+
+def first() -> bool:
+    """Whether this is the process that logs, prints and writes."""
+    return _world.rank == 0
+
+
+def by_first(note: Callable[[str], None]) -> Callable[[str], None]:
+    """``note`` on the process that prints; it says nothing on the others."""
+    return note if started_as()[0] == 0 else lambda line: None
+
+
+def first_to_tell() -> bool:
+    """Whether nobody else has told what ends the run: an error is one line, by the rank that noticed it first."""
+    try:
+        return _store is None or _store.add("rlcs/told", 1) == 1
+    except RuntimeError:  # the store is gone with its process
+        return True
+
+
+def device(name: str) -> torch.device:
+    """The device of that name, of several the one that is this process's."""
+    where = torch.device(name)
+    if where.type == "cuda" and where.index is None and started_as()[1] > 1:
+        where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    try:
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError) as error:
+        said = str(error).splitlines()[0]
+        raise ValueError(f"model: device must be one that torch has here, got {name!r}: {said}") from None
+    return where
+
+
+# --- what ranks tell each other ---
+
+
+def gather(value: T) -> list[T]:
+    """Everybody's value, by rank."""
+    if _world.size == 1:
+        return [value]
+    found: list[Any] = [None] * _world.size
+    dist.all_gather_object(found, value)
+    return found
+
+
+def share(count: int) -> range:
+    """Which of so many pieces of work are this rank's."""
+    return range(_world.rank, count, _world.size)
+
+
+def collect(mine: Sequence[T], count: int) -> list[T]:
+    """All results in order, of which ``mine`` are those of `share`."""
+    found = gather(list(mine))
+    return [found[i % _world.size][i // _world.size] for i in range(count)]
+
+
+def on_first(call: Callable[[], T]) -> T:
+    """What ``call`` returns or raises on the first rank, which alone makes it, on all ranks."""
+    if _world.size == 1:
+        return call()
+    said: list[Any] = [None, None]
+    if first():
+        try:
+            said[0] = call()
+        except Exception as error:
+            said[1] = error
+    dist.broadcast_object_list(said)
+    if said[1] is not None:
+        raise said[1]
+    return said[0]
+
+
+def sums(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each over all ranks."""
+    if _world.size == 1 or not values:
+        return dict(values)
+    names = sorted(values)
+    stacked = torch.stack([values[name].double() for name in names])
+    dist.all_reduce(stacked)
+    return dict(zip(names, stacked, strict=True))
+
+
+def agree(seconds: float, asked: int) -> tuple[float, int]:
+    """The first rank's clock, and the highest number of a signal that has asked any rank to stop; 0 for none."""
+    if _world.size == 1:
+        return seconds, asked
+    both = torch.tensor([seconds if first() else 0.0, float(asked)], dtype=torch.float64)
+    dist.all_reduce(both, dist.ReduceOp.MAX)
+    return float(both[0]), int(both[1])
+
+
+def expect_same(name: str, value: Any) -> None:
+    """An error where ranks have different values of what all of them should know."""
+    if _world.size == 1:
+        return
+    found = gather(hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest())
+    if other := [rank for rank, one in enumerate(found) if one != found[0]]:
+        raise Apart(f"parallel: {name} must be the same on all ranks, got another one on rank {other[0]}")
+
+
+# --- the model ---
+
+
+def load(folder: Path, dtype: torch.dtype | None, device: torch.device) -> Glm4v:
+    """A checkpoint's model over all ranks, each of which reads the rows that it keeps."""
+    model = Glm4v.without_weights(folder)
+    rows = Rows(model, folder)
+    shard(model, rows.dtype if dtype is None else dtype)
+    tied: dict[int, nn.Parameter] = {}
+    state: dict[str, nn.Parameter] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) not in tied:
+            tied[id(parameter)] = _share_of(parameter, rows, name, device)
+        state[name] = tied[id(parameter)]
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def shard(model: Glm4v, compute: torch.dtype) -> None:
+    """Lays a model in fp32 over the ranks: each block of the tower and the decoder, the merger, and the rest."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    model.float()
+    low = None if compute == torch.float32 else compute
+    policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32)
+    blocks = blocks_of(model)
+    for block in blocks:
+        fully_shard(block, mesh=_world.mesh, mp_policy=policy)
+    if (table := embedding_of(model)) is not None:
+        blocks.append(table)
+        fully_shard(table, mesh=_world.mesh, mp_policy=policy).set_unshard_in_backward(False)
+    # The head's weights are read behind the forward pass, so the root keeps its own up to the backward one.
+    fully_shard(model, mesh=_world.mesh, mp_policy=policy, reshard_after_forward=False)
+    for module in (*blocks, model):
+        sharding = cast("FSDPModule", module)
+        sharding.set_force_sum_reduction_for_comms(True)
+        sharding.set_gradient_divide_factor(1.0)
+    register_fsdp_forward_method(model, "hidden")
+    _computes[model] = compute
+
+
+def blocks_of(model: Glm4v) -> list[nn.Module]:
+    """What gathers its weights by itself; the rest does so together."""
+    return [*model.visual.blocks, model.visual.merger, *model.language_model.layers]
+
+
+def embedding_of(model: Glm4v) -> nn.Module | None:
+    """The embedding, which gathers its weights for the forward pass alone, where the head has others."""
+    return None if model.config.tie_word_embeddings else model.language_model.embed_tokens
+
+
+def sharded(model: nn.Module) -> bool:
+    return model in _computes
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """In which a model computes."""
+    return _computes[model] if model in _computes else next(model.parameters()).dtype
+
+
+def drop_gathered(model: Glm4v) -> None:
+    """Lets go of weights that a pass without a backward one has left gathered: the next step makes them old."""
+    if sharded(model):
+        cast("FSDPModule", model).reshard()
+
+
+@contextmanager
+def whole(model: Glm4v) -> Iterator[Glm4v]:
+    """A plain model with the whole weights, for rollouts; it is the same one where nothing is sharded."""
+    if not sharded(model):
+        yield model
+        return
+    plain = Glm4v(model.config, device="meta")
+    kept: dict[int, nn.Parameter] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) not in kept:
+            kept[id(parameter)] = nn.Parameter(_gathered(parameter, dtype_of(model)), requires_grad=False)
+        owner, _, leaf = name.rpartition(".")
+        setattr(plain.get_submodule(owner), leaf, kept[id(parameter)])
+    plain.folder, plain.generation_config = model.folder, model.generation_config
+    if "processor" in vars(model):
+        plain.processor = model.processor
+    yield plain.eval()
+
+
+class Later:
+    """Rows of a tensor as they stand on disk, put together from all ranks when they are written: all must ask."""
+
+    def __init__(self, parameter: Tensor, dtype: torch.dtype, piece: int, pieces: int) -> None:
+        self.parameter, self.dtype, self.piece, self.pieces = parameter, dtype, piece, pieces
+        self.shape = torch.Size([parameter.shape[0] // pieces, *parameter.shape[1:]])
+        self.nbytes = self.shape.numel() * dtype.itemsize
+        self.asked = False
+
+    def cpu(self) -> Tensor:
+        self.asked = True
+        return _gathered(self.parameter, self.dtype).chunk(self.pieces)[self.piece].cpu()
+
+
+def write(model: Glm4v, folder: Path) -> None:
+    """A sharded model in Hugging Face layout, by the first rank: never more than one tensor of it is whole."""
+    later = {
+        name: Later(parameter, dtype_of(model), i, len(names))
+        for parameter, names in ((parameter, parts(name)) for name, parameter in model.named_parameters())
+        for i, name in enumerate(names)
+    }
+    failed = None
+    if first():
+        try:
+            model.save_pretrained(folder, tensors=later)
+        except Exception as error:
+            failed = error
+    for tensor in later.values():
+        if not tensor.asked:
+            tensor.cpu()
+    on_first(lambda: _raise(failed))
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that may lie on several ranks."""
+    return tensor.full_tensor() if lies_apart(tensor) else tensor
+
+
+def lies_apart(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether ranks hold rows of a tensor."""
+    return hasattr(tensor, "full_tensor")
+
+
+def rows_of(tensor: DTensor) -> tuple[int, int]:
+    """Which rows of a tensor are this rank's: [start, stop)."""
+    rows, mesh = tensor.shape[0], tensor.device_mesh
+    shards = mesh.ndim - 1
+    each = -(-rows // mesh.size(shards))
+    start = min(rows, each * mesh.get_local_rank(shards))
+    return start, min(rows, start + each)
+
+
+def like(tensor: DTensor, local: Tensor) -> DTensor:
+    """A tensor that lies on the ranks as another one does, of which ``local`` is this rank's share."""
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        local, tensor.device_mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
+    )
+
+
+def _raise(error: Exception | None) -> None:
+    if error is not None:
+        raise error
+
+
+def _share_of(parameter: nn.Parameter, rows: Rows, name: str, device: torch.device) -> nn.Parameter:
+    assert lies_apart(parameter)
+    local = rows(name, *rows_of(parameter)).to(device, torch.float32, copy=True)
+    return nn.Parameter(like(parameter, local), requires_grad=parameter.requires_grad)
+
+
+def _gathered(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+    return plain(parameter.detach().to(dtype))

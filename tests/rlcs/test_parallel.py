@@ -1,0 +1,448 @@
+"""One run on several processes (gloo, on the CPU): the same step on 1, 2 and 4 ranks, files, and ranks that die."""
+
+import dataclasses
+import errno
+import functools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed.checkpoint
+from fake_server import fake
+from small_runs import sft_config, train_config
+from torch import multiprocessing
+
+from glm4v import Glm4v, Processor
+from rlcs import checkpoint, evaluate, parallel
+from rlcs.config import EngineSettings, EvalSettings, ModelSettings, ParallelSettings, RunSettings, plain
+from rlcs.learner import Learner, sft_loss
+from rlcs.logs import read_metrics
+from rlcs.loss import LossSettings, policy_loss
+from rlcs.optimizer import Optimizer, OptimizerSettings
+from rlcs.prompts import make
+from rlcs.rewards import Verdict
+from rlcs.run import load_model, write_model
+from rlcs.supervised import sft
+from rlcs.trainer import train
+from rlcs.types import Sample
+
+PRELOADED = [
+    "rlcs.trainer", "rlcs.supervised", "torch.distributed.fsdp", "torch.distributed.checkpoint",
+    "torch.utils.tensorboard.writer", "pytest", "yaml",
+]  # fmt: skip
+STEP = OptimizerSettings(lr=1e-4, clip_norm=0.5, warmup=0.0)
+
+
+# --- worlds of processes ---
+
+
+def member(rank, jobs, store, folder):
+    """One of several processes: for each job in turn a rank of its world, or nobody."""
+    torch.set_num_threads(1)
+    for i, (size, call, arguments) in enumerate(jobs):
+        if rank < size:
+            os.environ.update(RANK=str(rank), WORLD_SIZE=str(size))
+            parallel.meet(torch.distributed.FileStore(f"{store}/{i}", size))
+            call(*arguments, folder=folder)
+            parallel.leave()
+
+
+def in_worlds(jobs, folder):
+    """Runs ``(size, call, arguments)`` one after the other, each on so many ranks."""
+    multiprocessing.set_forkserver_preload(PRELOADED)  # one import for all
+    count = max(size for size, *_ in jobs)
+    with tempfile.TemporaryDirectory() as store:
+        multiprocessing.start_processes(member, (jobs, store, folder), count, start_method="forkserver")
+
+
+# --- the same step ---
+
+
+@functools.cache
+def samples_of(demo):
+    """Three groups of answers: about a picture, a video and none; a sample more that has no group."""
+    processor = Processor.from_pretrained(demo / "model")
+    rng = np.random.default_rng(0)
+    clip = rng.integers(0, 255, (4, 28, 56, 3), dtype=np.uint8)
+    parts = [
+        [{"type": "image", "image": clip[0]}, {"type": "text", "text": "Which?"}],
+        "What is six times seven? Say it slowly.",
+        [{"type": "text", "text": "Watch."}, {"type": "video", "video": clip}],
+        "Why?",
+    ]
+    prompts = [make([{"role": "user", "content": content}], processor) for content in parts]
+    samples = []
+    for source, count in ((0, 3), (1, 4), (2, 2), (3, 1)):
+        for g in range(count):
+            answer = rng.integers(0, 256, 4 + 3 * g)
+            ids = np.concatenate([prompts[source].input_ids.numpy(), answer])
+            trained = np.arange(len(ids)) >= len(ids) - len(answer)
+            logprobs = np.where(trained, -5.5, 0).astype(np.float32)
+            samples.append(Sample(ids, trained, logprobs, (-1.0) ** g * (1 + source), source))
+    return samples, prompts
+
+
+def policy(micro):
+    value, facts = policy_loss(
+        micro.new,
+        torch.from_numpy(micro.batch.logprobs),
+        torch.from_numpy(micro.batch.advantages),
+        micro.trained,
+        torch.from_numpy(micro.batch.cu_seqlens),
+        LossSettings(),
+    )
+    return value * micro.batch.weight, facts
+
+
+def one_step(demo, loss, chosen, tokens, dtype=None, replicate=1, **settings):
+    """Facts of an update, the first moments (a tenth of the clipped gradients) and the weights behind it."""
+    parallel.join("cpu", ParallelSettings(replicate, 60.0))
+    model = load_model(ModelSettings(path=demo / "model", dtype=dtype, **settings))
+    optimizer = Optimizer(model, STEP)
+    samples, prompts = samples_of(demo)
+    samples = [sample for sample in samples if sample.source in chosen]
+    learner = Learner(model, optimizer, tokens)
+    old = learner.with_old(samples, prompts, 1.0)
+    facts = learner.update(samples, prompts, loss, STEP.lr)
+    state = {name: parallel.plain(x).clone() for name, x in optimizer.state_dict().items() if ".step" not in name}
+    weights = {name: parallel.plain(x.detach()).float() for name, x in model.named_parameters()}
+    return facts, state, weights, [sample.old for sample in old]
+
+
+def step_job(name, *arguments, folder):
+    found = one_step(*arguments[:-1], **arguments[-1])
+    if parallel.first():
+        torch.save(found, folder / name)
+
+
+CASES = {
+    "sft": (sft_loss, (0, 1, 2, 3), 60, {}),
+    "policy": (policy, (0, 1, 2, 3), 60, {}),
+    "recomputed": (policy, (0, 1, 2, 3), 120, {"activation_checkpointing": True}),
+    "text": (policy, (1, 3), 60, {}),
+    "few": (sft_loss, (2,), 1 << 20, {}),
+    "frozen": (sft_loss, (0, 1, 2, 3), 60, {"freeze": ("vision",)}),
+    "tower": (policy, (0, 1, 2, 3), 60, {"freeze": ("language", "merger")}),
+    "low": (policy, (0, 1, 2, 3), 60, {"dtype": "bfloat16"}),
+}
+WORLDS = {"2": (2, {}), "4": (4, {}), "2x2": (4, {"replicate": 2})}
+TRIED = [*((case, "2") for case in CASES), ("sft", "4"), ("policy", "4"), ("policy", "2x2")]
+
+
+@pytest.fixture(scope="module")
+def steps(demo, tmp_path_factory):
+    """Results of every case on every world, by name."""
+    folder = tmp_path_factory.mktemp("steps")
+    jobs = []
+    for case, world in TRIED:
+        (size, how), (loss, chosen, tokens, settings) = WORLDS[world], CASES[case]
+        jobs.append((size, step_job, (f"{case}-{world}", demo, loss, chosen, tokens, {**settings, **how})))
+    in_worlds(jobs, folder)
+    return {path.name: torch.load(path, weights_only=False) for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(("case", "world"), TRIED)
+def test_the_step_does_not_depend_on_the_number_of_ranks(case, world, demo, steps):
+    loss, chosen, tokens, settings = CASES[case]
+    facts, state, weights, old = steps[f"{case}-{world}"]
+    expected_facts, expected_state, expected_weights, expected_old = one_step(demo, loss, chosen, tokens, **settings)
+    low = case == "low"  # bf16 rounds what one rank adds up otherwise than several do
+    for name, expected in expected_facts.items():
+        if name != "micro_steps":
+            assert facts[name] == pytest.approx(expected, rel=2e-2 if low else 1e-5, abs=1e-5), name
+    assert state.keys() == expected_state.keys()
+    scale = max(float(x.abs().max()) for name, x in expected_state.items() if name.startswith("exp_avg."))
+    for name, expected in expected_state.items():
+        if name.startswith("exp_avg."):
+            assert torch.allclose(state[name], expected, rtol=0, atol=(5e-2 if low else 1e-5) * scale), name
+    for name, expected in expected_weights.items():
+        assert torch.allclose(weights[name], expected, rtol=2**-8 if low else 0, atol=2.1e-4 if low else 1e-5), name
+    for found, expected in zip(old, expected_old, strict=True):
+        assert np.allclose(found, expected, rtol=0, atol=5e-2 if low else 1e-5)
+
+
+# --- whole runs ---
+
+
+def by_hash(domain, text, truth, question=None):
+    """Half of the answers are right, whoever judges them."""
+    return Verdict("score", 1.0) if zlib.crc32(text.encode()) % 2 else Verdict("wrong")
+
+
+def run_job(config, *, folder):
+    evaluate.verify, kept = by_hash, evaluate.verify
+    try:
+        (sft if hasattr(config, "data") else train)(config, lambda line: None)
+    finally:
+        evaluate.verify = kept
+
+
+def rows_of(folder):
+    """Metrics without times and what counts micro-steps of one rank."""
+    return [
+        {k: v for k, v in row.items() if "second" not in k and "per_s" not in k and k != "micro_steps"}
+        for row in read_metrics(folder)
+    ]
+
+
+def tensors_of(folder):
+    saved = checkpoint.latest(folder / "checkpoints")
+    weights = {name: x.detach() for name, x in Glm4v.from_pretrained(saved.folder).named_parameters()}
+    return weights | saved.tensors()
+
+
+def expect_close(found, expected):
+    """Metrics of two runs, up to the rounding of sums."""
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == other.keys()
+        for name, value in other.items():
+            if isinstance(value, float):
+                assert one[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
+            else:
+                assert one[name] == value, name
+
+
+def expect_equal(found, expected):
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def rl_config(demo, out, steps=2, **changes):
+    return train_config(
+        demo,
+        out,
+        run=RunSettings(out=out, steps=steps, save_every=1, keep=9),
+        optimizer=dataclasses.replace(STEP, decay="constant"),
+        parallel=ParallelSettings(timeout_s=60.0),
+        eval=EvalSettings(demo / "test.jsonl", limit=1),
+        tokens=300,
+        **changes,
+    )
+
+
+def cold_config(demo, out, steps=3, dtype=None, **changes):
+    return sft_config(
+        demo,
+        out,
+        model=ModelSettings(path=demo / "model", dtype=dtype),
+        run=RunSettings(out=out, steps=steps, save_every=1, keep=9),
+        optimizer=dataclasses.replace(STEP, decay="constant"),
+        parallel=ParallelSettings(timeout_s=60.0),
+        tokens=300,
+        **changes,
+    )
+
+
+def cut_to(source, target, step):
+    """A run as a crash after ``step`` has left it."""
+    shutil.copytree(source, target)
+    for saved in checkpoint.every(target / "checkpoints"):
+        if saved.step > step:
+            shutil.rmtree(saved.folder)
+
+
+@pytest.mark.parametrize(("sizes", "changes"), [((2, 4), {}), ((2,), {"overlap": 1})], ids=["in turn", "ahead"])
+def test_waves_do_not_depend_on_the_number_of_ranks(sizes, changes, demo, tmp_path):
+    in_worlds([(size, run_job, (rl_config(demo, tmp_path / f"{size}", **changes),)) for size in sizes], tmp_path)
+    run_job(rl_config(demo, tmp_path / "1", **changes), folder=tmp_path)
+    expected = rows_of(tmp_path / "1")
+    assert sum(row.get("trained_groups", 0) for row in expected) >= 4
+    for size in map(str, sizes):
+        expect_close(rows_of(tmp_path / size), expected)
+        for wave in ("000001", "000002"):
+            name = f"rollouts/{wave}.jsonl"
+            assert (tmp_path / size / name).read_text() == (tmp_path / "1" / name).read_text()
+        weights, whole = tensors_of(tmp_path / size), tensors_of(tmp_path / "1")
+        assert all(torch.allclose(weights[name], whole[name], rtol=0, atol=1e-4) for name in whole)
+        assert not list((tmp_path / size / "checkpoints").glob("*.part"))
+
+
+def test_one_rank_of_several_asks_the_servers(demo, tmp_path):
+    """As often as a process alone does; weights that all of them lay are the same, and so is the run."""
+    asked = {}
+    for size in (1, 2):
+        with fake(demo / "model") as server:
+            engine = EngineSettings("http", (server.url,), "vllm", model="tiny", patience_s=30.0)
+            config = rl_config(demo, tmp_path / f"{size}", engine=engine)
+            in_worlds([(size, run_job, (config,))], tmp_path)
+            asked[size] = sorted(json.dumps(body) for path, _, body in server.requests if path.endswith("completions"))
+        assert not list((tmp_path / f"{size}" / "weights").glob("*.part"))
+    assert asked[1] == asked[2]
+    expect_close(rows_of(tmp_path / "2"), rows_of(tmp_path / "1"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+def test_a_run_goes_on_with_any_number_of_ranks(dtype, demo, tmp_path):
+    config = functools.partial(cold_config, demo, dtype=dtype)
+    in_worlds([(2, run_job, (config(tmp_path / "whole"),))], tmp_path)
+    for size in (1, 2, 4):
+        cut_to(tmp_path / "whole", tmp_path / f"{size}", 1)
+    in_worlds([(size, run_job, (config(tmp_path / f"{size}"),)) for size in (2, 4)], tmp_path)
+    run_job(config(tmp_path / "1"), folder=tmp_path)
+    assert rows_of(tmp_path / "2") == rows_of(tmp_path / "whole")
+    expect_equal(tensors_of(tmp_path / "2"), tensors_of(tmp_path / "whole"))
+    cut_to(tmp_path / "1", tmp_path / "back", 2)  # one process has written the second step
+    in_worlds([(2, run_job, (config(tmp_path / "back"),))], tmp_path)
+    expected = tensors_of(tmp_path / "whole")
+    for name in ("1", "4", "back"):
+        found = tensors_of(tmp_path / name)
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert torch.allclose(found[key].float(), value.float(), rtol=2**-7, atol=2e-4), key
+
+
+def test_transformers_reads_what_several_ranks_write(demo, tmp_path):
+    in_worlds([(2, write_job, (demo,))], tmp_path)
+    from transformers import Glm4vForConditionalGeneration
+
+    theirs, ours = Glm4vForConditionalGeneration.from_pretrained(tmp_path), Glm4v.from_pretrained(demo / "model")
+    ids = torch.arange(20)
+    mine = ours(ids, torch.tensor([0, 20], dtype=torch.int32), ids.expand(3, -1))
+    assert torch.allclose(mine, theirs(input_ids=ids[None]).logits[0], atol=1e-4)
+    written = Glm4v.from_pretrained(tmp_path)
+    expect_equal(dict(written.named_parameters()), dict(ours.named_parameters()))
+
+
+def write_job(demo, *, folder):
+    parallel.join("cpu", ParallelSettings())
+    write_model(load_model(ModelSettings(path=demo / "model")), demo / "model", folder)
+
+
+def full_disk_job(demo, *, folder):
+    """The second rank's disk is full, then the first one's in the middle of the model."""
+    parallel.join("cpu", ParallelSettings())
+    model = load_model(ModelSettings(path=demo / "model"))
+    for step, (owner, name, rank) in enumerate(
+        ((torch.distributed.checkpoint.HuggingFaceStorageWriter, "write_data", 1), (parallel.Later, "cpu", 0)), 2
+    ):
+        whole, calls = getattr(owner, name), []
+
+        def full(self, *arguments, whole=whole, calls=calls, rank=rank):
+            calls.append(self)
+            if parallel.rank() == rank and len(calls) == (1 if rank else 5):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return whole(self, *arguments)
+
+        save = functools.partial(
+            checkpoint.save,
+            folder,
+            write_model=lambda part: write_model(model, demo / "model", part),
+            tensors={"weight": model.lm_head.weight.detach()},
+            state={},
+            keep=2,
+        )
+        save(step=1)
+        setattr(owner, name, full)
+        with pytest.raises(OSError, match=rf"step-00000{step} cannot be written: No space left .* as they were"):
+            save(step=step)
+        setattr(owner, name, whole)
+
+
+def test_a_full_disk_of_any_rank_leaves_the_older_checkpoints(demo, tmp_path):
+    in_worlds([(2, full_disk_job, (demo,))], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+
+
+# --- what ranks tell each other ---
+
+
+def telling_job(*, folder):
+    parallel.join("cpu", ParallelSettings())
+    rank, size = parallel.rank(), parallel.size()
+    assert parallel.collect([str(i) for i in parallel.share(7)], 7) == [str(i) for i in range(7)]
+    assert {k: float(v) for k, v in parallel.sums({"a": torch.tensor(1.0 + rank)}).items()} == {"a": 1.0 + 2.0 + 3.0}
+    assert parallel.agree(float(rank + 5), 15 * (rank == 1)) == (5.0, 15)
+    assert sum(parallel.gather(parallel.first_to_tell())) == 1
+    assert parallel.on_first(lambda: parallel.rank()) == 0
+    with pytest.raises(FileNotFoundError, match="none"):
+        parallel.on_first(Path("none").read_text)
+    parallel.expect_same("a number", 3)
+    with pytest.raises(parallel.Apart, match=r"a number must be the same on all ranks, got another one on rank 1"):
+        parallel.expect_same("a number", min(rank, 1))
+    assert size == 3
+    (folder / f"{rank}").touch()
+
+
+def test_ranks_tell_each_other(tmp_path):
+    in_worlds([(3, telling_job, ())], tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def refusing_job(demo, *, folder):
+    config = cold_config(demo, folder / "run")
+    model = dataclasses.replace(config.model, lora_rank=4)
+    with pytest.raises(ValueError, match="model: lora_rank must be 0 on several processes, got 4 on 2"):
+        sft(dataclasses.replace(config, model=model))
+    parallel.leave()
+    parallel.meet(torch.distributed.FileStore(str(folder / "again"), 2))
+    with pytest.raises(ValueError, match="parallel: replicate must divide the 2 processes, got 3"):
+        parallel.join("cpu", ParallelSettings(replicate=3))
+
+
+def test_what_does_not_go_on_several_ranks_is_refused(demo, tmp_path):
+    in_worlds([(2, refusing_job, (demo,))], tmp_path)
+
+
+def test_one_process_is_a_world():
+    assert parallel.gather(3) == [3] and list(parallel.share(3)) == [0, 1, 2] and parallel.collect([1, 2], 2) == [1, 2]
+    assert parallel.agree(1.0, 0) == (1.0, 0) and parallel.first_to_tell() and parallel.size() == 1
+
+
+# --- ranks that die ---
+
+
+def torchrun(config, count, folder):
+    """A run by torchrun."""
+    file = folder / f"{config.run.out.name}.yaml"
+    file.write_text(json.dumps(plain(config)))  # JSON is YAML
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--standalone"]
+    return subprocess.Popen(
+        [*command, "-m", "rlcs", "train", "--config", str(file)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def worker_of(process, rank):
+    """The process that torchrun has started for a rank."""
+    for number in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        if f"RANK={rank}".encode() in Path(f"/proc/{number}/environ").read_bytes().split(b"\0"):
+            return int(number)
+    raise AssertionError(f"no rank {rank}")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_killed_ends_the_run_and_it_goes_on_to_the_bit(rank, demo, tmp_path):
+    whole, cut = (rl_config(demo, tmp_path / name, steps=4) for name in ("whole", "cut"))
+    process = torchrun(whole, 2, tmp_path)
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    process = torchrun(cut, 2, tmp_path)
+    while process.poll() is None and len(checkpoint.every(cut.run.out / "checkpoints")) < 2:
+        time.sleep(0.02)
+    os.kill(worker_of(process, rank), signal.SIGKILL)
+    start = time.monotonic()
+    _, said = process.communicate(timeout=120)
+    assert process.returncode != 0 and time.monotonic() - start < 60
+    told = [line for line in said.splitlines() if line.startswith("rlcs: ")]
+    assert len(told) == 1 and f"rank {1 - rank} of 2 has lost another one" in told[0], said
+    process = torchrun(cut, 2, tmp_path)
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    assert rows_of(cut.run.out) == rows_of(whole.run.out)
+    expect_equal(tensors_of(cut.run.out), tensors_of(whole.run.out))
