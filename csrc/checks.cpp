@@ -41,11 +41,11 @@ struct Check<contract, Result (*)(Arguments...)> {
 }  // namespace glm4v
 
 STABLE_TORCH_LIBRARY(glm4v_ext_checks, m) {
-  m.def("rms_norm(str op, Tensor x, Tensor weight) -> ()");
-  m.def("rms_norm_backward(Tensor dout, Tensor x, Tensor weight) -> ()");
-  m.def("add_rms_norm(Tensor x, Tensor residual, Tensor weight) -> ()");
-  m.def("add_rms_norm_backward(Tensor dout, Tensor dsum, Tensor total, Tensor weight) -> ()");
-  m.def("rms_norm_add(Tensor x, Tensor residual, Tensor weight) -> ()");
+  m.def("rms_norm(str op, Tensor x, Tensor weight, float eps) -> ()");
+  m.def("rms_norm_backward(Tensor dout, Tensor x, Tensor weight, float eps) -> ()");
+  m.def("add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps) -> ()");
+  m.def("add_rms_norm_backward(Tensor dout, Tensor dsum, Tensor total, Tensor weight, float eps) -> ()");
+  m.def("rms_norm_add(Tensor x, Tensor residual, Tensor weight, float eps) -> ()");
   m.def("swiglu(str op, Tensor gate_up) -> ()");
   m.def("swiglu_backward(Tensor dout, Tensor gate_up) -> ()");
   m.def("linear(Tensor x, Tensor weight, Tensor? bias) -> ()");

@@ -7,7 +7,7 @@
 namespace glm4v::cpu {
 
 std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& residual, const Tensor& weight, double eps) {
-  const auto [rows, width, dtype] = check_add_rms_norm(x, residual, weight);
+  const auto [rows, width, dtype] = check_add_rms_norm(x, residual, weight, eps);
   const Tensor xc = row_major(x), rc = row_major(residual), wc = row_major(weight);
   Tensor out = empty_contiguous(xc), total = empty_contiguous(xc);
   const bool past = goes_past(out, width);
@@ -21,7 +21,7 @@ std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& residual,
 
 std::tuple<Tensor, Tensor> add_rms_norm_backward(const Tensor& dout, const Tensor& dsum, const Tensor& total,
                                                  const Tensor& weight, double eps) {
-  const auto [rows, width, dtype] = check_add_rms_norm_backward(dout, dsum, total, weight);
+  const auto [rows, width, dtype] = check_add_rms_norm_backward(dout, dsum, total, weight, eps);
   const Tensor skip = row_major(dsum);
   return rms_norm_backward_rows(dout, total, weight, skip.const_data_ptr(), eps, rows, width, dtype);
 }

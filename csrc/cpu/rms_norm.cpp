@@ -9,7 +9,7 @@
 namespace glm4v::cpu {
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
-  const auto [rows, width, dtype] = check_rms_norm("rms_norm", x, weight);
+  const auto [rows, width, dtype] = check_rms_norm("rms_norm", x, weight, eps);
   const Tensor xc = row_major(x), wc = row_major(weight);
   Tensor out = empty_contiguous(xc);
   const bool past = goes_past(out, width);
@@ -40,7 +40,7 @@ std::tuple<Tensor, Tensor> rms_norm_backward_rows(const Tensor& dout, const Tens
 }
 
 std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& dout, const Tensor& x, const Tensor& weight, double eps) {
-  const auto [rows, width, dtype] = check_rms_norm_backward(dout, x, weight);
+  const auto [rows, width, dtype] = check_rms_norm_backward(dout, x, weight, eps);
   return rms_norm_backward_rows(dout, x, weight, nullptr, eps, rows, width, dtype);
 }
 

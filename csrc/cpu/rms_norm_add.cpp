@@ -6,7 +6,7 @@
 namespace glm4v::cpu {
 
 Tensor rms_norm_add(const Tensor& x, const Tensor& residual, const Tensor& weight, double eps) {
-  const auto [rows, width, dtype] = check_rms_norm_add(x, residual, weight);
+  const auto [rows, width, dtype] = check_rms_norm_add(x, residual, weight, eps);
   const Tensor xc = row_major(x), rc = row_major(residual), wc = row_major(weight);
   Tensor out = empty_contiguous(xc);
   const bool past = goes_past(out, width);

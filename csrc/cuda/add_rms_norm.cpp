@@ -8,7 +8,7 @@
 namespace glm4v::cuda {
 
 std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& residual, const Tensor& weight, double eps) {
-  const auto [rows, width, dtype] = check_add_rms_norm(x, residual, weight);
+  const auto [rows, width, dtype] = check_add_rms_norm(x, residual, weight, eps);
   const OnDevice device(x);
   const Tensor xc = contiguous(x), rc = contiguous(residual), wc = contiguous(weight);
   const Tensor out = empty_contiguous(xc), total = empty_contiguous(xc);
@@ -20,7 +20,7 @@ std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& residual,
 
 std::tuple<Tensor, Tensor> add_rms_norm_backward(const Tensor& dout, const Tensor& dsum, const Tensor& total,
                                                  const Tensor& weight, double eps) {
-  const auto [rows, width, dtype] = check_add_rms_norm_backward(dout, dsum, total, weight);
+  const auto [rows, width, dtype] = check_add_rms_norm_backward(dout, dsum, total, weight, eps);
   return rms_norm_backward_rows("add_rms_norm_backward", dout, total, weight, &dsum, eps, rows, width, dtype);
 }
 

@@ -8,7 +8,7 @@
 namespace glm4v::cuda {
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
-  const auto [rows, width, dtype] = check_rms_norm("rms_norm", x, weight);
+  const auto [rows, width, dtype] = check_rms_norm("rms_norm", x, weight, eps);
   const OnDevice device(x);
   const Tensor xc = contiguous(x), wc = contiguous(weight), out = empty_contiguous(xc);
   check_launch("rms_norm", launch_rms_norm(dtype, xc.const_data_ptr(), wc.const_data_ptr(), out.mutable_data_ptr(),
@@ -32,7 +32,7 @@ std::tuple<Tensor, Tensor> rms_norm_backward_rows(const char* op, const Tensor& 
 }
 
 std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& dout, const Tensor& x, const Tensor& weight, double eps) {
-  const auto [rows, width, dtype] = check_rms_norm_backward(dout, x, weight);
+  const auto [rows, width, dtype] = check_rms_norm_backward(dout, x, weight, eps);
   return rms_norm_backward_rows("rms_norm_backward", dout, x, weight, nullptr, eps, rows, width, dtype);
 }
 

@@ -7,7 +7,7 @@
 namespace glm4v::cuda {
 
 Tensor rms_norm_add(const Tensor& x, const Tensor& residual, const Tensor& weight, double eps) {
-  const auto [rows, width, dtype] = check_rms_norm_add(x, residual, weight);
+  const auto [rows, width, dtype] = check_rms_norm_add(x, residual, weight, eps);
   const OnDevice device(x);
   const Tensor xc = contiguous(x), rc = contiguous(residual), wc = contiguous(weight), out = empty_contiguous(xc);
   check_launch("rms_norm_add",

@@ -6,8 +6,9 @@ namespace glm4v {
 
 inline RmsNormShape check_add_rms_norm(const Tensor& x,         // [..., C]
                                        const Tensor& residual,  // [..., C]
-                                       const Tensor& weight) {  // [C]
-  const RmsNormShape shape = check_rms_norm("add_rms_norm", x, weight);
+                                       const Tensor& weight,    // [C]
+                                       double eps) {
+  const RmsNormShape shape = check_rms_norm("add_rms_norm", x, weight, eps);
   check_like("add_rms_norm", "residual", residual, "x", x);
   return shape;
 }
@@ -15,8 +16,8 @@ inline RmsNormShape check_add_rms_norm(const Tensor& x,         // [..., C]
 inline RmsNormShape check_add_rms_norm_backward(const Tensor& dout,   // [..., C]
                                                 const Tensor& dsum,   // [..., C]
                                                 const Tensor& total,  // [..., C] x + residual
-                                                const Tensor& weight) {
-  const RmsNormShape shape = check_rms_norm("add_rms_norm_backward", total, weight);
+                                                const Tensor& weight, double eps) {
+  const RmsNormShape shape = check_rms_norm("add_rms_norm_backward", total, weight, eps);
   check_like("add_rms_norm_backward", "dout", dout, "total", total);
   check_like("add_rms_norm_backward", "dsum", dsum, "total", total);
   return shape;

@@ -19,7 +19,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-5)
         x: ``[..., C]``, float32, bfloat16 or float16.
         residual: like ``x``.
         weight: ``[C]``, dtype of ``x``.
-        eps: added to the mean square.
+        eps: added to the mean square, 0 or more.
 
     Returns:
         ``(norm, total)``, each ``[..., C]``, dtype of ``x``, contiguous. ``total`` is rounded before the norm reads it.

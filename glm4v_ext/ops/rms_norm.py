@@ -20,7 +20,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
     Args:
         x: ``[..., C]``, float32, bfloat16 or float16.
         weight: ``[C]``, dtype of ``x``.
-        eps: added to the mean square.
+        eps: added to the mean square, 0 or more.
 
     Returns:
         ``[..., C]``, dtype of ``x``, contiguous.

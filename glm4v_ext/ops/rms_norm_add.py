@@ -18,7 +18,7 @@ def rms_norm_add(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-5)
         x: ``[..., C]``, float32, bfloat16 or float16.
         residual: like ``x``.
         weight: ``[C]``, dtype of ``x``.
-        eps: added to the mean square.
+        eps: added to the mean square, 0 or more.
 
     Returns:
         ``[..., C]``, dtype of ``x``, contiguous. The norm is rounded before the sum.

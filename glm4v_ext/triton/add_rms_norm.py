@@ -24,7 +24,7 @@ def add_rms_norm_kernel(x, residual, weight, out, total, rows, width, eps, ROWS:
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    checks.add_rms_norm(x, residual, weight)
+    checks.add_rms_norm(x, residual, weight, eps)
     width = x.shape[-1]
     rows, tile = x.numel() // width, row_tile(width)
     out, total = x.new_empty(x.shape), x.new_empty(x.shape)
@@ -37,5 +37,5 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 def add_rms_norm_backward(
     dout: Tensor, dsum: Tensor, total: Tensor, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    checks.add_rms_norm_backward(dout, dsum, total, weight)
+    checks.add_rms_norm_backward(dout, dsum, total, weight, eps)
     return backward_rows(dout, total, weight, dsum, eps)

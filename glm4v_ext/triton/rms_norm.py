@@ -49,7 +49,7 @@ def rms_norm_backward_kernel(
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    checks.rms_norm("rms_norm", x, weight)
+    checks.rms_norm("rms_norm", x, weight, eps)
     width = x.shape[-1]
     rows, tile = x.numel() // width, row_tile(width)
     out = x.new_empty(x.shape)
@@ -60,7 +60,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def rms_norm_backward(dout: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    checks.rms_norm_backward(dout, x, weight)
+    checks.rms_norm_backward(dout, x, weight, eps)
     return backward_rows(dout, x, weight, None, eps)
 
 

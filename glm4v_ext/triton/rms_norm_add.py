@@ -21,7 +21,7 @@ def rms_norm_add_kernel(x, residual, weight, out, rows, width, eps, ROWS: tl.con
 
 
 def rms_norm_add(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    checks.rms_norm_add(x, residual, weight)
+    checks.rms_norm_add(x, residual, weight, eps)
     width = x.shape[-1]
     rows, tile = x.numel() // width, row_tile(width)
     out = x.new_empty(x.shape)

@@ -86,6 +86,7 @@ def test_gradient_of_one_output_alone():
         ({1: torch.zeros(4, 23)}, r"add_rms_norm: residual must be \[4, 24\] like x, got \[4, 23\]"),
         ({1: torch.zeros(4, 24).half()}, "add_rms_norm: residual must be float32 like x, got float16"),
         ({2: torch.zeros(5)}, r"add_rms_norm: weight must be \[C\] = \[24\], got \[5\]"),
+        ({3: -1e-5}, "add_rms_norm: eps must be 0 or more and finite, got -1e-05"),
     ],
 )
 def test_errors_name_the_argument(change, text):

@@ -78,3 +78,10 @@ def test_nan_reaches_only_its_row(device):
 def test_errors_name_the_argument(x, weight, text):
     with pytest.raises(RuntimeError, match=text):
         rms_norm(x, weight, 1e-5)
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("eps", [-1e-5, float("nan"), float("inf")])
+def test_eps_is_a_number_that_can_be_added(eps, device):
+    with pytest.raises(RuntimeError, match=f"rms_norm: eps must be 0 or more and finite, got -?{str(abs(eps))[:3]}"):
+        rms_norm(torch.zeros(2, 4, device=device), torch.zeros(4, device=device), eps)

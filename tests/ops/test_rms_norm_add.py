@@ -72,6 +72,7 @@ def test_nan_reaches_only_its_row(device):
         ({1: torch.zeros(4, 23)}, r"rms_norm_add: residual must be \[4, 24\] like x, got \[4, 23\]"),
         ({1: torch.zeros(4, 24).half()}, "rms_norm_add: residual must be float32 like x, got float16"),
         ({2: torch.zeros(5)}, r"rms_norm_add: weight must be \[C\] = \[24\], got \[5\]"),
+        ({3: -1e-5}, "rms_norm_add: eps must be 0 or more and finite, got -1e-05"),
     ],
 )
 def test_errors_name_the_argument(change, text):
