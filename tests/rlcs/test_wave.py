@@ -10,7 +10,7 @@ import torch
 from small_runs import train_config
 
 from rlcs.alarms import Facts
-from rlcs.evaluate import answer, flat, scores_of
+from rlcs.evaluate import Share, answer, flat, scores_of
 from rlcs.progress import Bar
 from rlcs.rewards import DOMAINS, Verdict
 from rlcs.trainer import FACTOR, Trainer, _samples
@@ -50,7 +50,8 @@ def test_recomputed_log_probabilities_are_those_of_the_rollouts(demo, tmp_path):
 def test_a_wave_of_verifier_errors_has_no_reward(demo, tmp_path, monkeypatch):
     trainer = Trainer(train_config(demo, tmp_path / "run"))
     groups = judged(trainer, (Verdict("error"),))
-    monkeypatch.setattr("rlcs.trainer.answer", lambda *_: groups)
+    share = Share([g.task for g in groups], 0, {i: g.rollouts for i, g in enumerate(groups)})
+    monkeypatch.setattr("rlcs.trainer.answer_share", lambda *_: share)
     with Bar("test") as bar:
         row = trainer.wave(bar)
     assert math.isnan(row["reward"]) and row["valid"] == row["trained_groups"] == 0 and row["verifier_errors"] == 1
