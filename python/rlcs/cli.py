@@ -72,13 +72,13 @@ def _with_others(command: Callable[[list[str]], Any], arguments: list[str]) -> i
     """One of torchrun's processes; it takes its leave only where all is well, since else nobody may be there."""
     from . import parallel
 
-    def end(number: int, frame: Any) -> None:
+    def ask(number: int, frame: Any) -> None:
         parallel.expect_neighbours()
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
 
     parallel.meet()
-    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGTERM, ask)
     try:
         code = command(arguments) or 0
     except SystemExit as end:  # by SIGTERM, say, with all saved
