@@ -54,9 +54,11 @@ class Saved:
         path = shards if shards.exists() else path
         try:
             return _read_shards(shards, like) if path is shards else _read_file(path, like)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the libraries raise their own, some of which are no Exception, and OS errors
+            if parallel.lost(error):
+                raise
             raise ValueError(f"checkpoint: {path} cannot be read: {_first_line(error)}") from None
 
 
@@ -128,8 +130,8 @@ def save(
         _write_tensors(part, tensors)
         parallel.on_first(end)
     except BaseException as error:
-        if parallel.size() == 1 or not isinstance(error, KeyboardInterrupt):  # else nobody may be there to wait for
-            parallel.on_first(lambda: shutil.rmtree(part, ignore_errors=True))
+        if parallel.first():  # which waits for nobody: others may not be there, or not know of it
+            shutil.rmtree(part, ignore_errors=True)
         failures = getattr(error, "failures", {})  # of several processes: what the first of them says
         first = next(iter(failures.values()))[0] if failures else error
         if isinstance(first, OSError | SafetensorError):

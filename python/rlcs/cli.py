@@ -10,6 +10,7 @@ import functools
 import io
 import itertools
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -31,19 +32,21 @@ T = TypeVar("T")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command and ends the process with its exit code."""
     if missing := [name for name in NEEDS if find_spec(name) is None]:
-        print(f"rlcs: {', '.join(missing)} must be installed: pip install 'glm4v-ext[rlcs]'", file=sys.stderr)
+        _tell(f"rlcs: {', '.join(missing)} must be installed: pip install 'glm4v-ext[rlcs]'")
         sys.exit(1)
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1  # torchrun's
+    if several and not _first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (to the end of the process)
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
         print(_overview())
         sys.exit(0)
     name, rest = given[0], given[1:]
     if name not in COMMANDS:
-        print(f"rlcs: the command must be one of {', '.join(COMMANDS)}, got {name}", file=sys.stderr)
+        _tell(f"rlcs: the command must be one of {', '.join(COMMANDS)}, got {name}")
         sys.exit(2)
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1  # torchrun's
     if several and name not in DISTRIBUTED:
-        print(f"rlcs: torchrun must start one of {', '.join(DISTRIBUTED)}, got {name}", file=sys.stderr)
+        _tell(f"rlcs: torchrun must start one of {', '.join(DISTRIBUTED)}, got {name}")
         sys.exit(2)
     try:
         sys.exit(_with_others(COMMANDS[name], rest) if several else COMMANDS[name](rest) or 0)
@@ -69,7 +72,13 @@ def _with_others(command: Callable[[list[str]], Any], arguments: list[str]) -> i
     """One of torchrun's processes; it takes its leave only where all is well, since else nobody may be there."""
     from . import parallel
 
+    def ask(number: int, frame: Any) -> None:
+        parallel.expect_neighbours()
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
     parallel.meet()
+    signal.signal(signal.SIGTERM, ask)
     try:
         code = command(arguments) or 0
     except SystemExit as end:  # by SIGTERM, say, with all saved
@@ -83,8 +92,13 @@ def _with_others(command: Callable[[list[str]], Any], arguments: list[str]) -> i
 def _tell(line: str) -> None:
     """What ends the command; of several processes by one."""
     parallel = sys.modules.get(f"{__package__}.parallel")
-    if parallel is None or parallel.first_to_tell():
+    if _first() if parallel is None else parallel.first_to_tell():
         print(line, file=sys.stderr)
+
+
+def _first() -> bool:
+    """Whether this is torchrun's first process, or there is no other."""
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 def sft(arguments: list[str]) -> None:

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import re
 
-import torch.distributed as dist
-
 from .engines import EngineFault
 from .feed import WorkerDied
 from .memory import first_line, out_of_memory
-from .parallel import Apart, started_as
+from .parallel import Apart, lost, started_as
 from .rollout import NotFinite
 
-LOST = re.compile("gloo|nccl|connection (closed|reset)|timed out waiting|broken pipe", re.IGNORECASE)
+PLACE = re.compile(r"^\[[^]]*\] ")  # in gloo's source
 LESS = "--rollout.rows or --rollout.cache-tokens (answers at once)"
 TRAINING_LESS = f"--tokens (of a micro-step), {LESS}, or take --model.activation-checkpointing"
 KEPT = "; what was saved is kept, and the same command goes on from there"
@@ -35,9 +33,10 @@ def told(command: str, error: Exception) -> str | None:
         return f"{first}; too little memory for its pictures? Lower --workers or --ahead{KEPT}"
     if isinstance(error, Apart):
         return f"{first}: a fault of the code{KEPT}"
-    rank, size = started_as()
-    if size > 1 and (isinstance(error, dist.DistError) or LOST.search(str(error))):
-        return f"rank {rank} of {size} has lost another one, which was killed or hangs ({first}){KEPT}"
+    if lost(error):
+        rank, size = started_as()
+        said = PLACE.sub("", first).partition(". ")[0]
+        return f"rank {rank} of {size} has lost another one, which was killed or hangs ({said}){KEPT}"
     if out_of_memory(error):
         return f"out of memory: {first}; lower {TRAINING_LESS if training else LESS}{KEPT if training else ''}"
     return None

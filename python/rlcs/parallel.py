@@ -15,9 +15,10 @@ import datetime
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
 from weakref import WeakKeyDictionary
@@ -35,6 +36,7 @@ if TYPE_CHECKING:  # a second to import, which one process has no use for
     from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
+CUT = re.compile("gloo|nccl|connection (closed|reset)|timed out waiting|broken pipe", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,10 @@ class Apart(RuntimeError):
     """Ranks that should know the same don't."""
 
 
+class Lost(RuntimeError):
+    """Another process of the run has ended."""
+
+
 @dataclass(frozen=True)
 class World:
     """The processes of a run, as one of them sees it."""
@@ -62,6 +68,7 @@ class World:
     rank: int = 0
     size: int = 1
     mesh: DeviceMesh | None = None
+    neighbours: Mapping[int, int] = field(default_factory=dict)  # ranks of the same torchrun, and their processes
 
 
 _world = World()
@@ -106,6 +113,9 @@ def join(device_name: str, settings: ParallelSettings) -> None:
     if settings.replicate == 1:
         shape = shape[1:]
     _world = World(rank, size, init_device_mesh(here.type, shape, mesh_dim_names=("replicate", "shard")[-len(shape) :]))
+    started_by = os.environ.get("GROUP_RANK")
+    told = enumerate(gather((started_by, os.getpid())))
+    _world = replace(_world, neighbours={rank: pid for rank, (by, pid) in told if by == started_by})
 
 
 def leave() -> None:
@@ -136,10 +146,32 @@ def by_first(note: Callable[[str], None]) -> Callable[[str], None]:
 
 def first_to_tell() -> bool:
     """Whether nobody else has told what ends the run: an error is one line, by the rank that noticed it first."""
+    if _store is None:  # they haven't met
+        return started_as()[0] == 0
     try:
-        return _store is None or _store.add("rlcs/told", 1) == 1
+        return _store.add("rlcs/told", 1) == 1
     except RuntimeError:  # the store is gone with its process
         return True
+
+
+def expect_neighbours() -> None:
+    """To be asked on SIGTERM, by which torchrun also ends the processes that one of them has left behind.
+
+    Raises:
+        Lost: one has ended.
+    """
+    for rank, process in _world.neighbours.items():
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            raise Lost(f"rank {rank} has ended") from None
+
+
+def lost(error: BaseException) -> bool:
+    """Whether this is how a process notices that another one of the run has gone."""
+    if started_as()[1] == 1:
+        return False
+    return isinstance(error, Lost | dist.DistError) or CUT.search(str(error)) is not None
 
 
 def device(name: str) -> torch.device:

@@ -109,7 +109,9 @@ class Run:
         """Time in here counts. Behind it all ranks have the same clock, and know whether to stop."""
         start = time.perf_counter()
         yield
-        seconds = self.seconds + time.perf_counter() - start
+        self._agree(self.seconds + time.perf_counter() - start)
+
+    def _agree(self, seconds: float) -> None:
         self.seconds, self._agreed = parallel.agree(seconds, self.asked)
 
     @contextlib.contextmanager
@@ -117,6 +119,7 @@ class Run:
         """In here Ctrl-C and SIGTERM let the step end and be saved: see `obey`. A second one is obeyed at once."""
 
         def ask(number: int, frame: Any) -> None:
+            parallel.expect_neighbours()
             if self.asked:
                 raise KeyboardInterrupt
             self.asked = number
@@ -134,7 +137,8 @@ class Run:
 
     @property
     def stopped(self) -> int:
-        """The signal by which the run is to end, 0 if it isn't; several processes agree on it behind each step."""
+        """The signal by which the run is to end, 0 if it isn't; several processes agree on it behind each step and each
+        evaluation."""
         return self.asked if parallel.size() == 1 else self._agreed
 
     def obey(self) -> None:
@@ -196,6 +200,7 @@ class Run:
                 progress=bar.inner("evaluation"),
                 proxies=proxies,
             )
+        self._agree(self.seconds)
         self.log.write("eval", self.step, self.seconds, evaluate.flat(scores))
         return scores
 
@@ -320,7 +325,7 @@ def _shown(tasks: Sequence[Task]) -> Iterator[Task]:
     if len(tasks) < MANY:
         yield from tasks
         return
-    with Bar("checking tasks") as bar:
+    with Bar("checking tasks", quiet=not parallel.first()) as bar:
         for i, task in enumerate(tasks):
             if i % STRIDE == 0:
                 bar(i, len(tasks))

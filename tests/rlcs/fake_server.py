@@ -35,6 +35,8 @@ class FakeServer:
         self.checkpoint, self.style, self.fault, self.delay, self.label = checkpoint, style, fault, delay, label
         self.requests, self.answered, self.busy, self.most_busy = [], [], 0, 0
         self.errors = []  # of this file
+        self.resumed = threading.Event()
+        self.resumed.set()
         self.models = {}  # of transformers: by folder
         self.lock, self.generates = threading.Lock(), threading.Lock()
         outer = self
@@ -113,7 +115,12 @@ class FakeServer:
 
     def reply(self, path, body):
         if path.endswith("/chat/completions"):
+            assert self.resumed.wait(20), "paused for good"
             return self.chat(body)
+        if path.startswith("/pause"):
+            self.resumed.clear()
+        if path == "/resume":
+            self.resumed.set()
         if path in ("/weight_info", "/model_info"):
             return 200, {"weight_version": self.label}
         if path == "/update_weights":

@@ -269,6 +269,11 @@ def test_what_was_not_asked_for_is_cut_off(reader):
     assert found.token_ids == [65] and not found.ended
 
 
+def test_a_log_probability_that_a_server_leaves_out_is_unknown(reader):
+    found = reader(reply(token_ids=[65, 66], logprobs={"content": [{"logprob": None}, {"logprob": -1.5}]}), 9)
+    assert np.isnan(found.logprobs[0]) and found.logprobs[1] == -1.5
+
+
 def test_text_that_reads_like_a_control_token_is_characters(reader):
     ids = reader.encode("<think>a<|image|></think>")
     assert not reader.banned & set(ids) and ids[0] == reader.codec.specials[OPEN_THINK]
@@ -285,6 +290,11 @@ def test_half_a_character_is_held_back(reader):
     [
         ({"choices": []}, True, "expected a chat completion, got"),
         ({"object": "error", "message": "no"}, True, "expected a chat completion"),
+        (reply(content=[{"type": "text", "text": "a"}]), True, "expected a chat completion"),
+        (reply(content="\ud800"), True, "expected a chat completion"),
+        (reply(token_ids=3), True, "expected a chat completion"),
+        (reply(logprobs=[]) | {"usage": [3]}, True, "expected a chat completion"),
+        (reply(logprobs={"content": [None]}), True, "expected a chat completion"),
         ("<html>", True, "expected a chat completion"),
         (None, True, "expected a chat completion"),
         (reply(reason="abort"), True, "finish_reason must be stop or length, got 'abort'"),
@@ -531,10 +541,45 @@ def test_weights_may_lag_as_far_as_the_settings_allow(demo, tmp_path):
         closed.set()
         assert asked.engine.renew(1) == 0 and asked.engine.renew(2) == 0
         assert "goes on with older weights" in asked.notes[-1] and "HTTP 503" in asked.notes[-1]
+        assert len(asked.rollouts(version=2)) == 4  # it doesn't stay paused
         with pytest.raises(EngineFault, match=r"at most 2 waves old \(staleness\), those there are 3 old: .*HTTP 503"):
             asked.engine.renew(3)
         closed.clear()
         assert asked.engine.renew(3) == 3
+
+
+def test_a_server_that_has_half_of_the_new_weights_is_asked_nothing(demo, tmp_path):
+    half = threading.Event()
+
+    def fault(_, path, body):
+        return 500 if half.is_set() and path == "/update_weights" else None
+
+    with fake(demo / "model", fault=fault) as server:
+        asked = Asked(demo, tmp_path, [server.url], staleness=2, patience_s=0.1)
+        assert asked.engine.renew(0) == 0
+        half.set()
+        with pytest.raises(EngineFault, match=r"none are known there: .*/update_weights: HTTP 500"):
+            asked.engine.renew(1)
+        half.clear()
+        assert asked.engine.renew(1) == 1 and len(asked.rollouts(version=1)) == 4
+
+
+def test_weights_of_an_earlier_run_go_and_those_that_servers_may_still_be_told_stay(demo, tmp_path):
+    for version in (7, 8, 9):  # it had come further
+        (tmp_path / "weights" / f"wave-{version:06d}-earlier").mkdir(parents=True)
+    closed = threading.Event()
+
+    def fault(_, path, body):
+        return 503 if closed.is_set() and path == "/start_weight_update" else None
+
+    with fake(demo / "model", fault=fault) as server:
+        asked = Asked(demo, tmp_path, [server.url], staleness=9, patience_s=0.1)
+        asked.engine.renew(3)
+        closed.set()
+        for version in (4, 5, 6):
+            asked.engine.renew(version)
+    left = sorted(folder.name[:11] for folder in (tmp_path / "weights").iterdir())
+    assert left == ["wave-000003", "wave-000005", "wave-000006"]
 
 
 def test_a_full_disk_leaves_the_older_weights(demo, tmp_path):

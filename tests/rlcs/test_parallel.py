@@ -13,6 +13,7 @@ import tempfile
 import time
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,13 +26,14 @@ from torch import multiprocessing
 from glm4v import Glm4v, Processor
 from rlcs import checkpoint, evaluate, parallel
 from rlcs.config import EngineSettings, EvalSettings, ModelSettings, ParallelSettings, RunSettings, plain
+from rlcs.failures import told
 from rlcs.learner import Learner, sft_loss
 from rlcs.logs import read_metrics
 from rlcs.loss import LossSettings, policy_loss
 from rlcs.optimizer import Optimizer, OptimizerSettings
 from rlcs.prompts import make
 from rlcs.rewards import Verdict
-from rlcs.run import load_model, write_model
+from rlcs.run import Run, load_model, write_model
 from rlcs.supervised import sft
 from rlcs.trainer import train
 from rlcs.types import Sample
@@ -354,6 +356,23 @@ def test_a_full_disk_of_any_rank_leaves_the_older_checkpoints(demo, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
 
 
+def failing_job(demo, *, folder):
+    """The second rank alone fails while a checkpoint is written: it waits for nobody, and the first one loses it."""
+    parallel.join("cpu", ParallelSettings(timeout_s=60.0))
+    model = load_model(ModelSettings(path=demo / "model"))
+    if parallel.rank():
+        parallel.Later.cpu = lambda self: bytearray(1 << 50)
+    with pytest.raises((MemoryError, RuntimeError)) as failed:
+        checkpoint.save(folder, 1, lambda part: write_model(model, demo / "model", part), {}, {}, 2)
+    assert isinstance(failed.value, MemoryError) if parallel.rank() else parallel.lost(failed.value)
+
+
+def test_a_rank_that_fails_alone_while_saving_waits_for_nobody(demo, tmp_path):
+    start = time.monotonic()
+    in_worlds([(2, failing_job, (demo,))], tmp_path)
+    assert not list(tmp_path.iterdir()) and time.monotonic() - start < 50  # the world's patience is a minute
+
+
 # --- what ranks tell each other ---
 
 
@@ -424,6 +443,45 @@ def worker_of(process, rank):
     raise AssertionError(f"no rank {rank}")
 
 
+def bereft_job(*, folder):
+    """The second rank is killed while the first one works for itself, which hears of it by SIGTERM, as by torchrun."""
+    parallel.join("cpu", ParallelSettings())
+    notes = []
+    run = SimpleNamespace(asked=0, note=notes.append)
+    with pytest.raises(parallel.Lost) as lost, Run.stoppable(run):
+        parallel.expect_neighbours()
+        parallel.gather(None)
+        if parallel.rank():
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)
+    assert not notes and not run.asked
+    (folder / "told").write_text(told("train", lost.value))
+    os._exit(0)  # nobody is there to take leave of
+
+
+def test_a_rank_that_is_left_behind_says_so_wherever_it_is(tmp_path):
+    with pytest.raises(multiprocessing.ProcessExitedException, match="SIGKILL"):
+        in_worlds([(2, bereft_job, ())], tmp_path)
+    assert (
+        "rank 0 of 2 has lost another one, which was killed or hangs (rank 1 has ended); what was saved"
+        in (tmp_path / "told").read_text()
+    )
+
+
+def test_a_checkpoint_is_not_to_blame_where_a_rank_is_lost(tmp_path, monkeypatch):
+    def cut(*_):
+        raise RuntimeError("[/third_party/gloo/pair.cc:553] Connection closed by peer [::1]. This is a long story")
+
+    monkeypatch.setattr(checkpoint, "_read_file", cut)
+    saved = checkpoint.Saved(tmp_path)
+    with pytest.raises(ValueError, match=r"trainer\.safetensors cannot be read"):
+        saved.tensors()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RuntimeError, match="Connection closed") as error:
+        saved.tensors()
+    assert "which was killed or hangs (Connection closed by peer [::1]); " in told("train", error.value)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
 @pytest.mark.parametrize("rank", [0, 1])
@@ -439,8 +497,8 @@ def test_a_rank_that_is_killed_ends_the_run_and_it_goes_on_to_the_bit(rank, demo
     start = time.monotonic()
     _, said = process.communicate(timeout=120)
     assert process.returncode != 0 and time.monotonic() - start < 60
-    told = [line for line in said.splitlines() if line.startswith("rlcs: ")]
-    assert len(told) == 1 and f"rank {1 - rank} of 2 has lost another one" in told[0], said
+    lines = [line for line in said.splitlines() if line.startswith("rlcs: ")]
+    assert len(lines) == 1 and f"rank {1 - rank} of 2 has lost another one" in lines[0], said
     process = torchrun(cut, 2, tmp_path)
     _, said = process.communicate(timeout=240)
     assert process.returncode == 0, said

@@ -97,6 +97,19 @@ def test_a_checkpoint_without_a_tokenizer(demo, tmp_path, refused):
     assert "tokenizer.json" in refused("sft", "--config", write(config, tmp_path))
 
 
+def test_torchrun_hears_one_of_its_processes(capfd, monkeypatch, refused):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    assert "torchrun must start one of sft, train, got plan" in refused("plan")
+    monkeypatch.setenv("RANK", "1")
+    for arguments, code in ((["--help"], 0), (["nothing"], 2), (["plan"], 2)):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == code
+    said = capfd.readouterr()
+    assert said.out == said.err == ""
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

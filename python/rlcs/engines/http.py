@@ -237,9 +237,9 @@ class Http:
         return label is not None and label != weights.label
 
     def _sweep(self) -> None:
-        """Removes weights that no server has any more."""
-        used = {server.held.path for server in self.servers if server.held is not None}
-        for path in sorted(self.folder.glob("wave-*"))[:-KEPT]:
+        """Removes weights that no server has any more, nor will be told; those of an earlier run, too."""
+        used = {held.path for held in (self.weights, *(server.held for server in self.servers)) if held is not None}
+        for path in sorted(self.folder.glob("wave-*"), key=lambda path: path.stat().st_mtime_ns)[:-KEPT]:
             if path not in used:
                 shutil.rmtree(path, ignore_errors=True)
 

@@ -53,11 +53,14 @@ class Reader:
             Fault: the reply isn't one, or was cut off by the server.
         """
         try:
-            choice, usage = body["choices"][0], body.get("usage") or {}
-            message, reason = choice["message"], choice["finish_reason"]
-            text = message.get("content") or ""
-        except (KeyError, IndexError, TypeError, AttributeError):
+            return self._read(body, asked)
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError):
             raise Fault(f"expected a chat completion, got {shown(str(body))}", passes=True) from None
+
+    def _read(self, body: Any, asked: int) -> Reply:
+        choice, usage = body["choices"][0], body.get("usage") or {}
+        message, reason = choice["message"], choice["finish_reason"]
+        text = message.get("content") or ""
         if reason not in ("stop", "length"):  # aborted while weights changed, say: the next try may end well
             raise Fault(f"finish_reason must be stop or length, got {reason!r}", passes=True)
         content = (choice.get("logprobs") or {}).get("content") or []
@@ -89,7 +92,7 @@ class Reader:
 
     def _named(self, choice: Mapping[str, Any], content: list[Any], text: str) -> tuple[list[int] | None, list[float]]:
         """Ids as the server has them, and their log-probabilities; None where it names none."""
-        values = [float(one.get("logprob", math.nan)) for one in content]
+        values = [math.nan if (value := one.get("logprob")) is None else float(value) for one in content]
         ids = choice.get("token_ids")
         if ids is None and content:
             ids = self._from_content(content, text)

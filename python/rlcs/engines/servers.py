@@ -6,6 +6,7 @@ Names of fields and addresses are those of the servers' own sources and document
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import subprocess
@@ -93,10 +94,18 @@ class Vllm(OpenAI):
 
     def tell(self, call: Call, weights: Weights) -> None:
         call("/pause?mode=wait", {})  # also empties the cache of what the old weights have read
-        call("/init_weight_transfer_engine", {"init_info": {}})
-        call("/start_weight_update", {})
-        call("/update_weights", {"update_info": {"path": str(weights.path)}})
-        call("/finish_weight_update", {"weight_version": weights.label})
+        begun = False
+        try:
+            call("/init_weight_transfer_engine", {"init_info": {}})
+            call("/start_weight_update", {})
+            begun = True
+            call("/update_weights", {"update_info": {"path": str(weights.path)}})
+            call("/finish_weight_update", {"weight_version": weights.label})
+        except Fault as fault:
+            fault.lost |= begun  # it may have some of the new weights: nothing is asked before it has all
+            with contextlib.suppress(Fault):  # a server that stays paused would keep the old ones to itself
+                call("/resume", {})
+            raise
         call("/resume", {})
 
     def held(self, call: Call) -> str | None:
