@@ -36,7 +36,8 @@ def told(command: str, error: Exception) -> str | None:
     if lost(error):
         rank, size = started_as()
         said = PLACE.sub("", first).partition(". ")[0]
-        return f"rank {rank} of {size} has lost another one, which was killed or hangs ({said}){KEPT}"
+        more = "; if it was only slow, raise --parallel.timeout-s" if "timed out" in said.lower() else ""
+        return f"rank {rank} of {size} has lost another one, which was killed or hangs ({said}){more}{KEPT}"
     if out_of_memory(error):
         return f"out of memory: {first}; lower {TRAINING_LESS if training else LESS}{KEPT if training else ''}"
     return None

@@ -44,7 +44,7 @@ class ParallelSettings:
     """How a run lies on the processes that torchrun has started; a single process needs none of it."""
 
     replicate: int = 1  # copies of the sharded weights: nodes, say, so that only gradients go between them
-    timeout_s: float = 1800.0  # a process that has been waited for so long is lost, and the run ends
+    timeout_s: float = 1800.0  # waited so long for, a process is lost and the run ends: longer than any wave takes
 
     def __post_init__(self) -> None:
         if self.replicate < 1:

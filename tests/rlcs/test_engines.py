@@ -451,6 +451,30 @@ def test_a_prompt_that_the_server_reads_in_another_way_is_an_error(demo, tmp_pat
             asked.rollouts()
 
 
+def test_closed_it_waits_for_no_request(demo, tmp_path):
+    begun, ended = threading.Event(), []
+
+    def fault(_, path, body):
+        if "chat" in path:
+            begun.set()
+            return "late"
+
+    with fake(demo / "model", fault=fault, delay=40.0) as server:
+        asked = Asked(demo, tmp_path, [server.url])
+
+        def ask():
+            with pytest.raises(EngineFault, match="the wave was given up"):
+                asked.rollouts()
+            ended.append(1)
+
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        assert begun.wait(30)
+        asked.engine.close()
+        thread.join(30)  # before a reply could come
+    assert ended
+
+
 # --- weights ---
 
 

@@ -468,6 +468,12 @@ def test_a_rank_that_is_left_behind_says_so_wherever_it_is(tmp_path):
     )
 
 
+def test_a_rank_that_was_only_slow(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = told("train", RuntimeError("[/gloo/buffer.cc:71] Timed out waiting 60000ms for send operation to complete"))
+    assert "to complete); if it was only slow, raise --parallel.timeout-s; what was saved is kept" in said
+
+
 def test_a_checkpoint_is_not_to_blame_where_a_rank_is_lost(tmp_path, monkeypatch):
     def cut(*_):
         raise RuntimeError("[/third_party/gloo/pair.cc:553] Connection closed by peer [::1]. This is a long story")

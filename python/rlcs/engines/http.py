@@ -11,6 +11,7 @@ Dims: N prompts, G answers each.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import queue
@@ -45,6 +46,7 @@ from .servers import SERVERS, Ask, OpenAI, Told, Weights
 
 KEPT = 2  # folders of weights: those in use, and those before
 GRACE_S = 10.0  # for servers that don't take in weights, where another has them
+LOOK_S = 0.2  # between two looks whether anybody still waits
 REST_S = 5.0  # for a server that was lost, as long as there are others
 
 
@@ -92,6 +94,9 @@ class _Job:
     rank: int  # in its group
     shared: _Shared
     seed: Sequence[int]
+
+
+_Ended = tuple[_Job, Answer | BaseException]
 
 
 @dataclass
@@ -262,7 +267,7 @@ class Http:
         if self.weights is None:
             raise EngineFault("engine: renew must be called before rollouts")
         jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
-        done: queue.SimpleQueue[tuple[_Job, Answer | BaseException]] = queue.SimpleQueue()
+        done: queue.SimpleQueue[_Ended] = queue.SimpleQueue()
         for i, (task, prompt, seed) in enumerate(zip(tasks, prompts, seeds, strict=True)):
             shared = _Shared(task, prompt, self)
             for g in range(group):
@@ -289,7 +294,7 @@ class Http:
         found: dict[int, dict[int, Answer]] = {}
         try:
             for ended in range(1, total + 1):
-                job, answer = done.get()
+                job, answer = self._next(done)
                 if isinstance(answer, BaseException):
                     raise answer
                 group_of = found.setdefault(job.index, {})
@@ -302,6 +307,13 @@ class Http:
                     del found[job.index]
         finally:
             given_up.set()
+
+    def _next(self, done: queue.SimpleQueue[_Ended]) -> _Ended:
+        """What has ended; `close` isn't kept waiting for the requests that are under way."""
+        while not self._stop.is_set():
+            with contextlib.suppress(queue.Empty):
+                return done.get(timeout=LOOK_S)
+        raise EngineFault("engine: the wave was given up")
 
     def _made(self, job: _Job, settings: RolloutSettings, given_up: threading.Event) -> Answer:
         """The answer, however often a server has to be asked for it."""
