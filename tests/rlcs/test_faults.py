@@ -1,13 +1,10 @@
-"""What goes wrong in the middle of a run: a gradient, memory, a verifier, a picture; a long run leaks nothing."""
+"""What goes wrong in the middle of a run: a gradient, memory, a verifier, a picture."""
 
-import ctypes
 import dataclasses
-import gc
 import json
 import os
 import shutil
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -168,50 +165,3 @@ def test_a_task_whose_picture_is_damaged_is_left_out_when_it_is_drawn(rule, demo
     rows = [row for row in read_metrics(tmp_path / "run") if row["kind"] == "wave"]
     assert len(rows) == 2 and any(note.startswith("data: task '") and ".png" in note for note in notes)
     assert len(notes) == len(set(notes))
-
-
-# --- long runs ---
-
-
-def open_files():
-    return len(os.listdir("/proc/self/fd"))
-
-
-def resident():
-    """What the process holds, without what its allocator keeps for later."""
-    ctypes.CDLL(None).malloc_trim(0)
-    with open("/proc/self/statm") as found:
-        return int(found.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("command", "steps"), [("sft", 2000), ("train", 200)])
-def test_a_long_run_leaks_neither_memory_nor_files(command, steps, demo, tmp_path, monkeypatch, capsys, rewarded):
-    """2000 steps of SFT on a stream with a checkpoint each hundred, 200 waves of RLCS: behind the first quarter memory
-    grows by less than 1 KiB a step (its slope), and no file more is open."""
-    seen = []
-    update = Learner.update
-
-    def counted(self, *arguments):
-        found = update(self, *arguments)
-        seen.append((len(seen), resident(), open_files()))
-        return found
-
-    monkeypatch.setattr(Learner, "update", counted)
-    if command == "sft":
-        config = sft_config(demo, tmp_path / "run", batch=2, buffer=16)
-        sft(with_run(config, steps=steps, save_every=steps // 20, keep=2), lambda _: None)
-    else:
-        config = train_config(demo, tmp_path / "run", groups=2, act_on_alarms=False)
-        train(with_run(config, steps=steps, save_every=steps // 20, keep=2), lambda _: None)
-    gc.collect()
-    rows = np.array(seen[len(seen) // 4 :], dtype=np.float64)
-    slope = float(np.polyfit(rows[:, 0], rows[:, 1], 1)[0])
-    with capsys.disabled():
-        print(
-            f"{command}: {len(seen)} steps, memory {rows[0, 1] / 1e6:.1f} -> {rows[-1, 1] / 1e6:.1f} MB, "
-            f"slope {slope:.0f} bytes a step, open files {rows[:, 2].min():.0f} to {rows[:, 2].max():.0f}"
-        )
-    assert len(seen) >= steps // 3  # a wave without a valid group makes no step
-    assert slope < 1024
-    assert rows[:, 2].max() <= rows[0, 2] + 1  # one that is being written
