@@ -35,7 +35,8 @@ def test_a_long_run_leaves_neither_memory_nor_files(command, demo, tmp_path, cap
 
     It runs in a process of its own where Python's objects, too, are glibc's blocks: what is held is then known to the
     byte, and what is resident beside it is the allocator's. By the second half every task has been met many times, so
-    the prompts that are kept are as many as there will be. A checkpoint is written each hundred steps of SFT, each hundred waves of two.
+    the prompts that are kept are as many as there will be. A checkpoint is written each hundred steps of SFT, each
+    hundred waves of two steps.
     """
     environment = {**os.environ, "PYTHONMALLOC": "malloc", "OMP_NUM_THREADS": "1"}
     process = [sys.executable, __file__, command, demo, tmp_path / "run"]
