@@ -143,7 +143,7 @@ def _unfolded(patches: Tensor | None) -> Tensor | None:
 
 def make(messages: Sequence[Mapping[str, Any]], processor: Processor, pixels: bool = True) -> Prompt:
     """One conversation through the processor; without ``pixels`` an outline that cannot be read."""
-    batch = processor(messages, pixels)
+    batch = processor(list(messages), pixels)
     return Prompt(
         batch.input_ids,
         batch.position_ids,
