@@ -76,12 +76,13 @@ class Prompts:
     def outline(self, id: str, messages: Sequence[Mapping[str, Any]]) -> Prompt:
         """The same without its patches: nothing is decoded."""
         found = self._shelf.get((self._space, id)) or make(messages, self.processor, pixels=False)
+        size = len(found), found.patches
         if not found.patches:
             return found
 
         def read() -> Prompt:
             whole = self(id, messages)
-            if len(whole) != len(found) or whole.patches != found.patches:
+            if (len(whole), whole.patches) != size:
                 raise ValueError(f"data: task {id!r}: pictures must stay as they were when the task was drawn")
             return whole
 

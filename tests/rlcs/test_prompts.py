@@ -1,6 +1,8 @@
 """Prompts that are kept: as they were made, under one limit, each under an id of its own."""
 
 import dataclasses
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -61,6 +63,18 @@ def test_an_outline_has_the_sizes_and_reads_the_rest_when_it_is_asked(before, pr
     lying = [dataclasses.replace(p, position_ids=p.position_ids[[0, 2, 1]]) if p.read else p for p in outlines]
     read, known = (inputs(batch_of(samples, len(samples)), each).arguments for each in (lying, expected))
     assert all(torch.equal(read[name], x) for name, x in known.items() if x is not None)
+
+
+def test_an_outline_holds_no_pixels(processor):
+    noise = np.random.default_rng(0).integers(0, 256, (2, 56, 84, 3), dtype=np.uint8)
+    messages = [[{"role": "user", "content": [{"type": "image", "image": one}]}] for one in noise]
+    prompts = Prompts(processor, 1)
+    expected = prompts("a", messages[0])
+    outline, pixels = prompts.outline("a", messages[0]), weakref.ref(kept(prompts)[0].pixel_values)
+    assert pixels() is not None
+    prompts("b", messages[1])
+    gc.collect()
+    assert pixels() is None and same(outline.whole(), expected)
 
 
 def test_a_picture_that_has_changed_since_the_outline_was_made_is_an_error(processor, tmp_path):
