@@ -149,8 +149,11 @@ class Processor:
         """
         return cls(folder, **options)
 
-    def __call__(self, messages: Messages | Sequence[Messages]) -> Batch:
+    def __call__(self, messages: Messages | Sequence[Messages], pixels: bool = True) -> Batch:
         """Packs one conversation or several into a `Batch` that ends where the assistant begins.
+
+        Without ``pixels`` it is made from headers alone, and patches are None. All sizes are the same; but that a film
+        lies on its side is not known before it is decoded, so its rows and columns are those that are stored.
 
         Raises:
             InputError: malformed messages, unreadable pictures, or a prompt that the model has no positions for.
@@ -161,8 +164,8 @@ class Processor:
             if len(plan.ids) > limit:
                 which = f" of conversation {i + 1}" if len(plans) > 1 else ""
                 raise InputError(f"prompt: tokens{which} must be at most {limit}, the model's, got {len(plan.ids)}")
-        pixel_values, image_grid_thw = self._patches(plans, Picture)
-        pixel_values_videos, video_grid_thw = self._patches(plans, Video)
+        pixel_values, image_grid_thw = self._patches(plans, Picture, pixels)
+        pixel_values_videos, video_grid_thw = self._patches(plans, Video, pixels)
         input_ids = torch.tensor([index for plan in plans for index in plan.ids])
         cu_seqlens = torch.tensor(np.cumsum([0] + [len(plan.ids) for plan in plans]), dtype=torch.int32)
         position_ids, next_positions = rope_positions(
@@ -252,12 +255,16 @@ class Processor:
             pieces += [self.config.image_start_token_id, *tokens, self.config.image_end_token_id, str(int(seconds))]
         return pieces
 
-    def _patches(self, plans: Sequence[_Plan], kind: type) -> tuple[Tensor | None, Tensor | None]:
-        """Patches and grids of all pictures of a kind, decoded one after the other."""
+    def _patches(self, plans: Sequence[_Plan], kind: type, pixels: bool) -> tuple[Tensor | None, Tensor | None]:
+        """Patches, if wanted, and grids of all pictures of a kind, decoded one after the other."""
         patches, grids = [], []
         for plan in plans:
             for picture, height, width in plan.pictures:
                 if not isinstance(picture, kind):
+                    continue
+                if not pixels:
+                    units = -(-picture.num_frames // TEMPORAL_PATCH_SIZE)
+                    grids.append(torch.tensor([[units, height // PATCH_SIZE, width // PATCH_SIZE]]))
                     continue
                 settings = self.video if isinstance(picture, Video) else self.image
                 one, grid = patchify(
@@ -271,9 +278,8 @@ class Processor:
                 )
                 patches.append(one)
                 grids.append(grid)
-        if not patches:
-            return None, None
-        return patches[0] if len(patches) == 1 else torch.cat(patches), torch.cat(grids)
+        together = [torch.cat(each) if len(each) > 1 else each[0] if each else None for each in (patches, grids)]
+        return together[0], together[1]
 
     def _text(self, pieces: Sequence[int | str]) -> str:
         names = {index: token for token, index in self.codec.specials.items()}

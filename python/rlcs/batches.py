@@ -30,7 +30,8 @@ class Inputs:
 
 
 def inputs(batch: PackedBatch, prompts: Sequence[Prompt]) -> Inputs:
-    """Each prompt once, with its pictures, and behind it the answers of its samples, which go on from it.
+    """Each prompt once, with its pictures, which are decoded now if they aren't kept, and behind it the answers of its
+    samples, which go on from it.
 
     Sample n belongs to ``prompts[batch.sources[n]]`` and begins with that prompt's tokens.
     """
@@ -38,8 +39,8 @@ def inputs(batch: PackedBatch, prompts: Sequence[Prompt]) -> Inputs:
     starts = batch.cu_seqlens.tolist()
     ids, positions, lengths, prefixes = list[np.ndarray](), list[np.ndarray](), list[int](), list[int]()
     rows, read = np.empty(starts[-1], dtype=np.int64), 0
-    for source, samples in members.items():
-        prompt = prompts[source]
+    whole = [prompts[source].whole() for source in members]
+    for prompt, samples in zip(whole, members.values(), strict=True):
         prefix, first = len(lengths), read
         ids.append(prompt.input_ids.numpy())
         positions.append(prompt.position_ids.numpy())
@@ -60,7 +61,7 @@ def inputs(batch: PackedBatch, prompts: Sequence[Prompt]) -> Inputs:
                 lengths.append(end - start)
                 prefixes.append(prefix)
     arguments = {
-        **packed([prompts[source] for source in members]),
+        **packed(whole),
         "input_ids": torch.from_numpy(np.concatenate(ids)),
         "cu_seqlens": torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)),
         "position_ids": torch.from_numpy(np.concatenate(positions, axis=1)),

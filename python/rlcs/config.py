@@ -235,10 +235,15 @@ class TrainConfig:
     proxies: dict[str, str] = field(default_factory=dict)  # domain -> the held-out one whose score the alarms trust
     bad_rows: Literal["fatal", "skip"] = "fatal"
     max_bad_rows: int = 1000  # that are left out, before it is an error after all
+    workers: int = 0  # processes that decode a wave's pictures; 0: none
+    ahead: int = 2  # tasks that each worker may be ahead
     max_skipped: int = 10  # steps in a row whose gradient is not finite, before the run ends
 
     def __post_init__(self) -> None:
-        for name, least in (("groups", 1), ("updates", 1), ("tokens", 1), ("max_bad_rows", 0), ("max_skipped", 1)):
+        for name, least in (
+            ("groups", 1), ("updates", 1), ("tokens", 1), ("max_bad_rows", 0), ("workers", 0), ("ahead", 1),
+            ("max_skipped", 1),
+        ):  # fmt: skip
             if getattr(self, name) < least:
                 raise ValueError(f"train: {name} must be {least} or more, got {getattr(self, name)}")
         if not self.rollout.temperature > 0:

@@ -13,13 +13,14 @@ may be bytes, alone or as ``{"bytes": ..., "path": ...}``. What is wrong with a 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from .curriculum import TIERS
 from .rewards import find
-from .shards import BadRows, BadRule, Row, files_of, rows_of_all
+from .shards import BadRows, BadRule, Row, files_of, row_at, rows_of_all
 from .types import Task
 
 MARK = re.compile("<(image|video)>")
@@ -79,6 +80,28 @@ def conversation_of(row: Mapping[str, Any], folder: Path) -> list[dict[str, Any]
     return found
 
 
+class Stored(Sequence[Mapping[str, Any]]):
+    """Messages of a row with its pictures in it, which are not held: they are read whenever they are asked for."""
+
+    __slots__ = ("file", "number", "start")
+
+    def __init__(self, row: Row) -> None:
+        self.file, self.number, self.start = row.file, row.number, row.start
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        row = row_at(self.file, self.number, self.start)
+        try:
+            return iter(conversation_of(row.content(), self.file.parent))
+        except ValueError as error:
+            raise ValueError(f"{row.place}: {error}") from None
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __getitem__(self, i: Any) -> Any:
+        return list(self)[i]
+
+
 def document_of(row: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
     """A document as one message: text with pictures in between."""
     text = row.get("text")
@@ -128,6 +151,8 @@ def read_tasks(path: Path, bad_rows: BadRule | BadRows = "fatal", note: Callable
 
     def row_of(content: Mapping[str, Any], folder: Path, row: Row) -> Task:
         task = task_of(content, folder)
+        if _holds_pictures(task.messages):
+            task = replace(task, messages=Stored(row))
         if task.id in places:
             where = places[task.id].removeprefix(f"{row.file}, ")
             raise ValueError(f"id must be another than that of {where}, got {task.id!r} again")
@@ -135,6 +160,20 @@ def read_tasks(path: Path, bad_rows: BadRule | BadRows = "fatal", note: Callable
         return task
 
     return read_rows(path, row_of, bad_rows, note)
+
+
+def _holds_pictures(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a picture stands in the messages themselves: as bytes or as a data URL."""
+    contents = [message["content"] for message in messages]
+    parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
+    sources = [part[kind] for part in parts for kind in ("image", "video") if kind in part]
+    each = [one for source in sources for one in (source if isinstance(source, list) else [source])]
+    return any(map(stands_inside, each))
+
+
+def stands_inside(source: Any) -> bool:
+    """Whether a picture's bytes stand where it is named."""
+    return isinstance(source, bytes) or (isinstance(source, str) and source[:5].lower() == "data:")
 
 
 def _paths(row: Mapping[str, Any], name: str) -> list[Any]:

@@ -94,7 +94,7 @@ def answer_share(
     """
     share = engine.share(len(tasks))
     mine = [tasks[i] for i in share]
-    made = [prompts(task.id, task.messages) for task in mine]
+    made = [prompts.outline(task.id, task.messages) for task in mine]
     seeds = [(*seed, i) for i in share]
     close = prompts.processor.codec.specials.get(CLOSE_ANSWER)
     waiting = {domain: concurrency(domain) for domain in {task.domain for task in tasks}}

@@ -6,19 +6,23 @@ each worker are on their way, so memory is bounded, and their order is that of o
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import pickle
 import signal
-import warnings
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
-from torch.utils.data import DataLoader, Dataset
-
-from .stream import Position
+import torch
 
 T = TypeVar("T")
 M = TypeVar("M")
+K = TypeVar("K")
 
 
 class WorkerDied(RuntimeError):
@@ -26,100 +30,78 @@ class WorkerDied(RuntimeError):
 
 
 class Feed(Generic[T, M]):
-    """Iterates over ``(item, made, position)``: ``made`` is ``make(item)``, or the ValueError that it raised.
+    """``feed(items)`` gives ``(item, made, key)`` for each ``(item, key)``: ``made`` is ``make(item)``, or the
+    ValueError that it raised.
 
     Args:
-        items: with the position behind each; a few more than are taken are drawn ahead.
         make: runs in the workers, which get a copy of it by pickle; without workers here.
         workers: processes; 0 makes each sample here when it is asked for.
         ahead: samples that each worker may be ahead.
     """
 
-    def __init__(
-        self, items: Iterator[tuple[T, Position]], make: Callable[[T], M], workers: int = 0, ahead: int = 2
-    ) -> None:
-        self._items, self._drawn = items, deque[tuple[T, Position]]()
-        self._made: Iterator[Any]
-        if not workers:
-            self._made = map(_Made(make), self._draw())
+    def __init__(self, make: Callable[[T], M], workers: int = 0, ahead: int = 2) -> None:
+        self._make, self._most = make, workers * ahead
+        self._pool: ProcessPoolExecutor | None = None
+        if workers:
+            context = multiprocessing.get_context("spawn")  # a fork would copy locks of threads that run here
+            self._pool = ProcessPoolExecutor(workers, context, _start, (pickle.dumps(make),))
+
+    def __call__(self, items: Iterable[tuple[T, K]]) -> Iterator[tuple[T, M | ValueError, K]]:
+        """In order; a few more items than are taken are drawn ahead.
+
+        Raises:
+            WorkerDied: while iterating.
+        """
+        if self._pool is None:
+            for item, key in items:
+                yield item, _made(self._make, item), key
             return
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "This DataLoader will create")  # how many is the person's to say
-            loader = DataLoader(
-                _Packed(make),
-                batch_size=None,
-                sampler=_Once(self._draw()),  # type: ignore[arg-type]
-                num_workers=workers,
-                prefetch_factor=ahead,
-                collate_fn=_as_it_is,
-                worker_init_fn=_start,
-                multiprocessing_context="spawn",  # a fork would copy locks of threads that run here
-            )
-            self._made = iter(loader)
-
-    def _draw(self) -> Iterator[T]:
-        for item, position in self._items:
-            self._drawn.append((item, position))
-            yield item
-
-    @property
-    def waiting(self) -> int:
-        """Items that are drawn and not yet taken."""
-        return len(self._drawn)
-
-    def __iter__(self) -> Iterator[tuple[T, M | ValueError, Position]]:
-        return self
-
-    def __next__(self) -> tuple[T, M | ValueError, Position]:
+        rest, waiting = iter(items), deque[tuple[T, K, Future[bytes]]]()
         try:
-            made = next(self._made)
-        except RuntimeError as error:
-            if "DataLoader worker" in str(error):
-                raise WorkerDied(f"data: {str(error).splitlines()[0]}") from None
-            raise
-        item, position = self._drawn.popleft()
-        return item, pickle.loads(made) if isinstance(made, bytes) else made, position
+            while True:
+                for item, key in islice(rest, self._most - len(waiting)):
+                    waiting.append((item, key, self._pool.submit(_make_here, item)))
+                if not waiting:
+                    return
+                item, key, future = waiting.popleft()
+                yield item, pickle.loads(future.result()), key
+        except BrokenProcessPool:
+            raise WorkerDied("data: a worker must live as long as the run, got one that was killed") from None
 
     def close(self) -> None:
-        """Ends the workers."""
-        self._made = iter(())
+        """Ends the workers, once they have made what they are at."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
 
-class _Made(Generic[T, M]):
-    def __init__(self, make: Callable[[T], M]) -> None:
-        self.make = make
-
-    def __call__(self, item: T) -> M | ValueError:
-        try:
-            return self.make(item)
-        except ValueError as error:
-            return ValueError(str(error))  # a subclass may not survive pickling
+def _made(make: Callable[[T], M], item: T) -> M | ValueError:
+    try:
+        return make(item)
+    except ValueError as error:
+        return ValueError(str(error))  # a subclass may not survive pickling
 
 
-class _Packed(Dataset[bytes]):
-    """What a worker makes, as bytes: through a pipe, where tensors would take shared memory and file descriptors."""
+# --- in a worker ---
 
-    def __init__(self, make: Callable[[Any], Any]) -> None:
-        self.make = _Made(make)
-
-    def __getitem__(self, item: Any) -> bytes:
-        return pickle.dumps(self.make(item), pickle.HIGHEST_PROTOCOL)
+_make: Callable[[Any], Any]
 
 
-class _Once:
-    """A sampler of items in place of indices."""
-
-    def __init__(self, items: Iterator[Any]) -> None:
-        self.items = items
-
-    def __iter__(self) -> Iterator[Any]:
-        return self.items
-
-
-def _as_it_is(made: Any) -> Any:
-    return made
-
-
-def _start(worker: int) -> None:
+def _start(make: bytes) -> None:
+    global _make
     for number in (signal.SIGINT, signal.SIGTERM):  # of the whole group: the trainer obeys, and ends its step first
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_trainer, daemon=True).start()
+    torch.set_num_threads(1)
+    _make = pickle.loads(make)
+
+
+def _end_with_the_trainer() -> None:
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
+    trainer.join()
+    os._exit(1)
+
+
+def _make_here(item: Any) -> bytes:
+    """As bytes: through a pipe, where tensors would take shared memory and file descriptors."""
+    return pickle.dumps(_made(_make, item), pickle.HIGHEST_PROTOCOL)

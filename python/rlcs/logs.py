@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from .data import stands_inside
 from .files import write_text
 from .types import Group
 
@@ -165,17 +166,26 @@ def _parts(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _shown(part: Mapping[str, Any], folder: Path, name: str, index: int) -> dict[str, Any]:
-    """A part as JSON: pictures in memory are written once, as a PNG; a video's frames side by side."""
+    """A part as JSON: what stands in no file is written once; a picture as a PNG, a video's frames side by side."""
     kind = part.get("type")
     if kind not in ("image", "video"):
         return {"type": "text", "text": part.get("text", "")}
     source = part[kind]
-    if isinstance(source, str | Path) or (isinstance(source, list) and all(isinstance(x, str) for x in source)):
+    each = list(source) if kind == "video" and not isinstance(source, str | bytes | Path) else [source]
+    if all(isinstance(one, str | Path) and not stands_inside(one) for one in each):
         return {"type": kind, kind: source if isinstance(source, list) else str(source)}
     from PIL import Image
 
-    file = Path("pictures") / f"{file_name(name)}-{index}.png"
+    from glm4v.image import Picture
+    from glm4v.source import find
+
+    film = kind == "video" and each[0] is source
+    file = Path("pictures") / f"{file_name(name)}-{index}.{'mp4' if film else 'png'}"
     if not (folder / file).exists():
-        array = np.concatenate(list(source), axis=1) if kind == "video" else np.asarray(source)
-        Image.fromarray(array).save(folder / file)
-    return {"type": "image", "image": str(file)}
+        if film:
+            (folder / file).write_bytes(find(kind, source).data)  # type: ignore[arg-type]
+        else:
+            found = [Picture(one) for one in each]
+            array = np.concatenate([picture.pixels(picture.height, picture.width) for picture in found], axis=1)
+            Image.fromarray(array).save(folder / file)
+    return {"type": "video", "video": str(file)} if film else {"type": "image", "image": str(file)}

@@ -1,5 +1,7 @@
 """Tasks as the model reads them: token ids, positions and patches, made once and kept while they are needed.
 
+An outline is a prompt without its patches, made from headers: it has the token ids and all sizes, which is all that is
+needed of what another process reads, or this one later. Its positions may not be final: a film may lie on its side.
 Dims: P tokens of a prompt, S patches, I images.
 """
 
@@ -8,8 +10,9 @@ from __future__ import annotations
 import copy
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,13 +34,18 @@ class Prompt:
     image_grid_thw: Tensor | None = None  # [I, 3]
     pixel_values_videos: Tensor | None = None
     video_grid_thw: Tensor | None = None
+    read: Callable[[], Prompt] | None = None  # of an outline: what it stands for
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    def whole(self) -> Prompt:
+        """With its patches; those of an outline are decoded now, unless they are kept."""
+        return self if self.read is None else self.read()
+
     @property
     def patches(self) -> int:
-        return sum(len(x) for x in (self.pixel_values, self.pixel_values_videos) if x is not None)
+        return sum(int(grid.prod(1).sum()) for grid in (self.image_grid_thw, self.video_grid_thw) if grid is not None)
 
     @property
     def nbytes(self) -> int:
@@ -59,13 +67,34 @@ class Prompts:
         return others
 
     def __call__(self, id: str, messages: Sequence[Mapping[str, Any]], processor: Processor | None = None) -> Prompt:
-        key = (self._space, id)
-        kept = self._shelf.get(key)
-        if kept is not None:
-            return replace(kept, pixel_values=_unfolded(kept.pixel_values))
-        prompt = make(messages, processor or self.processor)
-        self._shelf.put(key, replace(prompt, pixel_values=_folded(prompt.pixel_values)))
-        return prompt
+        kept = self._shelf.get((self._space, id))
+        if kept is None:
+            kept = folded(make(messages, processor or self.processor))
+            self.keep(id, kept)
+        return replace(kept, pixel_values=_unfolded(kept.pixel_values))
+
+    def outline(self, id: str, messages: Sequence[Mapping[str, Any]]) -> Prompt:
+        """The same without its patches: nothing is decoded."""
+        found = self._shelf.get((self._space, id)) or make(messages, self.processor, pixels=False)
+        size = len(found), found.patches
+        if not found.patches:
+            return found
+
+        def read() -> Prompt:
+            whole = self(id, messages)
+            if (len(whole), whole.patches) != size:
+                raise ValueError(f"data: task {id!r}: pictures must stay as they were when the task was drawn")
+            return whole
+
+        return replace(found, pixel_values=None, pixel_values_videos=None, read=read)
+
+    def __contains__(self, id: str) -> bool:
+        """Whether it is kept; then it is among the latest."""
+        return self._shelf.get((self._space, id)) is not None
+
+    def keep(self, id: str, prompt: Prompt) -> None:
+        """A prompt that was made elsewhere, `folded`."""
+        self._shelf.put((self._space, id), prompt)
 
 
 class _Shelf:
@@ -93,6 +122,11 @@ class _Shelf:
                 self.bytes -= self.kept.popitem(last=False)[1].nbytes
 
 
+def folded(prompt: Prompt) -> Prompt:
+    """As it is kept."""
+    return replace(prompt, pixel_values=_folded(prompt.pixel_values))
+
+
 def _folded(patches: Tensor | None) -> Tensor | None:
     """``[S, 3, 196]`` of patches of still pictures, which hold each pixel once for each of their time slices."""
     if patches is None:
@@ -108,9 +142,9 @@ def _unfolded(patches: Tensor | None) -> Tensor | None:
     return patches.unsqueeze(2).expand(-1, -1, TEMPORAL_PATCH_SIZE, -1).flatten(1)
 
 
-def make(messages: Sequence[Mapping[str, Any]], processor: Processor) -> Prompt:
-    """One conversation through the processor."""
-    batch = processor(messages)
+def make(messages: Sequence[Mapping[str, Any]], processor: Processor, pixels: bool = True) -> Prompt:
+    """One conversation through the processor; without ``pixels`` an outline that cannot be read."""
+    batch = processor(list(messages), pixels)
     return Prompt(
         batch.input_ids,
         batch.position_ids,
@@ -122,8 +156,26 @@ def make(messages: Sequence[Mapping[str, Any]], processor: Processor) -> Prompt:
     )
 
 
+class Making:
+    """``making(messages) -> Prompt``, `folded`, here or in another process: pickled it is the tokenizer's folder."""
+
+    def __init__(self, processor: Processor, folder: Path) -> None:
+        self.processor, self.folder = processor, folder
+
+    def __call__(self, messages: Sequence[Mapping[str, Any]]) -> Prompt:
+        return folded(make(messages, self.processor))
+
+    def __reduce__(self) -> Any:
+        return _making_elsewhere, (self.folder, self.processor.dtype)
+
+
+def _making_elsewhere(folder: Path, dtype: torch.dtype) -> Making:
+    return Making(Processor.from_pretrained(folder, dtype=dtype), folder)
+
+
 def packed(prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """Prompts one after the other, as the model takes them."""
+    """Prompts one after the other, as the model takes them; outlines are read."""
+    prompts = [prompt.whole() for prompt in prompts]
     ends = np.cumsum([0, *map(len, prompts)], dtype=np.int32)
     batch: dict[str, Any] = {
         "input_ids": torch.cat([prompt.input_ids for prompt in prompts]),

@@ -1,6 +1,7 @@
 """Rows of data files, one after the other: JSON lines or Parquet; a file, a folder or a pattern of them. No torch.
 
-A row is read when it is asked for. What is wrong with one is said with its file and its number, counted from 1.
+A row is read when it is asked for, and can be asked for again. What is wrong with one is said with its file and its
+number, counted from 1.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import codecs
 import glob
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -28,6 +30,7 @@ class Row:
     file: Path
     number: int
     read: Callable[[], Any]
+    start: int = 0  # where its line begins, in bytes; of no meaning in a table
 
     @property
     def place(self) -> str:
@@ -103,14 +106,30 @@ def rows_of(file: Path, start: int = 0) -> Iterator[Row]:
     """
     number = start
     try:
-        for number, read in _parquet(file, start) if file.suffix == PARQUET else _lines(file, start):
-            yield Row(file, number, read)
+        for row in _parquet(file, start) if file.suffix == PARQUET else _lines(file, start):
+            number = row.number
+            yield row
     except FileNotFoundError:
         raise  # a wrong path, not a bad file
     except OSError as error:  # pyarrow's own are ValueErrors or OSErrors
         raise Unreadable(_unreadable(file, number, error)) from None
     except ValueError as error:
         raise Unreadable(_unreadable(file, number, error)) from None
+
+
+def row_at(file: Path, number: int, start: int) -> Row:
+    """A row that was read before, by its number and where it starts.
+
+    Raises:
+        Unreadable: the file cannot be read any more, or has become shorter.
+    """
+    try:
+        row = _tables.row(file, number) if file.suffix == PARQUET else _line(file, number, start)
+    except (OSError, ValueError) as error:
+        raise Unreadable(f"{file}, {unit(file)} {number}: {_unreadable(file, 0, error)}") from None
+    if row is None:
+        raise Unreadable(f"{file}, {unit(file)} {number}: must be there as long as the run, got none")
+    return row
 
 
 def rows_of_all(files: list[Path], bad: BadRows) -> Iterator[Row]:
@@ -122,15 +141,39 @@ def rows_of_all(files: list[Path], bad: BadRows) -> Iterator[Row]:
             bad(str(file), error)
 
 
-def _lines(file: Path, start: int) -> Iterator[tuple[int, Callable[[], Any]]]:
+def _lines(file: Path, start: int) -> Iterator[Row]:
+    at = 0
     with open(file, "rb") as lines:
         for number, line in enumerate(lines, 1):
-            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-            if number > start and line.strip():
-                yield number, lambda line=line: json.loads(_text(line))  # type: ignore[misc]
+            if number > start and _without_mark(line, number).strip():
+                yield _row_of_line(file, number, at, line)
+            at += len(line)
 
 
-def _parquet(file: Path, start: int) -> Iterator[tuple[int, Callable[[], Any]]]:
+def _line(file: Path, number: int, start: int) -> Row | None:
+    with open(file, "rb") as lines:
+        lines.seek(start)
+        line = lines.readline()
+    return _row_of_line(file, number, start, line) if line else None
+
+
+def _row_of_line(file: Path, number: int, start: int, line: bytes) -> Row:
+    return Row(file, number, lambda: json.loads(_text(_without_mark(line, number))), start)
+
+
+def _without_mark(line: bytes, number: int) -> bytes:
+    return line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+
+
+def _parquet(file: Path, start: int) -> Iterator[Row]:
+    for number, rows in _batches(file, start):
+        for i, row in enumerate(rows, number + 1):
+            if i > start:
+                yield Row(file, i, lambda row=row: _without_nulls(row))  # type: ignore[misc]
+
+
+def _batches(file: Path, start: int) -> Iterator[tuple[int, list[Any]]]:
+    """Rows of a table, some at a time, and how many stand before them; row groups before ``start`` are passed over."""
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(file) as table:
@@ -141,10 +184,36 @@ def _parquet(file: Path, start: int) -> Iterator[tuple[int, Callable[[], Any]]]:
                 number += rows
                 continue
             for batch in table.iter_batches(BATCH, row_groups=[group]):
-                for row in batch.to_pylist():
-                    number += 1
-                    if number > start:
-                        yield number, lambda row=row: _without_nulls(row)  # type: ignore[misc]
+                yield number, batch.to_pylist()
+                number += len(batch)
+
+
+class _Tables:
+    """Rows by their numbers, from whatever table: a pass over one in its order reads it once, as does each row group in
+    which a row is looked for elsewhere. The latest rows are held. Threads may share it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._file: Path | None = None
+        self._batches: Iterator[tuple[int, list[Any]]] = iter(())
+        self._before, self._rows = 0, list[Any]()
+
+    def row(self, file: Path, number: int) -> Row | None:
+        with self._lock:
+            if file != self._file or not self._before < number <= self._before + len(self._rows) + BATCH:
+                self._file, self._before, self._rows = file, number - 1, []
+                self._batches = _batches(file, number - 1)
+            while number > self._before + len(self._rows):
+                batch = next(self._batches, None)
+                if batch is None:
+                    self._file = None
+                    return None
+                self._before, self._rows = batch
+            found = self._rows[number - self._before - 1]
+        return Row(file, number, lambda: _without_nulls(found))
+
+
+_tables = _Tables()
 
 
 def _without_nulls(found: Any) -> Any:

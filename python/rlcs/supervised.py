@@ -172,12 +172,13 @@ class Lessons:
         self.position = {name: position[name] for name in POSITION if name in position}
         self._good = self.position.get("epoch", 0)
         wanted = (one for one in self._behind(self.position) if one[0].id not in self.skipped)
-        self._feed = Feed(wanted, making, self.config.workers, self.config.ahead)
+        self._feed = Feed(making, self.config.workers, self.config.ahead)
+        self._made = self._feed(wanted)
 
     def take(self, n: int) -> tuple[list[Sample], list[Prompt]]:
         samples, prompts = list[Sample](), list[Prompt]()
         while len(samples) < n:
-            lesson, made, self.position = next(self._feed)
+            lesson, made, self.position = next(self._made)
             if isinstance(made, ValueError):
                 self.skipped.add(lesson.id)
                 self.bad(lesson.place, made)

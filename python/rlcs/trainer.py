@@ -32,10 +32,11 @@ from .curriculum import Curriculum, is_valid
 from .engines import Engine
 from .engines.native import Native
 from .evaluate import Progress, Score, Share, answer_share
+from .feed import Feed
 from .learner import Loss, Micro, target_logprobs
 from .loss import policy_loss
 from .progress import Bar
-from .prompts import Prompt
+from .prompts import Making, Prompt
 from .rewards import Verdict
 from .run import Run, load_model, write_model
 from .types import Group, Rollout, Sample, Task
@@ -59,6 +60,7 @@ class Trainer:
         self.curriculum = Curriculum(run.tasks, config.run.seed, how)
         self.alarms = Alarms(config.alarms)
         self.engine = engine_of(config, run)
+        self.feed = Feed(Making(run.prompts.processor, config.model.path), config.workers, config.ahead)
         self.ahead: Ahead[Share] | None = None  # the next wave, being answered
         self.answered: tuple[list[Group], float] | None = None  # the next wave and the seconds it took, once it is
         self.carried: list[Group] = []
@@ -143,17 +145,16 @@ class Trainer:
         return groups, draw + 1
 
     def _readable(self, ids: Sequence[str]) -> list[str]:
-        """The tasks whose pictures can be decoded; before, only their headers were read. Each rank tries its share."""
-        run = self.run_
-
-        def try_one(id: str) -> ValueError | None:
-            try:
-                run.prompts(id, self.tasks[id].messages)
-            except ValueError as error:
-                return error
-            return None
-
-        errors = parallel.collect([try_one(ids[i]) for i in parallel.share(len(ids))], len(ids))
+        """The tasks whose pictures can be decoded; before, only their headers were read. Each rank decodes its share,
+        which the native engine will ask it about."""
+        run, mine = self.run_, [ids[i] for i in parallel.share(len(ids))]
+        bad = dict[str, ValueError]()
+        for _, made, id in self.feed((self.tasks[id].messages, id) for id in mine if id not in run.prompts):
+            if isinstance(made, ValueError):
+                bad[id] = made
+            else:
+                run.prompts.keep(id, made)
+        errors = parallel.collect([bad.get(id) for id in mine], len(ids))
         for id, error in zip(ids, errors, strict=True):
             if error is not None:
                 run.bad(f"task {id!r}", error)
@@ -197,7 +198,7 @@ class Trainer:
         """``updates`` steps over disjoint parts of the groups, in random order; a group stays whole: its prompt is read
         once."""
         config, run = self.config, self.run_
-        prompts = [run.prompts(group.task.id, group.task.messages) for group in groups]
+        prompts = [run.prompts.outline(group.task.id, group.task.messages) for group in groups]
         samples = [
             sample for i, group in enumerate(groups) for sample in _samples(group, prompts[i], i, config.normalise)
         ]
@@ -326,6 +327,7 @@ class Trainer:
             yield
         finally:
             self.engine.close()
+            self.feed.close()
             if self.ahead is not None:
                 self.ahead.drop()
 

@@ -15,7 +15,7 @@ import numpy as np
 from .rewards.verdict import Verdict
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Task:
     """A prompt with its truth. ``messages`` are chat messages as ``glm4v.Processor`` takes them."""
 

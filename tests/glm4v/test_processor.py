@@ -132,15 +132,19 @@ def test_a_batch_is_the_arguments_of_the_model(processor):
 
 
 def test_counting_decodes_nothing(processor, photos, film, monkeypatch):
-    messages = [user(image(photos[0]), video(film()), "Both?")]
-    tokens = len(processor(messages).input_ids)
+    messages = [user(image(photos[0]), video(film()), image(photos[1]), "All?")]
+    whole = processor(messages)
 
     def refuse(*_):
         raise AssertionError("decoded")
 
     monkeypatch.setattr("glm4v.image.Picture.pixels", refuse)
     monkeypatch.setattr("glm4v.video.Film.read", refuse)
-    assert processor.count_tokens(messages) == tokens
+    assert processor.count_tokens(messages) == len(whole.input_ids)
+    outline = processor(messages, pixels=False)
+    assert outline.pixel_values is None and outline.pixel_values_videos is None
+    for name in ("input_ids", "cu_seqlens", "position_ids", "next_positions", "image_grid_thw", "video_grid_thw"):
+        assert torch.equal(getattr(outline, name), getattr(whole, name)), name
 
 
 def test_a_prompt_that_is_too_long_is_refused_before_decoding(processor, photos, monkeypatch):
@@ -159,6 +163,10 @@ def test_a_turned_film_costs_what_it_is_said_to_cost(processor, film):
         messages = [user(video(film(rotation=degrees)))]
         batch = processor(messages)
         assert len(batch.input_ids) == processor.count_tokens(messages)
+        outline = processor(messages, pixels=False)
+        assert torch.equal(outline.input_ids, batch.input_ids)
+        assert torch.equal(outline.next_positions, batch.next_positions)
+        assert outline.video_grid_thw.prod() == len(batch.pixel_values_videos)
     grids = [processor([user(video(film(rotation=degrees)))]).video_grid_thw.tolist()[0] for degrees in (90, 180)]
     assert grids[0] == [grids[1][0], grids[1][2], grids[1][1]]
 

@@ -1,6 +1,7 @@
 """Small runs: settings on the files of the fixture ``demo``, and groups as a trainer leaves them."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 
@@ -35,6 +36,15 @@ def train_config(demo, out, **changes):
         updates=2,
     )
     return dataclasses.replace(config, **changes)
+
+
+def with_damaged_pictures(demo, folder):
+    """The demo's tasks in another folder: of each third picture the end is missing, which its header doesn't tell."""
+    shutil.copytree(demo / "train", folder / "train")
+    shutil.copy(demo / "train.jsonl", folder / "train.jsonl")
+    for path in sorted((folder / "train").glob("*.png"))[::3]:
+        path.write_bytes(path.read_bytes()[:-30])
+    return folder / "train.jsonl"
 
 
 RED_OVER_BLUE = np.zeros((4, 6, 3), np.uint8)

@@ -1,17 +1,13 @@
-"""What goes wrong in the middle of a run: a gradient, memory, a verifier, a picture; a long run leaks nothing."""
+"""What goes wrong in the middle of a run: a gradient, memory, a verifier, a picture."""
 
-import ctypes
 import dataclasses
-import gc
 import json
 import os
-import shutil
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_runs import sft_config, train_config
+from small_runs import sft_config, train_config, with_damaged_pictures
 
 from rlcs import checkpoint, evaluate, learner, rewards
 from rlcs.failures import told
@@ -154,12 +150,9 @@ def _short(call):
 
 @pytest.mark.parametrize("rule", ["skip", "fatal"])
 def test_a_task_whose_picture_is_damaged_is_left_out_when_it_is_drawn(rule, demo, tmp_path):
-    shutil.copytree(demo / "train", tmp_path / "train")
-    shutil.copy(demo / "train.jsonl", tmp_path / "train.jsonl")
-    for path in sorted((tmp_path / "train").glob("*.png"))[::3]:  # many: some are drawn
-        path.write_bytes(path.read_bytes()[:-30])
+    tasks = with_damaged_pictures(demo, tmp_path)
+    config = with_run(train_config(demo, tmp_path / "run", tasks=tasks, bad_rows=rule), steps=2)
     notes = []
-    config = with_run(train_config(demo, tmp_path / "run", tasks=tmp_path / "train.jsonl", bad_rows=rule), steps=2)
     if rule == "fatal":
         with pytest.raises(ValueError, match=r"data: task '.*': image: .*\.png"):
             train(config)
@@ -168,50 +161,24 @@ def test_a_task_whose_picture_is_damaged_is_left_out_when_it_is_drawn(rule, demo
     rows = [row for row in read_metrics(tmp_path / "run") if row["kind"] == "wave"]
     assert len(rows) == 2 and any(note.startswith("data: task '") and ".png" in note for note in notes)
     assert len(notes) == len(set(notes))
+    with pytest.raises(ValueError, match="bad rows must be at most 0"):
+        train(with_run(dataclasses.replace(config, max_bad_rows=0), out=tmp_path / "none"), notes.append)
 
 
-# --- long runs ---
-
-
-def open_files():
-    return len(os.listdir("/proc/self/fd"))
-
-
-def resident():
-    """What the process holds, without what its allocator keeps for later."""
-    ctypes.CDLL(None).malloc_trim(0)
-    with open("/proc/self/statm") as found:
-        return int(found.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("command", "steps"), [("sft", 2000), ("train", 200)])
-def test_a_long_run_leaks_neither_memory_nor_files(command, steps, demo, tmp_path, monkeypatch, capsys, rewarded):
-    """2000 steps of SFT on a stream with a checkpoint each hundred, 200 waves of RLCS: behind the first quarter memory
-    grows by less than 1 KiB a step (its slope), and no file more is open."""
-    seen = []
-    update = Learner.update
-
-    def counted(self, *arguments):
-        found = update(self, *arguments)
-        seen.append((len(seen), resident(), open_files()))
-        return found
-
-    monkeypatch.setattr(Learner, "update", counted)
-    if command == "sft":
-        config = sft_config(demo, tmp_path / "run", batch=2, buffer=16)
-        sft(with_run(config, steps=steps, save_every=steps // 20, keep=2), lambda _: None)
-    else:
-        config = train_config(demo, tmp_path / "run", groups=2, act_on_alarms=False)
-        train(with_run(config, steps=steps, save_every=steps // 20, keep=2), lambda _: None)
-    gc.collect()
-    rows = np.array(seen[len(seen) // 4 :], dtype=np.float64)
-    slope = float(np.polyfit(rows[:, 0], rows[:, 1], 1)[0])
-    with capsys.disabled():
-        print(
-            f"{command}: {len(seen)} steps, memory {rows[0, 1] / 1e6:.1f} -> {rows[-1, 1] / 1e6:.1f} MB, "
-            f"slope {slope:.0f} bytes a step, open files {rows[:, 2].min():.0f} to {rows[:, 2].max():.0f}"
-        )
-    assert len(seen) >= steps // 3  # a wave without a valid group makes no step
-    assert slope < 1024
-    assert rows[:, 2].max() <= rows[0, 2] + 1  # one that is being written
+@pytest.mark.parametrize("changes", [{}, {"overlap": 1}], ids=["in turn", "ahead"])
+def test_workers_change_nothing(changes, demo, tmp_path, rewarded):
+    """Waves, weights and what is told, to the bit, with damaged pictures among those that workers decode."""
+    tasks, told_of = with_damaged_pictures(demo, tmp_path), {}
+    for workers in (0, 2):
+        out = tmp_path / f"{workers}"
+        config = train_config(demo, out, tasks=tasks, bad_rows="skip", workers=workers, ahead=1, **changes)
+        train(with_run(config, steps=2), (notes := []).append)
+        told_of[workers] = [note for note in notes if note.startswith("data: ")]
+    assert told_of[0] == told_of[2] and told_of[0]
+    for path in sorted((tmp_path / "0/rollouts").glob("*.jsonl")):
+        assert path.read_text() == (tmp_path / "2/rollouts" / path.name).read_text()
+    saved = [checkpoint.latest(tmp_path / name / "checkpoints") for name in ("0", "2")]
+    weights = [load_file(one.folder / "model.safetensors") | one.tensors() for one in saved]
+    assert weights[0].keys() == weights[1].keys() and all(
+        torch.equal(weights[1][name], x) for name, x in weights[0].items()
+    )

@@ -20,7 +20,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint
 from fake_server import fake
-from small_runs import sft_config, train_config
+from small_runs import sft_config, train_config, with_damaged_pictures
 from torch import multiprocessing
 
 from glm4v import Glm4v, Processor
@@ -31,7 +31,7 @@ from rlcs.learner import Learner, sft_loss
 from rlcs.logs import read_metrics
 from rlcs.loss import LossSettings, policy_loss
 from rlcs.optimizer import Optimizer, OptimizerSettings
-from rlcs.prompts import make
+from rlcs.prompts import Prompts, make
 from rlcs.rewards import Verdict
 from rlcs.run import Run, load_model, write_model
 from rlcs.supervised import sft
@@ -268,6 +268,38 @@ def test_waves_do_not_depend_on_the_number_of_ranks(sizes, changes, demo, tmp_pa
         weights, whole = tensors_of(tmp_path / size), tensors_of(tmp_path / "1")
         assert all(torch.allclose(weights[name], whole[name], rtol=0, atol=1e-4) for name in whole)
         assert not list((tmp_path / size / "checkpoints").glob("*.part"))
+
+
+def noting_job(config, *, folder):
+    """A run that notes whose pictures have been decoded for this rank."""
+    made, keep = set(), Prompts.keep
+
+    def noted(self, id, prompt):
+        made.add(id)
+        keep(self, id, prompt)
+
+    Prompts.keep = noted
+    try:
+        run_job(config, folder=folder)
+    finally:
+        Prompts.keep = keep
+    (folder / f"made-{parallel.size()}-{parallel.rank()}").write_text(json.dumps(sorted(made)))
+
+
+@pytest.mark.parametrize(("damaged", "workers"), [(False, 0), (True, 1)])
+def test_a_rank_decodes_what_it_reads_and_all_leave_out_the_same(damaged, workers, demo, tmp_path):
+    tasks = with_damaged_pictures(demo, tmp_path) if damaged else demo / "train.jsonl"
+    changes = {"tasks": tasks, "bad_rows": "skip", "eval": EvalSettings()}
+    several = dataclasses.replace(rl_config(demo, tmp_path / "2"), workers=workers, **changes)
+    in_worlds([(2, noting_job, (several,))], tmp_path)
+    noting_job(dataclasses.replace(rl_config(demo, tmp_path / "1"), **changes), folder=tmp_path)
+    expect_close(rows_of(tmp_path / "2"), rows_of(tmp_path / "1"))
+    for path in (tmp_path / "1/rollouts").glob("*.jsonl"):
+        assert path.read_text() == (tmp_path / "2/rollouts" / path.name).read_text()
+    alone, *each = (set(json.loads((tmp_path / f"made-{name}").read_text())) for name in ("1-0", "2-0", "2-1"))
+    assert each[0] | each[1] == alone
+    if not damaged:  # where a task falls out, those behind it change their rank
+        assert all(len(one) < len(alone) for one in each)
 
 
 def test_one_rank_of_several_asks_the_servers(demo, tmp_path):

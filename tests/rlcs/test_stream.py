@@ -1,13 +1,20 @@
 """Data in shards: one order over workers and ranks, taken up anywhere, in bounded memory, with what is bad left out."""
 
+import base64
+import codecs
 import dataclasses
 import gc
 import json
 import os
+import pickle
 import shutil
 import signal
+import subprocess
+import sys
+import time
 import weakref
 from itertools import islice
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -17,16 +24,20 @@ from safetensors.torch import load_file
 from small_runs import sft_config, train_config
 
 from glm4v import Processor
-from rlcs import checkpoint, shards
+from glm4v.image import Picture
+from rlcs import checkpoint, evaluate, shards
 from rlcs.data import read_tasks
+from rlcs.engines.media import video_bytes
 from rlcs.failures import told
 from rlcs.feed import Feed, WorkerDied
-from rlcs.logs import read_metrics
+from rlcs.logs import _shown, read_metrics
 from rlcs.prompts import Prompts
+from rlcs.record import Record, pictures
+from rlcs.rewards import Verdict
 from rlcs.shards import BadRows, files_of, rows_of
 from rlcs.stream import Stream, from_memory, shared
 from rlcs.supervised import Lessons, Making, Samples, sft
-from rlcs.trainer import Trainer
+from rlcs.trainer import Trainer, train
 
 COUNTS = (13, 1, 40, 9)  # rows of the files
 
@@ -158,17 +169,19 @@ def test_workers_make_what_one_process_makes_and_no_more_ahead(workers, tmp_path
     data = write(tmp_path / "data")
 
     def run(count, ahead=3):
-        feed, found, most = Feed(stream(data).behind({}), make_square, count, ahead), [], 0
-        for item, made, position in islice(feed, 40):
+        found, drawn, most = [], [], 0
+        items = (drawn.append(item) or (item, position) for item, position in stream(data).behind({}))
+        feed = Feed(make_square, count, ahead)
+        for item, made, position in islice(feed(items), 40):
             found.append((item, str(made) if isinstance(made, ValueError) else made, position))
-            most = max(most, feed.waiting)
+            most = max(most, len(drawn) - len(found))
         feed.close()
         return found, most
 
     alone, held = run(0)
     assert held == 0 and sum(isinstance(made, str) for _, made, _ in alone) > 1
     together, held = run(workers)
-    assert together == alone and held <= 3 * workers
+    assert together == alone and 0 < held <= 3 * workers
 
 
 def make_square(n):
@@ -184,12 +197,33 @@ def end_at_20(n):
 
 
 def test_a_worker_that_is_killed_is_one_line():
-    feed = Feed(from_memory(range(40), 0, {}), end_at_20, 1, 2)
-    with pytest.raises(WorkerDied, match=r"data: DataLoader worker .*(killed|exited)") as error:
-        list(islice(feed, 80))
+    feed = Feed(end_at_20, 1, 2)
+    with pytest.raises(WorkerDied, match="data: a worker must live as long as the run, got one that was") as error:
+        list(islice(feed(from_memory(range(40), 0, {})), 80))
     feed.close()
     said = told("sft", error.value)
     assert "\n" not in said and "Lower --workers or --ahead; what was saved is kept" in said
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
+def test_workers_end_with_a_trainer_that_is_killed(tmp_path):
+    (tmp_path / "trainer.py").write_text(
+        "import os\n"
+        "from rlcs.feed import Feed\n"
+        "def number(_): return os.getpid()\n"
+        "if __name__ == '__main__':\n"
+        "    for _, made, _ in Feed(number, 1)((i, None) for i in range(10 ** 9)): print(made, flush=True)\n"
+    )
+    trainer = subprocess.Popen([sys.executable, tmp_path / "trainer.py"], stdout=subprocess.PIPE, text=True)
+    worker = Path("/proc") / trainer.stdout.readline().strip()
+    assert worker.exists()
+    trainer.kill()
+    trainer.stdout.close()
+    trainer.wait()
+    deadline = time.monotonic() + 60
+    while worker.exists() and (worker / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 # --- what is bad ---
@@ -343,6 +377,93 @@ def test_a_picture_that_is_damaged_is_left_out_in_the_middle_of_a_run(buffer, de
         sft(dataclasses.replace(config, bad_rows="fatal", run=dataclasses.replace(config.run, out=tmp_path / "f")))
     with pytest.raises(ValueError, match="bad rows must be at most 0"):
         sft(dataclasses.replace(config, max_bad_rows=0, run=dataclasses.replace(config.run, out=tmp_path / "g")))
+
+
+def with_pictures_inside(demo, folder, suffix):
+    """The demo's tasks about pictures, which stand in the rows."""
+    found = []
+    for line in (demo / "train.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        *pictures, text = row["messages"][0]["content"]
+        if any(part["type"] == "video" for part in pictures):
+            continue
+        files = [(demo / part["image"]).read_bytes() for part in pictures]
+        if suffix == "jsonl":
+            urls = [f"data:image/png;base64,{base64.b64encode(file).decode()}" for file in files]
+            content = [*({"type": "image_url", "image_url": {"url": url}} for url in urls), text]
+            found.append({**row, "messages": [{"role": "user", "content": content}]})
+        else:
+            content = "<image>" * len(files) + text["text"]
+            images = [{"bytes": file, "path": None} for file in files]
+            found.append({**row, "messages": [{"role": "user", "content": content}], "images": images})
+    path = folder / f"tasks.{suffix}"
+    if suffix == "jsonl":
+        path.write_bytes(codecs.BOM_UTF8 + "\n".join(json.dumps(row) + "\n" for row in found).encode())
+    else:
+        table(path, found, 20)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_pictures_that_stand_in_tasks_are_read_when_they_are_needed(suffix, demo, tmp_path, monkeypatch):
+    path = with_pictures_inside(demo, tmp_path, suffix)
+    monkeypatch.setattr(shards, "BATCH", 7)
+    opened = []
+    monkeypatch.setattr(shards, "_batches", lambda *how, real=shards._batches: opened.append(how) or real(*how))
+    tasks = read_tasks(path)
+    assert len(tasks) > 30 and len(pickle.dumps(tasks)) < 500 * len(tasks)
+    known = {task.id: task for task in read_tasks(demo / "train.jsonl")}
+    before = len(opened)
+    order = [*tasks, *reversed(tasks), *tasks[::9]]
+    for i, task in enumerate(order):
+        (message,) = task.messages
+        assert len(task.messages) == 1 and task.messages[0] == message
+        expected = known[task.id].messages[0]["content"]
+        assert len(message["content"]) == len(expected) and message["content"][-1] == expected[-1]
+        for part, other in zip(message["content"][:-1], expected[:-1], strict=True):
+            assert Picture(part["image"]).pixels(28, 28).tolist() == Picture(other["image"]).pixels(28, 28).tolist()
+        if i == len(tasks) - 1:
+            assert len(opened) - before == (suffix == "parquet")  # in their order it is one pass
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(ValueError, match=rf"{path}, (line|row) \d+: "):
+        list(tasks[0].messages), list(tasks[-1].messages)
+
+
+@pytest.mark.parametrize(("suffix", "workers"), [("jsonl", 0), ("parquet", 1)])
+def test_waves_are_the_same_wherever_pictures_stand(suffix, workers, demo, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "verify", lambda domain, text, *_: Verdict("score", float(len(text) % 2)))
+    path = with_pictures_inside(demo, tmp_path, suffix)
+    ids = {task.id for task in read_tasks(path)}
+    lines = [line for line in (demo / "train.jsonl").read_text().splitlines() if json.loads(line)["id"] in ids]
+    os.symlink(demo / "train", tmp_path / "train")
+    (tmp_path / "files.jsonl").write_text("\n".join(lines))
+    rows = []
+    for tasks, count in ((path, workers), (tmp_path / "files.jsonl", 0)):
+        config = train_config(demo, tmp_path / tasks.stem, tasks=tasks, workers=count)
+        train(dataclasses.replace(config, run=dataclasses.replace(config.run, steps=2)))
+        rows.append(rows_of_run(tmp_path / tasks.stem))
+    assert [str(row) for row in rows[0]] == [str(row) for row in rows[1]]  # NaN is not NaN
+    for folder in (tmp_path / "tasks", tmp_path / "files"):  # and they are shown alike
+        shown = [pictures(group, folder) for group in Record.read(folder).groups(1)]
+        assert all(kind == "image" and file.exists() for group in shown for kind, (file,) in group)
+
+
+def test_what_stands_in_no_file_is_shown_from_one(demo, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    png = next((demo / "train").glob("*.png")).read_bytes()
+    url = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    for i, image in enumerate((png, url)):
+        shown = _shown({"type": "image", "image": image}, tmp_path, "a", i)
+        assert shown == {"type": "image", "image": f"pictures/a-{i}.png"}
+        assert Picture(str(tmp_path / shown["image"])).pixels(9, 9).tolist() == Picture(png).pixels(9, 9).tolist()
+    shown = _shown({"type": "video", "video": [png, url, png]}, tmp_path, "b", 0)
+    one, three = Picture(png), Picture(str(tmp_path / shown["image"]))
+    assert (three.width, three.height) == (3 * one.width, one.height)
+    film = video_bytes([Picture(png).pixels(28, 28)] * 3)[0]
+    for i, video in enumerate((film, f"data:video/mp4;base64,{base64.b64encode(film).decode()}")):
+        shown = _shown({"type": "video", "video": video}, tmp_path, "c", i)
+        assert shown == {"type": "video", "video": f"pictures/c-{i}.mp4"}
+        assert (tmp_path / shown["video"]).read_bytes() == film
 
 
 def test_tasks_stand_in_several_files(demo, tmp_path):
