@@ -2,7 +2,7 @@
 
 A FLOP is a multiplication or an addition in a matrix product; norms, rotations and activations are left out (below 1 %
 at the released sizes). Dims: T tokens, P patches, M = P / 4 merged rows, C width, L layers, I inner size, H query
-heads, K kv heads, D head dim, V vocab.
+heads, K kv heads, D head dim, V vocab, R ranks that share the weights (`parallel`).
 """
 
 from __future__ import annotations
@@ -19,14 +19,28 @@ MERGED = MERGE_SIZE**2  # patches of a row that the language model reads
 
 def parameters(config: Config) -> dict[str, int]:
     """Of the tower with its merger, the language model and the head, exactly; a tied head counts 0."""
-    v, t = config.vision_config, config.text_config
+    v, t, block = config.vision_config, config.text_config, _of_a_block(config)
     c, out = v.hidden_size, v.out_hidden_size
-    block = 2 * c + 4 * c * c + (3 * c if v.attention_bias else 0) + 3 * c * out
-    merger = out * out + 2 * out + 3 * out * v.intermediate_size
-    vision = v.depth * block + PATCH * c + c + v.table_side**2 * c + 2 * c + MERGED * c * out + out + merger
-    c, kv = t.hidden_size, t.num_key_value_heads * t.head_dim
-    text = t.num_hidden_layers * (_layer_weights(config) + c + 2 * kv + 4 * c) + t.vocab_size * c + c
-    return {"vision": vision, "text": text, "head": 0 if config.tie_word_embeddings else t.vocab_size * c}
+    ends = PATCH * c + c + v.table_side**2 * c + 2 * c + MERGED * c * out + out
+    table = t.vocab_size * t.hidden_size
+    return {
+        "vision": v.depth * block["tower"] + ends + block["merger"],
+        "text": t.num_hidden_layers * block["layer"] + table + t.hidden_size,
+        "head": 0 if config.tie_word_embeddings else table,
+    }
+
+
+def gathered_together(config: Config) -> dict[str, int]:
+    """Parameters that ranks gather in one (`parallel.shard`): those of the largest block, of the embedding where the
+    head has others, and of the root, which has all that is in no block."""
+    v, t, block = config.vision_config, config.text_config, _of_a_block(config)
+    table = 0 if config.tie_word_embeddings else t.vocab_size * t.hidden_size
+    blocks = v.depth * block["tower"] + block["merger"] + t.num_hidden_layers * block["layer"]
+    return {
+        "block": max(block.values()),
+        "embedding": table,
+        "root": sum(parameters(config).values()) - blocks - table,
+    }
 
 
 @dataclass(frozen=True)
@@ -94,18 +108,40 @@ def kv_bytes(config: Config, value: int = 2) -> int:
     return 2 * value * t.num_hidden_layers * t.num_key_value_heads * t.head_dim
 
 
-def state_bytes(config: Config, dtype: str = "bfloat16") -> dict[str, int]:
-    """What training holds for the weights (`optimizer.Optimizer`): those in bf16 have fp32 masters, and their gradients
-    are in fp32 as well for the moment of the step."""
-    count = sum(parameters(config).values())
-    value, half = (4, 0) if dtype == "float32" else (2, 1)
+def state_bytes(config: Config, dtype: str = "bfloat16", shards: int | None = None) -> dict[str, float]:
+    """What a process holds for the weights. Alone, it has them in ``dtype``; those in bf16 have fp32 masters
+    (`optimizer.Optimizer`), and their gradients are in fp32 as well for the moment of the step. A rank of several has
+    the rows of its shard, all in fp32."""
+    rows = sum(parameters(config).values()) / (shards or 1)
+    value, half = (2, 1) if shards is None and dtype != "float32" else (4, 0)
     return {
-        "weights": value * count,
-        "gradients": value * count,
-        "masters": half * 4 * count,
-        "moments": 8 * count,
-        "gradients in fp32": half * 4 * count,
+        "weights": value * rows,
+        "gradients": value * rows,
+        "masters": half * 4 * rows,
+        "moments": 8 * rows,
+        "gradients in fp32": half * 4 * rows,
     }
+
+
+def gathered_bytes(config: Config, shards: int, value: int = 2) -> tuple[float, float]:
+    """Weights and gradients that one of several ranks has whole in a micro-step behind the first: the most in a block's
+    backward pass, and the most at its end, when activations are gone.
+
+    The root's weights stay from the forward pass on, as does the head's gradient. Beside them are a block's weights and
+    gradients, the next block's weights as they came in, and the gradients of the block before in fp32, which ranks have
+    summed up. At the end the root's weights have gone, and its gradients are summed beside those of the embedding.
+    """
+    of, head = gathered_together(config), config.text_config.vocab_size * config.text_config.hidden_size
+    in_block = value * (of["root"] + head) + (3 * value + 4) * of["block"]
+    at_end = value * (of["root"] + of["embedding"]) + 4 * of["root"] * (1 + 1 / shards)
+    return in_block, at_end
+
+
+def moved_bytes(config: Config, value: int = 2) -> tuple[int, int]:
+    """Whole weights that ranks gather for a micro-step, and gradients that they sum up, in fp32. A block's are gathered
+    forward and backward, the embedding's forward, the root's once for both."""
+    every, of = sum(parameters(config).values()), gathered_together(config)
+    return value * (2 * every - of["embedding"] - of["root"]), 4 * every
 
 
 def activation_bytes(
@@ -136,6 +172,18 @@ def activation_bytes(
     # Gradients of gate and up, or before them of what the head has read.
     in_text = text + value * max(2 * inner * tokens, 2 * c * (tokens + rows))
     return tower + max(in_text, in_tower)
+
+
+def _of_a_block(config: Config) -> dict[str, int]:
+    """Parameters of a block of the tower, the merger and a decoder layer."""
+    v, t = config.vision_config, config.text_config
+    c, out = v.hidden_size, v.out_hidden_size
+    width, kv = t.hidden_size, t.num_key_value_heads * t.head_dim
+    return {
+        "tower": 2 * c + 4 * c * c + (3 * c if v.attention_bias else 0) + 3 * c * out,
+        "merger": out * out + 2 * out + 3 * out * v.intermediate_size,
+        "layer": _layer_weights(config) + width + 2 * kv + 4 * width,
+    }
 
 
 def _layer_weights(config: Config) -> int:

@@ -12,7 +12,17 @@ from typing import Any, Literal
 
 from glm4v.config import Config, TextConfig, VisionConfig
 
-from .costs import MERGED, activation_bytes, kv_bytes, parameters, state_bytes, text_flops, vision_flops
+from .costs import (
+    MERGED,
+    activation_bytes,
+    gathered_bytes,
+    kv_bytes,
+    moved_bytes,
+    parameters,
+    state_bytes,
+    text_flops,
+    vision_flops,
+)
 
 GIB = 2**30
 
@@ -73,7 +83,7 @@ class Plan:
     gpu: Literal["h100", "h200", "a100"] = "h100"
     gpus_per_node: int = 8
     algorithm: Literal["rlcs", "sft"] = "rlcs"
-    sharding: Literal["full", "hybrid"] = "full"  # hybrid: shards in a node, copies over nodes
+    replicate: int = 1  # copies of the sharded weights, `parallel.replicate`: nodes, say
     activation_checkpointing: bool = True
     prompt: int = 2048  # tokens, pictures included
     image_tokens: int = 1024  # of the prompt: one picture
@@ -88,6 +98,8 @@ class Plan:
         for name in ("gpus", "context", "gpus_per_node", "prompt", "answer", "group", "groups", "updates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"plan: {name} must be 1 or more, got {getattr(self, name)}")
+        if self.replicate < 1 or self.gpus % self.replicate:
+            raise ValueError(f"plan: replicate must divide the {self.gpus} GPUs, got {self.replicate}")
         if not self.expansion >= 1:
             raise ValueError(f"plan: expansion must be 1 or more, got {self.expansion}")
         if not 0 <= self.image_tokens <= self.prompt:
@@ -102,19 +114,20 @@ class Plan:
 def plan(config: Config, run: Plan, hardware: Hardware | None = None, dtype: str = "bfloat16") -> dict[str, Any]:
     """Bytes of a GPU, seconds of a wave by phase and by what bounds it, tokens a second, and what does not fit."""
     gpu = hardware or GPUS[run.gpu]
-    state = state_bytes(config, dtype)
-    shards = min(run.gpus, run.gpus_per_node) if run.sharding == "hybrid" else run.gpus
+    shards, several = run.gpus // run.replicate, run.gpus > 1
+    state = state_bytes(config, dtype, shards if several else None)
     micro = _micro_steps(run)
-    memory = {f"{name}, a shard": size / shards for name, size in state.items()}
+    memory = {name: size for name, size in state.items() if size}
     value = 4 if dtype == "float32" else 2
-    gathered = _gathered(config, value) if shards > 1 else 0.0
+    in_block, at_end = gathered_bytes(config, shards, value) if several else (0.0, 0.0)
     activations = activation_bytes(
         config, run.context, micro["rows"], micro["patches"], run.activation_checkpointing, value
     )
-    memory |= {"gathered weights and their gradients": gathered, "activations": activations}
-    step = memory.pop("gradients in fp32, a shard")
-    kept = sum(memory[f"{name}, a shard"] for name in ("weights", "gradients", "masters", "moments"))
-    training = kept + max(gathered + activations, step)
+    if several:
+        memory |= {"whole, in a block's backward pass": in_block, "whole, at the end of it": at_end}
+    memory["activations"] = activations
+    step = state.pop("gradients in fp32")
+    training = sum(state.values()) + max(in_block + activations, at_end, step)
     phases = {"update": _update(config, run, gpu, shards, micro, value)}
     problems, peaks = [], {"training": training}
     if training > gpu.room:
@@ -124,11 +137,14 @@ def plan(config: Config, run: Plan, hardware: Hardware | None = None, dtype: str
             f"{shards} GPUs or lower --context from {run.context}{more}"
         )
     if run.algorithm == "rlcs":
-        # Rollouts have whole weights beside the shards; gradients are gone by then.
-        held = state["weights"] + kept - memory["gradients, a shard"]
+        # Gradients are gone by then; ranks put the whole weights together for the rollouts.
+        whole = value * sum(parameters(config).values()) if several else 0
+        held = whole + sum(state.values()) - state["gradients"]
         cache, phases["prefill"], phases["decode"] = _rollout(config, run, gpu, gpu.room - held, value)
-        phases["weights for rollouts"] = _longest(traffic=_traffic(run, gpu, shards, state["weights"]))
-        memory |= {"whole weights (rollout)": float(state["weights"]), "KV cache (rollout)": cache}
+        if several:
+            phases["weights for rollouts"] = _longest(traffic=_traffic(run, gpu, shards, whole))
+            memory["whole weights (rollout)"] = whole
+        memory["KV cache (rollout)"] = cache
         peaks["rollout"] = held + cache
         if not cache:
             problems.append(
@@ -142,7 +158,7 @@ def plan(config: Config, run: Plan, hardware: Hardware | None = None, dtype: str
     answers = run.groups * (run.group if run.algorithm == "rlcs" else 1) * run.answer
     return {
         "run": asdict(run), "hardware": asdict(gpu), "parameters": parameters(config), "shards": shards,
-        "memory_gib": {name: size / GIB for name, size in {**memory, "gradients in fp32, a shard": step}.items()},
+        "memory_gib": {name: size / GIB for name, size in memory.items()},
         "peak_gib": {name: size / GIB for name, size in peaks.items()}, "usable_gib": gpu.room / GIB,
         "micro_steps": micro["steps"], "phases": phases, "seconds": wave,
         "tokens_per_s": {"trained": answers / wave, "read": run.gpus * micro["tokens"] / wave},
@@ -171,15 +187,6 @@ def _micro_steps(run: Plan) -> dict[str, float]:
     }
 
 
-def _gathered(config: Config, value: int) -> float:
-    """Whole weights that a GPU sees at once: those outside the layers all the while, the layer at work and the next,
-    and the whole gradients of the larger of both before they are scattered."""
-    text, every = config.text_config, parameters(config)
-    ends = text.vocab_size * text.hidden_size
-    layer = (every["text"] - ends) / text.num_hidden_layers
-    return value * (ends + every["head"] + 2 * layer + max(ends, layer))
-
-
 def _update(
     config: Config, run: Plan, gpu: Hardware, shards: int, micro: dict[str, float], value: int
 ) -> dict[str, Any]:
@@ -190,12 +197,13 @@ def _update(
     flops = text_flops(config, prompts * run.prompt + answers * run.answer, pairs, answers * run.answer)
     flops += vision_flops(config, prompts * seen, prompts * seen**2)
     work = flops.update(run.activation_checkpointing)
-    # Each micro-step gathers the weights forward and again backward, and scatters the gradients once.
-    moved = 3 * value * sum(parameters(config).values())
-    traffic = micro["steps"] * _traffic(run, gpu, shards, moved)
-    if copies := run.gpus // shards - 1:
-        share = 2 * copies / (copies + 1) * moved / 3 / shards
-        traffic += run.updates * share / (gpu.network_gbps * 1e9 * gpu.bandwidth_share)
+    gathered, summed = moved_bytes(config, value)
+    traffic = _traffic(run, gpu, shards, gathered + summed)
+    if run.replicate > 1:  # each GPU sums its rows up with those of the other copies
+        network = gpu.network_gbps if run.gpus > run.gpus_per_node else gpu.link_gbps
+        rows = 2 * (run.replicate - 1) / run.replicate * summed / shards
+        traffic += rows / (network * 1e9 * gpu.bandwidth_share)
+    traffic *= micro["steps"]
     return {"pflops": work / 1e15, **_longest(compute=work / run.gpus / gpu.flops_s, traffic=traffic)}
 
 
@@ -231,8 +239,11 @@ def _rollout(
 
 
 def _traffic(run: Plan, gpu: Hardware, shards: int, size: float) -> float:
-    """Seconds in which a GPU receives, of ``size`` bytes, all that it doesn't hold."""
-    link = gpu.link_gbps if shards <= run.gpus_per_node else gpu.network_gbps
+    """Seconds in which a GPU receives, of ``size`` bytes, all that it doesn't hold. What comes from other nodes comes
+    into a node once, by the network of all its GPUs, as NCCL's rings do it."""
+    link = gpu.link_gbps
+    if shards > run.gpus_per_node:
+        link = min(link, gpu.network_gbps * run.gpus_per_node)
     return size * (shards - 1) / shards / (link * 1e9 * gpu.bandwidth_share)
 
 
