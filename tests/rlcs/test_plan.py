@@ -1,7 +1,8 @@
 """The calculator's counts against the model: parameters and state exactly, FLOPs and bytes at sizes that run here.
 
-Tolerances: FLOPs 0.1 % (they come out equal), live bytes 2 % (indices, statistics of a number a token), of a rank in a block 10 %
-(activations are most before gradients are), the process's memory 10 % (pages, libraries' workspace). Speed is printed.
+Tolerances: FLOPs 0.1 % (they come out equal), live bytes 2 % (indices, statistics of a number a token), of a rank in a
+block 10 % (activations are most before gradients are), the process's memory 10 % (pages, libraries' workspace). Speed
+is printed.
 """
 
 import gc
