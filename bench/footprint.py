@@ -63,9 +63,9 @@ TINY = replace(
 
 def expected(size: int) -> dict[str, float]:
     """Bytes of a rank by arithmetic. Activations of so few tokens don't count."""
-    state, (in_block, at_end) = state_bytes(SMALL, shards=size), gathered_bytes(SMALL, size)
+    state, (in_block, outside) = state_bytes(SMALL, shards=size), gathered_bytes(SMALL, size)
     loaded, between = state["weights"], state["weights"] + state["moments"]
-    training = between + state["gradients"] + max(in_block, at_end)
+    training = between + state["gradients"] + max(in_block, outside)
     gloo = 4 * gathered_together(SMALL)["root"]  # sums up in a copy, which NCCL doesn't make
     return {
         "loaded": loaded, "between steps": between, "most in a step": training, "the same with gloo": training + gloo,

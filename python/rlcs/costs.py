@@ -125,16 +125,17 @@ def state_bytes(config: Config, dtype: str = "bfloat16", shards: int | None = No
 
 def gathered_bytes(config: Config, shards: int, value: int = 2) -> tuple[float, float]:
     """Weights and gradients that one of several ranks has whole in a micro-step behind the first: the most in a block's
-    backward pass, and the most at its end, when activations are gone.
+    backward pass, beside activations, and the most outside of blocks, where there are none.
 
     The root's weights stay from the forward pass on, as does the head's gradient. Beside them are a block's weights and
     gradients, the next block's weights as they came in, and the gradients of the block before in fp32, which ranks have
-    summed up. At the end the root's weights have gone, and its gradients are summed beside those of the embedding.
+    summed up. At the beginning the weights of root and embedding are there as they came in and as they are read; at the
+    end the root's gradients are summed in fp32, and those of the embedding wait.
     """
     of, head = gathered_together(config), config.text_config.vocab_size * config.text_config.hidden_size
+    ends = value * (of["root"] + of["embedding"])
     in_block = value * (of["root"] + head) + (3 * value + 4) * of["block"]
-    at_end = value * (of["root"] + of["embedding"]) + 4 * of["root"] * (1 + 1 / shards)
-    return in_block, at_end
+    return in_block, max(2 * ends, ends + 4 * of["root"] * (1 + 1 / shards))
 
 
 def moved_bytes(config: Config, value: int = 2) -> tuple[int, int]:

@@ -119,15 +119,15 @@ def plan(config: Config, run: Plan, hardware: Hardware | None = None, dtype: str
     micro = _micro_steps(run)
     memory = {name: size for name, size in state.items() if size}
     value = 4 if dtype == "float32" else 2
-    in_block, at_end = gathered_bytes(config, shards, value) if several else (0.0, 0.0)
+    in_block, outside = gathered_bytes(config, shards, value) if several else (0.0, 0.0)
     activations = activation_bytes(
         config, run.context, micro["rows"], micro["patches"], run.activation_checkpointing, value
     )
     if several:
-        memory |= {"whole, in a block's backward pass": in_block, "whole, at the end of it": at_end}
+        memory |= {"whole, in a block's backward pass": in_block, "whole, outside of blocks": outside}
     memory["activations"] = activations
     step = state.pop("gradients in fp32")
-    training = sum(state.values()) + max(in_block + activations, at_end, step)
+    training = sum(state.values()) + max(in_block + activations, outside, step)
     phases = {"update": _update(config, run, gpu, shards, micro, value)}
     problems, peaks = [], {"training": training}
     if training > gpu.room:

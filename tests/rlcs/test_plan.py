@@ -1,7 +1,8 @@
 """The calculator's counts against the model: parameters and state exactly, FLOPs and bytes at sizes that run here.
 
-Tolerances: FLOPs 0.1 % (they come out equal), live bytes 2 % (indices, statistics of a number a token), of a rank 10 %
-(activations are most before gradients are), the process's memory 10 % (pages, libraries' workspace). Speed is printed.
+Tolerances: FLOPs 0.1 % (they come out equal), live bytes 2 % (indices, statistics of a number a token), of a rank in a
+block 10 % (activations are most before gradients are), the process's memory 10 % (pages, libraries' workspace). Speed
+is printed.
 """
 
 import gc
@@ -296,15 +297,16 @@ def most_of_ranks(tmp_path_factory):
 
 @pytest.mark.parametrize(("vocab", "dtype"), CASES)
 def test_the_most_live_bytes_of_a_rank_are_as_said(vocab, dtype, most_of_ranks):
-    """The most is in a block with a small vocabulary, and at the end with a large one. In a block, activations and
-    gradients are not at their most in the same moment: the plan is an upper bound."""
+    """The most is in a block with a small vocabulary, and outside of blocks with a large one. In a block, activations
+    and gradients are not at their most in the same moment: the plan is above."""
     config, value = sizes(vocab=vocab), 4 if dtype == "float32" else 2
-    activations = activation_bytes(config, SHORT, SHORT / 2, PICTURE, False, value) + PICTURE * 1176 * value
-    in_block, at_end = gathered_bytes(config, RANKS, value)
-    assert (in_block + activations > at_end) == (vocab == 512)
-    said = state_bytes(config, shards=RANKS)["gradients"] + max(in_block + activations, at_end)
+    activations = activation_bytes(config, SHORT, SHORT / 2, PICTURE, False, value)
+    in_block, outside = gathered_bytes(config, RANKS, value)
+    pictures = PICTURE * 1176 * value
+    said = state_bytes(config, shards=RANKS)["gradients"] + pictures + max(in_block + activations, outside)
+    assert (in_block + activations > outside) == (vocab == 512)
     for most in most_of_ranks[vocab, dtype]:
-        assert most <= said == pytest.approx(most, rel=0.1)
+        assert said == pytest.approx(most, rel=0.1 if vocab == 512 else 0.02)
 
 
 # --- the plan ---
