@@ -13,9 +13,8 @@ namespace {
 
 // AVX-512 machines have second-level caches of 1 MiB and more, others down to 256 KiB.
 constexpr int64_t depth = W == 16 ? packed_block_pairs : 256, strip = W == 16 ? 128 : 256;
-// Steps that one chain of additions takes: longer ones lose digits, and of a panel as many stay in the first-level
-// cache for all rows of a strip.
-constexpr int64_t chain = W == 16 ? 128 : 256;
+// Steps that one chain of additions takes: longer ones lose digits.
+constexpr int64_t chain = 256;
 // Rows of the weight that lie side by side where its inputs are far apart.
 constexpr int64_t group = W > 8 ? W : 8;
 // Rows a power of two apart would fall into the same sets of the caches.
@@ -133,13 +132,13 @@ template <int NV, bool row_major, class E>
 __attribute__((noinline)) void multiply_panel(int64_t rows, int64_t steps, const E* weight, const E* x, float* sums,
                                               bool first, Ahead& ahead) {
   constexpr int R = W == 16 || NV == 1 ? 8 : 4;  // of 32 registers, or of 16
-  for (int64_t s = 0; s < steps; s += chain)
-    for (int64_t r = 0; r < rows; r += R) {
-      if (s == 0) ahead.take();
-      const E* from = weight + (row_major ? r * weight_stride : r / group * (group * weight_stride) + r % group);
+  for (int64_t r = 0; r < rows; r += R) {
+    ahead.take();
+    const E* from = weight + (row_major ? r * weight_stride : r / group * (group * weight_stride) + r % group);
+    for (int64_t s = 0; s < steps; s += chain)
       tile<R, NV, row_major>(least(chain, steps - s), from + s * (row_major ? 1 : group),
                              row_major ? weight_stride : group, x + s * NV * W, sums + r * NV * W, first && s == 0);
-    }
+  }
 }
 
 template <bool row_major, class E>
