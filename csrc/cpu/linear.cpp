@@ -66,6 +66,10 @@ Tensor with_unit_stride(const Tensor& matrix) {
   return matrix.stride(0) == 1 || matrix.stride(1) == 1 ? matrix : contiguous(matrix);
 }
 
+// Whether the own product multiplies pairs of inputs (loops/linear_packed.cpp), of two bytes each. On machines with
+// tiles torch's is ahead.
+bool in_pairs(DType dtype) { return dtype == DType::bf16 && active_isa() == Isa::avx512_bf16; }
+
 Tensor packed_linear(DType dtype, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
   const int64_t k = weight.size(1), rows = x.numel() / k, columns = weight.size(0);
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
@@ -79,9 +83,9 @@ Tensor packed_linear(DType dtype, const Tensor& x, const Tensor& weight, const s
   const Tensor &left = swapped ? all_columns : all_rows, &right = swapped ? all_rows : all_columns;
   const int64_t m = swapped ? columns : rows, n = swapped ? rows : columns;
   const auto ceil = [](int64_t size, int64_t unit) { return (size + unit - 1) / unit; };
-  // Packed rows that go into the last-level cache.
-  const int64_t most = std::max<int64_t>(1, packed_bytes / (packed_rows * k * 4)) * packed_rows;
-  const int64_t m_chunk = ceil(ceil(m, ceil(m, most)), packed_rows) * packed_rows;
+  // Packed rows that go into the last-level cache, in chunks of one size: each packs the other operand anew.
+  const int64_t most = std::max(packed_rows, packed_bytes / (k * (in_pairs(dtype) ? 2 : 4)));
+  const int64_t m_chunk = ceil(ceil(m, ceil(m, most)), 48) * 48;
   const Tensor packed = torch::stable::new_empty(x, {packed_x_floats(std::min(m, m_chunk), k)}, ScalarType::Float);
   const auto pack = GLM4V_PICK_BF16(linear_pack_x);
   const auto multiply = GLM4V_PICK_BF16(linear_packed);
@@ -127,11 +131,13 @@ Tensor packed_linear(DType dtype, const Tensor& x, const Tensor& weight, const s
   return out;
 }
 
-// Where torch's product is oneDNN's in bf16 without tiles: that is behind by 4-8 % where one block holds all inputs.
+// Where torch's product is oneDNN's in bf16 without tiles: that is behind by 4-8 % where one block holds all inputs,
+// and by 20-80 % in most gradients of weights, whose operands both lie transposed.
 bool own_is_ahead(DType dtype, const Tensor& x, const Tensor& weight) {
   const int64_t n = weight.size(0), k = weight.size(1), m = x.numel() / k;
-  return dtype == DType::bf16 && active_isa() == Isa::avx512_bf16 && weight.stride(1) == 1 && std::min(m, n) >= 512 &&
-         k <= packed_block_pairs * 2;
+  if (!in_pairs(dtype) || std::min(m, n) < 512) return false;
+  if (weight.stride(1) == 1) return k <= packed_block_pairs * 2;
+  return x.stride(x.dim() - 1) != 1;
 }
 
 }  // namespace
