@@ -52,8 +52,8 @@ BUDGET = RolloutSettings(max_new_tokens=24, thinking_budget=6)
 def short_pauses(monkeypatch):
     monkeypatch.setattr("rlcs.engines.http.pause", lambda tries: 0.01)
     monkeypatch.setattr("rlcs.endpoint.pause", lambda tries: 0.01)
-    monkeypatch.setattr("rlcs.engines.http.REST_S", 0.02)
-    monkeypatch.setattr("rlcs.engines.http.GRACE_S", 0.1)
+    monkeypatch.setattr("rlcs.engines.fleet.REST_S", 0.02)
+    monkeypatch.setattr("rlcs.engines.fleet.GRACE_S", 0.1)
 
 
 class Asked:
@@ -615,7 +615,7 @@ def test_a_full_disk_leaves_the_older_weights(demo, tmp_path):
             (folder / "half").write_bytes(b"x")
             raise OSError(28, "No space left on device")
 
-        asked.engine.write = full
+        asked.engine.fleet.write = full
         with pytest.raises(EngineFault, match=r"engine: weights cannot be laid in .*: No space left on device"):
             asked.engine.renew(1)
     assert [f.name[:11] for f in (tmp_path / "weights").iterdir()] == ["wave-000000"]
