@@ -8,12 +8,24 @@ import traceback
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pytest
 import torch
 
 from glm4v import Glm4v, Processor
 from glm4v.prompt import Conversation, render
 from rlcs.prompts import make
 from rlcs.rollout import RolloutSettings, rollouts
+
+STYLES = {"vllm": "vllm", "older vllm": "vllm", "sglang": "sglang", "transformers": "transformers", "bytes": "openai",
+          "text": "openai"}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr("rlcs.engines.http.pause", lambda tries: 0.01)
+    monkeypatch.setattr("rlcs.endpoint.pause", lambda tries: 0.01)
+    monkeypatch.setattr("rlcs.engines.fleet.REST_S", 0.02)
+    monkeypatch.setattr("rlcs.engines.fleet.GRACE_S", 0.1)
 
 
 class FakeServer:

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import zlib
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch.distributed.checkpoint
 from fake_server import fake
 from small_runs import sft_config, train_config, with_damaged_pictures
 from torch import multiprocessing
+from worlds import in_worlds
 
 from glm4v import Glm4v, Processor
 from rlcs import checkpoint, evaluate, parallel
@@ -38,33 +38,7 @@ from rlcs.supervised import sft
 from rlcs.trainer import train
 from rlcs.types import Sample
 
-PRELOADED = [
-    "rlcs.trainer", "rlcs.supervised", "torch.distributed.fsdp", "torch.distributed.checkpoint",
-    "torch.utils.tensorboard.writer", "pytest", "yaml",
-]  # fmt: skip
 STEP = OptimizerSettings(lr=1e-4, clip_norm=0.5, warmup=0.0)
-
-
-# --- worlds of processes ---
-
-
-def member(rank, jobs, store, folder):
-    """One of several processes: for each job in turn a rank of its world, or nobody."""
-    torch.set_num_threads(1)
-    for i, (size, call, arguments) in enumerate(jobs):
-        if rank < size:
-            os.environ.update(RANK=str(rank), WORLD_SIZE=str(size))
-            parallel.meet(torch.distributed.FileStore(f"{store}/{i}", size))
-            call(*arguments, folder=folder)
-            parallel.leave()
-
-
-def in_worlds(jobs, folder):
-    """Runs ``(size, call, arguments)`` one after the other, each on so many ranks."""
-    multiprocessing.set_forkserver_preload(PRELOADED)  # one import for all
-    count = max(size for size, *_ in jobs)
-    with tempfile.TemporaryDirectory() as store:
-        multiprocessing.start_processes(member, (jobs, store, folder), count, start_method="forkserver")
 
 
 # --- the same step ---

@@ -16,11 +16,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import multiprocessing
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+from worlds import in_worlds
 
 from glm4v import Glm4v
 from glm4v.cache import PagedCache
@@ -265,25 +265,19 @@ RANKS, SHORT = 2, 64  # tokens of a rank's sample
 CASES = [(vocab, dtype) for vocab in (512, 16384) for dtype in ("float32", "bfloat16")]
 
 
-def micro_steps_of(rank, folder):
-    """What a rank of several holds at most in its second micro-step, in a file for each case."""
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(RANKS))
-    for vocab, dtype in CASES:
-        name = f"{vocab}-{dtype}"
-        parallel.meet(torch.distributed.FileStore(str(folder / f"{name}-store"), RANKS))
-        parallel.join("cpu", ParallelSettings(timeout_s=60.0))
-        model = load_model(ModelSettings(path=folder / str(vocab), dtype=dtype))
-        learner = learner_of(model, SHORT)
-        learner.optimizer.step = lambda rate: 0.0
-        made, prompts = samples_of(model.config, RANKS, SHORT, getattr(torch, dtype))
-        with Live() as live:
-            learner.update(made, prompts, sft_loss, 1e-4)
-            gc.collect()
-            live.most = 0
-            learner.update(made, prompts, sft_loss, 1e-4)
-        torch.save(live.most, folder / f"{name}-{rank}")
-        parallel.leave()
+def micro_steps_of(vocab, dtype, *, folder):
+    """What a rank of several holds at most in its second micro-step, in a file."""
+    parallel.join("cpu", ParallelSettings(timeout_s=60.0))
+    model = load_model(ModelSettings(path=folder / str(vocab), dtype=dtype))
+    learner = learner_of(model, SHORT)
+    learner.optimizer.step = lambda rate: 0.0
+    made, prompts = samples_of(model.config, RANKS, SHORT, getattr(torch, dtype))
+    with Live() as live:
+        learner.update(made, prompts, sft_loss, 1e-4)
+        gc.collect()
+        live.most = 0
+        learner.update(made, prompts, sft_loss, 1e-4)
+    torch.save(live.most, folder / f"{vocab}-{dtype}-{parallel.rank()}")
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +285,7 @@ def most_of_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     for vocab in (512, 16384):
         Glm4v(sizes(vocab=vocab)).save_pretrained(folder / str(vocab))
-    multiprocessing.spawn(micro_steps_of, (folder,), RANKS)
+    in_worlds([(RANKS, micro_steps_of, case) for case in CASES], folder)
     return {case: [torch.load(folder / f"{case[0]}-{case[1]}-{rank}") for rank in range(RANKS)] for case in CASES}
 
 
