@@ -1,11 +1,13 @@
 // glibc maps every block beyond 32 MiB anew and unmaps it when it dies, and gives the end of its heap back whenever
 // others free much. The kernel then has to find and clear the pages on the next call, and in a virtual machine that
 // returns free pages to its host the host has to as well: two to five times an op's own time. So the last large outputs
-// that died are kept, `most_kept` bytes in all, for the next ones of about their size. Meanwhile the pages of big ones
-// are the kernel's to take (MADV_FREE): under memory pressure little is held back.
+// that died are kept for the next ones of about their size: as many as were ever alive at once, as the gradients of a
+// training step are, but no more than `share` of the machine's memory and no less than `always_kept`. Meanwhile the
+// pages of big ones are the kernel's to take (MADV_FREE): under memory pressure little is held back.
 #include "cpu/kept_memory.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -21,7 +23,7 @@ extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
 namespace glm4v::cpu {
 namespace {
 
-constexpr size_t page = 2 << 20, most_kept = 256 << 20, freed_from = 16 << 20;
+constexpr size_t page = 2 << 20, always_kept = 256 << 20, share = 16, freed_from = 16 << 20;
 // Tensors begin at different places of a block's first 4 KiB: where inputs and outputs of an op lie a multiple of that
 // apart, loads wait for stores that they have nothing to do with.
 constexpr size_t first_offset = 64, offset_step = 256, offsets = 15, room_for_offset = 4096;
@@ -31,8 +33,19 @@ struct Block {
   size_t bytes, offset;
 };
 // Lock-free, hence safe over fork(); no destructor, since tensors may outlive static objects.
-constinit std::array<std::atomic<Block*>, 6> slots{};
-constinit std::atomic<size_t> kept{0}, hand{0}, mapped{0};
+constinit std::array<std::atomic<Block*>, 256> slots{};
+constinit std::atomic<size_t> kept{0}, alive{0}, most_alive{0}, hand{0}, mapped{0};
+
+size_t most_kept() {
+  static const size_t memory =
+      static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  return std::max(always_kept, std::min(most_alive.load(), memory / share));
+}
+
+void count_alive(const Block& block) {
+  const size_t now = alive += block.bytes;
+  for (size_t most = most_alive; most < now && !most_alive.compare_exchange_weak(most, now);) continue;
+}
 
 void unmap(Block* block) {
   if (block == nullptr) return;
@@ -41,6 +54,7 @@ void unmap(Block* block) {
 }
 
 Block* empty_slot(std::atomic<Block*>& slot) {
+  if (slot.load() == nullptr) return nullptr;
   Block* block = slot.exchange(nullptr);
   if (block != nullptr) kept -= block->bytes;
   return block;
@@ -48,11 +62,13 @@ Block* empty_slot(std::atomic<Block*>& slot) {
 
 // The oldest blocks make room, so that what is kept follows the sizes in use.
 void keep(Block* block) {
-  if (block->bytes > most_kept) return unmap(block);
+  alive -= block->bytes;
+  const size_t most = most_kept();
+  if (block->bytes > most) return unmap(block);
   if (block->bytes >= freed_from) madvise(block->memory, block->bytes, MADV_FREE);
   std::atomic<Block*>& slot = slots[hand++ % slots.size()];
   unmap(empty_slot(slot));
-  for (size_t i = 0; i < slots.size() && kept + block->bytes > most_kept; ++i)
+  for (size_t i = 0; i < slots.size() && kept + block->bytes > most; ++i)
     unmap(empty_slot(slots[(hand + i) % slots.size()]));
   kept += block->bytes;
   Block* displaced = slot.exchange(block);
@@ -63,7 +79,6 @@ void keep(Block* block) {
 
 Block* take(size_t bytes) {
   for (std::atomic<Block*>& slot : slots) {
-    if (slot.load() == nullptr) continue;
     Block* const block = empty_slot(slot);  // from here on this thread's alone
     if (block == nullptr) continue;
     if (block->bytes >= bytes && block->bytes <= bytes + bytes / 4) return block;
@@ -98,6 +113,7 @@ AtenTensorHandle take_kept_memory(size_t bytes, int64_t dims, const int64_t* siz
   Block* block = take(whole);
   if (block == nullptr) block = map(whole);
   if (block == nullptr) return nullptr;
+  count_alive(*block);
   AtenTensorHandle handle;
   const auto on_death = [](void*, void* context) { keep(static_cast<Block*>(context)); };
   STABLE_TORCH_ERROR_CODE_CHECK(torch_from_blob(block->memory + block->offset, dims, sizes, strides, 0, dtype,

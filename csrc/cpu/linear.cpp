@@ -23,6 +23,9 @@ int64_t most_few_rows(DType dtype) { return product_of(dtype) == Product::own ? 
 // Of the rows of x that an own product packs at a time.
 constexpr int64_t packed_bytes = 8 << 20;
 
+// Of a matrix that stays in the caches beside others.
+constexpr int64_t cached_bytes = 16 << 20;
+
 // glibc maps tensors beyond this anew at every call.
 constexpr int64_t fresh_bytes = 32 << 20;
 
@@ -131,13 +134,14 @@ Tensor packed_linear(DType dtype, const Tensor& x, const Tensor& weight, const s
   return out;
 }
 
-// Where torch's product is oneDNN's in bf16 without tiles: that is behind by 4-8 % where one block holds all inputs,
-// and by 20-80 % in most gradients of weights, whose operands both lie transposed.
+// Where torch's product is oneDNN's in bf16 without tiles. Row-major weights: level or behind by a few percent from 512
+// rows and columns on. Others, those of gradients: behind by 5 to 180 % where the weight or the output leaves the
+// caches, level where all is long, ahead in short ones.
 bool own_is_ahead(DType dtype, const Tensor& x, const Tensor& weight) {
-  const int64_t n = weight.size(0), k = weight.size(1), m = x.numel() / k;
-  if (!in_pairs(dtype) || std::min(m, n) < 512) return false;
-  if (weight.stride(1) == 1) return k <= packed_block_pairs * 2;
-  return x.stride(x.dim() - 1) != 1;
+  if (!in_pairs(dtype)) return false;
+  const int64_t n = weight.size(0), k = weight.size(1), m = x.numel() / k, least = std::min(m, n);
+  if (weight.stride(1) == 1) return least >= 512;
+  return std::max(m, k) * n * 2 > cached_bytes || std::min(least, k) > 512;
 }
 
 }  // namespace

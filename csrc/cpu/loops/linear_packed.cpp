@@ -37,16 +37,25 @@ struct Step<bf16> {
 };
 #endif
 
+// The first n lanes from p, and zeros. A whole vector has a return of its own: it would go through memory otherwise.
+template <class V, class T>
+GLM4V_INLINE V load_lanes(const T* p, int64_t n) {
+  if (n >= static_cast<int64_t>(sizeof(V) / sizeof(T))) {
+    V whole;
+    memcpy(&whole, p, sizeof whole);
+    return whole;
+  }
+  V some = {};
+  if (n > 0) memcpy(&some, p, n * sizeof(T));
+  return some;
+}
 // W steps of a row at p, which ends `left` inputs later; zeros behind its end.
 template <class T>
 GLM4V_INLINE vf load_steps(const T* p, int64_t left) {
-  if constexpr (Step<T>::inputs == 1) {
+  if constexpr (Step<T>::inputs == 1)
     return left >= W ? load(p) : load_n(p, left);
-  } else {
-    vf v = {};
-    memcpy(&v, p, left >= 2 * W ? sizeof v : left * sizeof(T));
-    return v;
-  }
+  else
+    return load_lanes<vf>(p, left);
 }
 // One step of the rows at p (zeros behind the first `rows`) whose inputs, `left` of them, are `k_stride` apart.
 template <class T>
@@ -54,10 +63,7 @@ GLM4V_INLINE vf load_step(const T* p, int64_t k_stride, int64_t rows, int64_t le
   if constexpr (Step<T>::inputs == 1) {
     return rows >= W ? load(p) : rows > 0 ? load_n(p, rows) : vf{};
   } else {
-    vh even = {}, odd = {};
-    const size_t bytes = rows >= W ? sizeof even : rows > 0 ? rows * sizeof(T) : 0;
-    memcpy(&even, p, bytes);
-    if (left > 1) memcpy(&odd, p + k_stride, bytes);
+    const vh even = load_lanes<vh>(p, rows), odd = load_lanes<vh>(p + k_stride, left > 1 ? rows : 0);
     return bitcast<vf>(widen(even) | widen(odd) << 16);
   }
 }
@@ -203,7 +209,8 @@ void pack_weight(const T* weight, int64_t row, int64_t k_stride, int64_t rows, i
     const T* from = weight + s * each * k_stride;
     for (int64_t r = 0; r < padded; r += W) {
       for (int64_t i = 0; i < each; ++i)  // every line is of another page
-        if (r % (64 / static_cast<int64_t>(sizeof(T))) == 0) __builtin_prefetch(from + (16 * each + i) * k_stride + r);
+        if (r % (64 / static_cast<int64_t>(sizeof(T))) == 0)
+          __builtin_prefetch(from + (16 * each + i) * k_stride + r, 0, 2);
       store(out + r / group * (group * weight_stride) + s * group + r % group,
             load_step(from + r, k_stride, rows - r, inputs - s * each));
     }
