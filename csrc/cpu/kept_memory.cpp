@@ -77,8 +77,11 @@ void keep(Block* block) {
   unmap(displaced);
 }
 
+// The youngest that fits: it is the likeliest to be in a cache.
 Block* take(size_t bytes) {
-  for (std::atomic<Block*>& slot : slots) {
+  const size_t youngest = hand - 1;
+  for (size_t i = 0; i < slots.size(); ++i) {
+    std::atomic<Block*>& slot = slots[(youngest - i) % slots.size()];
     Block* const block = empty_slot(slot);  // from here on this thread's alone
     if (block == nullptr) continue;
     if (block->bytes >= bytes && block->bytes <= bytes + bytes / 4) return block;
