@@ -115,7 +115,7 @@ def resident():
         return int(pages.read().split()[1]) // 256
 
 output(33)
-before, most = resident(), 256
+before, most = resident(), 256 + 130
 def check():
     assert resident() - before < most + 50, (resident() - before, most)
 for mib in (33, 43, 56, 73, 95, 124):  # none in another's memory
@@ -125,10 +125,10 @@ outs = [output(40) for _ in range(10)]
 addresses = {out.data_ptr() for out in outs}
 del outs
 memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE") // 2**20
-most = max(256, min(10 * 42, memory // 16))
+most = 256 + min(10 * 42, memory // 16)
 check()
 outs = [output(40) for _ in range(10)]
-print(len({out.data_ptr() for out in outs} & addresses), most // 42)
+print(len({out.data_ptr() for out in outs} & addresses), min(10, most // 42))
 del outs
 for mib in (52, 66, 83, 104, 130, 163):
     output(mib)

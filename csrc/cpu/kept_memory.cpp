@@ -2,7 +2,7 @@
 // others free much. The kernel then has to find and clear the pages on the next call, and in a virtual machine that
 // returns free pages to its host the host has to as well: two to five times an op's own time. So the last large outputs
 // that died are kept for the next ones of about their size: as many as were ever alive at once, as the gradients of a
-// training step are, but no more than `share` of the machine's memory and no less than `always_kept`. Meanwhile the
+// training step are, up to `share` of the machine's memory, and `always_kept` beside them. Meanwhile the
 // pages of big ones are the kernel's to take (MADV_FREE): under memory pressure little is held back.
 #include "cpu/kept_memory.h"
 
@@ -39,7 +39,7 @@ constinit std::atomic<size_t> kept{0}, alive{0}, most_alive{0}, hand{0}, mapped{
 size_t most_kept() {
   static const size_t memory =
       static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  return std::max(always_kept, std::min(most_alive.load(), memory / share));
+  return always_kept + std::min(most_alive.load(), memory / share);
 }
 
 void count_alive(const Block& block) {

@@ -89,7 +89,8 @@ Tensor packed_linear(DType dtype, const Tensor& x, const Tensor& weight, const s
   // Packed rows that go into the last-level cache, in chunks of one size: each packs the other operand anew.
   const int64_t most = std::max(packed_rows, packed_bytes / (k * (in_pairs(dtype) ? 2 : 4)));
   const int64_t m_chunk = ceil(ceil(m, ceil(m, most)), 48) * 48;
-  const Tensor packed = torch::stable::new_empty(x, {packed_x_floats(std::min(m, m_chunk), k)}, ScalarType::Float);
+  const int64_t steps = in_pairs(dtype) ? ceil(k, 2) : k;
+  const Tensor packed = empty(x, {packed_x_floats(std::min(m, m_chunk), steps)}, ScalarType::Float);
   const auto pack = GLM4V_PICK_BF16(linear_pack_x);
   const auto multiply = GLM4V_PICK_BF16(linear_packed);
   for (int64_t begin = 0; begin < m; begin += m_chunk) {

@@ -17,10 +17,11 @@ struct PackedProduct {
   void* out;         // [M, N]; [N, M] if `swapped`
   int64_t out_row;   // its stride
   int64_t m, k, n;
-  float* packed_x;  // 64-byte aligned, of packed_x_floats(m, k)
+  float* packed_x;  // 64-byte aligned, of packed_x_floats(m, steps)
   bool swapped;     // the roles of x and weight
 };
-constexpr int64_t packed_x_floats(int64_t m, int64_t k) { return (m + 15) / 16 * 16 * (k | 1); }
+// A step is an input, or a pair of them where those are multiplied in pairs.
+constexpr int64_t packed_x_floats(int64_t m, int64_t steps) { return (m + 15) / 16 * 16 * (steps | 1); }
 
 // The largest part of the output that one call computes, and the bytes of 64-byte aligned scratch it takes. Parts begin
 // at multiples of 16 rows.
