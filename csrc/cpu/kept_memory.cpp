@@ -2,7 +2,7 @@
 // others free much. The kernel then has to find and clear the pages on the next call, and in a virtual machine that
 // returns free pages to its host the host has to as well: two to five times an op's own time. So the last large outputs
 // that died are kept for the next ones of about their size: as many as were ever alive at once, as the gradients of a
-// training step are, up to `share` of the machine's memory, and `always_kept` beside them. Meanwhile the
+// training step are, up to one part in `share` of the machine's memory, and `always_kept` beside them. Meanwhile the
 // pages of big ones are the kernel's to take (MADV_FREE): under memory pressure little is held back.
 #include "cpu/kept_memory.h"
 
