@@ -98,6 +98,7 @@ class Lane:
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """``function`` under torch.compile; for peers that --quick leaves out (the first compile takes a minute)."""
+    torch.compiler.reset()  # of one function only a few versions are kept, fewer than a benchmark has cases
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 

@@ -178,3 +178,10 @@ def test_peers_agree():
 def test_all_peers_agree():
     done = pytest_bench("--benchmark-disable")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_compiled_peers_agree():
+    """More cases of one op than the eight versions of a function that torch.compile keeps."""
+    done = run("pytest", "bench", "-p", "no:cacheprovider", "-q", "--op", "rms_norm", "--benchmark-disable")
+    assert done.returncode == 0, done.stdout + done.stderr
