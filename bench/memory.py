@@ -11,11 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from glm4v_ext import rms_norm
-
-KEPT_OUTPUTS = 8  # more than the library keeps
+from glm4v_ext import _C
 
 
 def peak_mib(call: Callable[[], Any], device: str) -> int | None:
@@ -25,7 +22,7 @@ def peak_mib(call: Callable[[], Any], device: str) -> int | None:
         before = torch.cuda.memory_allocated()
         call()
         return (torch.cuda.max_memory_allocated() - before) >> 20
-    held = without_kept_memory()
+    without_kept_memory()
     try:
         with open("/proc/self/clear_refs", "w") as reset:
             reset.write("5")  # the highest so far is now
@@ -34,19 +31,14 @@ def peak_mib(call: Callable[[], Any], device: str) -> int | None:
         return None
     before = _status_kib("VmRSS")
     call()
-    held.clear()
     return max(0, round((_status_kib("VmHWM") - before) / 1024))
 
 
-def without_kept_memory() -> list[Tensor]:
-    """What the allocators keep of dead tensors goes back, for as long as these live: reused, it would not count."""
+def without_kept_memory() -> None:
+    """What the allocators keep of dead tensors goes back: reused, it would not count."""
+    _C.release_kept_memory()
     with contextlib.suppress(AttributeError, OSError):  # another C library than glibc
         ctypes.CDLL(None).malloc_trim(0)
-    x, weight = torch.zeros(1024, 256), torch.ones(256)
-    for _ in range(2):  # of 1 MiB each: dying they take the places of those that are kept, and then they live again
-        outputs: list[Tensor] = []
-        outputs += [rms_norm(x, weight, 1e-5) for _ in range(KEPT_OUTPUTS)]
-    return outputs
 
 
 def _status_kib(field: str) -> int:

@@ -14,6 +14,8 @@
 #include <atomic>
 #include <cstdint>
 
+#include "cpu/release.h"
+
 // In the stable ABI from torch 2.11 on; null under 2.10.
 extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
     void* data, int64_t ndim, const int64_t* sizes, const int64_t* strides, int64_t storage_offset, int32_t dtype,
@@ -126,3 +128,7 @@ AtenTensorHandle take_kept_memory(size_t bytes, int64_t dims, const int64_t* siz
 }
 
 }  // namespace glm4v::cpu
+
+void glm4v::release_kept_memory() {
+  for (auto& slot : cpu::slots) cpu::unmap(cpu::empty_slot(slot));
+}
