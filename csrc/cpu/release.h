@@ -1,3 +1,4 @@
+// Apart from kept_memory.h, which needs torch.
 #pragma once
 #include "cpu/isa.h"
 

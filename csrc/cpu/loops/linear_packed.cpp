@@ -12,7 +12,7 @@ namespace glm4v::GLM4V_ISA {
 namespace {
 
 // AVX-512 machines have second-level caches of 1 MiB and more, others down to 256 KiB.
-constexpr int64_t depth = W == 16 ? packed_block_pairs : 256, strip = W == 16 ? 128 : 256;
+constexpr int64_t depth = W == 16 ? 1024 : 256, strip = W == 16 ? 128 : 256;
 // Steps that one chain of additions takes: longer ones lose digits.
 constexpr int64_t chain = 256;
 // Rows of the weight that lie side by side where its inputs are far apart.

@@ -27,8 +27,6 @@ constexpr int64_t packed_x_floats(int64_t m, int64_t steps) { return (m + 15) / 
 // at multiples of 16 rows.
 constexpr int64_t packed_rows = 576, packed_columns = 640;
 constexpr size_t linear_packed_scratch = 2 << 20;
-// Pairs along K of one block at AVX-512 levels, whose sums stay in the first-level cache.
-constexpr int64_t packed_block_pairs = 1024;
 
 // One of so many slices of rows [m_begin, m_end) of x to packed_x; linear_packed takes the same rows together.
 GLM4V_LOOPS_BF16(void linear_pack_x(DType dtype, const PackedProduct& args, int64_t m_begin, int64_t m_end,
