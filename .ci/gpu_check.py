@@ -1,10 +1,11 @@
 """Everything that a GPU has to show, in one record under bench/results/: `make gpu-check`, or this file by any Python
 that has torch and the tests' packages.
 
-Builds the library where it has no CUDA kernels, then: tests of the ops and of the model on the device, repeated runs
-bit for bit, compute-sanitizer's memcheck and racecheck on small cases, benchmarks. Each step is a process with its
-share of the budget; one that fails, hangs or runs out of time is recorded with its reason and the next one begins.
-Exit code 1 if any failed, 2 if it could not begin.
+Builds the library where it has no CUDA kernels, then: tests of the ops and of the model on the device, the ops' again
+on their Triton twins, repeated runs bit for bit, compute-sanitizer's memcheck and racecheck on small cases, side by
+side as the cores allow; then benchmarks, alone. Each step is a process with its share of the budget; one that fails,
+hangs or runs out of time is recorded with its reason and the others go on. Exit code 1 if any failed, 2 if it could not
+begin.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Cases that compute-sanitizer can follow, at least one of each kernel.
 SMALL = "grouped or without_keys or neighbours or views or (pages and 16) or expanded_gradients"
-ATTENTION = [f"tests/ops/test_{op}.py" for op in ("flash_attn_varlen", "flash_attn_with_kvcache")]
+ATTENTION = ("flash_attn_varlen", "flash_attn_with_kvcache")
 PACKAGES = ("torch", "numpy", "pytest", "hypothesis")  # of every step; what one more needs, its own failure says
 BENCHMARKS = (
     "flash_attn_varlen", "flash_attn_with_kvcache", "rope_2d", "rope_3d", "rms_norm", "add_rms_norm", "rms_norm_add",
@@ -63,12 +65,14 @@ def run(command: list[str], timeout_s: float, **environment: str) -> tuple[int, 
     return code, said + f"\nran out of its {timeout_s:.0f} s" if code == 124 else said
 
 
-def tests(arguments: list[str], timeout_s: float, wrapper: Iterable[str] = (), **environment: str) -> dict[str, Any]:
-    """A run of pytest as a step: how many passed, failed and were skipped, and the names of those that failed."""
+def tests(
+    arguments: list[str], timeout_s: float, program: Sequence[str] = PYTEST, **environment: str
+) -> dict[str, Any]:
+    """A run of pytest as a step: how many passed, failed and were skipped, and those that failed with their reasons."""
     with tempfile.TemporaryDirectory() as folder:
         report = pathlib.Path(folder) / "report.xml"
-        command = [*wrapper, *PYTEST, f"--junitxml={report}", *arguments]
-        code, said = run(command, timeout_s, **environment)
+        command = [*program, f"--junitxml={report}", *arguments]
+        code, said = run(command, timeout_s, OMP_NUM_THREADS="2", **environment)  # beside others, and the GPU works
         counts = {"passed": 0, "failed": 0, "skipped": 0}
         failures: list[str] = []
         if report.exists():
@@ -76,11 +80,10 @@ def tests(arguments: list[str], timeout_s: float, wrapper: Iterable[str] = (), *
             total, skipped = int(suite.get("tests", 0)), int(suite.get("skipped", 0))
             failed = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
             counts = {"passed": total - failed - skipped, "failed": failed, "skipped": skipped}
-            failures = [
-                f"{case.get('classname')}::{case.get('name')}"
-                for case in suite.iter("testcase")
-                if case.find("failure") is not None or case.find("error") is not None
-            ]
+            for case in suite.iter("testcase"):
+                for wrong in (*case.iter("failure"), *case.iter("error")):
+                    reason = wrong.get("message", "").splitlines() or [""]
+                    failures.append(f"{case.get('classname')}::{case.get('name')}: {reason[0][:200]}")
     ok = code == 0 and counts["passed"] > 0
     return {**counts, "ok": ok, "failures": failures, "said": "" if code == 0 else said}
 
@@ -170,14 +173,25 @@ def measured(op: str, device: str, timeout_s: float) -> dict[str, Any]:
     return {"ok": code == 0 and bool(rows), "rows": rows, "said": "" if code == 0 else said}
 
 
-def steps(device: str, quick: bool) -> list[tuple[str, float, Callable[[float], dict[str, Any]]]]:
-    """Name, most of the budget that it may take, and what to do in the seconds given."""
-    others = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests/ops").glob("test_*.py"))]
-    others = ["tests/ops/test_rms_norm.py"] if quick else [path for path in others if path not in ATTENTION]
+class Step(NamedTuple):
+    name: str
+    share: float  # most of the budget that it may take
+    run: Callable[[float], dict[str, Any]]  # in the seconds given
+    alone: bool = False  # it measures: nothing else may run
+
+
+def steps(device: str, quick: bool) -> list[Step]:
+    files = {path.stem[5:]: str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests/ops").glob("test_*.py"))}
+    ops = ["flash_attn_varlen", "rms_norm"] if quick else [*ATTENTION, *(op for op in files if op not in ATTENTION)]
     count = 2 if quick else 1000
+    twins = [sys.executable, "tests/twins/served.py"]
+    chosen = "grouped or bitwise" if quick else "not compile"  # compiling is the host's work: last
 
     def tested(files: list[str], chosen: str) -> Callable[[float], dict[str, Any]]:
         return lambda timeout_s: tests([*files, "-k", chosen, "--device", device], timeout_s)
+
+    def twin(op: str) -> Callable[[float], dict[str, Any]]:
+        return lambda timeout_s: tests(["--device=cuda", op, "test"], timeout_s, twins)
 
     def again(timeout_s: float) -> dict[str, Any]:
         command = [sys.executable, __file__, "--device", device, "--repeats", str(count)]
@@ -189,29 +203,29 @@ def steps(device: str, quick: bool) -> list[tuple[str, float, Callable[[float], 
             program = shutil.which("compute-sanitizer", path=TOOLS)
             if program is None:
                 return {"ok": False, "said": "compute-sanitizer must be on PATH or in CUDA_HOME/bin, got none"}
-            wrapper = [program, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all"]
-            chosen = ["-k", SMALL, "--device", device]
-            return tests([*files, *chosen], timeout_s, wrapper, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+            wrapped = [program, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all", *PYTEST]
+            arguments = [*files, "-k", SMALL, "--device", device]
+            return tests(arguments, timeout_s, wrapped, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
 
         return step
 
-    # A process each: what follows an illegal access in the same one fails, too. Compiling is the host's work: last.
-    device_only = "grouped or bitwise" if quick else "not compile"
-    plan: list[tuple[str, float, Callable[[float], dict[str, Any]]]] = [
-        ("tests of the ops", 0.2, tested(others, device_only)),
-        *((f"tests of {path[15:-3]}", 0.15, tested([path], device_only)) for path in ATTENTION[: 1 if quick else 2]),
-        ("tests of the model", 0.2, tested(["tests/glm4v/test_device.py"], "")),
-        ("repeated runs", 0.15, again),
-    ]
+    # A process each: what follows an illegal access in the same one fails, too. What takes longest begins first.
+    plan: list[Step] = []
     if device == "cuda":
-        plan.insert(0, ("primitives", 0.15, probes))
-        for tool in ("memcheck", "racecheck"):
-            plan.append((f"{tool} of attention", 0.12, sanitized(tool, ATTENTION)))
-            plan.append((f"{tool} of the other ops", 0.08, sanitized(tool, others)))
-    for op in ("rms_norm",) if quick else BENCHMARKS:
-        plan.append((f"bench {op}", 0.15, lambda t, op=op: measured(op, device, t)))  # type: ignore[misc]
+        plan.append(Step("primitives", 0.2, probes))
+        for tool in ("racecheck", "memcheck"):
+            plan += [Step(f"{tool} of {op}", 0.6, sanitized(tool, [files[op]])) for op in ATTENTION]
+            others = [path for op, path in files.items() if op not in ATTENTION]
+            plan.append(Step(f"{tool} of the other ops", 0.6, sanitized(tool, others)))
+    plan += [Step(f"tests of {op}", 0.5, tested([files[op]], chosen)) for op in ops]
+    plan.append(Step("tests of the model", 0.5, tested(["tests/glm4v/test_device.py"], "")))
+    plan.append(Step("repeated runs", 0.5, again))
+    if device == "cuda":
+        plan += [Step(f"Triton twin of {op}", 0.5, twin(op)) for op in ops]
     if not quick:
-        plan.append(("opcheck and compile", 0.25, tested(["tests/ops"], "compile")))
+        plan.append(Step("opcheck and compile", 0.5, tested(["tests/ops"], "compile")))
+    for op in ("rms_norm",) if quick else BENCHMARKS:
+        plan.append(Step(f"bench {op}", 0.15, lambda t, op=op: measured(op, device, t), alone=True))  # type: ignore[misc]
     return plan
 
 
@@ -250,6 +264,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--quick", action="store_true", help="a few tests and one benchmark, to try the script itself")
+    parser.add_argument("--only", type=re.compile, default=re.compile(""), help="steps whose name matches")
     parser.add_argument("--budget-s", type=float, default=480, help="for all steps together")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "bench/results")
     parser.add_argument("--repeats", type=int, help="only repeat the attention ops so often")
@@ -283,27 +298,34 @@ def main() -> int:
             return 2
     about = facts(given.device)  # before anything can go wrong
     began = time.monotonic()
-    done = []
-    for name, share, step in steps(given.device, given.quick):
+
+    def done(step: Step) -> dict[str, Any]:
         left_s = given.budget_s - (time.monotonic() - began)
         at = time.monotonic()
         result = {"ok": False, "said": "no time was left"}
         try:
             if left_s > 5:
-                result = step(min(share * given.budget_s, left_s))
-        except (
-            Exception
-        ) as error:  # a report that was cut off, a device that is gone: the record is written all the same
+                result = step.run(min(step.share * given.budget_s, left_s))
+        except Exception as error:  # a report that was cut off, a device that is gone: the record is written all the same
             result = {"ok": False, "said": f"{type(error).__name__}: {error}"}
-        done.append({"name": name, **result, "seconds": time.monotonic() - at})
-        print(f"{'ok    ' if result['ok'] else 'FAILED'} {name} {done[-1]['seconds']:.0f} s\n{result['said']}".rstrip())
+        seconds = time.monotonic() - at
+        print(f"{'ok    ' if result['ok'] else 'FAILED'} {step.name} {seconds:.0f} s\n{result['said']}".rstrip())
+        return {"name": step.name, **result, "seconds": seconds}
+
+    plan = [step for step in steps(given.device, given.quick) if given.only.search(step.name)]
+    if not plan:
+        print(f"gpu_check: --only must match a step, got {given.only.pattern!r}", file=sys.stderr)
+        return 2
+    with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) // 2)) as side_by_side:
+        results = list(side_by_side.map(done, [step for step in plan if not step.alone]))
+    results += [done(step) for step in plan if step.alone]
     command = " ".join(["python", os.path.relpath(__file__, ROOT), *sys.argv[1:]])
-    record = {"facts": about, "command": command, "steps": done}
+    record = {"facts": about, "command": command, "steps": results}
     stem = re.sub(r"[^a-z0-9]+", "-", f"{given.device} {record['facts']['device']}".lower()).strip("-")
     (given.out / f"check-{stem}.json").write_text(json.dumps(record, indent=1, default=str) + "\n")
     (given.out / f"check-{stem}.md").write_text(text(record))
     print(given.out / f"check-{stem}.md")
-    return 0 if all(step["ok"] for step in done) else 1
+    return 0 if all(step["ok"] for step in results) else 1
 
 
 if __name__ == "__main__":

@@ -10,17 +10,6 @@ import pytest
 pytest.importorskip("triton")
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-# Tests of the CPU's loops and products, of what Python alone decides, and of threads.
-NOT_OF_THE_DEVICE = ["isa", "transformers", "trace", "compile", "in_place_refuses", "angles and not generic"]
-# Tests that ask for more than a device can tell without waiting, the values of its index tensors; for pages; and for
-# more programs than the interpreter runs in minutes.
-LEFT_OUT = {
-    "interpolate_pos_embed": ["grid10", "grid11", "errors and (hold or even)", "random", "bitwise"],
-    "flash_attn_varlen": ["ascending", "given", "max_seqlen", "errors_of_pages and (table3 or table4)"],
-    "flash_attn_with_kvcache": ["pages", "errors"],
-    "token_logprob": ["refused", "memory", "shape8", "bitwise and shape1", "entropy and shape4", "only_what"],
-    "linear": ["not definition and not errors"],  # the others are about the CPU's paths
-}
 # What runs each kernel and branch at least once.
 QUICK = {
     "rms_norm": "definition or errors",
@@ -41,9 +30,7 @@ QUICK = {
 
 
 def run(*chosen):
-    left_out = {op: " or ".join(f"({text})" for text in NOT_OF_THE_DEVICE + LEFT_OUT.get(op, [])) for op, _ in chosen}
-    arguments = [text for op, wanted in chosen for text in (op, f"({wanted}) and not ({left_out[op]})")]
-    command = [sys.executable, "tests/twins/interpreted.py", *arguments]
+    command = [sys.executable, "tests/twins/served.py", "--exitfirst", *(text for pair in chosen for text in pair)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     return set(done.stdout.splitlines()[-1].removeprefix("launched: ").split())
