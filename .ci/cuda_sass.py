@@ -28,8 +28,8 @@ class Plan(NamedTuple):
 PLANS = {
     ("flash_attn_varlen_sm90_kernel", 128): Plan(8 + 8, 8 + 8, 4, 64),
     ("flash_attn_varlen_sm90_kernel", 64): Plan(4 + 4, 8 + 8, 4, 64),
-    ("flash_attn_varlen_dkdv_sm90_kernel", 128): Plan(8 + 8, 4 + 4, 4, 32),
-    ("flash_attn_varlen_dkdv_sm90_kernel", 64): Plan(4 + 4, 4 + 4, 4, 32),
+    ("flash_attn_varlen_dkdv_sm90_kernel", 128): Plan(4 * 8, 4 * 4, 7, 2 * 32),
+    ("flash_attn_varlen_dkdv_sm90_kernel", 64): Plan(4 * 4, 4 * 4, 7, 2 * 32),
     ("flash_attn_varlen_dq_sm90_kernel", 128): Plan(4 * 8, 2 * 6, 6, 2 * 48),
     ("flash_attn_varlen_dq_sm90_kernel", 64): Plan(4 * 4, 2 * 6, 6, 2 * 48),
 }

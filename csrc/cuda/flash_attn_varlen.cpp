@@ -96,9 +96,17 @@ std::tuple<Tensor, Tensor, Tensor> flash_attn_varlen_backward(
   args.dq = dq.mutable_data_ptr(), args.dk = dk.mutable_data_ptr(), args.dv = dv.mutable_data_ptr();
   args.tokens_k = shape.tokens_k;
   auto launch = launch_flash_attn_varlen_backward;
+  std::optional<Tensor> parts;
   if constexpr (GLM4V_SM90)
-    if (compute_capability(q) == 90 && serves_flash_attn_varlen_backward_sm90(args))
+    if (compute_capability(q) == 90 && serves_flash_attn_varlen_backward_sm90(args)) {
       launch = launch_flash_attn_varlen_backward_sm90;
+      args.parts = flash_attn_varlen_backward_parts_sm90(args);
+      if (args.parts > 1) {
+        parts = empty_f32({2, shape.tokens_k, shape.kv_heads, args.parts, shape.dim}, q);
+        args.dk_parts = static_cast<float*>(parts->mutable_data_ptr()),
+        args.dv_parts = args.dk_parts + parts->numel() / 2;
+      }
+    }
   check_launch(op, launch(shape.dtype, args, device.stream()));
   return {dq, dk, dv};
 }

@@ -48,6 +48,8 @@ struct FlashAttnBackward : FlashAttnArgs {
   float *delta, *shift;        // [H, Tq], scratch: dout . out, and P = 2^(score of the softmax / ln 2 - shift)
   void *dq, *dk, *dv;          // contiguous, shaped like q, k, v
   int64_t tokens_k;            // Tk
+  int parts;                   // of a kv head's query heads, whose sums for dk and dv are made apart; 1: no scratch
+  float *dk_parts, *dv_parts;  // [Tk, K, parts, D], scratch
 };
 
 // bf16 and f16 only. Those of Hopper serve head dims 64 and 128, groups of heads that divide a tile, no pages; backward
@@ -57,6 +59,8 @@ bool serves_flash_attn_varlen_sm90(const FlashAttnForward& args);
 cudaError_t launch_flash_attn_varlen_sm90(DType dtype, const FlashAttnForward& args, cudaStream_t stream);
 cudaError_t launch_flash_attn_varlen_backward(DType dtype, const FlashAttnBackward& args, cudaStream_t stream);
 bool serves_flash_attn_varlen_backward_sm90(const FlashAttnBackward& args);
+// Into how many parts the kernel of Hopper wants the query heads to be cut: few kv heads give few blocks.
+int flash_attn_varlen_backward_parts_sm90(const FlashAttnBackward& args);
 cudaError_t launch_flash_attn_varlen_backward_sm90(DType dtype, const FlashAttnBackward& args, cudaStream_t stream);
 // Of both: delta and shift, and zeros in dq where a token belongs to no segment.
 cudaError_t launch_flash_attn_varlen_delta(DType dtype, const FlashAttnBackward& args, cudaStream_t stream);

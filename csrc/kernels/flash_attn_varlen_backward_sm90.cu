@@ -22,7 +22,7 @@ struct Sm90BackwardTile {
   static_assert(OTHER_PANEL % swizzle_bytes == 0);
 };
 template <int D>
-using KeysTile = Sm90BackwardTile<D, 64, 2>;  // owns keys, streams packed rows
+using KeysTile = Sm90BackwardTile<D, 64, 3>;  // owns keys, streams packed rows
 template <int D>
 using RowsTile = Sm90BackwardTile<D, 96, 3>;  // owns packed rows, streams keys
 
@@ -96,7 +96,17 @@ __device__ __forceinline__ void release(Barrier* empty) {
   if (threadIdx.x % 32 == 0) barrier_arrive(empty);
 }
 
-// dk and dv: a block owns 128 keys of one kv head.
+// Row i of this lane's two rows of c [64, D], times `factor`, to `to`; nothing where that is null.
+template <int D>
+__device__ __forceinline__ void store_row_f32(const float (&c)[D / 2], int i, float factor, float* to) {
+  if (to == nullptr) return;
+#pragma unroll
+  for (int d = 0; d < D; d += 8)
+    *reinterpret_cast<Pack<2, float>*>(to + d + threadIdx.x % 4 * 2) = {
+        {c[d / 2 + 2 * i] * factor, c[d / 2 + 2 * i + 1] * factor}};
+}
+
+// dk and dv: a block owns 128 keys of one kv head and sums over a part of its query heads.
 template <class T, int D>
 __global__ void __launch_bounds__(KeysTile<D>::THREADS, 1)
     flash_attn_varlen_dkdv_sm90_kernel(FlashAttnBackward a, const __grid_constant__ TensorMap q_map,
@@ -106,42 +116,49 @@ __global__ void __launch_bounds__(KeysTile<D>::THREADS, 1)
   using Sizes = KeysTile<D>;
   constexpr int OWN = Sizes::OWN, OTHER = Sizes::OTHER, STAGES = Sizes::STAGES;
   auto& shared = *static_cast<Sm90BackwardShared<Sizes>*>(dynamic_shared_at(swizzle_bytes));
-  const int group = a.heads / a.kv_heads, kv_head = blockIdx.y, lane = threadIdx.x % 32;
+  const int group = a.heads / (a.kv_heads * a.parts), kv_head = blockIdx.y / a.parts, q_head = blockIdx.y * group;
+  const int lane = threadIdx.x % 32;
+  // Where row `token` of this block's sums goes.
   const auto gradient_row = [&](void* x, int64_t token) {
     return static_cast<T*>(x) + (token * a.kv_heads + kv_head) * D;
   };
+  const auto partial_row = [&](float* x, int64_t token) { return x + (token * gridDim.y + blockIdx.y) * D; };
   const Tile tile = find_tile(blockIdx.x, a.cu_k, a.segments, 1, OWN);
   if (tile.segment < 0) {  // keys of no segment
     const int64_t first = a.cu_k[a.segments] + static_cast<int64_t>(tile.piece) * OWN;
     for (int64_t t = first + threadIdx.x; t < first + OWN && t < a.tokens_k; t += blockDim.x)
       for (int d = 0; d < D; d += 8)
-        *reinterpret_cast<Pack<8, T>*>(gradient_row(a.dk, t) + d) =
-            *reinterpret_cast<Pack<8, T>*>(gradient_row(a.dv, t) + d) = {};
+        if (a.parts > 1)
+          *reinterpret_cast<Pack<8, float>*>(partial_row(a.dk_parts, t) + d) =
+              *reinterpret_cast<Pack<8, float>*>(partial_row(a.dv_parts, t) + d) = {};
+        else
+          *reinterpret_cast<Pack<8, T>*>(gradient_row(a.dk, t) + d) =
+              *reinterpret_cast<Pack<8, T>*>(gradient_row(a.dv, t) + d) = {};
     return;
   }
   const Segment s = segment_at(a.cu_q, a.cu_k, tile.segment);
   const Span keys{tile.piece * OWN, min(s.keys, (tile.piece + 1) * OWN)};
   const Span tokens = s.rows_of(keys, a.left, a.right);
-  const int first = tokens.begin * group, blocks = (tokens.size() * group + OTHER - 1) / OTHER;
+  const int blocks = (tokens.size() * group + OTHER - 1) / OTHER;
   const float unit = a.scale * 1.44269504f;
-  init_shared(shared, {s, keys.begin, tokens.begin, blocks}, 2);  // y: the copy, and the rows' shifts
+  init_shared(shared, {s, keys.begin, tokens.begin, blocks}, 1 + 32);  // y: the copy, and a warp's rows' shifts
 
   if (threadIdx.x < 128) {
     give_registers<Sizes::PRODUCER_REGISTERS>();
     if (threadIdx.x == 0)
       copy_all<D>(shared, k_map, v_map, kv_head, shared.work.segment.k_begin, shared.work.segment.keys, q_map, dout_map,
-                  kv_head * group, shared.work.segment.q_begin, shared.work.segment.rows, OTHER / group);
+                  q_head, shared.work.segment.q_begin, shared.work.segment.rows, OTHER / group);
     else if (threadIdx.x / 32 == 1)
       for (int block = 0; block < shared.work.blocks; ++block) {
         const int stage = block % STAGES;
         barrier_wait(shared.y_empty + stage, block / STAGES % 2 ^ 1);
         for (int r = lane; r < OTHER; r += 32) {
           const int row = shared.work.first * group + block * OTHER + r;
-          const RowShift of(a, row < shared.work.segment.rows * group, kv_head * group + row % group,
+          const RowShift of(a, row < shared.work.segment.rows * group, q_head + row % group,
                             shared.work.segment.q_begin + row / group);
           shared.shift[stage][r] = of.shift, shared.delta[stage][r] = of.delta;
         }
-        release(shared.y_full + stage);
+        barrier_arrive(shared.y_full + stage);  // every lane for what it wrote
       }
     return;
   }
@@ -150,21 +167,19 @@ __global__ void __launch_bounds__(KeysTile<D>::THREADS, 1)
   const int own = (threadIdx.x / 128 - 1) * 64, warp_key = own + threadIdx.x % 128 / 32 * 16;
   const MatrixPlace k_place = place_of(shared.own_x + own * panel_row_bytes),
                     v_place = place_of(shared.own_y + own * panel_row_bytes);
-  // Packed rows that see a key of the tile; from `first` on.
+  // Packed rows that see a key of the tile, from the first that is streamed on. What it needs is read again and again:
+  // the sums leave few registers.
   const auto rows_of = [&](int key) {
-    const int at = min(keys.begin + key, s.keys - 1);
-    const Span seen = s.rows_of({at, at + 1}, a.left, a.right);
-    return Span{seen.begin * group - first, seen.end * group - first};
+    const Sm90BackwardWork& work = shared.work;
+    const int at = min(work.own + key, work.segment.keys - 1);
+    const Span seen = work.segment.rows_of({at, at + 1}, a.left, a.right);
+    return Span{(seen.begin - work.first) * group, (seen.end - work.first) * group};
   };
   const int all_begin = rows_of(warp_key + 15).begin, all_end = rows_of(warp_key).end;  // see the warp's keys
-  float p[OTHER / 2], ds[OTHER / 2], dk[D / 2], dv[D / 2];
+  float p[OTHER / 2], ds[OTHER / 2], dk[D / 2] = {}, dv[D / 2] = {};
   uint32_t words[OTHER / 16][4];
-  if (blocks == 0)
-#pragma unroll
-    for (int i = 0; i < D / 2; ++i) dk[i] = dv[i] = 0;
-  barrier_wait(&shared.own_full, 0);
-  for (int block = 0; block < blocks; ++block) {
-    const int stage = block % STAGES, row = block * OTHER;
+  const auto multiply = [&](int block) {  // p = k q^T, ds = v dout^T
+    const int stage = block % STAGES;
     const uint32_t parity = block / STAGES % 2;
     barrier_wait(shared.x_full + stage, parity);
     product_fence();
@@ -174,7 +189,17 @@ __global__ void __launch_bounds__(KeysTile<D>::THREADS, 1)
     product_fence();
     multiply_rows<T, D, OTHER>(ds, v_place, Sizes::OWN_PANEL, place_of(shared.y[stage]), Sizes::OTHER_PANEL);
     product_commit();
-    product_wait<1>();  // S
+  };
+  const auto gather = [&](int block) {  // dk += dS^T q
+    product_fence();
+    accumulate<T, D, OTHER>(dk, words, place_of(shared.x[block % STAGES], Sizes::OTHER_PANEL), true);
+    product_commit();
+  };
+  // From S and dP on their way to dv, and to dS in `words`.
+  const auto add_block = [&](int block) {
+    const int stage = block % STAGES, row = block * OTHER;
+    product_wait<1>();  // S, and dk of the block before, which has read its q
+    if (block > 0) release(shared.x_empty + (block - 1) % STAGES);
     if (row < all_begin || row + OTHER > all_end) {
       const Span seen[2] = {rows_of(warp_key + lane / 4), rows_of(warp_key + lane / 4 + 8)};
 #pragma unroll
@@ -189,28 +214,58 @@ __global__ void __launch_bounds__(KeysTile<D>::THREADS, 1)
       p[i] = exp2_fast(p[i] * unit - shared.shift[stage][i / 4 * 8 + lane % 4 * 2 + i % 2]);
     pack_operand<T, OTHER>(words, p);
     product_fence();
-    accumulate<T, D, OTHER>(dv, words, place_of(shared.y[stage], Sizes::OTHER_PANEL), block > 0);
+    accumulate<T, D, OTHER>(dv, words, place_of(shared.y[stage], Sizes::OTHER_PANEL), true);
     product_commit();
     product_wait<1>();  // dP
 #pragma unroll
-    for (int i = 0; i < OTHER / 2; ++i) ds[i] = p[i] * (ds[i] - shared.delta[stage][i / 4 * 8 + lane % 4 * 2 + i % 2]);
+    for (int i = 0; i < OTHER / 2; ++i)  // P as dv has it: beside its fp32 the registers would not suffice
+      ds[i] = packed_value<T>(words, i) * (ds[i] - shared.delta[stage][i / 4 * 8 + lane % 4 * 2 + i % 2]);
     product_wait<0>();  // dv: `words` and dout have been read
     release(shared.y_empty + stage);
     pack_operand<T, OTHER>(words, ds);
-    product_fence();
-    accumulate<T, D, OTHER>(dk, words, place_of(shared.x[stage], Sizes::OTHER_PANEL), block > 0);
-    product_commit();
+  };
+  barrier_wait(&shared.own_full, 0);
+  if (blocks > 0) {
+    multiply(0);
+    add_block(0);
+    for (int block = 1; block < blocks; ++block) {
+      gather(block - 1);  // the tensor cores go from one block's dk on to the next one's scores
+      multiply(block);
+      add_block(block);
+    }
+    gather(blocks - 1);
     product_wait<0>();
-    release(shared.x_empty + stage);
   }
 
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const int key = keys.begin + warp_key + lane / 4 + 8 * i;
-    const bool real = key < keys.end;
-    store_row<T, D>(dk, i, a.scale, real ? gradient_row(a.dk, s.k_begin + key) : nullptr);
-    store_row<T, D>(dv, i, 1, real ? gradient_row(a.dv, s.k_begin + key) : nullptr);
+    const int key = shared.work.own + warp_key + lane / 4 + 8 * i;
+    const bool real = key < shared.work.segment.keys;
+    const int64_t token = shared.work.segment.k_begin + key;
+    if (a.parts > 1) {
+      store_row_f32<D>(dk, i, a.scale, real ? partial_row(a.dk_parts, token) : nullptr);
+      store_row_f32<D>(dv, i, 1, real ? partial_row(a.dv_parts, token) : nullptr);
+    } else {
+      store_row<T, D>(dk, i, a.scale, real ? gradient_row(a.dk, token) : nullptr);
+      store_row<T, D>(dv, i, 1, real ? gradient_row(a.dv, token) : nullptr);
+    }
   }
+}
+
+// dk and dv [Tk, K, D] from the parts [Tk, K, parts, D], in order.
+template <class T, int D>
+__global__ void __launch_bounds__(256) flash_attn_varlen_sum_parts_sm90_kernel(FlashAttnBackward a) {
+  constexpr int N = 8;
+  const int64_t at = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * N, row = at / D, column = at % D;
+  if (row >= a.tokens_k * a.kv_heads) return;
+  const float* const parts = (blockIdx.y == 0 ? a.dk_parts : a.dv_parts) + row * a.parts * D + column;
+  float sum[N] = {}, part[N];
+  for (int i = 0; i < a.parts; ++i) {
+    load(parts + i * D, part);
+#pragma unroll
+    for (int j = 0; j < N; ++j) sum[j] += part[j];
+  }
+  store(static_cast<T*>(blockIdx.y == 0 ? a.dk : a.dv) + at, sum);
 }
 
 // dq: a block owns 128 packed rows of one kv head.
@@ -331,8 +386,8 @@ __global__ void __launch_bounds__(RowsTile<D>::THREADS, 1)
 
 template <class T, int D>
 cudaError_t launch_dim(DType dtype, const FlashAttnBackward& a, cudaStream_t stream) {
-  const int group = a.heads / a.kv_heads;
-  const auto kv_heads = static_cast<unsigned>(a.kv_heads);
+  const int group = a.heads / a.kv_heads, group_part = group / a.parts;
+  const auto kv_heads = static_cast<unsigned>(a.kv_heads), parts = static_cast<unsigned>(a.parts);
   // x and y of one side, in boxes of `height` rows.
   const auto maps = [&](TensorMap(&to)[2], const HeadRows& x, const HeadRows& y, int heads, int box_heads, int height) {
     const cudaError_t error = make_ragged_map(to[0], dtype, x, heads, D, box_heads, height / box_heads);
@@ -343,12 +398,17 @@ cudaError_t launch_dim(DType dtype, const FlashAttnBackward& a, cudaStream_t str
     using Sizes = KeysTile<D>;
     constexpr int bytes = sizeof(Sm90BackwardShared<Sizes>) + swizzle_bytes;
     static_assert(bytes <= 227 << 10, "what a block can have");
-    cudaError_t error = maps(rows, a.q, a.dout, a.heads, group, Sizes::OTHER);
+    cudaError_t error = maps(rows, a.q, a.dout, a.heads, group_part, Sizes::OTHER);
     if (error == cudaSuccess) error = maps(keys, a.k, a.v, a.kv_heads, 1, Sizes::OWN);
-    const dim3 grid(static_cast<unsigned>(a.tokens_k / Sizes::OWN + a.segments + 1), kv_heads);
+    const dim3 grid(static_cast<unsigned>(a.tokens_k / Sizes::OWN + a.segments + 1), kv_heads * parts);
     if (error == cudaSuccess)
       error = launch(flash_attn_varlen_dkdv_sm90_kernel<T, D>, grid, Sizes::THREADS, bytes, stream, a, rows[0], rows[1],
                      keys[0], keys[1]);
+    constexpr int values = 8 * 256;  // of a block
+    const int64_t blocks = (a.tokens_k * a.kv_heads * D + values - 1) / values;
+    if (error == cudaSuccess && parts > 1 && blocks > 0)
+      error = launch(flash_attn_varlen_sum_parts_sm90_kernel<T, D>, dim3(static_cast<unsigned>(blocks), 2), 256, 0,
+                     stream, a);
     if (error != cudaSuccess) return error;
   }
   using Sizes = RowsTile<D>;
@@ -363,6 +423,14 @@ cudaError_t launch_dim(DType dtype, const FlashAttnBackward& a, cudaStream_t str
 }
 
 }  // namespace
+
+int flash_attn_varlen_backward_parts_sm90(const FlashAttnBackward& a) {
+  constexpr int64_t enough = 512;  // blocks: four for each processor, since a causal mask leaves them unlike work
+  const int64_t blocks = (a.tokens_k / KeysTile<128>::OWN + 1) * a.kv_heads;
+  int parts = 1;
+  while (a.heads / a.kv_heads % (2 * parts) == 0 && blocks * parts < enough) parts *= 2;
+  return parts;
+}
 
 bool serves_flash_attn_varlen_backward_sm90(const FlashAttnBackward& a) {
   return a.softcap == 0 && a.heads / a.kv_heads <= 64 && serves_sm90(a) && fits_ragged_map(a.dout, a.heads);

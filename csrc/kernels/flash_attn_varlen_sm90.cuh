@@ -51,6 +51,12 @@ __device__ __forceinline__ void pack_operand(uint32_t (&words)[N / 16][4], const
     for (int i = 0; i < 4; ++i) words[n][i] = pack_pair<T>(c[8 * n + 2 * i], c[8 * n + 2 * i + 1]);
 }
 
+// c[i] as pack_operand rounded it.
+template <class T, int K>
+__device__ __forceinline__ float packed_value(const uint32_t (&words)[K][4], int i) {
+  return to_float(T{static_cast<uint16_t>(words[i / 8][i % 8 / 2] >> i % 2 * 16)});
+}
+
 // c [64, N] = a b^T of two tiles with D columns; a begins at `a` and b at `b`, their panels follow at these distances.
 // The caller fences and commits.
 template <class T, int D, int N>
