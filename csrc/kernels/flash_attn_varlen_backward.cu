@@ -20,25 +20,34 @@ struct FlashAttnBackwardTile {
   static constexpr int BYTES = (2 * OWN + 4 * OTHER) * ROW * 2 + 6 * OTHER * static_cast<int>(sizeof(float));
 };
 
-// delta and shift of the tokens of every segment, a warp to a (token, head); dq of the tokens of no segment becomes
-// zero.
+// delta and shift of the tokens of every segment, half a warp to a (token, head) and a block to some tokens of a head;
+// dq of the tokens of no segment becomes zero.
+constexpr int delta_lanes = 16, delta_tokens = 16;
 template <class T>
-__global__ void flash_attn_varlen_delta_kernel(FlashAttnBackward a) {
-  const int lane = threadIdx.x % 32;
-  const int64_t at = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
-  if (at >= a.tokens_q * a.heads) return;
-  const int64_t token = at / a.heads, head = at % a.heads;
+__global__ void __launch_bounds__(delta_lanes* delta_tokens) flash_attn_varlen_delta_kernel(FlashAttnBackward a) {
+  constexpr int N = 8;
+  const int lane = threadIdx.x % delta_lanes, head = static_cast<int>(blockIdx.x % a.heads);
+  const int64_t token = int64_t{blockIdx.x} / a.heads * delta_tokens + threadIdx.x / delta_lanes;
+  const bool real = token < a.tokens_q, padding = real && token >= a.cu_q[a.segments];
   const T* const x = static_cast<const T*>(a.dout.data) + token * a.dout.row + head * a.dout.head;
-  const T* const y = static_cast<const T*>(a.out) + at * a.dim;
-  const bool padding = token >= a.cu_q[a.segments];
+  const int64_t at = (token * a.heads + head) * a.dim;
+  const T* const y = static_cast<const T*>(a.out) + at;
   float sum = 0;
-  for (int d = lane; d < a.dim; d += 32)
-    if (padding)
-      static_cast<T*>(a.dq)[at * a.dim + d] = T{};
-    else
-      sum += to_float(x[d]) * to_float(y[d]);
-  for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
-  if (lane > 0) return;
+  if (padding) {
+    for (int d = lane; d < a.dim; d += delta_lanes) static_cast<T*>(a.dq)[at + d] = T{};
+  } else if (real && a.aligned) {
+    for (int d = lane * N; d < a.dim; d += delta_lanes * N) {
+      float u[N], v[N];
+      load(x + d, u);
+      load(y + d, v);
+#pragma unroll
+      for (int i = 0; i < N; ++i) sum += u[i] * v[i];
+    }
+  } else if (real) {
+    for (int d = lane; d < a.dim; d += delta_lanes) sum += to_float(x[d]) * to_float(y[d]);
+  }
+  for (int distance = delta_lanes / 2; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
+  if (!real || lane > 0) return;
   const int64_t row = head * a.tokens_q + token;
   const float unit = (a.softcap > 0 ? a.softcap : a.scale) * 1.44269504f, weights = a.sum[row];
   a.delta[row] = sum;
@@ -324,11 +333,11 @@ cudaError_t launch_dim(const FlashAttnBackward& a, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t launch_flash_attn_varlen_delta(DType dtype, const FlashAttnBackward& a, cudaStream_t stream) {
-  const int64_t pairs = a.tokens_q * a.heads;
-  if (pairs == 0) return cudaSuccess;
+  const int64_t blocks = (a.tokens_q + delta_tokens - 1) / delta_tokens * a.heads;
+  if (blocks == 0) return cudaSuccess;
   return dispatch_half(dtype, [&](auto zero) {
-    const dim3 grid(static_cast<unsigned>((pairs + 7) / 8));
-    return launch(flash_attn_varlen_delta_kernel<decltype(zero)>, grid, 256, 0, stream, a);
+    return launch(flash_attn_varlen_delta_kernel<decltype(zero)>, dim3(static_cast<unsigned>(blocks)),
+                  delta_lanes * delta_tokens, 0, stream, a);
   });
 }
 
