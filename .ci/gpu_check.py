@@ -213,6 +213,7 @@ def steps(device: str, quick: bool) -> list[Step]:
     plan: list[Step] = []
     if device == "cuda":
         plan.append(Step("primitives", 0.2, probes))
+        plan += [Step(f"Triton twin of {op}", 0.6, twin(op)) for op in ops]
         for tool in ("racecheck", "memcheck"):
             plan += [Step(f"{tool} of {op}", 0.6, sanitized(tool, [files[op]])) for op in ATTENTION]
             others = [path for op, path in files.items() if op not in ATTENTION]
@@ -220,8 +221,6 @@ def steps(device: str, quick: bool) -> list[Step]:
     plan += [Step(f"tests of {op}", 0.5, tested([files[op]], chosen)) for op in ops]
     plan.append(Step("tests of the model", 0.5, tested(["tests/glm4v/test_device.py"], "")))
     plan.append(Step("repeated runs", 0.5, again))
-    if device == "cuda":
-        plan += [Step(f"Triton twin of {op}", 0.5, twin(op)) for op in ops]
     if not quick:
         plan.append(Step("opcheck and compile", 0.5, tested(["tests/ops"], "compile")))
     for op in ("rms_norm",) if quick else BENCHMARKS:
@@ -306,7 +305,7 @@ def main() -> int:
         try:
             if left_s > 5:
                 result = step.run(min(step.share * given.budget_s, left_s))
-        except Exception as error:  # a report that was cut off, a device that is gone: the record is written all the same
+        except Exception as error:  # a report cut off, a device that is gone: the record is written all the same
             result = {"ok": False, "said": f"{type(error).__name__}: {error}"}
         seconds = time.monotonic() - at
         print(f"{'ok    ' if result['ok'] else 'FAILED'} {step.name} {seconds:.0f} s\n{result['said']}".rstrip())

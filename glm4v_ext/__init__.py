@@ -17,8 +17,10 @@ from .ops.rope_2d import rope_2d, rope_2d_
 from .ops.rope_3d import rope_3d, rope_3d_
 from .ops.swiglu import swiglu
 from .ops.token_logprob import token_logprob
+from .replay import Replayed
 
 __all__ = [
+    "Replayed",
     "__version__",
     "add_rms_norm",
     "build_info",

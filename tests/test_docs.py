@@ -71,7 +71,8 @@ def test_snippets_run(page, there):
 
 def test_every_public_name_has_a_page():
     texts = [page.read_text() for page in PAGES]
-    documented = [name for text in texts for name in re.findall(r"^\.\. autofunction:: glm4v_ext\.(\w+)", text, re.M)]
+    name = re.compile(r"^\.\. auto(?:function|class):: glm4v_ext\.(\w+)", re.MULTILINE)
+    documented = [found for text in texts for found in name.findall(text)]
     assert sorted(documented) == sorted(set(glm4v_ext.__all__) - {"__version__"})
 
 

@@ -8,8 +8,12 @@ Dims: B rows, S capacity, K kv heads, D head dim, T prompt tokens, M pages of th
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+from glm4v_ext import Replayed
 
 from .config import TextConfig
 from .positions import sequence_ids
@@ -38,6 +42,7 @@ class KVCache:
         self.seqlens = torch.zeros(batch_size, dtype=torch.int32, device=device)
         self.capacity = capacity
         self.used = 0
+        self._replayed: Replayed | None = None
 
     @property
     def batch_size(self) -> int:
@@ -68,6 +73,12 @@ class KVCache:
         self.k[layer][rows, slots] = k.to(self.k[layer].dtype)
         self.v[layer][rows, slots] = v.to(self.v[layer].dtype)
 
+    def replayed(self, step: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """The decode step on this cache, the same one at every call, as a GPU may replay it."""
+        if self._replayed is None:
+            self._replayed = Replayed(step)
+        return self._replayed
+
     def select(self, rows: Tensor) -> None:
         """Keeps ``rows`` (indices ``[B']``, repeats allowed), in that order.
 
@@ -79,6 +90,7 @@ class KVCache:
                 tensors[layer] = old.new_empty(len(rows), *old.shape[1:])
                 tensors[layer][:, : self.used] = old[:, : self.used][rows]  # memory beyond stays untouched
         self.seqlens = self.seqlens.index_select(0, rows)
+        self._replayed = None  # its addresses are no more
 
 
 class PagedCache(KVCache):
@@ -114,6 +126,10 @@ class PagedCache(KVCache):
         assert self.block_table is not None
         rows, slots = token_slots(cu_seqlens, tokens)
         return self.block_table[rows, slots // self.page_size], slots % self.page_size
+
+    def replayed(self, step: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """The step itself: its sequences and pages are others at every call."""
+        return step
 
     def copy(self, source: Tensor, target: Tensor) -> None:
         """Whole pages onto others; both ``[n]``."""

@@ -247,9 +247,17 @@ class Glm4v(nn.Module):
 
     @torch.inference_mode()
     def decode(self, input_ids: Tensor, position_ids: Tensor, cache: KVCache) -> Tensor:
-        """One more token ``[B]`` for each cache row, at ``position_ids [3, B]``: logits ``[B, V]`` of what follows."""
-        x = self.language_model.embed_tokens(input_ids)
-        return self.lm_head(self.language_model.decode(x, position_ids, cache))
+        """One more token ``[B]`` for each cache row, at ``position_ids [3, B]``: logits ``[B, V]`` of what follows.
+
+        Steps on one cache are alike, so that a GPU replays them; its weights must stay where they are meanwhile.
+        """
+        cache.reserve(1)
+
+        def step(input_ids: Tensor, position_ids: Tensor) -> Tensor:
+            x = self.language_model.embed_tokens(input_ids)
+            return self.lm_head(self.language_model.decode(x, position_ids, cache))
+
+        return cache.replayed(step)(input_ids, position_ids)
 
     def _here(self, x: Tensor) -> Tensor:
         """On the model's device; a copy from the host waits for nothing that runs there."""

@@ -95,8 +95,10 @@ class LanguageModel(nn.Module):
         return self._run(x, position_ids, attend)
 
     def decode(self, x: Tensor, position_ids: Tensor, cache: KVCache) -> Tensor:
-        """One more token per cache row: ``x [B, C]``, ``position_ids [3, B]`` to hidden states ``[B, C]``."""
-        cache.reserve(1)
+        """One more token per cache row: ``x [B, C]``, ``position_ids [3, B]`` to hidden states ``[B, C]``.
+
+        The caller has reserved its room: nothing here has an effect on the host.
+        """
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             out = flash_attn_with_kvcache(

@@ -6,6 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from glm4v import Glm4v
 from glm4v.vision import patch_positions
+from glm4v_ext import Replayed
 from glm4v_ext.testing import devices
 
 
@@ -155,3 +156,25 @@ def test_decode_step_can_be_captured(device, model, batch):
                 logits.append(out.clone())
         assert places == [x.data_ptr() for x in (*cache.k, *cache.v, cache.seqlens)]  # static
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def count(calls, function):
+    def counted(self):
+        calls.append(self)
+        return function(self)
+
+    return counted
+
+
+@pytest.mark.parametrize("device", devices())
+def test_replayed_steps_are_the_steps(device, monkeypatch, tiny_checkpoint, photos):
+    """Requests end at different steps, so that the cache is made anew while steps are being replayed."""
+    replays = []
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", count(replays, torch.cuda.CUDAGraph.replay))
+    model = Glm4v.from_pretrained(tiny_checkpoint, dtype=torch.bfloat16).to(device)
+    prompts = [question("What?"), question("And here?", photos[0][:112, :168])]
+    options = {"max_new_tokens": 40, "temperature": 1.0, "seed": [3, 4], "stop": [5, 6, 7, 8, 9], "logprobs": True}
+    found = model.generate(prompts, **options)
+    assert bool(replays) == (device == "cuda")
+    monkeypatch.setattr(Replayed, "_records", staticmethod(lambda tensors: False))
+    assert found == model.generate(prompts, **options)

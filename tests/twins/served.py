@@ -11,9 +11,7 @@ import importlib
 import os
 import sys
 
-ON_GPU = "--device=cuda" in sys.argv
-if not ON_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
+os.environ["TRITON_INTERPRET"] = str(int("--device=cuda" not in sys.argv))  # read when triton is imported
 
 import numpy as np
 import pytest
@@ -23,6 +21,7 @@ from triton.runtime import interpreter
 
 from glm4v_ext import triton as twins
 
+ON_GPU = "--device=cuda" in sys.argv
 # Tests of the CPU's loops and products, of what Python alone decides, and of threads.
 NOT_OF_THE_DEVICE = ["isa", "transformers", "trace", "compile", "in_place_refuses", "angles and not generic"]
 # Tests that ask for more than a device can tell without waiting, the values of its index tensors; for pages; and for
