@@ -34,10 +34,14 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 SMALL = "grouped or without_keys or neighbours or views or (pages and 16) or expanded_gradients"
 ATTENTION = ("flash_attn_varlen", "flash_attn_with_kvcache")
 PACKAGES = ("torch", "numpy", "pytest", "hypothesis")  # of every step; what one more needs, its own failure says
-BENCHMARKS = (
-    "flash_attn_varlen", "flash_attn_with_kvcache", "rope_2d", "rope_3d", "rms_norm", "add_rms_norm", "rms_norm_add",
-    "swiglu", "interpolate_pos_embed", "patchify", "patch_embed", "merge_patches", "token_logprob",
-)  # fmt: skip
+BENCHMARKS = {  # a process each
+    "attention": ("flash_attn_varlen", "flash_attn_with_kvcache"),
+    "rows": ("rope_2d", "rope_3d", "rms_norm", "add_rms_norm", "rms_norm_add", "swiglu"),
+    "pictures and products": (
+        "interpolate_pos_embed", "patchify", "patch_embed", "merge_patches", "token_logprob",
+    ),
+    "the model": ("model",),
+}  # fmt: skip
 # A test that hangs says where it does.
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=40"]
 TOOLS = f"{os.environ.get('PATH', os.defpath)}:{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin"
@@ -162,12 +166,13 @@ def facts(device: str) -> dict[str, Any]:
     }
 
 
-def measured(op: str, device: str, timeout_s: float) -> dict[str, Any]:
-    """One op's benchmarks as a step, with its table's rows."""
+def measured(ops: Sequence[str], device: str, timeout_s: float) -> dict[str, Any]:
+    """Benchmarks of some ops as a step, with their tables' rows."""
     with tempfile.TemporaryDirectory() as folder:
         report = pathlib.Path(folder) / "bench.json"
-        options = ["--op", op, "--device", device, "--dtype", "bf16", "--quick", f"--benchmark-json={report}"]
-        code, said = run([*PYTEST, "bench", *options], timeout_s)
+        options = ["--device", device, "--dtype", "bf16", "--quick", f"--benchmark-json={report}"]
+        files = [f"bench/bench_{op}.py" for op in ops]
+        code, said = run([*PYTEST, *files, "-k", "not memory", *options], timeout_s)
         found = json.loads(report.read_text())["benchmarks"] if report.exists() and report.stat().st_size else []
     rows = [{name: value for name, value in row["extra_info"].items() if name != "rounds_s"} for row in found]
     return {"ok": code == 0 and bool(rows), "rows": rows, "said": "" if code == 0 else said}
@@ -223,8 +228,8 @@ def steps(device: str, quick: bool) -> list[Step]:
     plan.append(Step("repeated runs", 0.5, again))
     if not quick:
         plan.append(Step("opcheck and compile", 0.5, tested(["tests/ops"], "compile")))
-    for op in ("rms_norm",) if quick else BENCHMARKS:
-        plan.append(Step(f"bench {op}", 0.15, lambda t, op=op: measured(op, device, t), alone=True))  # type: ignore[misc]
+    for name, group in ({"rms_norm": ("rms_norm",)} if quick else BENCHMARKS).items():
+        plan.append(Step(f"bench {name}", 0.4, lambda t, ops=group: measured(ops, device, t), alone=True))  # type: ignore[misc]
     return plan
 
 
@@ -255,7 +260,7 @@ def text(record: dict[str, Any]) -> str:
             work, unit = {"compute": ("flops", "TFLOP/s"), "memory": ("bytes", "TB/s")}.get(row["bound"], ("", ""))
             seconds = next(iter(row["median_s"].values()))
             rate = f" ({row[work] / seconds / 1e12:.2f} {unit}, {row['share']:.0%} of the ceiling)" if work else ""
-            lines.append(f"- {step['name'].removeprefix('bench ')} {row['case']}: {medians} us{rate}")
+            lines.append(f"- {row['op']} {row['case']}: {medians} us{rate}")
     return "\n".join(lines) + "\n"
 
 

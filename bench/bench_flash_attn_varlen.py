@@ -1,8 +1,10 @@
-"""Attention against sdpa per sequence (what transformers' vision tower runs), one sdpa over equal segments, eager, and
-flash-attention on a GPU.
+"""Attention against sdpa per sequence (what transformers' vision tower runs), one sdpa over equal segments and eager;
+on a GPU against cuDNN, torch's own flash-attention and varlen attention, and the flash-attn package.
 
 Causal flops are half of the full ones, backward is 2.5 forwards.
 """
+
+import importlib
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ from bench.peers import gpu_package
 from bench.shapes import HEAD_DIM, PROMPTS, SEGMENTS, TEXT_HEADS, TEXT_KV_HEADS, VISION_HEADS, cases
 from glm4v_ext import flash_attn_varlen_func
 
+LONG = {f"S{tokens}": tokens for tokens in (8192, 2048, 4096, 16384, 32768)}
+RAGGED = [64, 256, 576, 1024, 9216, 2304, 64, 4096]
 EAGER_SCORES = 2**30  # bytes of one eager score matrix, at most
 
 
@@ -29,9 +33,12 @@ def sdpa(q, k, v, causal=False):
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True).transpose(1, 2)
 
 
-def cudnn(function):
-    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        return function()
+def by(backend, function):
+    def call():
+        with sdpa_kernel(backend):
+            return function()
+
+    return call
 
 
 def eager(q, k, v, causal=False):
@@ -61,7 +68,10 @@ def peers_of(q, k, v, cu_seqlens, lengths, causal):
     if segments > 1:
         peers["batched sdpa"] = batched
     if q.is_cuda and longest * segments == len(q):
-        peers["cudnn"] = lambda: cudnn(batched)
+        peers["cudnn"] = by(SDPBackend.CUDNN_ATTENTION, batched)
+    if q.is_cuda and q.shape == k.shape and not causal:
+        varlen = importlib.import_module("torch.nn.attention.varlen").varlen_attn
+        peers["varlen_attn"] = lambda: varlen(q, k, v, cu_seqlens, cu_seqlens, longest, longest)
     if longest**2 * q.shape[1] * 4 <= EAGER_SCORES:
         peers["eager"] = lambda: each(eager)
     flash = gpu_package("flash_attn", q.device.type)
@@ -91,3 +101,39 @@ def bench_prefill(race, device, dtype, tokens):
     (q, k, v), cu_seqlens = sample([tokens], TEXT_HEADS, TEXT_KV_HEADS, device, dtype)
     flops = 2 * tokens * tokens * TEXT_HEADS * HEAD_DIM
     race(peers_of(q, k, v, cu_seqlens, [tokens], True), flops=flops, bytes=moved(q, k, False))
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("tokens", cases(LONG))
+def bench_long(race, device, dtype, tokens, causal, backward):
+    """16 heads and 16k tokens or more: what kernels for GPUs are compared by."""
+    if device == "cpu":
+        pytest.skip("for a GPU")
+    segments = max(1, 16384 // tokens)
+    parts, cu_seqlens = sample([tokens] * segments, 16, 16, device, dtype)
+    q, k, v = (x.requires_grad_(backward) for x in parts)
+
+    def batched():
+        return sdpa(*(x.unflatten(0, (segments, tokens)) for x in (q, k, v)), causal).flatten(0, 1)
+
+    race(
+        {
+            "glm4v_ext": lambda: flash_attn_varlen_func(q, k, v, cu_seqlens, cu_seqlens, tokens, tokens, causal=causal),
+            "cudnn": by(SDPBackend.CUDNN_ATTENTION, batched),
+            "torch's flash": by(SDPBackend.FLASH_ATTENTION, batched),
+        },
+        flops=(3.5 if backward else 1) * (2 if causal else 4) * segments * tokens**2 * 16 * HEAD_DIM,
+        bytes=moved(q, k, backward),
+        leaves=(q, k, v) if backward else (),
+    )
+
+
+def bench_ragged(race, device, dtype, backward):
+    """Pictures of all sizes in one call."""
+    if device == "cpu":
+        pytest.skip("for a GPU")
+    parts, cu_seqlens = sample(RAGGED, VISION_HEADS, VISION_HEADS, device, dtype)
+    q, k, v = (x.requires_grad_(backward) for x in parts)
+    flops = (3.5 if backward else 1) * sum(4 * n * n for n in RAGGED) * VISION_HEADS * HEAD_DIM
+    peers = peers_of(q, k, v, cu_seqlens, RAGGED, False)
+    race(peers, flops=flops, bytes=moved(q, k, backward), leaves=(q, k, v) if backward else ())

@@ -21,8 +21,9 @@ from bench.shapes import PATCH_VALUES, TEXT_WIDTH, cases
 from examples.make_checkpoint import make_checkpoint
 from glm4v import Glm4v, KVCache
 
-GRIDS = {"336x336": (1, 24, 24), "784x784": (1, 56, 56)}
-CONTEXTS = {"S4096": 4096}
+GRIDS = {"336x336": (1, 24, 24), "784x784": (1, 56, 56), "1344x1344": (1, 96, 96)}
+CONTEXTS = {"S4096": 4096, "S8192": 8192}
+MOST_ON_CPU = {"patches": 56 * 56, "tokens": 4096}
 TOWER, DECODER = (24, 1), (1, 2)
 QUICK_TOWER, QUICK_DECODER = (4, 1), (1, 1)
 
@@ -30,6 +31,7 @@ QUICK_TOWER, QUICK_DECODER = (4, 1), (1, 1)
 @pytest.fixture(scope="module")
 def pair(request, tmp_path_factory):
     """``pair(dtype, layers, quick_layers)`` -> (ours, transformers'); one pair stands in memory at a time."""
+    device = request.config.option.device
     made: dict[tuple[torch.dtype, tuple[int, int]], tuple[Glm4v, Glm4vForConditionalGeneration]] = {}
 
     def get(dtype: torch.dtype, layers: tuple[int, int], quick_layers: tuple[int, int]):
@@ -39,19 +41,21 @@ def pair(request, tmp_path_factory):
             made.clear()
             gc.collect()
             folder = make_checkpoint(tmp_path_factory.mktemp("bench"), "wide", dtype=dtype, layers=layers)
-            theirs = Glm4vForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
-            made[key] = Glm4v.from_pretrained(folder), theirs
+            theirs = Glm4vForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval().to(device)
+            made[key] = Glm4v.from_pretrained(folder, device=device), theirs
         return made[key]
 
     return get
 
 
 @pytest.mark.parametrize("grid", cases(GRIDS, quick=GRIDS))
-def bench_tower(race, pair, dtype, grid):
-    ours, theirs = pair(dtype, TOWER, QUICK_TOWER)
+def bench_tower(race, pair, device, dtype, grid):
     _, h, w = grid
-    frame = torch.randn(h * w, 3, 1, 14 * 14).expand(-1, -1, 2, -1)
-    patches, thw = frame.reshape(h * w, PATCH_VALUES).to(dtype), torch.tensor([grid])
+    if device == "cpu" and h * w > MOST_ON_CPU["patches"]:
+        pytest.skip("for a GPU")
+    ours, theirs = pair(dtype, TOWER, QUICK_TOWER)
+    frame = torch.randn(h * w, 3, 1, 14 * 14, device=device).expand(-1, -1, 2, -1)
+    patches, thw = frame.reshape(h * w, PATCH_VALUES).to(dtype), torch.tensor([grid], device=device)
     race(
         {
             "glm4v_ext": lambda: ours.visual(patches, thw),
@@ -61,11 +65,19 @@ def bench_tower(race, pair, dtype, grid):
     )
 
 
+def prompt(context, device, dtype):
+    """Embedded tokens, their positions and where the sequence starts and ends."""
+    x = torch.randn(context, TEXT_WIDTH, device=device).to(dtype)
+    positions = torch.arange(context, device=device).expand(3, -1)
+    return x, positions, torch.tensor([0, context], dtype=torch.int32, device=device)
+
+
 @pytest.mark.parametrize("context", cases(CONTEXTS))
-def bench_prefill_layers(race, pair, dtype, context):
+def bench_prefill_layers(race, pair, device, dtype, context):
+    if device == "cpu" and context > MOST_ON_CPU["tokens"]:
+        pytest.skip("for a GPU")
     ours, theirs = pair(dtype, DECODER, QUICK_DECODER)
-    x = torch.randn(context, TEXT_WIDTH).to(dtype)
-    positions, starts = torch.arange(context).expand(3, -1), torch.tensor([0, context], dtype=torch.int32)
+    x, positions, starts = prompt(context, device, dtype)
     race(
         {
             "glm4v_ext": lambda: ours.language_model(x, positions, starts, context),
@@ -78,20 +90,22 @@ def bench_prefill_layers(race, pair, dtype, context):
 
 
 @pytest.mark.parametrize("context", cases(CONTEXTS))
-def bench_decode_layers(race, pair, dtype, context):
+def bench_decode_layers(race, pair, device, dtype, context):
+    if device == "cpu" and context > MOST_ON_CPU["tokens"]:
+        pytest.skip("for a GPU")
     ours, theirs = pair(dtype, DECODER, QUICK_DECODER)
-    x = torch.randn(context, TEXT_WIDTH).to(dtype)
-    positions, starts = torch.arange(context).expand(3, -1), torch.tensor([0, context], dtype=torch.int32)
-    cache, their_cache = KVCache(ours.config.text_config, 1, context + 1, dtype), DynamicCache()
+    x, positions, starts = prompt(context, device, dtype)
+    cache, their_cache = KVCache(ours.config.text_config, 1, context + 1, dtype, device), DynamicCache()
     with torch.inference_mode():
         ours.language_model(x, positions, starts, context, cache)
         theirs.model.language_model(inputs_embeds=x[None], position_ids=positions[:, None], past_key_values=their_cache)
-    token, position = torch.randn(1, TEXT_WIDTH).to(dtype), torch.full((3, 1), context)
+    token = torch.randn(1, TEXT_WIDTH, device=device).to(dtype)
+    position = torch.full((3, 1), context, device=device)
+    step = cache.replayed(lambda x, position_ids: ours.language_model.decode(x, position_ids, cache))
 
     def decode():
-        cache.used = context  # the same step again
-        cache.seqlens.fill_(context)
-        return ours.language_model.decode(token, position, cache)
+        cache.seqlens.fill_(context)  # the same step again
+        return step(token, position)
 
     def their_decode():
         out = theirs.model.language_model(
