@@ -260,7 +260,8 @@ def text(record: dict[str, Any]) -> str:
             work, unit = {"compute": ("flops", "TFLOP/s"), "memory": ("bytes", "TB/s")}.get(row["bound"], ("", ""))
             seconds = next(iter(row["median_s"].values()))
             rate = f" ({row[work] / seconds / 1e12:.2f} {unit}, {row['share']:.0%} of the ceiling)" if work else ""
-            lines.append(f"- {row['op']} {row['case']}: {medians} us{rate}")
+            name = row["case"] if row["case"].startswith(row["op"]) else f"{row['op']} {row['case']}"
+            lines.append(f"- {name}: {medians} us{rate}")
     return "\n".join(lines) + "\n"
 
 
