@@ -49,7 +49,9 @@ TOOLS = f"{os.environ.get('PATH', os.defpath)}:{os.environ.get('CUDA_HOME', '/us
 
 def run(command: list[str], timeout_s: float, **environment: str) -> tuple[int, str]:
     """Exit code and the end of what was said; 124 where time ran out, 127 where there is no such program."""
-    variables = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'python'}", "PYTHONDONTWRITEBYTECODE": "1", **environment}
+    paths = [str(ROOT), str(ROOT / "python"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    ours = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
+    variables = {**os.environ, **ours, **environment}
     with tempfile.TemporaryFile("w+", errors="replace") as output:
         try:
             # A session of its own: whoever is left when time is up would keep the device.
