@@ -52,15 +52,17 @@ std::tuple<Tensor, Tensor> flash_attn_with_kvcache(
   args.heads = static_cast<int>(s.heads), args.kv_heads = static_cast<int>(s.kv_heads);
   args.dim = static_cast<int>(s.dim), args.new_tokens = static_cast<int>(s.new_tokens);
   args.left = narrow_window(options.left), args.right = narrow_window(options.right);
-  args.splits = static_cast<int>(std::min<int64_t>(num_splits, KV_MOST_SPLITS));
+  args.splits = static_cast<int>(std::min<int64_t>(num_splits, KV_MOST_WANTED));
   args.scale = options.scale, args.softcap = options.softcap;
   args.aligned = aligned_rows(k_cache) && aligned_rows(v_cache) && aligned_rows(qc) &&
                  std::all_of(kept.begin(), kept.begin() + (k ? 2 : 0), aligned_rows);
   args.out = out.mutable_data_ptr(), args.lse = static_cast<float*>(lse.mutable_data_ptr());
   const int64_t tiles = s.batch * s.kv_heads * std::max<int64_t>(1, kv_tiles(args));
-  const int64_t splits = kv_most_splits(args.page_size * args.max_pages, args.splits);
-  const Tensor partials = empty_f32({splits == 1 ? 0 : tiles * splits * KV_TILE * (s.dim + 2)}, qc);
-  const Tensor finished = torch::stable::new_zeros(qc, {splits == 1 ? 0 : tiles}, ScalarType::Int);
+  const int splits = kv_most_splits(args.page_size * args.max_pages, args.splits);
+  const int64_t part = KV_TILE * (kv_padded_dim(args.dim) + 8);
+  const Tensor partials = empty_f32({splits == 1 ? 0 : tiles * splits * part}, qc);
+  args.counters = kv_counters(splits);
+  const Tensor finished = torch::stable::new_zeros(qc, {tiles * args.counters}, ScalarType::Int);
   args.partials = static_cast<float*>(partials.mutable_data_ptr());
   args.finished = static_cast<int*>(finished.mutable_data_ptr());
   check_launch(op, launch_flash_attn_with_kvcache(s.dtype, args, device.stream()));

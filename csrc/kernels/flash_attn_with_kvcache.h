@@ -23,24 +23,43 @@ struct KvCacheArgs {
   bool aligned;     // every row of q, k, v begins at a multiple of 16 bytes and D % 8 == 0
   void* out;        // [B, Sq, H, D] contiguous
   float* lse;       // [B, H, Sq]
-  float* partials;  // [B, K, tiles, max splits][16][D + 2]
-  int* finished;    // [B, K, tiles] zeros
+  float* partials;  // [B, K, tiles, most splits][16][padded D + 8]
+  int* finished;    // [B, K, tiles, counters] zeros
+  int counters;     // kv_counters
 };
 
-constexpr int KV_TILE = 16, KV_MOST_SPLITS = 64, KV_LEAST_KEYS = 128;
+// Keys of a group, rows of a tile; parts that one block merges.
+constexpr int KV_TILE = 16, KV_MERGE = 16;
+// Of splits that nobody asked for, at least so many keys, and then a multiple of what the warps of a block take at
+// once.
+constexpr int KV_LEAST_KEYS = 128, KV_KEYS_AT_ONCE = 64, KV_MOST_WANTED = 64;
 
-// Keys of a split of a sequence of `keys` keys.
-GLM4V_HD int kv_split_length(int keys, int wanted) {
-  const int parts = wanted > 0 ? wanted : KV_MOST_SPLITS, length = (keys + parts - 1) / parts;
-  const int least = wanted > 0 ? KV_TILE : KV_LEAST_KEYS;
-  return length < least ? least : (length + KV_TILE - 1) / KV_TILE * KV_TILE;
+// Keys of a split of a sequence of `keys` keys: at least four times the root of their number, so that a long sequence
+// alone fills the device (64 splits of 65536 keys), and the splits stay worth the merge.
+GLM4V_HD int kv_split_length(int64_t keys, int wanted) {
+  if (wanted > 0) {
+    const int64_t length = (keys + wanted - 1) / wanted;
+    return length < 1 ? KV_TILE : static_cast<int>((length + KV_TILE - 1) / KV_TILE * KV_TILE);
+  }
+  const float root = sqrtf(static_cast<float>((keys + 255) / 256));  // exact enough for any int
+  const int length = static_cast<int>(ceilf(root)) * KV_KEYS_AT_ONCE;
+  return length < KV_LEAST_KEYS ? KV_LEAST_KEYS : length;
 }
-// The most splits that a sequence of at most `keys` keys can have.
+// No sequence of at most `keys` keys has more splits: n keys have n / length <= length / 16, and the length grows with
+// n.
 GLM4V_HD int kv_most_splits(int64_t keys, int wanted) {
   if (wanted > 0) return wanted;
-  const int64_t parts = (keys + KV_LEAST_KEYS - 1) / KV_LEAST_KEYS;
-  return static_cast<int>(parts < 1 ? 1 : parts > KV_MOST_SPLITS ? KV_MOST_SPLITS : parts);
+  const int64_t parts = (keys + KV_LEAST_KEYS - 1) / KV_LEAST_KEYS, most = kv_split_length(keys, 0) / 16;
+  return static_cast<int>(parts < 1 ? 1 : parts < most ? parts : most);
 }
+// Merges of so many splits, one counter each: of KV_MERGE splits, of KV_MERGE such sums, and so on.
+inline int kv_counters(int splits) {
+  int count = 0;
+  while (splits > 1) splits = (splits + KV_MERGE - 1) / KV_MERGE, count += splits;
+  return count;
+}
+// The head dim of the kernel that serves `dim`.
+inline int kv_padded_dim(int dim) { return dim <= 64 ? 64 : dim <= 128 ? 128 : 256; }
 
 // Tiles of packed rows of a sequence and a kv head.
 inline int64_t kv_tiles(const KvCacheArgs& a) {

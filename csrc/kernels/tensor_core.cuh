@@ -84,4 +84,15 @@ __device__ __forceinline__ void copy_wait() {
   asm volatile("cp.async.wait_group %0;" : : "n"(N) : "memory");
 }
 
+// Adds one to a counter in global memory and gives what it was. What a block wrote before its __syncthreads and its
+// arrival is seen by whoever arrives later.
+__device__ __forceinline__ int arrive(int* counter) {
+  int before;
+  asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;"
+               : "=r"(before)
+               : "l"(__cvta_generic_to_global(counter))
+               : "memory");
+  return before;
+}
+
 }  // namespace glm4v::cuda

@@ -88,5 +88,6 @@ inline void copy_async(void* to, const void* from, bool real) {
 inline void copy_commit() {}
 template <int N>
 void copy_wait() {}
+inline int arrive(int* counter) { return (*counter)++; }
 
 }  // namespace glm4v::cuda
