@@ -24,37 +24,57 @@ struct KvCacheTile {
 // lanes of a product write two columns each.
 template <int D>
 struct Part {
-  static constexpr int ROW = D + 8, THREADS = 32 * KvCacheTile<D>::WARPS, QUADS = D / 4;
-  static constexpr int SHARE = KV_TILE * QUADS / THREADS;
+  static constexpr int ROW = D + 8, FLOATS = KV_TILE * ROW, THREADS = 32 * KvCacheTile<D>::WARPS, QUADS = D / 4;
+  static constexpr int SHARE = KV_TILE * QUADS / THREADS, SLOTS = KvCacheTile<D>::WARPS * KvCacheTile<D>::STAGES;
   float value[SHARE][4], top[SHARE], sum[SHARE];
 
   static __device__ int row(int i) { return (threadIdx.x + i * THREADS) / QUADS; }
   static __device__ int column() { return threadIdx.x % QUADS * 4; }
   static_assert(THREADS % QUADS == 0);
 
-  // The sum of `count` parts, in order.
-  __device__ __forceinline__ void merge(const float* parts, int64_t stride, int count, int rows) {
+  // Copies what the warp's threads read of a part.
+  static __device__ void copy(float* to, const float* from, int rows) {
+#pragma unroll
+    for (int i = 0; i < SHARE; ++i)
+      if (row(i) < rows) {
+        const int at = row(i) * ROW;
+        copy_async(to + at + column(), from + at + column(), true);
+        if (threadIdx.x % (QUADS < 32 ? QUADS : 32) == 0) copy_async(to + at + D, from + at + D, true);
+      }
+  }
+  // The sum of `count` parts in order, which come through SLOTS places in shared memory; null: they are there.
+  __device__ __forceinline__ void merge(float* slots, const float* from, int64_t stride, int count, int rows) {
+    const auto fetch = [&](int p) {
+      if (from != nullptr && p < count) copy(slots + p % SLOTS * FLOATS, from + p * stride, rows);
+      copy_commit();
+    };
+#pragma unroll 1
+    for (int p = 0; p < SLOTS; ++p) fetch(p);
 #pragma unroll
     for (int i = 0; i < SHARE; ++i) {
       top[i] = -INFINITY, sum[i] = 0;
 #pragma unroll
       for (int j = 0; j < 4; ++j) value[i][j] = 0;
     }
-#pragma unroll(SHARE > 4 ? 1 : 4)  // many loads at once
-    for (int p = 0; p < count; ++p, parts += stride)
+#pragma unroll 1
+    for (int p = 0; p < count; ++p) {
+      copy_wait<SLOTS - 1>();
+      __syncwarp();
 #pragma unroll
       for (int i = 0; i < SHARE; ++i) {
-        const float* const from = parts + min(row(i), rows - 1) * ROW;
+        const float* const part = slots + p % SLOTS * FLOATS + row(i) * ROW;
         float other[4], of_row[2];
-        load<4>(from + column(), other);
-        load<2>(from + D, of_row);
+        load<4>(part + column(), other);
+        load<2>(part + D, of_row);
         const float most = fmaxf(top[i], of_row[0]), shift = most == -INFINITY ? 0 : most;
         const float rescale = exp2_fast(top[i] - shift), weight = exp2_fast(of_row[0] - shift);
         top[i] = most, sum[i] = sum[i] * rescale + weight * of_row[1];
 #pragma unroll
         for (int j = 0; j < 4; ++j) value[i][j] = value[i][j] * rescale + weight * other[j];
       }
-    __syncthreads();  // what was read may be overwritten
+      __syncwarp();
+      fetch(p + SLOTS);
+    }
   }
   __device__ __forceinline__ void leave(float* part, int rows) const {
 #pragma unroll
@@ -299,21 +319,22 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheTile<D>::BL
     for (int d = 0; d < D / 8; ++d) store<2>(row + d * 8 + lane % 4 * 2, {out[d][2 * i], out[d][2 * i + 1]});
     if (lane % 4 == 0) store<2>(row + D, {top[i], sum});
   }
-  __syncthreads();
-  Part<D> sum;
-  sum.merge(parts, GROUP, WARPS, rows);
-
   // A tree: whoever is last among KV_MERGE leaves their sum in the place of their first, and goes on with that.
   const int64_t tile = static_cast<int64_t>(blockIdx.z) * gridDim.y + blockIdx.y;
-  float* const left = a.partials + tile * gridDim.x * GROUP;
+  float *const left = a.partials + tile * gridDim.x * GROUP, *from = nullptr;
   int* counters = a.finished + tile * a.counters;
   int64_t stride = GROUP;
-  for (int count = splits, index = blockIdx.x; count > 1; stride *= KV_MERGE) {
+  Part<D> sum;
+  for (int count = splits, index = blockIdx.x, together = WARPS;;) {
+    __syncthreads();
+    sum.merge(parts, from, stride, together, rows);
+    if (count == 1) break;
+    if (from != nullptr) stride *= KV_MERGE;
+    __syncthreads();  // what was read may be overwritten
     sum.leave(left + index * stride, rows);
-    index /= KV_MERGE;
-    const int together = min(KV_MERGE, count - index * KV_MERGE);
+    index /= KV_MERGE, together = min(KV_MERGE, count - index * KV_MERGE);
     if (!last_to_arrive(counters + index, together, reinterpret_cast<int*>(sq))) return;
-    sum.merge(left + index * KV_MERGE * stride, stride, together, rows);
+    from = left + index * KV_MERGE * stride;
     count = (count + KV_MERGE - 1) / KV_MERGE, counters += count;
   }
   sum.template write<T>(a, b, kv_head, first, rows);
