@@ -58,10 +58,10 @@ std::tuple<Tensor, Tensor> flash_attn_with_kvcache(
                  std::all_of(kept.begin(), kept.begin() + (k ? 2 : 0), aligned_rows);
   args.out = out.mutable_data_ptr(), args.lse = static_cast<float*>(lse.mutable_data_ptr());
   const int64_t tiles = s.batch * s.kv_heads * std::max<int64_t>(1, kv_tiles(args));
-  const int splits = kv_most_splits(args.page_size * args.max_pages, args.splits);
-  const int64_t part = KV_TILE * (kv_padded_dim(args.dim) + 8);
-  const Tensor partials = empty_f32({splits == 1 ? 0 : tiles * splits * part}, qc);
-  args.counters = kv_counters(splits);
+  args.most_splits = kv_most_splits(args.page_size * args.max_pages, args.splits);
+  args.counters = kv_counters(args.most_splits);
+  const int64_t slots = args.most_splits == 1 ? 0 : tiles * args.most_splits;
+  const Tensor partials = empty_f32({slots * KV_TILE * (kv_padded_dim(args.dim) + 8)}, qc);
   const Tensor finished = torch::stable::new_zeros(qc, {tiles * args.counters}, ScalarType::Int);
   args.partials = static_cast<float*>(partials.mutable_data_ptr());
   args.finished = static_cast<int*>(finished.mutable_data_ptr());

@@ -19,6 +19,19 @@ struct KvCacheTile {
   static_assert(WARPS * GROUP * 4 <= WARPS * STAGES * 2 * GROUP * 2, "the parts of the warps reuse it");
 };
 
+// Row r of the packed rows of a sequence: offset in q and out in heads, and in lse.
+struct PackedRow {
+  int64_t heads, lse;
+};
+__device__ __forceinline__ int query_of(const KvCacheArgs& a, int row) {
+  return a.queries == 1 ? 0 : row / (a.heads / a.kv_heads);
+}
+__device__ __forceinline__ PackedRow packed_row(const KvCacheArgs& a, int b, int kv_head, int row) {
+  const int group = a.heads / a.kv_heads, query = query_of(a, row), head = kv_head * group + row - query * group;
+  return {(b * static_cast<int64_t>(a.queries) + query) * a.heads + head,
+          (b * static_cast<int64_t>(a.heads) + head) * a.queries + query};
+}
+
 // What a thread holds of a part [16][D + 8]: four columns of each of some rows, and these rows' top scores in powers of
 // two and sums of weights, which lie in columns D and D + 1. A row of D + 8 floats keeps the banks apart where the
 // lanes of a product write two columns each.
@@ -85,11 +98,10 @@ struct Part {
   }
   template <class T>
   __device__ __forceinline__ void write(const KvCacheArgs& a, int b, int kv_head, int first, int rows) const {
-    const int group = a.heads / a.kv_heads;
 #pragma unroll
     for (int i = 0; i < SHARE; ++i) {
-      const int at = first + min(row(i), rows - 1), query = at / group, head = kv_head * group + at % group;
-      T* const to = static_cast<T*>(a.out) + ((b * static_cast<int64_t>(a.queries) + query) * a.heads + head) * a.dim;
+      const PackedRow at = packed_row(a, b, kv_head, first + min(row(i), rows - 1));
+      T* const to = static_cast<T*>(a.out) + at.heads * a.dim;
       const float factor = sum[i] == 0 ? 0 : __fdividef(1, sum[i]);
       float mean[4];
 #pragma unroll
@@ -98,8 +110,7 @@ struct Part {
       if (row(i) < rows && a.dim % 4 != 0)
         for (int j = 0; j < 4 && column() + j < a.dim; ++j) to[column() + j] = from_float<T>(mean[j]);
       if (row(i) < rows && column() == 0)
-        a.lse[(b * static_cast<int64_t>(a.heads) + head) * a.queries + query] =
-            sum[i] == 0 ? -INFINITY : top[i] * 0.693147181f + logf(sum[i]);
+        a.lse[at.lse] = sum[i] == 0 ? -INFINITY : top[i] * 0.693147181f + logf(sum[i]);
     }
   }
 };
@@ -121,8 +132,8 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheTile<D>::BL
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   T* const own = sq + GROUP + warp * Sizes::STAGES * 2 * GROUP;  // [STAGES][k, v][16][ROW] of this warp
 
-  const int group = a.heads / a.kv_heads, b = blockIdx.z / a.kv_heads, kv_head = blockIdx.z % a.kv_heads;
-  const int first = blockIdx.y * KV_TILE, rows = min(KV_TILE, a.queries * group - first);
+  const int b = blockIdx.z, kv_head = blockIdx.x % a.kv_heads, split = blockIdx.x / a.kv_heads;
+  const int first = blockIdx.y * KV_TILE, rows = min(KV_TILE, a.queries * (a.heads / a.kv_heads) - first);
   const int64_t capacity = a.page_size * a.max_pages;
   const auto value = [&](const Index& x, int64_t otherwise) { return x.data == nullptr ? otherwise : x[b]; };
   const int64_t given = value(a.seqlens, capacity);  // lengths are the device's: out of range, they are clamped
@@ -131,8 +142,8 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheTile<D>::BL
   const int start = (leftpad < 0 ? 0 : leftpad) / KV_TILE * KV_TILE;
   const int length = kv_split_length(keys - start, a.splits);
   const int splits = max(1, (keys - start + length - 1) / length);
-  if (static_cast<int>(blockIdx.x) >= splits) return;
-  const int begin = start + blockIdx.x * length, end = min(keys, begin + length);
+  if (split >= splits) return;
+  const int begin = start + split * length, end = min(keys, begin + length);
 
   // Groups of 16 keys begin at multiples of 16, and so do pages: a group lies in one page.
   const bool paged = a.block_table.data != nullptr;
@@ -189,8 +200,7 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheTile<D>::BL
     load_group(i % 2, i / 2, mine + i / 2 * STEP, place);
     if (i == 0)
       load_rows<T, D, ROW>(sq, KV_TILE, rows, a.dim, a.aligned, [&](int r) {
-        const int64_t query = (first + r) / group, head = kv_head * group + (first + r) % group;
-        return static_cast<const T*>(a.q) + ((b * static_cast<int64_t>(a.queries) + query) * a.heads + head) * a.dim;
+        return static_cast<const T*>(a.q) + packed_row(a, b, kv_head, first + r).heads * a.dim;
       });
     copy_commit();
     if (i % 2) place = place_of(mine + (i / 2 + 1) * STEP);  // a turn before it is needed
@@ -211,7 +221,7 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheTile<D>::BL
   const float unit = (capped ? a.softcap : a.scale) * 1.44269504f, in = capped ? a.scale / a.softcap : 0;
   const Segment segment{0, 0, b, a.queries, keys};
   const auto seen_by = [&](int r) {
-    const Span span = segment.keys_of((first + min(r, rows - 1)) / group, a.left, a.right);
+    const Span span = segment.keys_of(query_of(a, first + min(r, rows - 1)), a.left, a.right);
     return Span{max(span.begin, leftpad), min(span.end, end)};
   };
   const Span seen[2] = {seen_by(lane / 4), seen_by(lane / 4 + 8)};
@@ -320,12 +330,12 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheTile<D>::BL
     if (lane % 4 == 0) store<2>(row + D, {top[i], sum});
   }
   // A tree: whoever is last among KV_MERGE leaves their sum in the place of their first, and goes on with that.
-  const int64_t tile = static_cast<int64_t>(blockIdx.z) * gridDim.y + blockIdx.y;
-  float *const left = a.partials + tile * gridDim.x * GROUP, *from = nullptr;
+  const int64_t tile = (static_cast<int64_t>(b) * a.kv_heads + kv_head) * gridDim.y + blockIdx.y;
+  float *const left = a.partials + tile * a.most_splits * GROUP, *from = nullptr;
   int* counters = a.finished + tile * a.counters;
   int64_t stride = GROUP;
   Part<D> sum;
-  for (int count = splits, index = blockIdx.x, together = WARPS;;) {
+  for (int count = splits, index = split, together = WARPS;;) {
     __syncthreads();
     sum.merge(parts, from, stride, together, rows);
     if (count == 1) break;
@@ -343,8 +353,9 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheTile<D>::BL
 template <class T, int D>
 cudaError_t launch_dim(const KvCacheArgs& a, cudaStream_t stream) {
   using Sizes = KvCacheTile<D>;
-  const dim3 grid(static_cast<unsigned>(kv_most_splits(a.page_size * a.max_pages, a.splits)),
-                  static_cast<unsigned>(max(kv_tiles(a), int64_t{1})), static_cast<unsigned>(a.batch * a.kv_heads));
+  // The kv heads of a token lie side by side: blocks that read them follow each other.
+  const dim3 grid(static_cast<unsigned>(a.most_splits * a.kv_heads),
+                  static_cast<unsigned>(max(kv_tiles(a), int64_t{1})), static_cast<unsigned>(a.batch));
   return launch(flash_attn_with_kvcache_kernel<T, D>, grid, 32 * Sizes::WARPS, Sizes::BYTES, stream, a);
 }
 

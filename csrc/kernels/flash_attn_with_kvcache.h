@@ -25,7 +25,7 @@ struct KvCacheArgs {
   float* lse;       // [B, H, Sq]
   float* partials;  // [B, K, tiles, most splits][16][padded D + 8]
   int* finished;    // [B, K, tiles, counters] zeros
-  int counters;     // kv_counters
+  int most_splits, counters;
 };
 
 // Keys of a group, rows of a tile; parts that one block merges.

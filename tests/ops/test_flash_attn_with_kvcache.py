@@ -103,6 +103,22 @@ def test_options(options, dtype, device):
     check(inputs, **options)
 
 
+@pytest.mark.parametrize(("device", "dtype"), attention_cases())
+@pytest.mark.parametrize("dim", [64, 128, 256])
+def test_many_splits(dim, dtype, device):
+    inputs = sample(3, 1, 32, 2, dim, 800, new=1, dtype=dtype, device=device)
+    lengths = torch.tensor([799, 15, 400], device=device)
+    poison(inputs, lengths)
+    check(inputs, cache_seqlens=lengths, causal=True, num_splits=50)
+    check(inputs, cache_seqlens=lengths, causal=True, num_splits=40, window_size=(300, 0))
+
+
+@pytest.mark.parametrize(("device", "dtype"), attention_cases())
+def test_long_sequence(dtype, device):
+    inputs = sample(2, 1, 4, 2, 64, 4700, dtype=dtype, device=device)
+    check(inputs, cache_seqlens=torch.tensor([4700, 4097], device=device), causal=True)
+
+
 @pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize("index", [torch.int32, torch.int64])
 def test_rows_of_the_cache_and_left_padding(index, device):
