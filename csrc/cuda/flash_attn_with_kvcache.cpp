@@ -59,7 +59,7 @@ std::tuple<Tensor, Tensor> flash_attn_with_kvcache(
   args.out = out.mutable_data_ptr(), args.lse = static_cast<float*>(lse.mutable_data_ptr());
   const int64_t tiles = s.batch * s.kv_heads * std::max<int64_t>(1, kv_tiles(args));
   args.most_splits = kv_most_splits(args.page_size * args.max_pages, args.splits);
-  args.counters = kv_counters(args.most_splits);
+  args.counters = kv_counters(args.most_splits, args.dim);
   const int64_t slots = args.most_splits == 1 ? 0 : tiles * args.most_splits;
   const Tensor partials = empty_f32({slots * KV_TILE * (kv_padded_dim(args.dim) + 8)}, qc);
   const Tensor finished = torch::stable::new_zeros(qc, {tiles * args.counters}, ScalarType::Int);

@@ -1,6 +1,6 @@
 // Decode attention with mma.sync (sm_80 and later). The G query heads of a kv head are packed into the 16 rows of one
 // product. The keys of a sequence are split over blocks, by the sequence's own length alone: the same sequence gives
-// the same bits in any batch. Parts are added in order, by the block that finishes last among those of KV_MERGE parts.
+// the same bits in any batch. Parts are added in order, by the block that finishes last among those of a few parts.
 // New keys are read from where they come from and written into the cache by one block, so that the append needs no
 // launch of its own. Dims: B sequences, Sq queries each, Sn new keys each, H query heads, K kv heads, G = H / K, D head
 // dim.
@@ -38,56 +38,47 @@ __device__ __forceinline__ PackedRow packed_row(const KvCacheArgs& a, int b, int
 template <int D>
 struct Part {
   static constexpr int ROW = D + 8, FLOATS = KV_TILE * ROW, THREADS = 32 * KvCacheTile<D>::WARPS, QUADS = D / 4;
-  static constexpr int SHARE = KV_TILE * QUADS / THREADS, SLOTS = KvCacheTile<D>::WARPS * KvCacheTile<D>::STAGES;
+  static constexpr int SHARE = KV_TILE * QUADS / THREADS;
   float value[SHARE][4], top[SHARE], sum[SHARE];
 
   static __device__ int row(int i) { return (threadIdx.x + i * THREADS) / QUADS; }
   static __device__ int column() { return threadIdx.x % QUADS * 4; }
   static_assert(THREADS % QUADS == 0);
 
-  // Copies what the warp's threads read of a part.
-  static __device__ void copy(float* to, const float* from, int rows) {
-#pragma unroll
-    for (int i = 0; i < SHARE; ++i)
-      if (row(i) < rows) {
-        const int at = row(i) * ROW;
-        copy_async(to + at + column(), from + at + column(), true);
-        if (threadIdx.x % (QUADS < 32 ? QUADS : 32) == 0) copy_async(to + at + D, from + at + D, true);
-      }
-  }
-  // The sum of `count` parts in order, which come through SLOTS places in shared memory; null: they are there.
-  __device__ __forceinline__ void merge(float* slots, const float* from, int64_t stride, int count, int rows) {
-    const auto fetch = [&](int p) {
-      if (from != nullptr && p < count) copy(slots + p % SLOTS * FLOATS, from + p * stride, rows);
-      copy_commit();
-    };
+  // Copies `count` parts of `rows` rows, each `stride` floats after the one before, into shared memory.
+  static __device__ __forceinline__ void fetch(float* to, const float* from, int64_t stride, int count, int rows) {
 #pragma unroll 1
-    for (int p = 0; p < SLOTS; ++p) fetch(p);
+    for (int p = 0; p < count; ++p, to += FLOATS, from += stride)
+#pragma unroll
+      for (int i = 4 * threadIdx.x; i < FLOATS; i += 4 * THREADS)
+        if (i < rows * ROW) copy_async(to + i, from + i, true);
+    copy_commit();
+    copy_wait<0>();
+  }
+  // The sum of `count` parts in shared memory, in order.
+  __device__ __forceinline__ void merge(const float* parts, int count) {
 #pragma unroll
     for (int i = 0; i < SHARE; ++i) {
       top[i] = -INFINITY, sum[i] = 0;
 #pragma unroll
       for (int j = 0; j < 4; ++j) value[i][j] = 0;
     }
-#pragma unroll 1
-    for (int p = 0; p < count; ++p) {
-      copy_wait<SLOTS - 1>();
-      __syncwarp();
+    for (int p = 0; p < count; ++p)
+#pragma unroll
+      for (int i = 0; i < SHARE; ++i) top[i] = fmaxf(top[i], parts[p * FLOATS + row(i) * ROW + D]);
+#pragma unroll 2
+    for (int p = 0; p < count; ++p)
 #pragma unroll
       for (int i = 0; i < SHARE; ++i) {
-        const float* const part = slots + p % SLOTS * FLOATS + row(i) * ROW;
+        const float* const part = parts + p * FLOATS + row(i) * ROW;
         float other[4], of_row[2];
         load<4>(part + column(), other);
         load<2>(part + D, of_row);
-        const float most = fmaxf(top[i], of_row[0]), shift = most == -INFINITY ? 0 : most;
-        const float rescale = exp2_fast(top[i] - shift), weight = exp2_fast(of_row[0] - shift);
-        top[i] = most, sum[i] = sum[i] * rescale + weight * of_row[1];
+        const float weight = exp2_fast(of_row[0] - (top[i] == -INFINITY ? 0 : top[i]));
+        sum[i] += weight * of_row[1];
 #pragma unroll
-        for (int j = 0; j < 4; ++j) value[i][j] = value[i][j] * rescale + weight * other[j];
+        for (int j = 0; j < 4; ++j) value[i][j] += weight * other[j];
       }
-      __syncwarp();
-      fetch(p + SLOTS);
-    }
   }
   __device__ __forceinline__ void leave(float* part, int rows) const {
 #pragma unroll
@@ -329,23 +320,23 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheTile<D>::BL
     for (int d = 0; d < D / 8; ++d) store<2>(row + d * 8 + lane % 4 * 2, {out[d][2 * i], out[d][2 * i + 1]});
     if (lane % 4 == 0) store<2>(row + D, {top[i], sum});
   }
-  // A tree: whoever is last among KV_MERGE leaves their sum in the place of their first, and goes on with that.
+  // A tree: whoever is last among MERGE leaves their sum in the place of their first, and goes on with that.
+  constexpr int MERGE = kv_merge(D);
+  static_assert(MERGE <= WARPS * Sizes::STAGES, "parts of 4-byte values in the place of keys and values of 2 bytes");
   const int64_t tile = (static_cast<int64_t>(b) * a.kv_heads + kv_head) * gridDim.y + blockIdx.y;
-  float *const left = a.partials + tile * a.most_splits * GROUP, *from = nullptr;
+  float* const left = a.partials + tile * a.most_splits * GROUP;
   int* counters = a.finished + tile * a.counters;
   int64_t stride = GROUP;
   Part<D> sum;
-  for (int count = splits, index = split, together = WARPS;;) {
+  for (int count = splits, index = split, together = WARPS;; stride *= MERGE) {
     __syncthreads();
-    sum.merge(parts, from, stride, together, rows);
+    sum.merge(parts, together);
     if (count == 1) break;
-    if (from != nullptr) stride *= KV_MERGE;
-    __syncthreads();  // what was read may be overwritten
     sum.leave(left + index * stride, rows);
-    index /= KV_MERGE, together = min(KV_MERGE, count - index * KV_MERGE);
-    if (!last_to_arrive(counters + index, together, reinterpret_cast<int*>(sq))) return;
-    from = left + index * KV_MERGE * stride;
-    count = (count + KV_MERGE - 1) / KV_MERGE, counters += count;
+    index /= MERGE, together = min(MERGE, count - index * MERGE);
+    if (!last_to_arrive(counters + index, together, reinterpret_cast<int*>(sq))) return;  // q has been read
+    Part<D>::fetch(parts, left + index * MERGE * stride, stride, together, rows);
+    count = (count + MERGE - 1) / MERGE, counters += count;
   }
   sum.template write<T>(a, b, kv_head, first, rows);
 }

@@ -28,8 +28,7 @@ struct KvCacheArgs {
   int most_splits, counters;
 };
 
-// Keys of a group, rows of a tile; parts that one block merges.
-constexpr int KV_TILE = 16, KV_MERGE = 16;
+constexpr int KV_TILE = 16;  // keys of a group, rows of a tile
 // Of splits that nobody asked for, at least so many keys, and then a multiple of what the warps of a block take at
 // once.
 constexpr int KV_LEAST_KEYS = 128, KV_KEYS_AT_ONCE = 64, KV_MOST_WANTED = 64;
@@ -52,14 +51,15 @@ GLM4V_HD int kv_most_splits(int64_t keys, int wanted) {
   const int64_t parts = (keys + KV_LEAST_KEYS - 1) / KV_LEAST_KEYS, most = kv_split_length(keys, 0) / 16;
   return static_cast<int>(parts < 1 ? 1 : parts < most ? parts : most);
 }
-// Merges of so many splits, one counter each: of KV_MERGE splits, of KV_MERGE such sums, and so on.
-inline int kv_counters(int splits) {
+// The head dim of the kernel that serves `dim`, and how many parts one of its blocks merges.
+GLM4V_HD constexpr int kv_padded_dim(int dim) { return dim <= 64 ? 64 : dim <= 128 ? 128 : 256; }
+GLM4V_HD constexpr int kv_merge(int dim) { return dim <= 128 ? 8 : 4; }
+// Merges of so many splits, one counter each: of a few splits, of a few such sums, and so on.
+inline int kv_counters(int splits, int dim) {
   int count = 0;
-  while (splits > 1) splits = (splits + KV_MERGE - 1) / KV_MERGE, count += splits;
+  while (splits > 1) splits = (splits + kv_merge(dim) - 1) / kv_merge(dim), count += splits;
   return count;
 }
-// The head dim of the kernel that serves `dim`.
-inline int kv_padded_dim(int dim) { return dim <= 64 ? 64 : dim <= 128 ? 128 : 256; }
 
 // Tiles of packed rows of a sequence and a kv head.
 inline int64_t kv_tiles(const KvCacheArgs& a) {
