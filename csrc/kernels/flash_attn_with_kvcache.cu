@@ -1,6 +1,6 @@
 // Decode attention with mma.sync (sm_80 and later). The G query heads of a kv head are packed into the 16 rows of one
 // product. The keys of a sequence are split over blocks, by the sequence's own length alone: the same sequence gives
-// the same bits in any batch. Parts are added in order, by the block that finishes last among those of a few parts.
+// the same bits in any batch. The block that finishes last among a few adds their parts, in order.
 // New keys are read from where they come from and written into the cache by one block, so that the append needs no
 // launch of its own. Dims: B sequences, Sq queries each, Sn new keys each, H query heads, K kv heads, G = H / K, D head
 // dim.
@@ -16,7 +16,7 @@ struct KvCacheTile {
   static constexpr int WARPS = D <= 128 ? 4 : 2, STAGES = 2, ROW = D + 8, BLOCKS = 3;
   static constexpr int GROUP = KV_TILE * ROW;                             // of keys or of values
   static constexpr int BYTES = (GROUP + WARPS * STAGES * 2 * GROUP) * 2;  // q, and what the warps load
-  static_assert(WARPS * GROUP * 4 <= WARPS * STAGES * 2 * GROUP * 2, "the parts of the warps reuse it");
+  static_assert(kv_merge(D) <= WARPS * STAGES && STAGES > 1, "parts of fp32 take the place of keys and values");
 };
 
 // Row r of the packed rows of a sequence: offset in q and out in heads, and in lse.
@@ -47,11 +47,12 @@ struct Part {
 
   // Copies `count` parts of `rows` rows, each `stride` floats after the one before, into shared memory.
   static __device__ __forceinline__ void fetch(float* to, const float* from, int64_t stride, int count, int rows) {
+    to += 4 * threadIdx.x, from += 4 * threadIdx.x;
 #pragma unroll 1
     for (int p = 0; p < count; ++p, to += FLOATS, from += stride)
 #pragma unroll
-      for (int i = 4 * threadIdx.x; i < FLOATS; i += 4 * THREADS)
-        if (i < rows * ROW) copy_async(to + i, from + i, true);
+      for (int i = 0; i < FLOATS; i += 4 * THREADS)
+        if (i + 4 * static_cast<int>(threadIdx.x) < rows * ROW) copy_async(to + i, from + i, true);
     copy_commit();
     copy_wait<0>();
   }
@@ -63,6 +64,7 @@ struct Part {
 #pragma unroll
       for (int j = 0; j < 4; ++j) value[i][j] = 0;
     }
+#pragma unroll 2
     for (int p = 0; p < count; ++p)
 #pragma unroll
       for (int i = 0; i < SHARE; ++i) top[i] = fmaxf(top[i], parts[p * FLOATS + row(i) * ROW + D]);
@@ -320,9 +322,9 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheTile<D>::BL
     for (int d = 0; d < D / 8; ++d) store<2>(row + d * 8 + lane % 4 * 2, {out[d][2 * i], out[d][2 * i + 1]});
     if (lane % 4 == 0) store<2>(row + D, {top[i], sum});
   }
+
   // A tree: whoever is last among MERGE leaves their sum in the place of their first, and goes on with that.
   constexpr int MERGE = kv_merge(D);
-  static_assert(MERGE <= WARPS * Sizes::STAGES, "parts of 4-byte values in the place of keys and values of 2 bytes");
   const int64_t tile = (static_cast<int64_t>(b) * a.kv_heads + kv_head) * gridDim.y + blockIdx.y;
   float* const left = a.partials + tile * a.most_splits * GROUP;
   int* counters = a.finished + tile * a.counters;

@@ -28,10 +28,9 @@ struct KvCacheArgs {
   int most_splits, counters;
 };
 
-constexpr int KV_TILE = 16;  // keys of a group, rows of a tile
-// Of splits that nobody asked for, at least so many keys, and then a multiple of what the warps of a block take at
-// once.
-constexpr int KV_LEAST_KEYS = 128, KV_KEYS_AT_ONCE = 64, KV_MOST_WANTED = 64;
+constexpr int KV_TILE = 16;                               // keys of a group, rows of a tile
+constexpr int KV_MOST_WANTED = 64;                        // splits
+constexpr int KV_LEAST_KEYS = 128, KV_KEYS_AT_ONCE = 64;  // of a split; of the warps of a block at once
 
 // Keys of a split of a sequence of `keys` keys: at least four times the root of their number, so that a long sequence
 // alone fills the device (64 splits of 65536 keys), and the splits stay worth the merge.
@@ -44,8 +43,7 @@ GLM4V_HD int kv_split_length(int64_t keys, int wanted) {
   const int length = static_cast<int>(ceilf(root)) * KV_KEYS_AT_ONCE;
   return length < KV_LEAST_KEYS ? KV_LEAST_KEYS : length;
 }
-// No sequence of at most `keys` keys has more splits: n keys have n / length <= length / 16, and the length grows with
-// n.
+// No sequence of at most `keys` keys has more splits: n keys have n / length <= length / 16, which grows with n.
 GLM4V_HD int kv_most_splits(int64_t keys, int wanted) {
   if (wanted > 0) return wanted;
   const int64_t parts = (keys + KV_LEAST_KEYS - 1) / KV_LEAST_KEYS, most = kv_split_length(keys, 0) / 16;
