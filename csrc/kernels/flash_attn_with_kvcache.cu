@@ -134,9 +134,8 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheTile<D>::BL
   const int keys = old + a.new_tokens, leftpad = static_cast<int>(value(a.leftpad, 0));
   const int start = (leftpad < 0 ? 0 : leftpad) / KV_TILE * KV_TILE;
   const int length = kv_split_length(keys - start, a.splits);
-  const int splits = max(1, (keys - start + length - 1) / length);
-  if (split >= splits) return;
   const int begin = start + split * length, end = min(keys, begin + length);
+  if (split > 0 && begin >= keys) return;
 
   // Groups of 16 keys begin at multiples of 16, and so do pages: a group lies in one page.
   const bool paged = a.block_table.data != nullptr;
@@ -330,7 +329,7 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheTile<D>::BL
   int* counters = a.finished + tile * a.counters;
   int64_t stride = GROUP;
   Part<D> sum;
-  for (int count = splits, index = split, together = WARPS;; stride *= MERGE) {
+  for (int count = max(1, (keys - start + length - 1) / length), index = split, together = WARPS;; stride *= MERGE) {
     __syncthreads();
     sum.merge(parts, together);
     if (count == 1) break;
