@@ -1,6 +1,8 @@
 // The launch of flash_attn_with_kvcache, what it takes, and its workspace. Dims: B sequences, Sq queries each, Sn new
 // keys each, H query heads, K kv heads, G = H / K, D head dim.
 #pragma once
+#include <cmath>
+
 #include "kernels/flash_attn_varlen.h"
 
 namespace glm4v::cuda {
