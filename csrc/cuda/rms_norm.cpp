@@ -23,7 +23,7 @@ std::tuple<Tensor, Tensor> rms_norm_backward_rows(const char* op, const Tensor& 
   const Tensor gc = contiguous(dout), xc = contiguous(x), wc = contiguous(weight);
   const Tensor skip = dskip ? contiguous(*dskip) : gc;
   const Tensor dx = empty_contiguous(xc), dweight = empty_contiguous(wc);
-  const Tensor partial = torch::stable::new_empty(xc, {rms_norm_chunks(rows), width}, ScalarType::Float);
+  const Tensor partial = torch::stable::new_empty(xc, {rms_norm_chunks(rows, width), width}, ScalarType::Float);
   check_launch(op, launch_rms_norm_backward(dtype, gc.const_data_ptr(), xc.const_data_ptr(), wc.const_data_ptr(),
                                             dskip ? skip.const_data_ptr() : nullptr, dx.mutable_data_ptr(),
                                             dweight.mutable_data_ptr(), static_cast<float*>(partial.mutable_data_ptr()),

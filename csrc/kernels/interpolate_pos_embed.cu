@@ -1,10 +1,11 @@
 // Bicubic interpolation of the position table. The grids stay on the device: a block finds the images of its patches
 // itself, so that one launch serves any mix and the host waits for nothing.
 //
-// Forward: a block takes a few merge blocks, a thread some channels of them. The table's columns at the height of both
-// rows of patches are kept in registers and move along with the columns of patches, so that a patch costs one or two
-// reads of the table, not sixteen. Backward: a block takes one cell and adds up all patches that have a tap there, in
-// one order.
+// Forward: a thread takes one row of the patches of a few merge blocks, and one access of their channels. The table's
+// columns at the height of that row are kept in registers and move along with the columns of patches, so that a patch
+// costs one or two reads of the table, not sixteen; a block takes few channels of many patches, so that these reads
+// find in L1 what the block's others read. x is read a merge block ahead, from before the grids are known. Backward: a
+// block takes one cell and adds up all patches that have a tap there, in one order.
 #include "common/access.h"
 #include "common/bicubic.h"
 #include "common/patch_order.h"
@@ -15,9 +16,12 @@
 namespace glm4v::cuda {
 namespace {
 
-constexpr int most_threads = 192;  // 16-byte accesses of a row of 1536: more would leave a block too few registers
-constexpr int merge_blocks = 4;    // of a thread block
 constexpr int merge_patches = merge_side * merge_side;
+// Forward: a warp takes both rows of patches of a run of merge blocks, half of it each; a thread block has four runs.
+constexpr int lanes = 16, run = 4, runs = 4, threads = runs * merge_side * lanes;
+constexpr int merge_blocks = runs * run;
+static_assert(merge_blocks * merge_patches <= threads, "every row or column of a merge block has its thread");
+constexpr int most_threads = 192;  // backward: 16-byte accesses of a row of 1536
 
 __device__ __forceinline__ PatchGrid grid_at(const Grids& grids, int64_t image) {
   const auto read = [&](int64_t i) {
@@ -57,17 +61,17 @@ __device__ __forceinline__ ImagePlace find_image(const Grids& grids, int64_t pat
   return {grids.images, start};
 }
 
-// A merge block: its first patch, and the taps of its two rows and two columns.
+// A merge block: its place, and the taps of its two rows and two columns.
 struct Block {
-  int64_t patch, image, row;
+  int64_t image, row;
   bool inside;  // an image holds it
   CubicTaps rows[merge_side], columns[merge_side];
 };
 
-// Fills blocks[0, merge_blocks) from the merge block `first` on; for one warp.
+// Fills blocks[0, merge_blocks) from the merge block `first` on; for the whole block.
 __device__ __forceinline__ void place_blocks(const Grids& grids, int64_t first, int64_t patches, int64_t side,
                                              Block* blocks) {
-  const int lane = threadIdx.x % 32, b = lane / merge_patches, line = lane % merge_patches;
+  const int b = threadIdx.x / merge_patches, line = threadIdx.x % merge_patches;
   ImagePlace at = find_image(grids, first * merge_patches);
   if (b >= merge_blocks) return;
   const int64_t patch = (first + b) * merge_patches;
@@ -79,7 +83,7 @@ __device__ __forceinline__ void place_blocks(const Grids& grids, int64_t first, 
   }
   Block& block = blocks[b];
   const bool inside = at.image < grids.images;
-  if (line == 0) block.patch = patch, block.inside = inside && patch < patches;
+  if (line == 0) block.inside = inside && patch < patches;
   if (!inside) return;
   const PatchPlace place = patch_place((patch - at.start) % (grid.h * grid.w), grid.w, merge_side);
   if (line == 0) block.image = at.image, block.row = place.row;
@@ -118,9 +122,10 @@ __device__ __forceinline__ void load_column(Window<N>& window, int k, const T* t
 }
 
 template <int N, class T>
-__device__ __forceinline__ void add_patch(const Window<N>& window, const CubicTaps& columns, const T* x, T* out) {
+__device__ __forceinline__ void add_patch(const Window<N>& window, const CubicTaps& columns, const Pack<N, T>& x,
+                                          T* out) {
   float v[N];
-  load(x, v);
+  unpack(x, v);
 #pragma unroll
   for (int j = 0; j < N; ++j) {
     float at = 0;
@@ -131,54 +136,64 @@ __device__ __forceinline__ void add_patch(const Window<N>& window, const CubicTa
   store(out, v);
 }
 
+// x of this thread's row of patches in a merge block.
 template <int N, class T>
-__global__ void __launch_bounds__(most_threads, 2)
+__device__ __forceinline__ void read_ahead(const T* x, int64_t first, int64_t patches, int64_t width,
+                                           Pack<N, T> (&to)[merge_side]) {
+#pragma unroll
+  for (int j = 0; j < merge_side; ++j)
+    if (first + j < patches) to[j] = load_pack<N>(x + (first + j) * width);
+}
+
+template <int N, class T>
+__global__ void __launch_bounds__(threads, 5)
     interpolate_pos_embed_kernel(const T* x, const T* table, T* out, const Grids grids, int64_t patches, int64_t side,
-                                 int64_t width) {
+                                 int64_t width, unsigned tiles) {
   __shared__ Block blocks[merge_blocks];
-  if (threadIdx.x < 32) place_blocks(grids, int64_t{blockIdx.x} * merge_blocks, patches, side, blocks);
+  const int lane = threadIdx.x % lanes, r = threadIdx.x / lanes % merge_side, begin = threadIdx.x / (2 * lanes) * run;
+  const int64_t first = int64_t{blockIdx.x / tiles} * merge_blocks;
+  const int64_t c = (int64_t{blockIdx.x % tiles} * lanes + lane) * N;
+  const int64_t mine = c < width ? patches : 0;
+  int64_t patch = (first + begin) * merge_patches + r * merge_side;
+  Pack<N, T> next_x[merge_side];
+  read_ahead(x + c, patch, mine, width, next_x);
+  place_blocks(grids, first, patches, side, blocks);
   __syncthreads();
-  for (int64_t c = int64_t{threadIdx.x} * N; c < width; c += int64_t{blockDim.x} * N) {
-    Window<N> windows[merge_side];
-    const Block* last = nullptr;  // whose rows the windows are of
-    const CubicTaps* columns = nullptr;
+  Window<N> window;
+  const Block* last = nullptr;  // whose row the window is of
+  const CubicTaps* columns = nullptr;
 #pragma unroll 1
-    for (int b = 0; b < merge_blocks; ++b) {
-      const Block& block = blocks[b];
+  for (int b = begin; b < begin + run; ++b, patch += merge_patches) {
+    const Block& block = blocks[b];
+    Pack<N, T> of_x[merge_side];
+#pragma unroll
+    for (int j = 0; j < merge_side; ++j) of_x[j] = next_x[j];
+    read_ahead(x + c, patch + merge_patches, b + 1 < begin + run ? mine : 0, width, next_x);
+#pragma unroll
+    for (int j = 0; j < merge_side; ++j) {
+      if (patch + j >= mine) break;
+      T* const to = out + (patch + j) * width + c;
       if (!block.inside) {
-        const int64_t end = min(block.patch + merge_patches, patches);
-        for (int64_t patch = block.patch; patch < end; ++patch)
-          *reinterpret_cast<Pack<N, T>*>(out + patch * width + c) =
-              *reinterpret_cast<const Pack<N, T>*>(x + patch * width + c);
+        store_pack(to, of_x[j]);
         continue;
       }
-#pragma unroll 1
-      for (int j = 0; j < merge_side; ++j) {
-        const CubicTaps& next = block.columns[j];
-        const bool moves = last && last->image == block.image && last->row == block.row;
-        const bool stays = moves && same_cells(next, *columns, 0);
-        const bool shifts = moves && same_cells(next, *columns, 1);
-        if (!stays) {
+      const CubicTaps& next = block.columns[j];
+      const bool moves = last && last->image == block.image && last->row == block.row;
+      const bool stays = moves && same_cells(next, *columns, 0);
+      const bool shifts = moves && same_cells(next, *columns, 1);
+      if (!stays) {
 #pragma unroll
-          for (int r = 0; r < merge_side; ++r) {
+        for (int k = 0; k < 4; ++k) {
+          if (shifts && k < 3) {
 #pragma unroll
-            for (int k = 0; k < 4; ++k) {
-              if (shifts && k < 3) {
-#pragma unroll
-                for (int i = 0; i < N; ++i) windows[r].of[k][i] = windows[r].of[k < 3 ? k + 1 : 3][i];
-              } else {
-                load_column(windows[r], k, table + c, block.rows[r], next.cell[k], side, width);
-              }
-            }
+            for (int i = 0; i < N; ++i) window.of[k][i] = window.of[k < 3 ? k + 1 : 3][i];
+          } else {
+            load_column(window, k, table + c, block.rows[r], next.cell[k], side, width);
           }
         }
-        last = &block, columns = &next;
-#pragma unroll
-        for (int r = 0; r < merge_side; ++r) {
-          const int64_t at = (block.patch + r * merge_side + j) * width + c;
-          if (block.patch + r * merge_side + j < patches) add_patch(windows[r], next, x + at, out + at);
-        }
       }
+      last = &block, columns = &next;
+      add_patch(window, next, of_x[j], to);
     }
   }
 }
@@ -248,13 +263,15 @@ cudaError_t launch_interpolate_pos_embed(DType dtype, const void* x, const void*
                                          int64_t patches, int64_t side, int64_t width, cudaStream_t stream) {
   if (patches == 0 || width == 0) return cudaSuccess;
   constexpr int64_t share = merge_blocks * merge_patches;
+  const int64_t groups = (patches + share - 1) / share;
   return dispatch(dtype, [&](auto zero) {
     using T = decltype(zero);
     return with_lanes<T>(aligned_rows<T>(width, {x, table, out}), [&](auto lanes) {
       constexpr int N = decltype(lanes)::value;
-      return launch(interpolate_pos_embed_kernel<N, T>, grid_blocks((patches + share - 1) / share),
-                    block_threads(width / N, most_threads), 0, stream, static_cast<const T*>(x),
-                    static_cast<const T*>(table), static_cast<T*>(out), grids, patches, side, width);
+      const int64_t tiles = (width / N + lanes - 1) / lanes;
+      return launch(interpolate_pos_embed_kernel<N, T>, grid_blocks(groups * tiles), threads, 0, stream,
+                    static_cast<const T*>(x), static_cast<const T*>(table), static_cast<T*>(out), grids, patches, side,
+                    width, static_cast<unsigned>(tiles));
     });
   });
 }

@@ -22,6 +22,21 @@ __device__ __forceinline__ float block_sum(float v) {
   return total;
 }
 
+// The same of two at once.
+__device__ __forceinline__ void block_sums(float& a, float& b) {
+  __shared__ float of_warp[2][32];
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) {
+    a += __shfl_xor_sync(0xffffffffu, a, distance);
+    b += __shfl_xor_sync(0xffffffffu, b, distance);
+  }
+  if (threadIdx.x % 32 == 0) of_warp[0][threadIdx.x / 32] = a, of_warp[1][threadIdx.x / 32] = b;
+  __syncthreads();
+  a = b = 0;
+  for (unsigned warp = 0; warp < blockDim.x / 32; ++warp) a += of_warp[0][warp], b += of_warp[1][warp];
+  __syncthreads();  // before the next sums write
+}
+
 // The largest v of a block of whole warps, for every thread; NaN counts as nothing.
 __device__ __forceinline__ float block_max(float v) {
   __shared__ float of_warp[32];
@@ -39,7 +54,7 @@ __device__ __forceinline__ float inverse_rms(float squares, int64_t width, float
   return 1.0f / sqrtf(block_sum(squares) / static_cast<float>(width) + eps);
 }
 
-constexpr int sum_columns = 32, sum_groups = 8;
+constexpr int sum_columns = 32, sum_groups = 32;
 
 template <class T>
 __global__ void __launch_bounds__(sum_columns* sum_groups)
@@ -48,8 +63,10 @@ __global__ void __launch_bounds__(sum_columns* sum_groups)
   const int lane = threadIdx.x % sum_columns, group = threadIdx.x / sum_columns;
   const int64_t column = int64_t{blockIdx.x} * sum_columns + lane;
   float total = 0;
-  if (column < width)
+  if (column < width) {
+#pragma unroll 8
     for (int64_t row = group; row < rows; row += sum_groups) total += partial[row * width + column];
+  }
   of_group[group][lane] = total;
   __syncthreads();
   if (group > 0 || column >= width) return;

@@ -10,10 +10,35 @@ struct alignas(N * sizeof(T)) Pack {
 };
 
 template <int N, class T>
-__device__ __forceinline__ void load(const T* from, float (&to)[N]) {
-  const Pack<N, T> pack = *reinterpret_cast<const Pack<N, T>*>(from);
+__device__ __forceinline__ Pack<N, T> load_pack(const T* from) {
+  return *reinterpret_cast<const Pack<N, T>*>(from);
+}
+
+template <int N, class T>
+__device__ __forceinline__ void unpack(const Pack<N, T>& pack, float (&to)[N]) {
 #pragma unroll
   for (int i = 0; i < N; ++i) to[i] = to_float(pack.of[i]);
+}
+
+template <int N, class T>
+__device__ __forceinline__ void load(const T* from, float (&to)[N]) {
+  unpack(load_pack<N>(from), to);
+}
+
+// To global memory.
+template <int N, class T>
+__device__ __forceinline__ void store_pack(T* to, const Pack<N, T>& pack) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof pack == 16) {  // said outright: the compiler would often store four words one by one
+    uint4 v;
+    memcpy(&v, &pack, sizeof v);
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(v.x), "r"(v.y),
+                 "r"(v.z), "r"(v.w)
+                 : "memory");
+    return;
+  }
+#endif
+  *reinterpret_cast<Pack<N, T>*>(to) = pack;
 }
 
 template <int N, class T>
@@ -21,7 +46,7 @@ __device__ __forceinline__ void store(T* to, const float (&from)[N]) {
   Pack<N, T> pack;
 #pragma unroll
   for (int i = 0; i < N; ++i) pack.of[i] = from_float<T>(from[i]);
-  *reinterpret_cast<Pack<N, T>*>(to) = pack;
+  store_pack(to, pack);
 }
 
 template <class T>
