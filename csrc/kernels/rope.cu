@@ -1,5 +1,6 @@
 // The rotation that rope_2d and rope_3d share. A block takes a few tokens: each thread makes one angle's cos and sin
-// (fp64 up to the rounding to fp32), which all heads of these tokens then read from shared memory.
+// (fp64 up to the rounding to fp32), which all heads of these tokens then read from shared memory. Heads are read some
+// items ahead, the first of them before the angles are known.
 #include "common/access.h"
 #include "kernels/launch.cuh"
 #include "kernels/rope.h"
@@ -9,6 +10,8 @@ namespace glm4v::cuda {
 namespace {
 
 constexpr int threads = 256;
+constexpr int batch = 4;        // items that a thread reads before it writes
+constexpr int most_tokens = 4;  // of a block
 constexpr int max_pairs = max_rotary_dim / 2;
 static_assert(max_pairs <= threads, "every angle of a token has its thread");
 
@@ -27,63 +30,80 @@ __device__ __forceinline__ double coordinate(const RopePositions& positions, int
                             : static_cast<double>(static_cast<const int32_t*>(positions.data)[at]);
 }
 
-// P pairs of a head: their first dims are `in` and, if interleaved, alternate with the second ones; otherwise the
-// second dims are `pairs` further on.
+// x: P pairs of a head. Interleaved, pair i is elements 2i and 2i + 1 of these 2P; otherwise i of either half.
 template <int P, bool interleaved, class T>
-__device__ __forceinline__ void turn(const T* in, T* out, int pairs, const float* cosine, const float* sine) {
-  const int second = interleaved ? P : pairs;
-  float x[2][P], y[2][P], c[P], s[P];
-  load(in, x[0]);
-  load(in + second, x[1]);
+__device__ __forceinline__ void turn(Pack<P, T> (&of)[2], const float* cosine, const float* sine) {
+  float x[2][P], c[P], s[P];
+  unpack(of[0], x[0]);
+  unpack(of[1], x[1]);
   load(cosine, c);
   load(sine, s);
 #pragma unroll
   for (int i = 0; i < P; ++i) {
-    // Interleaved, pair i is elements 2i and 2i + 1 of the 2P that were loaded.
     constexpr int step = interleaved ? 2 : 1;
     const int a = step * i, b = interleaved ? 2 * i + 1 : P + i;
     const float xa = x[a / P][a % P], xb = x[b / P][b % P];
-    y[a / P][a % P] = xa * c[i] - xb * s[i];
-    y[b / P][b % P] = xb * c[i] + xa * s[i];
+    of[a / P].of[a % P] = from_float<T>(xa * c[i] - xb * s[i]);
+    of[b / P].of[b % P] = from_float<T>(xb * c[i] + xa * s[i]);
   }
-  store(out, y[0]);
-  store(out + second, y[1]);
 }
 
-// Each thread takes every blockDim-th item: P pairs of a head of one of the block's tokens, q's heads before k's.
+// Each thread takes every blockDim-th item of the block's tokens, q's heads before k's: P pairs of a head, or P of the
+// dims that are copied.
 template <int P, bool interleaved, class T>
 __global__ void __launch_bounds__(threads) rope_kernel(const __grid_constant__ RopeArguments args) {
   __shared__ __align__(32) float cosine[threads], sine[threads];
   const int64_t first = int64_t{blockIdx.x} * args.tokens_per_block;
   const int count = static_cast<int>(min(args.tokens - first, int64_t{args.tokens_per_block}));
+  const int q_heads = static_cast<int>(args.q.heads), heads = q_heads + static_cast<int>(args.k.heads);
+  const bool in_place = args.q.in == args.q.out && args.k.in == args.k.out;
+  const int turned = args.pairs / P, copied = in_place ? 0 : (args.head_dim - 2 * args.pairs) / P;
+  const int parts = turned + copied, items = count * heads * parts, second = interleaved ? P : args.pairs;
+
+  struct Item {
+    const T* in;
+    T* out;
+    int angle;  // the first of its pairs' angles, negative where nothing turns
+  };
+  const auto find = [&](int item) {
+    const int row = item / parts, part = item % parts, token = row / heads, head = row % heads, pair = part * P;
+    const RopeHeads& x = head < q_heads ? args.q : args.k;
+    const int of = head < q_heads ? head : head - q_heads;
+    const bool turns = part < turned;
+    const int dim = interleaved && turns ? 2 * pair : turns ? pair : 2 * args.pairs + pair - turned * P;
+    return Item{static_cast<const T*>(x.in) + (first + token) * x.in_token_stride + of * x.in_head_stride + dim,
+                static_cast<T*>(x.out) + (first + token) * x.out_token_stride + of * x.out_head_stride + dim,
+                turns ? token * args.pairs + pair : -1};
+  };
+  Item now[batch];
+  Pack<P, T> x[batch][2];
+  const auto read = [&](int begin) {
+#pragma unroll
+    for (int i = 0; i < batch; ++i) {
+      if (begin + i * threads >= items) continue;
+      now[i] = find(begin + i * threads);
+      x[i][0] = load_pack<P>(now[i].in);
+      if (now[i].angle >= 0) x[i][1] = load_pack<P>(now[i].in + second);
+    }
+  };
+  read(threadIdx.x);
   if (threadIdx.x < count * args.pairs) {
     const int token = threadIdx.x / args.pairs, pair = threadIdx.x % args.pairs;
     const double position = coordinate(args.positions, first + token, args.axis[pair]);
     rotary_cos_sin(position * args.frequency[pair], cosine[threadIdx.x], sine[threadIdx.x]);
   }
   __syncthreads();
-  const int q_heads = static_cast<int>(args.q.heads), heads = q_heads + static_cast<int>(args.k.heads);
-  const int parts = args.pairs / P, items = count * heads * parts;
-  for (int item = threadIdx.x; item < items; item += threads) {
-    const int row = item / parts, pair = item % parts * P, token = row / heads, head = row % heads;
-    const RopeHeads& x = head < q_heads ? args.q : args.k;
-    const int of = head < q_heads ? head : head - q_heads, dim = interleaved ? 2 * pair : pair;
-    const int64_t in = (first + token) * x.in_token_stride + of * x.in_head_stride + dim;
-    const int64_t out = (first + token) * x.out_token_stride + of * x.out_head_stride + dim;
-    turn<P, interleaved>(static_cast<const T*>(x.in) + in, static_cast<T*>(x.out) + out, args.pairs,
-                         cosine + token * args.pairs + pair, sine + token * args.pairs + pair);
-  }
-  const int rest = args.head_dim - 2 * args.pairs, rest_parts = rest / P;
-  if (args.q.in == args.q.out && args.k.in == args.k.out) return;  // in place
-  for (int item = threadIdx.x; item < count * heads * rest_parts; item += threads) {
-    const int row = item / rest_parts, dim = 2 * args.pairs + item % rest_parts * P, token = row / heads,
-              head = row % heads;
-    const RopeHeads& x = head < q_heads ? args.q : args.k;
-    const int of = head < q_heads ? head : head - q_heads;
-    *reinterpret_cast<Pack<P, T>*>(static_cast<T*>(x.out) + (first + token) * x.out_token_stride +
-                                   of * x.out_head_stride + dim) =
-        *reinterpret_cast<const Pack<P, T>*>(static_cast<const T*>(x.in) + (first + token) * x.in_token_stride +
-                                             of * x.in_head_stride + dim);
+  for (int begin = threadIdx.x; begin < items; begin += batch * threads) {
+#pragma unroll
+    for (int i = 0; i < batch; ++i) {
+      if (begin + i * threads >= items) continue;
+      if (now[i].angle >= 0) {
+        turn<P, interleaved>(x[i], cosine + now[i].angle, sine + now[i].angle);
+        store_pack(now[i].out + second, x[i][1]);
+      }
+      store_pack(now[i].out, x[i][0]);
+    }
+    read(begin + batch * threads);
   }
 }
 
@@ -108,7 +128,7 @@ cudaError_t launch_rope(DType dtype, const Rotary& rotary, const RopePositions& 
       args.axis[args.pairs] = static_cast<int8_t>(axis);
     }
   if (tokens == 0) return cudaSuccess;
-  if (args.pairs > 0) args.tokens_per_block = threads / args.pairs;
+  if (args.pairs > 0) args.tokens_per_block = std::min(threads / args.pairs, most_tokens);
   const auto blocks = static_cast<unsigned>((tokens + args.tokens_per_block - 1) / args.tokens_per_block);
   return dispatch(dtype, [&](auto zero) {
     using T = decltype(zero);
