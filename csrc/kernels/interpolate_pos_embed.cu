@@ -181,17 +181,16 @@ __global__ void __launch_bounds__(threads, 5)
       const bool moves = last && last->image == block.image && last->row == block.row;
       const bool stays = moves && same_cells(next, *columns, 0);
       const bool shifts = moves && same_cells(next, *columns, 1);
-      if (!stays) {
+      if (shifts && !stays) {
 #pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          if (shifts && k < 3) {
+        for (int k = 0; k < 3; ++k)
 #pragma unroll
-            for (int i = 0; i < N; ++i) window.of[k][i] = window.of[k < 3 ? k + 1 : 3][i];
-          } else {
-            load_column(window, k, table + c, block.rows[r], next.cell[k], side, width);
-          }
-        }
+          for (int i = 0; i < N; ++i) window.of[k][i] = window.of[k + 1][i];
+      } else if (!stays) {
+#pragma unroll
+        for (int k = 0; k < 3; ++k) load_column(window, k, table + c, block.rows[r], next.cell[k], side, width);
       }
+      if (!stays) load_column(window, 3, table + c, block.rows[r], next.cell[3], side, width);
       last = &block, columns = &next;
       add_patch(window, next, of_x[j], to);
     }
