@@ -5,7 +5,8 @@
 // columns at the height of that row are kept in registers and move along with the columns of patches, so that a patch
 // costs one or two reads of the table, not sixteen; a block takes few channels of many patches, so that these reads
 // find in L1 what the block's others read. x is read a merge block ahead, from before the grids are known. Backward: a
-// block takes one cell and adds up all patches that have a tap there, in one order.
+// block takes the same few channels of some cells, a thread those of two, and adds up all patches that have a tap
+// there, in one order.
 #include "common/access.h"
 #include "common/bicubic.h"
 #include "common/patch_order.h"
@@ -21,7 +22,6 @@ constexpr int merge_patches = merge_side * merge_side;
 constexpr int lanes = 16, run = 4, runs = 4, threads = runs * merge_side * lanes;
 constexpr int merge_blocks = runs * run;
 static_assert(merge_blocks * merge_patches <= threads, "every row or column of a merge block has its thread");
-constexpr int most_threads = 192;  // backward: 16-byte accesses of a row of 1536
 
 __device__ __forceinline__ PatchGrid grid_at(const Grids& grids, int64_t image) {
   const auto read = [&](int64_t i) {
@@ -107,18 +107,21 @@ struct Window {
   float of[4][N];
 };
 
+// Moves the window on, by the column of `cell`.
 template <int N, class T>
-__device__ __forceinline__ void load_column(Window<N>& window, int k, const T* table, const CubicTaps& rows,
-                                            int64_t cell, int64_t side, int64_t width) {
-  float v[N], sum[N] = {};
+__device__ __forceinline__ void roll(Window<N>& window, const T* table, const CubicTaps& rows, int64_t cell,
+                                     int64_t side, int64_t width) {
+  Pack<N, T> at[4];
 #pragma unroll
-  for (int tap = 0; tap < 4; ++tap) {
-    load(table + (rows.cell[tap] * side + cell) * width, v);
+  for (int tap = 0; tap < 4; ++tap) at[tap] = load_pack<N>(table + (rows.cell[tap] * side + cell) * width);
 #pragma unroll
-    for (int j = 0; j < N; ++j) sum[j] += v[j] * rows.weight[tap];
+  for (int j = 0; j < N; ++j) {
+#pragma unroll
+    for (int k = 0; k < 3; ++k) window.of[k][j] = window.of[k + 1][j];
+    window.of[3][j] = 0;
+#pragma unroll
+    for (int tap = 0; tap < 4; ++tap) window.of[3][j] += to_float(at[tap].of[j]) * rows.weight[tap];
   }
-#pragma unroll
-  for (int j = 0; j < N; ++j) window.of[k][j] = sum[j];
 }
 
 template <int N, class T>
@@ -159,9 +162,7 @@ __global__ void __launch_bounds__(threads, 5)
   read_ahead(x + c, patch, mine, width, next_x);
   place_blocks(grids, first, patches, side, blocks);
   __syncthreads();
-  Window<N> window;
-  const Block* last = nullptr;  // whose row the window is of
-  const CubicTaps* columns = nullptr;
+  Window<N> window{};
 #pragma unroll 1
   for (int b = begin; b < begin + run; ++b, patch += merge_patches) {
     const Block& block = blocks[b];
@@ -178,70 +179,95 @@ __global__ void __launch_bounds__(threads, 5)
         continue;
       }
       const CubicTaps& next = block.columns[j];
-      const bool moves = last && last->image == block.image && last->row == block.row;
-      const bool stays = moves && same_cells(next, *columns, 0);
-      const bool shifts = moves && same_cells(next, *columns, 1);
-      if (shifts && !stays) {
-#pragma unroll
-        for (int k = 0; k < 3; ++k)
-#pragma unroll
-          for (int i = 0; i < N; ++i) window.of[k][i] = window.of[k + 1][i];
-      } else if (!stays) {
-#pragma unroll
-        for (int k = 0; k < 3; ++k) load_column(window, k, table + c, block.rows[r], next.cell[k], side, width);
-      }
-      if (!stays) load_column(window, 3, table + c, block.rows[r], next.cell[3], side, width);
-      last = &block, columns = &next;
+      // The window is of the column before, if that is this run's, and of the same rows.
+      const Block& before = j > 0 ? block : blocks[max(b - 1, begin)];
+      const CubicTaps& columns = before.columns[j > 0 ? j - 1 : merge_side - 1];
+      const bool moves = j > 0 || (b > begin && before.image == block.image && before.row == block.row);
+      const bool stays = moves && same_cells(next, columns, 0), shifts = moves && same_cells(next, columns, 1);
+#pragma unroll 1
+      for (int k = stays ? 4 : shifts ? 3 : 0; k < 4; ++k)
+        roll(window, table + c, block.rows[r], next.cell[k], side, width);
       add_patch(window, next, of_x[j], to);
     }
   }
 }
 
+// Backward: a thread takes one access of the channels of a few neighbour cells of a row, a block such groups of some
+// rows.
+constexpr int cells = 2, cell_rows = threads / lanes;
+constexpr int ahead = 4;  // rows of patches that a thread reads at once
 constexpr int span = 64;  // rows and columns of patches whose weights are held at a time
 
-// acc[j] += what the patches of one image send to `cell`, frame by frame and row by row.
+// acc[k][j] += what the patches of one image send to the k-th cell from `column` on in the thread's row, frame by frame
+// and column by column.
 template <int N, class T>
-__device__ __forceinline__ void gather_image(const T* dout, const PatchGrid& grid, int64_t cell, int64_t side,
-                                             int64_t width, bool mine, float (&acc)[N]) {
-  __shared__ float row_weight[span], column_weight[span];
-  const int64_t row_cell = cell / side, column_cell = cell % side;
-  const CubicSpan rows = cubic_span(row_cell, grid.h, side), columns = cubic_span(column_cell, grid.w, side);
-  for (int64_t top = rows.begin; top < rows.end; top += span)
-    for (int64_t left = columns.begin; left < columns.end; left += span) {
-      const int height = static_cast<int>(min(rows.end - top, int64_t{span}));
-      const int breadth = static_cast<int>(min(columns.end - left, int64_t{span}));
+__device__ __forceinline__ void gather_image(const T* dout, const PatchGrid& grid, int64_t first_row, int64_t column,
+                                             int64_t side, int64_t width, bool mine, float (&acc)[cells][N]) {
+  __shared__ float row_weight[cell_rows][span], column_weight[span][cells];
+  __shared__ int64_t row_at[span];  // the patch of that row in column 0
+  const int own = threadIdx.x / lanes;
+  const int64_t last_row = min(first_row + cell_rows, side) - 1, last_column = min(column + cells, side) - 1;
+  const CubicSpan rows = cubic_span(min(first_row + own, last_row), grid.h, side);
+  const int64_t rows_begin = cubic_span(first_row, grid.h, side).begin;
+  const int64_t rows_end = cubic_span(last_row, grid.h, side).end;
+  const int64_t columns_begin = cubic_span(column, grid.w, side).begin;
+  const int64_t columns_end = cubic_span(last_column, grid.w, side).end;
+  for (int64_t top = rows_begin; top < rows_end; top += span)
+    for (int64_t left = columns_begin; left < columns_end; left += span) {
+      const int height = static_cast<int>(min(rows_end - top, int64_t{span}));
+      const int breadth = static_cast<int>(min(columns_end - left, int64_t{span}));
       __syncthreads();  // the last weights have been read
-      for (int i = threadIdx.x; i < height; i += blockDim.x)
-        row_weight[i] = cubic_weight(top + i, row_cell, grid.h, side);
-      for (int i = threadIdx.x; i < breadth; i += blockDim.x)
-        column_weight[i] = cubic_weight(left + i, column_cell, grid.w, side);
+      for (int i = threadIdx.x; i < height * cell_rows; i += threads)
+        row_weight[i % cell_rows][i / cell_rows] =
+            cubic_weight(top + i / cell_rows, first_row + i % cell_rows, grid.h, side);
+      for (int i = threadIdx.x; i < breadth * cells; i += threads)
+        column_weight[i / cells][i % cells] = cubic_weight(left + i / cells, column + i % cells, grid.w, side);
+      for (int i = threadIdx.x; i < height; i += threads) row_at[i] = patch_index(top + i, 0, grid.w, merge_side);
       __syncthreads();
       if (!mine) continue;
-      for (int64_t t = 0; t < grid.t; ++t)
-        for (int r = 0; r < height; ++r) {
-          const int64_t frame = grid.start + t * grid.h * grid.w;
-          float sum[N] = {}, g[N];
-#pragma unroll 4
-          for (int i = 0; i < breadth; ++i) {
-            const int64_t patch = frame + patch_index(top + r, left + i, grid.w, merge_side);
-            load(dout + patch * width, g);
+      const int begin = static_cast<int>(max(rows.begin - top, int64_t{0}));
+      const int end = static_cast<int>(min(rows.end - top, int64_t{height}));
+      for (int64_t t = 0; t < grid.t; ++t) {
+        float part[cells][N] = {};  // apart from acc, so that no sum has many terms
+        for (int i = 0; i < breadth; ++i) {
+          const int64_t at = grid.start + t * grid.h * grid.w + patch_index(0, left + i, grid.w, merge_side);
+          float sum[N] = {};
+          for (int r = begin; r < end; r += ahead) {
+            Pack<N, T> packs[ahead];
 #pragma unroll
-            for (int j = 0; j < N; ++j) sum[j] += g[j] * column_weight[i];
+            for (int u = 0; u < ahead; ++u)
+              if (r + u < end) packs[u] = load_pack<N>(dout + (at + row_at[r + u]) * width);
+#pragma unroll
+            for (int u = 0; u < ahead; ++u) {
+              if (r + u >= end) break;
+              float g[N];
+              unpack(packs[u], g);
+#pragma unroll
+              for (int j = 0; j < N; ++j) sum[j] += g[j] * row_weight[own][r + u];
+            }
           }
 #pragma unroll
-          for (int j = 0; j < N; ++j) acc[j] += sum[j] * row_weight[r];
+          for (int k = 0; k < cells; ++k)
+#pragma unroll
+            for (int j = 0; j < N; ++j) part[k][j] += sum[j] * column_weight[i][k];
         }
+#pragma unroll
+        for (int k = 0; k < cells; ++k)
+#pragma unroll
+          for (int j = 0; j < N; ++j) acc[k][j] += part[k][j];
+      }
     }
 }
 
-// A block per cell and tile of channels.
 template <int N, class T>
-__global__ void __launch_bounds__(most_threads, 2)
+__global__ void __launch_bounds__(threads, 3)
     interpolate_pos_embed_backward_kernel(const T* dout, T* dtable, const Grids grids, int64_t patches, int64_t side,
                                           int64_t width) {
-  const int64_t cell = blockIdx.x, c = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * N;
-  const bool mine = c < width;
-  float acc[N] = {};
+  const int64_t groups = (side + cells - 1) / cells, c = (int64_t{blockIdx.y} * lanes + threadIdx.x % lanes) * N;
+  const int64_t first_row = blockIdx.x / groups * cell_rows, column = blockIdx.x % groups * cells;
+  const int64_t row = first_row + threadIdx.x / lanes;
+  const bool mine = c < width && row < side;
+  float acc[cells][N] = {};
   int64_t start = 0;
   for (int64_t image = 0; image < grids.images; ++image) {
     PatchGrid grid = grid_at(grids, image);
@@ -250,10 +276,12 @@ __global__ void __launch_bounds__(most_threads, 2)
     if (static_cast<double>(grid.t) * static_cast<double>(grid.h) * static_cast<double>(grid.w) >
         static_cast<double>(patches - start))
       break;
-    gather_image<N>(dout + c, grid, cell, side, width, mine, acc);
+    gather_image<N>(dout + c, grid, first_row, column, side, width, mine, acc);
     start += grid.t * grid.h * grid.w;
   }
-  if (mine) store(dtable + cell * width + c, acc);
+#pragma unroll
+  for (int k = 0; k < cells; ++k)
+    if (mine && column + k < side) store(dtable + (row * side + column + k) * width + c, acc[k]);
 }
 
 }  // namespace
@@ -282,11 +310,10 @@ cudaError_t launch_interpolate_pos_embed_backward(DType dtype, const void* dout,
     using T = decltype(zero);
     return with_lanes<T>(aligned_rows<T>(width, {dout, dtable}), [&](auto lanes) {
       constexpr int N = decltype(lanes)::value;
-      const int threads = block_threads(width / N, most_threads);
-      const int64_t tiles = (width / N + threads - 1) / threads;
-      return launch(interpolate_pos_embed_backward_kernel<N, T>, dim3(grid_blocks(side * side), grid_blocks(tiles)),
-                    threads, 0, stream, static_cast<const T*>(dout), static_cast<T*>(dtable), grids, patches, side,
-                    width);
+      const int64_t groups = (side + cell_rows - 1) / cell_rows * ((side + cells - 1) / cells);
+      const int64_t tiles = (width / N + lanes - 1) / lanes;
+      return launch(interpolate_pos_embed_backward_kernel<N, T>, dim3(grid_blocks(groups), grid_blocks(tiles)), threads,
+                    0, stream, static_cast<const T*>(dout), static_cast<T*>(dtable), grids, patches, side, width);
     });
   });
 }
