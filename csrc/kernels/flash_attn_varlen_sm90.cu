@@ -37,6 +37,14 @@ struct Sm90Shared {
   Work work[2];  // of this tile and of the next
 };
 
+// Kv heads whose tiles are taken by turns: all, or as many as have keys and values that stay in the L2 cache meanwhile.
+__device__ __forceinline__ int heads_by_turns(int kv_heads, int keys, int dim) {
+  constexpr int64_t bytes = 32 << 20;
+  int heads = kv_heads;
+  while (heads > 1 && int64_t{4} * keys * dim * heads > bytes) heads = (heads + 1) / 2;
+  return heads;
+}
+
 // The tile `number` of all, for a whole warp; ascending numbers, one search. What it finds goes to shared memory at
 // once: the producer has few registers.
 template <int M, int N>
@@ -44,19 +52,24 @@ __device__ __forceinline__ void find_work(const FlashAttnForward& a, TileSearch&
   const int group = a.heads / a.kv_heads, lane = threadIdx.x % 32;
   const Tile tile = find_tile(search, number, a.cu_q, a.segments, group, M, a.kv_heads);
   if (lane > 0) return;
-  const int pieces = tile.segment < 0 ? padding_pieces(a, M) : tile.pieces;
-  work.kv_head = pieces == 0 ? a.kv_heads : tile.piece / pieces;
-  // The last rows first: under a causal mask they are the most work.
-  work.first = pieces == 0 ? 0 : (pieces - 1 - tile.piece % pieces) * M;
   work.blocks = 0;
   if (tile.segment < 0) {
+    const int pieces = padding_pieces(a, M);
     const int64_t begin = a.cu_q[a.segments];
+    work.kv_head = pieces == 0 ? a.kv_heads : tile.piece / pieces;
+    work.first = pieces == 0 ? 0 : tile.piece % pieces * M;
     work.segment = {begin, 0, -1, static_cast<int>(a.tokens_q - begin), 0};
     work.rows = work.kv_head >= a.kv_heads ? 0 : min(M, work.segment.rows * group - work.first);
     return;
   }
   const Segment s = segment_at(a.cu_q, a.cu_k, tile.segment);
+  const int by_turns = heads_by_turns(a.kv_heads, s.keys, a.dim);
+  const int head = tile.piece / (by_turns * tile.pieces) * by_turns, turns = min(by_turns, a.kv_heads - head);
+  const int turn = tile.piece - head * tile.pieces;
   work.segment = s;
+  work.kv_head = head + turn % turns;
+  // The last rows of every head first: under a causal mask they are the most work, and the launch ends with the least.
+  work.first = (tile.pieces - 1 - turn / turns) * M;
   work.rows = min(M, s.rows * group - work.first);
   const int start = s.keys_of(work.first / group, a.left, a.right).begin / N * N;
   const int end = s.keys_of((work.first + work.rows - 1) / group, a.left, a.right).end;
