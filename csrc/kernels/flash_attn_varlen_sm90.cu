@@ -29,13 +29,21 @@ struct Work {
 template <int D>
 struct Sm90Shared {
   using Sizes = Sm90Tile<D>;
-  unsigned char q[Sizes::Q_BYTES];
+  unsigned char q[2][Sizes::Q_BYTES];  // tiles take them by turns
   unsigned char k[Sizes::STAGES][Sizes::KV_BYTES];
   unsigned char v[Sizes::STAGES][Sizes::KV_BYTES];
-  Barrier q_full, q_empty;  // of q and of `work`
+  Barrier q_full[2], q_empty[2];  // of q and of `work`
   Barrier k_full[Sizes::STAGES], k_empty[Sizes::STAGES], v_full[Sizes::STAGES], v_empty[Sizes::STAGES];
-  Work work[2];  // of this tile and of the next
+  Work work[3];  // of the tile before this one, of this one and of the next
 };
+
+// Kv heads whose tiles are taken by turns: all, or as many as have keys and values that stay in the L2 cache meanwhile.
+__device__ __forceinline__ int heads_by_turns(int kv_heads, int keys, int dim) {
+  constexpr int64_t bytes = 32 << 20;
+  int heads = kv_heads;
+  while (heads > 1 && int64_t{4} * keys * dim * heads > bytes) heads = (heads + 1) / 2;
+  return heads;
+}
 
 // The tile `number` of all, for a whole warp; ascending numbers, one search. What it finds goes to shared memory at
 // once: the producer has few registers.
@@ -44,19 +52,24 @@ __device__ __forceinline__ void find_work(const FlashAttnForward& a, TileSearch&
   const int group = a.heads / a.kv_heads, lane = threadIdx.x % 32;
   const Tile tile = find_tile(search, number, a.cu_q, a.segments, group, M, a.kv_heads);
   if (lane > 0) return;
-  const int pieces = tile.segment < 0 ? padding_pieces(a, M) : tile.pieces;
-  work.kv_head = pieces == 0 ? a.kv_heads : tile.piece / pieces;
-  // The last rows first: under a causal mask they are the most work.
-  work.first = pieces == 0 ? 0 : (pieces - 1 - tile.piece % pieces) * M;
   work.blocks = 0;
   if (tile.segment < 0) {
+    const int pieces = padding_pieces(a, M);
     const int64_t begin = a.cu_q[a.segments];
+    work.kv_head = pieces == 0 ? a.kv_heads : tile.piece / pieces;
+    work.first = pieces == 0 ? 0 : tile.piece % pieces * M;
     work.segment = {begin, 0, -1, static_cast<int>(a.tokens_q - begin), 0};
     work.rows = work.kv_head >= a.kv_heads ? 0 : min(M, work.segment.rows * group - work.first);
     return;
   }
   const Segment s = segment_at(a.cu_q, a.cu_k, tile.segment);
+  const int by_turns = heads_by_turns(a.kv_heads, s.keys, a.dim);
+  const int head = tile.piece / (by_turns * tile.pieces) * by_turns, turns = min(by_turns, a.kv_heads - head);
+  const int turn = tile.piece - head * tile.pieces;
   work.segment = s;
+  work.kv_head = head + turn % turns;
+  // The last rows of every head first: under a causal mask they are the most work, and the launch ends with the least.
+  work.first = (tile.pieces - 1 - turn / turns) * M;
   work.rows = min(M, s.rows * group - work.first);
   const int start = s.keys_of(work.first / group, a.left, a.right).begin / N * N;
   const int end = s.keys_of((work.first + work.rows - 1) / group, a.left, a.right).end;
@@ -83,23 +96,25 @@ __device__ __forceinline__ void produce(const FlashAttnForward& a, const TensorM
   find_work<M, N>(a, search, blockIdx.x, shared.work[0]);
   uint32_t turn = 0;  // blocks of keys so far
   for (uint32_t tile = 0;; ++tile) {
-    const Work& work = shared.work[tile % 2];
+    const Work& work = shared.work[tile % 3];
+    Barrier* const q_full = shared.q_full + tile % 2;
     if (lane == 0) {
       if (work.blocks > 0) copy_keys(k_map, shared.k, shared.k_full, shared.k_empty, work, work.start, turn);
-      barrier_wait(&shared.q_empty, tile % 2 ^ 1);
+      barrier_wait(shared.q_empty + tile % 2, tile / 2 % 2 ^ 1);
       if (work.blocks > 0) {
-        barrier_arrive_expect(&shared.q_full, Sizes::Q_BYTES);
-        copy_tiles<D>(shared.q, Sizes::Q_PANEL, q_map, &shared.q_full, work.kv_head * group, work.segment.q_begin,
+        barrier_arrive_expect(q_full, Sizes::Q_BYTES);
+        copy_tiles<D>(shared.q[tile % 2], Sizes::Q_PANEL, q_map, q_full, work.kv_head * group, work.segment.q_begin,
                       work.segment.rows, work.first / group);
       } else {
-        barrier_arrive(&shared.q_full);
+        barrier_arrive(q_full);
       }
     }
     __syncwarp();
     if (work.rows == 0) return;
-    // The next tile is found while this one is being worked on; its place held the tile before this one.
+    // The next tile is found while this one is being worked on; its place held the tile whose part of q
+    // this one took.
     const int taken = lane == 0 ? atomicAdd(a.next_tile, 1) : 0;
-    find_work<M, N>(a, search, static_cast<int>(gridDim.x) + __shfl_sync(~0u, taken, 0), shared.work[(tile + 1) % 2]);
+    find_work<M, N>(a, search, static_cast<int>(gridDim.x) + __shfl_sync(~0u, taken, 0), shared.work[(tile + 1) % 3]);
     if (lane == 0)
       for (int block = 0; block < work.blocks; ++block, ++turn) {
         const int key = work.start + block * N;
@@ -152,19 +167,18 @@ __device__ __forceinline__ void consume(const FlashAttnForward& a, Sm90Shared<D>
     __syncwarp();
     if (lane == 0) barrier_arrive(empty);
   };
-  const MatrixPlace q_place = place_of(shared.q + group_index * 64 * panel_row_bytes);
   const float in = CAPPED ? a.scale / a.softcap : 0;
 
   uint32_t turn = 0;  // blocks of keys so far
   for (uint32_t tile = 0;; ++tile) {
-    barrier_wait(&shared.q_full, tile % 2);
-    const Work work = shared.work[tile % 2];
+    barrier_wait(shared.q_full + tile % 2, tile / 2 % 2);
+    const Work work = shared.work[tile % 3];
     const Segment& s = work.segment;
     if (work.rows == 0) return;
     const auto token_of = [&](int row) { return s.q_begin + (work.first + row) / group; };
     const auto head_of = [&](int row) { return work.kv_head * group + (work.first + row) % group; };
     if (s.index < 0) {
-      release(&shared.q_empty);
+      release(shared.q_empty + tile % 2);
       for (int row = threadIdx.x - 128; row < work.rows; row += THREADS) {
         T* const out = static_cast<T*>(a.out) + (token_of(row) * a.heads + head_of(row)) * D;
         for (int d = 0; d < D; d += 8) *reinterpret_cast<Pack<8, T>*>(out + d) = {};
@@ -182,6 +196,7 @@ __device__ __forceinline__ void consume(const FlashAttnForward& a, Sm90Shared<D>
     Softmax<N> softmax{(CAPPED ? a.softcap : a.scale) * 1.44269504f};
     float p[N / 2], out[D / 2];
     uint32_t weights[N / 16][4];
+    const MatrixPlace q_place = place_of(shared.q[tile % 2] + group_index * 64 * panel_row_bytes);
 
     const auto multiply_keys = [&](int stage) {  // p = Q K^T
       product_fence();
@@ -233,7 +248,7 @@ __device__ __forceinline__ void consume(const FlashAttnForward& a, Sm90Shared<D>
         pack_operand<T, N>(weights, p);
       }
     }
-    release(&shared.q_empty);  // Q has been read, and `work`
+    release(shared.q_empty + tile % 2);  // Q has been read, and `work`
     if (work.blocks > 0) {
       barrier_wait(shared.v_full + turn % STAGES, turn / STAGES % 2);
       multiply_values(turn % STAGES, work.blocks > 1);
@@ -268,7 +283,8 @@ __global__ void __launch_bounds__(Sm90Tile<D>::THREADS, 1)
   auto& shared = *static_cast<Sm90Shared<D>*>(dynamic_shared_at(swizzle_bytes));
   if (threadIdx.x == 0) {
     prefetch_map(q_map), prefetch_map(k_map), prefetch_map(v_map);
-    barrier_init(&shared.q_full, 1), barrier_init(&shared.q_empty, Sizes::CONSUMER_WARPS);
+    for (int i = 0; i < 2; ++i)
+      barrier_init(shared.q_full + i, 1), barrier_init(shared.q_empty + i, Sizes::CONSUMER_WARPS);
     for (int stage = 0; stage < Sizes::STAGES; ++stage) {
       barrier_init(shared.k_full + stage, 1), barrier_init(shared.k_empty + stage, Sizes::CONSUMER_WARPS);
       barrier_init(shared.v_full + stage, 1), barrier_init(shared.v_empty + stage, Sizes::CONSUMER_WARPS);
