@@ -33,6 +33,14 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Cases that compute-sanitizer can follow, at least one of each kernel.
 SMALL = "grouped or without_keys or neighbours or views or (pages and 16) or expanded_gradients"
 ATTENTION = ("flash_attn_varlen", "flash_attn_with_kvcache")
+# Tests of the Triton twins that compile for minutes, in parts.
+TWIN_PARTS = {
+    "flash_attn_varlen": (
+        "definition and (2-2-64 or 4-1-80)", "definition and (6-2-96 or 2-1-128)", "definition and 3-3-7",
+        "tiles and (17 or 80 or 96)", "tiles and not (17 or 80 or 96)", "not definition and not tiles",
+    ),
+    "flash_attn_with_kvcache": ("dtype0", "not dtype0"),
+}  # fmt: skip
 PACKAGES = ("torch", "numpy", "pytest", "hypothesis")  # of every step; what one more needs, its own failure says
 BENCHMARKS = {  # a process each
     "attention": ("flash_attn_varlen", "flash_attn_with_kvcache"),
@@ -197,8 +205,8 @@ def steps(device: str, quick: bool) -> list[Step]:
     def tested(files: list[str], chosen: str) -> Callable[[float], dict[str, Any]]:
         return lambda timeout_s: tests([*files, "-k", chosen, "--device", device], timeout_s)
 
-    def twin(op: str) -> Callable[[float], dict[str, Any]]:
-        return lambda timeout_s: tests(["--device=cuda", op, "test"], timeout_s, twins)
+    def twin(op: str, chosen: str) -> Callable[[float], dict[str, Any]]:
+        return lambda timeout_s: tests(["--device=cuda", op, chosen], timeout_s, twins)
 
     def again(timeout_s: float) -> dict[str, Any]:
         command = [sys.executable, __file__, "--device", device, "--repeats", str(count)]
@@ -220,7 +228,9 @@ def steps(device: str, quick: bool) -> list[Step]:
     plan: list[Step] = []
     if device == "cuda":
         plan.append(Step("primitives", 0.2, probes))
-        plan += [Step(f"Triton twin of {op}", 0.6, twin(op)) for op in ops]
+        for op in ops:
+            for part in TWIN_PARTS.get(op, ("test",)):
+                plan.append(Step(f"Triton twin of {op}" + f": {part}" * (part != "test"), 0.6, twin(op, part)))
         for tool in ("racecheck", "memcheck"):
             plan += [Step(f"{tool} of {op}", 0.6, sanitized(tool, [files[op]])) for op in ATTENTION]
             others = [path for op, path in files.items() if op not in ATTENTION]
@@ -324,7 +334,7 @@ def main() -> int:
     if not plan:
         print(f"gpu_check: --only must match a step, got {given.only.pattern!r}", file=sys.stderr)
         return 2
-    with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) // 2)) as side_by_side:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as side_by_side:
         results = list(side_by_side.map(done, [step for step in plan if not step.alone]))
     results += [done(step) for step in plan if step.alone]
     command = " ".join(["python", os.path.relpath(__file__, ROOT), *sys.argv[1:]])

@@ -35,10 +35,12 @@ struct FlashAttnArgs {
 };
 
 struct FlashAttnForward : FlashAttnArgs {
-  void* out;             // [Tq, H, D] contiguous
-  float* lse;            // [H, Tq], natural logarithm; -inf where a row sees no key (its out is zero)
-  float *maximum, *sum;  // [H, Tq] of the softmax: largest score before the scale (with a softcap before that), weights
-  int* next_tile;        // one, scratch
+  void* out;   // [Tq, H, D] contiguous
+  float* lse;  // [H, Tq], natural logarithm; -inf where a row sees no key (its out is zero)
+  // [H, Tq] of the softmax: a score near the largest, before the scale (with a softcap before that); the weights
+  // relative to it
+  float *maximum, *sum;
+  int* next_tile;  // one, scratch
 };
 
 struct FlashAttnBackward : FlashAttnArgs {

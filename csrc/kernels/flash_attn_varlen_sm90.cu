@@ -29,19 +29,20 @@ struct Work {
 template <int D>
 struct Sm90Shared {
   using Sizes = Sm90Tile<D>;
-  unsigned char q[2][Sizes::Q_BYTES];  // tiles take them by turns
+  unsigned char q[Sizes::Q_BYTES];
   unsigned char k[Sizes::STAGES][Sizes::KV_BYTES];
   unsigned char v[Sizes::STAGES][Sizes::KV_BYTES];
-  Barrier q_full[2], q_empty[2];  // of q and of `work`
+  Barrier q_full, q_empty;  // of q and of `work`
   Barrier k_full[Sizes::STAGES], k_empty[Sizes::STAGES], v_full[Sizes::STAGES], v_empty[Sizes::STAGES];
-  Work work[3];  // of the tile before this one, of this one and of the next
+  Work work[2];  // of this tile and of the next
 };
 
-// Kv heads whose tiles are taken by turns: all, or as many as have keys and values that stay in the L2 cache meanwhile.
-__device__ __forceinline__ int heads_by_turns(int kv_heads, int keys, int dim) {
+// Kv heads whose tiles are taken by turns. One after the other, but where a bound on the right leaves later rows more
+// work: then all, or as many as have keys and values that stay in the L2 cache meanwhile.
+__device__ __forceinline__ int heads_by_turns(const FlashAttnForward& a, int keys) {
   constexpr int64_t bytes = 32 << 20;
-  int heads = kv_heads;
-  while (heads > 1 && int64_t{4} * keys * dim * heads > bytes) heads = (heads + 1) / 2;
+  int heads = a.right < 0 ? 1 : a.kv_heads;
+  while (heads > 1 && int64_t{4} * keys * a.dim * heads > bytes) heads = (heads + 1) / 2;
   return heads;
 }
 
@@ -63,7 +64,7 @@ __device__ __forceinline__ void find_work(const FlashAttnForward& a, TileSearch&
     return;
   }
   const Segment s = segment_at(a.cu_q, a.cu_k, tile.segment);
-  const int by_turns = heads_by_turns(a.kv_heads, s.keys, a.dim);
+  const int by_turns = heads_by_turns(a, s.keys);
   const int head = tile.piece / (by_turns * tile.pieces) * by_turns, turns = min(by_turns, a.kv_heads - head);
   const int turn = tile.piece - head * tile.pieces;
   work.segment = s;
@@ -96,25 +97,23 @@ __device__ __forceinline__ void produce(const FlashAttnForward& a, const TensorM
   find_work<M, N>(a, search, blockIdx.x, shared.work[0]);
   uint32_t turn = 0;  // blocks of keys so far
   for (uint32_t tile = 0;; ++tile) {
-    const Work& work = shared.work[tile % 3];
-    Barrier* const q_full = shared.q_full + tile % 2;
+    const Work& work = shared.work[tile % 2];
     if (lane == 0) {
       if (work.blocks > 0) copy_keys(k_map, shared.k, shared.k_full, shared.k_empty, work, work.start, turn);
-      barrier_wait(shared.q_empty + tile % 2, tile / 2 % 2 ^ 1);
+      barrier_wait(&shared.q_empty, tile % 2 ^ 1);
       if (work.blocks > 0) {
-        barrier_arrive_expect(q_full, Sizes::Q_BYTES);
-        copy_tiles<D>(shared.q[tile % 2], Sizes::Q_PANEL, q_map, q_full, work.kv_head * group, work.segment.q_begin,
+        barrier_arrive_expect(&shared.q_full, Sizes::Q_BYTES);
+        copy_tiles<D>(shared.q, Sizes::Q_PANEL, q_map, &shared.q_full, work.kv_head * group, work.segment.q_begin,
                       work.segment.rows, work.first / group);
       } else {
-        barrier_arrive(q_full);
+        barrier_arrive(&shared.q_full);
       }
     }
     __syncwarp();
     if (work.rows == 0) return;
-    // The next tile is found while this one is being worked on; its place held the tile whose part of q
-    // this one took.
+    // The next tile is found while this one is being worked on; its place held the tile before this one.
     const int taken = lane == 0 ? atomicAdd(a.next_tile, 1) : 0;
-    find_work<M, N>(a, search, static_cast<int>(gridDim.x) + __shfl_sync(~0u, taken, 0), shared.work[(tile + 1) % 3]);
+    find_work<M, N>(a, search, static_cast<int>(gridDim.x) + __shfl_sync(~0u, taken, 0), shared.work[(tile + 1) % 2]);
     if (lane == 0)
       for (int block = 0; block < work.blocks; ++block, ++turn) {
         const int key = work.start + block * N;
@@ -125,23 +124,36 @@ __device__ __forceinline__ void produce(const FlashAttnForward& a, const TensorM
   }
 }
 
-// Scores to weights, online: this lane's two rows of s [64, N].
+// Scores to weights, online: this lane's two rows of s [64, N]. Weights are relative to a score near the largest so
+// far: it follows the largest only when that is more than 2^8 times as much, since all that was added up has to be
+// rescaled then. A warp's rows follow together.
 template <int N>
 struct Softmax {
-  float unit;  // of the scores, in powers of two
+  static constexpr float most_growth = 8;  // in powers of two
+  float unit;                              // of the scores, in powers of two
   float top[2] = {-INFINITY, -INFINITY}, total[2] = {}, rescale[2];
+  bool grew;
 
   __device__ __forceinline__ void apply(float (&s)[N / 2]) {
+    float most[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      float most = top[i];
+      most[i] = top[i];
 #pragma unroll
-      for (int n = 0; n < N / 8; ++n) most = fmaxf(most, fmaxf(s[4 * n + 2 * i], s[4 * n + 2 * i + 1]));
-      most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
-      most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
-      const float shift = most == -INFINITY ? 0 : most * unit;  // nothing seen yet: -inf stays -inf
-      rescale[i] = exp2_fast(top[i] * unit - shift);
-      top[i] = most, total[i] *= rescale[i];
+      for (int n = 0; n < N / 8; ++n) most[i] = fmaxf(most[i], fmaxf(s[4 * n + 2 * i], s[4 * n + 2 * i + 1]));
+      most[i] = fmaxf(most[i], __shfl_xor_sync(~0u, most[i], 1));
+      most[i] = fmaxf(most[i], __shfl_xor_sync(~0u, most[i], 2));
+    }
+    grew = __ballot_sync(~0u, (most[0] - top[0]) * unit > most_growth || (most[1] - top[1]) * unit > most_growth) != 0;
+    if (grew)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        rescale[i] = most[i] == -INFINITY ? 1 : exp2_fast((top[i] - most[i]) * unit);
+        top[i] = most[i], total[i] *= rescale[i];
+      }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float shift = top[i] == -INFINITY ? 0 : top[i] * unit;  // nothing seen yet: -inf stays -inf
 #pragma unroll
       for (int n = 0; n < N / 8; ++n)
 #pragma unroll
@@ -167,18 +179,19 @@ __device__ __forceinline__ void consume(const FlashAttnForward& a, Sm90Shared<D>
     __syncwarp();
     if (lane == 0) barrier_arrive(empty);
   };
+  const MatrixPlace q_place = place_of(shared.q + group_index * 64 * panel_row_bytes);
   const float in = CAPPED ? a.scale / a.softcap : 0;
 
   uint32_t turn = 0;  // blocks of keys so far
   for (uint32_t tile = 0;; ++tile) {
-    barrier_wait(shared.q_full + tile % 2, tile / 2 % 2);
-    const Work work = shared.work[tile % 3];
+    barrier_wait(&shared.q_full, tile % 2);
+    const Work work = shared.work[tile % 2];
     const Segment& s = work.segment;
     if (work.rows == 0) return;
     const auto token_of = [&](int row) { return s.q_begin + (work.first + row) / group; };
     const auto head_of = [&](int row) { return work.kv_head * group + (work.first + row) % group; };
     if (s.index < 0) {
-      release(shared.q_empty + tile % 2);
+      release(&shared.q_empty);
       for (int row = threadIdx.x - 128; row < work.rows; row += THREADS) {
         T* const out = static_cast<T*>(a.out) + (token_of(row) * a.heads + head_of(row)) * D;
         for (int d = 0; d < D; d += 8) *reinterpret_cast<Pack<8, T>*>(out + d) = {};
@@ -196,7 +209,6 @@ __device__ __forceinline__ void consume(const FlashAttnForward& a, Sm90Shared<D>
     Softmax<N> softmax{(CAPPED ? a.softcap : a.scale) * 1.44269504f};
     float p[N / 2], out[D / 2];
     uint32_t weights[N / 16][4];
-    const MatrixPlace q_place = place_of(shared.q[tile % 2] + group_index * 64 * panel_row_bytes);
 
     const auto multiply_keys = [&](int stage) {  // p = Q K^T
       product_fence();
@@ -243,12 +255,13 @@ __device__ __forceinline__ void consume(const FlashAttnForward& a, Sm90Shared<D>
         weigh(block);
         product_wait<0>();
         release(shared.v_empty + last % STAGES);
+        if (softmax.grew)
 #pragma unroll
-        for (int i = 0; i < D / 2; ++i) out[i] *= softmax.rescale[i / 2 % 2];
+          for (int i = 0; i < D / 2; ++i) out[i] *= softmax.rescale[i / 2 % 2];
         pack_operand<T, N>(weights, p);
       }
     }
-    release(shared.q_empty + tile % 2);  // Q has been read, and `work`
+    release(&shared.q_empty);  // Q has been read, and `work`
     if (work.blocks > 0) {
       barrier_wait(shared.v_full + turn % STAGES, turn / STAGES % 2);
       multiply_values(turn % STAGES, work.blocks > 1);
@@ -283,8 +296,7 @@ __global__ void __launch_bounds__(Sm90Tile<D>::THREADS, 1)
   auto& shared = *static_cast<Sm90Shared<D>*>(dynamic_shared_at(swizzle_bytes));
   if (threadIdx.x == 0) {
     prefetch_map(q_map), prefetch_map(k_map), prefetch_map(v_map);
-    for (int i = 0; i < 2; ++i)
-      barrier_init(shared.q_full + i, 1), barrier_init(shared.q_empty + i, Sizes::CONSUMER_WARPS);
+    barrier_init(&shared.q_full, 1), barrier_init(&shared.q_empty, Sizes::CONSUMER_WARPS);
     for (int stage = 0; stage < Sizes::STAGES; ++stage) {
       barrier_init(shared.k_full + stage, 1), barrier_init(shared.k_empty + stage, Sizes::CONSUMER_WARPS);
       barrier_init(shared.v_full + stage, 1), barrier_init(shared.v_empty + stage, Sizes::CONSUMER_WARPS);

@@ -30,35 +30,45 @@ __device__ __forceinline__ double coordinate(const RopePositions& positions, int
                             : static_cast<double>(static_cast<const int32_t*>(positions.data)[at]);
 }
 
-// x: P pairs of a head. Interleaved, pair i is elements 2i and 2i + 1 of these 2P; otherwise i of either half.
-template <int P, bool interleaved, class T>
-__device__ __forceinline__ void turn(Pack<P, T> (&of)[2], const float* cosine, const float* sine) {
-  float x[2][P], c[P], s[P];
+// Whether an access of N elements has both sides of its pairs, so that neighbouring threads write neighbouring bytes.
+template <int N, bool interleaved>
+constexpr bool has_pairs = interleaved && N > 1;
+// Pairs of an item: of one access, or of two that have a side each.
+template <int N, bool interleaved>
+constexpr int item_pairs = has_pairs<N, interleaved> ? N / 2 : N;
+
+// The pairs of one item.
+template <int N, bool interleaved, class T>
+__device__ __forceinline__ void turn(Pack<N, T> (&of)[2], const float* cosine, const float* sine) {
+  constexpr bool one = has_pairs<N, interleaved>;
+  constexpr int P = item_pairs<N, interleaved>;
+  float x[2][N], c[P], s[P];
   unpack(of[0], x[0]);
-  unpack(of[1], x[1]);
+  if constexpr (!one) unpack(of[1], x[1]);
   load(cosine, c);
   load(sine, s);
 #pragma unroll
   for (int i = 0; i < P; ++i) {
-    constexpr int step = interleaved ? 2 : 1;
-    const int a = step * i, b = interleaved ? 2 * i + 1 : P + i;
-    const float xa = x[a / P][a % P], xb = x[b / P][b % P];
-    of[a / P].of[a % P] = from_float<T>(xa * c[i] - xb * s[i]);
-    of[b / P].of[b % P] = from_float<T>(xb * c[i] + xa * s[i]);
+    const int a = one ? 2 * i : i, side = one ? 0 : 1, b = one ? 2 * i + 1 : i;
+    const float xa = x[0][a], xb = x[side][b];
+    of[0].of[a] = from_float<T>(xa * c[i] - xb * s[i]);
+    of[side].of[b] = from_float<T>(xb * c[i] + xa * s[i]);
   }
 }
 
-// Each thread takes every blockDim-th item of the block's tokens, q's heads before k's: P pairs of a head, or P of the
-// dims that are copied.
-template <int P, bool interleaved, class T>
+// Each thread takes every blockDim-th item of the block's tokens, q's heads before k's: some pairs of a head, or N of
+// the dims that are copied.
+template <int N, bool interleaved, class T>
 __global__ void __launch_bounds__(threads) rope_kernel(const __grid_constant__ RopeArguments args) {
   __shared__ __align__(32) float cosine[threads], sine[threads];
   const int64_t first = int64_t{blockIdx.x} * args.tokens_per_block;
   const int count = static_cast<int>(min(args.tokens - first, int64_t{args.tokens_per_block}));
   const int q_heads = static_cast<int>(args.q.heads), heads = q_heads + static_cast<int>(args.k.heads);
   const bool in_place = args.q.in == args.q.out && args.k.in == args.k.out;
-  const int turned = args.pairs / P, copied = in_place ? 0 : (args.head_dim - 2 * args.pairs) / P;
-  const int parts = turned + copied, items = count * heads * parts, second = interleaved ? P : args.pairs;
+  constexpr bool one = has_pairs<N, interleaved>;
+  constexpr int P = item_pairs<N, interleaved>;
+  const int turned = args.pairs / P, copied = in_place ? 0 : (args.head_dim - 2 * args.pairs) / N;
+  const int parts = turned + copied, items = count * heads * parts, second = interleaved ? 1 : args.pairs;
 
   struct Item {
     const T* in;
@@ -66,24 +76,24 @@ __global__ void __launch_bounds__(threads) rope_kernel(const __grid_constant__ R
     int angle;  // the first of its pairs' angles, negative where nothing turns
   };
   const auto find = [&](int item) {
-    const int row = item / parts, part = item % parts, token = row / heads, head = row % heads, pair = part * P;
+    const int row = item / parts, part = item % parts, token = row / heads, head = row % heads;
     const RopeHeads& x = head < q_heads ? args.q : args.k;
     const int of = head < q_heads ? head : head - q_heads;
     const bool turns = part < turned;
-    const int dim = interleaved && turns ? 2 * pair : turns ? pair : 2 * args.pairs + pair - turned * P;
+    const int pair = part * P, dim = turns ? (interleaved ? 2 * pair : pair) : 2 * args.pairs + (part - turned) * N;
     return Item{static_cast<const T*>(x.in) + (first + token) * x.in_token_stride + of * x.in_head_stride + dim,
                 static_cast<T*>(x.out) + (first + token) * x.out_token_stride + of * x.out_head_stride + dim,
                 turns ? token * args.pairs + pair : -1};
   };
   Item now[batch];
-  Pack<P, T> x[batch][2];
+  Pack<N, T> x[batch][2];
   const auto read = [&](int begin) {
 #pragma unroll
     for (int i = 0; i < batch; ++i) {
       if (begin + i * threads >= items) continue;
       now[i] = find(begin + i * threads);
-      x[i][0] = load_pack<P>(now[i].in);
-      if (now[i].angle >= 0) x[i][1] = load_pack<P>(now[i].in + second);
+      x[i][0] = load_pack<N>(now[i].in);
+      if (!one && now[i].angle >= 0) x[i][1] = load_pack<N>(now[i].in + second);
     }
   };
   read(threadIdx.x);
@@ -98,8 +108,8 @@ __global__ void __launch_bounds__(threads) rope_kernel(const __grid_constant__ R
     for (int i = 0; i < batch; ++i) {
       if (begin + i * threads >= items) continue;
       if (now[i].angle >= 0) {
-        turn<P, interleaved>(x[i], cosine + now[i].angle, sine + now[i].angle);
-        store_pack(now[i].out + second, x[i][1]);
+        turn<N, interleaved>(x[i], cosine + now[i].angle, sine + now[i].angle);
+        if (!one) store_pack(now[i].out + second, x[i][1]);
       }
       store_pack(now[i].out, x[i][0]);
     }
@@ -135,9 +145,9 @@ cudaError_t launch_rope(DType dtype, const Rotary& rotary, const RopePositions& 
     const int lanes = access_bytes / sizeof(T);
     const bool wide = args.pairs % lanes == 0 && head_dim % lanes == 0 && aligned_heads<T>(q) && aligned_heads<T>(k);
     return with_lanes<T>(wide, [&](auto n) {
-      constexpr int P = decltype(n)::value;
-      return rotary.interleaved ? launch(rope_kernel<P, true, T>, blocks, threads, 0, stream, args)
-                                : launch(rope_kernel<P, false, T>, blocks, threads, 0, stream, args);
+      constexpr int N = decltype(n)::value;
+      return rotary.interleaved ? launch(rope_kernel<N, true, T>, blocks, threads, 0, stream, args)
+                                : launch(rope_kernel<N, false, T>, blocks, threads, 0, stream, args);
     });
   });
 }
