@@ -254,7 +254,7 @@ __global__ void __launch_bounds__(KeysTile<D>::THREADS, 1)
 
 // dk and dv [Tk, K, D] from the parts [Tk, K, parts, D], in order.
 template <class T, int D>
-__global__ void __launch_bounds__(256) flash_attn_varlen_sum_parts_sm90_kernel(FlashAttnBackward a) {
+__global__ void __launch_bounds__(256) flash_attn_varlen_sum_parts_kernel(FlashAttnBackward a) {
   constexpr int N = 8;
   const int64_t at = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * N, row = at / D, column = at % D;
   if (row >= a.tokens_k * a.kv_heads) return;
@@ -407,8 +407,8 @@ cudaError_t launch_dim(DType dtype, const FlashAttnBackward& a, cudaStream_t str
     constexpr int values = 8 * 256;  // of a block
     const int64_t blocks = (a.tokens_k * a.kv_heads * D + values - 1) / values;
     if (error == cudaSuccess && parts > 1 && blocks > 0)
-      error = launch(flash_attn_varlen_sum_parts_sm90_kernel<T, D>, dim3(static_cast<unsigned>(blocks), 2), 256, 0,
-                     stream, a);
+      error =
+          launch(flash_attn_varlen_sum_parts_kernel<T, D>, dim3(static_cast<unsigned>(blocks), 2), 256, 0, stream, a);
     if (error != cudaSuccess) return error;
   }
   using Sizes = RowsTile<D>;
