@@ -45,8 +45,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "full: left out by --quick")
     config.option.benchmark_quiet = True  # the table below replaces the plugin's
-    if json := config.getoption("benchmark_json"):
-        Path(json).absolute().parent.mkdir(parents=True, exist_ok=True)
+    if file := _json(config):
+        file.absolute().parent.mkdir(parents=True, exist_ok=True)
+
+
+def _json(config: pytest.Config) -> Path | None:
+    """The file of --benchmark-json, which older versions of pytest-benchmark have opened."""
+    given = config.getoption("benchmark_json")
+    return Path(getattr(given, "name", given)) if given else None
 
 
 def pytest_ignore_collect(collection_path, config: pytest.Config) -> bool | None:
@@ -209,8 +215,8 @@ def pytest_terminal_summary(config: pytest.Config) -> None:
     console = Console(file=sys.__stdout__, width=None if sys.__stdout__.isatty() else 160)
     machine = describe_machine(config.option.device)
     show(console, machine, measured, _rows)
-    json = config.getoption("benchmark_json")
-    if file := config.option.bench_html or (json and Path(json).with_suffix(".html")):
+    json = _json(config)
+    if file := config.option.bench_html or (json and json.with_suffix(".html")):
         if importlib.util.find_spec("matplotlib") is None:
             console.print("no page: its figures need matplotlib")
             return

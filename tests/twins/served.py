@@ -70,7 +70,8 @@ def with_native_statistics(twin, native):
     def run(*arguments):
         out, lse, _ = twin(*arguments)
         _, expected, statistics = native.call_boxed(keys, *arguments)
-        torch.testing.assert_close(lse, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
+        if not (ON_GPU and torch.cuda.is_current_stream_capturing()):  # there are no values yet
+            torch.testing.assert_close(lse, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
         return out, lse, statistics
 
     return run
