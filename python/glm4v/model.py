@@ -41,6 +41,8 @@ class Glm4v(nn.Module):
     generate = _generate
     stream = _stream
 
+    replays = True  # decode steps, on a GPU; False for hooks that look at values or do something on the host
+
     def __init__(self, config: Config, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> None:
         super().__init__()
         self.config = config
@@ -249,7 +251,8 @@ class Glm4v(nn.Module):
     def decode(self, input_ids: Tensor, position_ids: Tensor, cache: KVCache) -> Tensor:
         """One more token ``[B]`` for each cache row, at ``position_ids [3, B]``: logits ``[B, V]`` of what follows.
 
-        Steps on one cache are alike, so that a GPU replays them; its weights must stay where they are meanwhile.
+        Steps on one cache are alike, so that a GPU replays them unless `replays` is False; weights must stay where they
+        are meanwhile.
         """
         cache.reserve(1)
 
@@ -257,7 +260,7 @@ class Glm4v(nn.Module):
             x = self.language_model.embed_tokens(input_ids)
             return self.lm_head(self.language_model.decode(x, position_ids, cache))
 
-        return cache.replayed(step)(input_ids, position_ids)
+        return (cache.replayed(step) if self.replays else step)(input_ids, position_ids)
 
     def _here(self, x: Tensor) -> Tensor:
         """On the model's device; a copy from the host waits for nothing that runs there."""
