@@ -41,7 +41,8 @@ GLM4V_HD int kv_split_length(int64_t keys, int wanted) {
     const int64_t length = (keys + wanted - 1) / wanted;
     return length < 1 ? KV_TILE : static_cast<int>((length + KV_TILE - 1) / KV_TILE * KV_TILE);
   }
-  const float root = sqrtf(static_cast<float>((keys + 255) / 256));  // exact enough for any int
+  const int64_t squares = (keys + 255) / 256;
+  const float root = sqrtf(static_cast<float>(squares));  // exact enough for any int
   const int length = static_cast<int>(ceilf(root)) * KV_KEYS_AT_ONCE;
   return length < KV_LEAST_KEYS ? KV_LEAST_KEYS : length;
 }
