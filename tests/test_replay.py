@@ -26,13 +26,14 @@ def graphs(monkeypatch):
         return made[-1]
 
     @contextlib.contextmanager
-    def record(graph):
+    def record(graph, capture_error_mode):
         Graph.recording = graph
         yield
         Graph.recording = None
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", new)
     monkeypatch.setattr(torch.cuda, "graph", record)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(Replayed, "_records", staticmethod(lambda tensors: not torch.is_grad_enabled()))
     return made
 
@@ -66,6 +67,32 @@ def test_recorded_anew_for_other_shapes(graphs):
     assert len(graphs) == 2
 
 
+def test_recorded_anew_in_inference_mode(graphs):
+    step, x = Replayed(doubled([]), after=1), torch.randn(3)
+    for inference in (False, False, True, True, False, False):
+        with torch.inference_mode(inference), torch.no_grad():
+            assert torch.equal(step(x), 2 * x)
+    assert len(graphs) == 3
+
+
+@torch.no_grad()
+def test_a_recording_that_fails_is_made_again(graphs):
+    broken = [True]
+
+    def function(x):
+        if Graph.recording and broken.pop():
+            Graph.recording = None
+            raise RuntimeError("a hook looked at a value")
+        return good(x)
+
+    good, x = doubled([]), torch.ones(2)
+    step = Replayed(function, after=0)
+    with pytest.raises(RuntimeError, match="a hook looked"):
+        step(x)
+    broken.append(False)
+    assert torch.equal(step(x), 2 * x)
+
+
 def test_plain_where_gradients_are_wanted(graphs):
     step, x = Replayed(doubled([]), after=0), torch.ones(2, requires_grad=True)
     step(x).sum().backward()
@@ -78,4 +105,5 @@ def test_plain_on_the_cpu():
     with torch.no_grad():
         for _ in range(3):
             step(torch.ones(2))
+        assert Replayed(lambda: 3)() == 3
     assert len(calls) == 3

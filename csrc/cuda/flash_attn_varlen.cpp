@@ -89,7 +89,7 @@ std::tuple<Tensor, Tensor, Tensor> flash_attn_varlen_backward(
 
   FlashAttnBackward args{};
   static_cast<FlashAttnArgs&>(args) = kernel_args(shape, options, qd, kd, vd, cu_q, cu_k, std::nullopt);
-  args.aligned = args.aligned && aligned_rows(gd);
+  args.aligned = args.aligned && aligned_rows(gd) && aligned_rows(od);
   args.dout = {gd.const_data_ptr(), gd.stride(0), gd.stride(1)}, args.out = od.const_data_ptr();
   args.maximum = static_cast<const float*>(sd.const_data_ptr()), args.sum = args.maximum + rows;
   args.delta = static_cast<float*>(scratch.mutable_data_ptr()), args.shift = args.delta + rows;

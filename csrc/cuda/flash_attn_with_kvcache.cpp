@@ -57,7 +57,12 @@ std::tuple<Tensor, Tensor> flash_attn_with_kvcache(
   args.aligned = aligned_rows(k_cache) && aligned_rows(v_cache) && aligned_rows(qc) &&
                  std::all_of(kept.begin(), kept.begin() + (k ? 2 : 0), aligned_rows);
   args.out = out.mutable_data_ptr(), args.lse = static_cast<float*>(lse.mutable_data_ptr());
-  const int64_t tiles = s.batch * s.kv_heads * std::max<int64_t>(1, kv_tiles(args));
+  const int64_t row_tiles = std::max<int64_t>(1, kv_tiles(args));
+  if (args.splits == 0 && row_tiles >= KV_MOST_WANTED) args.splits = 1;  // queries enough to fill a device
+  constexpr int64_t most = 65535;                                        // of a grid's second and third dim
+  check(s.batch <= most && row_tiles <= most, op, ": q must have at most ", most, " sequences and ", most * KV_TILE,
+        " queries times heads per kv head on CUDA, got ", s.batch, " and ", s.queries * (s.heads / s.kv_heads));
+  const int64_t tiles = s.batch * s.kv_heads * row_tiles;
   args.most_splits = kv_most_splits(args.page_size * args.max_pages, args.splits);
   args.counters = kv_counters(args.most_splits, args.dim);
   const int64_t slots = args.most_splits == 1 ? 0 : tiles * args.most_splits;

@@ -61,7 +61,8 @@ bool serves_flash_attn_varlen_sm90(const FlashAttnForward& args);
 cudaError_t launch_flash_attn_varlen_sm90(DType dtype, const FlashAttnForward& args, cudaStream_t stream);
 cudaError_t launch_flash_attn_varlen_backward(DType dtype, const FlashAttnBackward& args, cudaStream_t stream);
 bool serves_flash_attn_varlen_backward_sm90(const FlashAttnBackward& args);
-// Into how many parts the kernel of Hopper wants the query heads to be cut: few kv heads give few blocks.
+// Into how many parts the kernel of Hopper wants the query heads to be cut: few kv heads give few blocks. Of all tokens
+// of a call, so that what shares it may move the last bits of dk and dv.
 int flash_attn_varlen_backward_parts_sm90(const FlashAttnBackward& args);
 cudaError_t launch_flash_attn_varlen_backward_sm90(DType dtype, const FlashAttnBackward& args, cudaStream_t stream);
 // Of both: delta and shift, and zeros in dq where a token belongs to no segment.

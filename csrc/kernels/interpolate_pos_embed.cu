@@ -293,8 +293,8 @@ cudaError_t launch_interpolate_pos_embed(DType dtype, const void* x, const void*
   const int64_t groups = (patches + share - 1) / share;
   return dispatch(dtype, [&](auto zero) {
     using T = decltype(zero);
-    return with_lanes<T>(aligned_rows<T>(width, {x, table, out}), [&](auto lanes) {
-      constexpr int N = decltype(lanes)::value;
+    return with_lanes<T>(aligned_rows<T>(width, {x, table, out}), [&](auto access) {
+      constexpr int N = decltype(access)::value;
       const int64_t tiles = (width / N + lanes - 1) / lanes;
       return launch(interpolate_pos_embed_kernel<N, T>, grid_blocks(groups * tiles), threads, 0, stream,
                     static_cast<const T*>(x), static_cast<const T*>(table), static_cast<T*>(out), grids, patches, side,
@@ -308,8 +308,8 @@ cudaError_t launch_interpolate_pos_embed_backward(DType dtype, const void* dout,
   if (width == 0) return cudaSuccess;
   return dispatch(dtype, [&](auto zero) {
     using T = decltype(zero);
-    return with_lanes<T>(aligned_rows<T>(width, {dout, dtable}), [&](auto lanes) {
-      constexpr int N = decltype(lanes)::value;
+    return with_lanes<T>(aligned_rows<T>(width, {dout, dtable}), [&](auto access) {
+      constexpr int N = decltype(access)::value;
       const int64_t groups = (side + cell_rows - 1) / cell_rows * ((side + cells - 1) / cells);
       const int64_t tiles = (width / N + lanes - 1) / lanes;
       return launch(interpolate_pos_embed_backward_kernel<N, T>, dim3(grid_blocks(groups), grid_blocks(tiles)), threads,

@@ -51,8 +51,8 @@ def flash_attn_with_kvcache(
         softmax_scale: positive; None takes ``D ** -0.5``.
         window_size: ``(left, right)`` keys seen around the diagonal; -1 is unbounded.
         softcap: a positive value turns a score s into ``softcap * tanh(s / softcap)``.
-        num_splits: parts that a sequence's keys are cut into; 0 chooses by their number. The result depends on it
-            bitwise, but neither on the other sequences nor on the number of threads.
+        num_splits: parts that a sequence's keys are cut into; 0 chooses by their number and that of the queries. The
+            result depends on it bitwise, but neither on the other sequences nor on the number of threads.
         return_softmax_lse: also return the log-sum-exp of the scores.
         rotary_cos, rotary_sin, alibi_slopes: must be None; ``rotary_interleaved`` then has no meaning.
 

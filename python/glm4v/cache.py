@@ -74,7 +74,7 @@ class KVCache:
         self.v[layer][rows, slots] = v.to(self.v[layer].dtype)
 
     def replayed(self, step: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """The decode step on this cache, the same one at every call, as a GPU may replay it."""
+        """The decode step on this cache, the same at every call, as a GPU may replay it; it must not keep the cache."""
         if self._replayed is None:
             self._replayed = Replayed(step)
         return self._replayed

@@ -6,6 +6,7 @@ Dims: T tokens, N sequences, B cache rows, P patches, I grid rows, C width, V vo
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -255,8 +256,11 @@ class Glm4v(nn.Module):
         are meanwhile.
         """
         cache.reserve(1)
+        kept = weakref.ref(cache)  # which will hold the step
 
         def step(input_ids: Tensor, position_ids: Tensor) -> Tensor:
+            cache = kept()
+            assert cache is not None
             x = self.language_model.embed_tokens(input_ids)
             return self.lm_head(self.language_model.decode(x, position_ids, cache))
 

@@ -1,5 +1,8 @@
 """The model on each device: the same logits, one graph, no waiting of the host, a decode step that can be captured."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -178,3 +181,17 @@ def test_replayed_steps_are_the_steps(device, monkeypatch, tiny_checkpoint, phot
     before = len(replays)
     model.replays = False
     assert found == model.generate(prompts, **options) and len(replays) == before
+
+
+def test_a_cache_goes_with_its_last_user(model, batch):
+    model = model.to("cpu")
+    cache = model.new_cache(2, int(batch["cu_seqlens"].diff().max()) + 2)
+    tokens = model.prefill(batch, cache).argmax(-1)
+    gc.disable()
+    try:
+        model.decode(tokens, batch["position_ids"][:, -2:] + 1, cache)
+        alive = weakref.ref(cache)
+        del cache
+        assert alive() is None  # its keys and values wait for no collector
+    finally:
+        gc.enable()

@@ -37,12 +37,15 @@ def test_what_no_gpu_has_passed_says_so():
     def passed(op, backend):
         name = {"C++": "tests of", "Triton": "Triton twin of"}[backend] + f" {op}"
         ran = [step for step in steps if step["name"] == name or step["name"].startswith(f"{name}:")]
-        return any(step["passed"] for step in ran) and not any(step["failed"] for step in ran)
+        if backend == "C++":
+            group = op if op.startswith("flash_attn") else "the other ops"
+            ran += [step for step in steps if step["name"] in (f"racecheck of {group}", f"memcheck of {group}")]
+        ran = [step for step in ran if "exit code is 5" not in step["said"]]  # none of its tests is for a GPU
+        return bool(ran) and all(step["ok"] for step in ran)
 
     for op, backends in OPS.items():
-        if "cuda" in backends:
-            file = op.removesuffix("_backward").removesuffix("_")
-            assert backends["gpu_verified"] == passed(file, backends["cuda"]), op
+        if backends.get("gpu_verified"):
+            assert passed(op.removesuffix("_backward").removesuffix("_"), backends["cuda"]), op
 
 
 @needs_twins
