@@ -119,6 +119,12 @@ def test_long_sequence(dtype, device):
     check(inputs, cache_seqlens=torch.tensor([6400, 4097], device=device), causal=True)
 
 
+@pytest.mark.parametrize(("device", "dtype"), attention_cases())
+def test_many_queries(dtype, device):  # which fill a device by themselves: one split
+    inputs = sample(2, 260, 8, 2, 64, 400, new=3, dtype=dtype, device=device)
+    check(inputs, cache_seqlens=torch.tensor([397, 290], device=device), causal=True)
+
+
 @pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize("index", [torch.int32, torch.int64])
 def test_rows_of_the_cache_and_left_padding(index, device):
