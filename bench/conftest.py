@@ -52,7 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def _json(config: pytest.Config) -> Path | None:
     """The file of --benchmark-json, which older versions of pytest-benchmark have opened."""
     given = config.getoption("benchmark_json")
-    return Path(getattr(given, "name", given)) if given else None
+    return Path(given if isinstance(given, str | Path) else given.name) if given else None
 
 
 def pytest_ignore_collect(collection_path, config: pytest.Config) -> bool | None:
