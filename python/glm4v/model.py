@@ -42,7 +42,8 @@ class Glm4v(nn.Module):
     generate = _generate
     stream = _stream
 
-    replays = True  # decode steps, on a GPU; False for hooks that look at values or do something on the host
+    #: Whether a GPU replays decode steps; False for hooks that look at values or do something on the host.
+    replays: bool = True
 
     def __init__(self, config: Config, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> None:
         super().__init__()
