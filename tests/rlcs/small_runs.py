@@ -4,7 +4,9 @@ import dataclasses
 import shutil
 
 import numpy as np
+from safetensors.torch import load_file
 
+from rlcs import checkpoint
 from rlcs.config import ModelSettings, RunSettings, SftConfig, TrainConfig
 from rlcs.curriculum import Settings as CurriculumSettings
 from rlcs.optimizer import OptimizerSettings
@@ -36,6 +38,18 @@ def train_config(demo, out, **changes):
         updates=2,
     )
     return dataclasses.replace(config, **changes)
+
+
+def weights(folder):
+    saved = checkpoint.latest(folder / "checkpoints")
+    return {**load_file(saved.folder / "model.safetensors"), **saved.tensors()}
+
+
+def table(path, rows, group=8):
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=group)
 
 
 def with_damaged_pictures(demo, folder):

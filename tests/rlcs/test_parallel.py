@@ -1,45 +1,35 @@
-"""One run on several processes (gloo, on the CPU): the same step on 1, 2 and 4 ranks, files, and ranks that die."""
+"""One run on several processes (gloo, on the CPU): the same step on 1, 2 and 4 ranks, files, what ranks tell others."""
 
 import dataclasses
 import errno
 import functools
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 import zlib
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint
 from fake_server import fake
-from small_runs import sft_config, train_config, with_damaged_pictures
-from torch import multiprocessing
+from ranked_runs import STEP, expect_equal, rl_config, rows_of, tensors_of
+from small_runs import sft_config, with_damaged_pictures
 from worlds import in_worlds
 
 from glm4v import Glm4v, Processor
 from rlcs import checkpoint, evaluate, parallel
-from rlcs.config import EngineSettings, EvalSettings, ModelSettings, ParallelSettings, RunSettings, plain
-from rlcs.failures import told
+from rlcs.config import EngineSettings, EvalSettings, ModelSettings, ParallelSettings, RunSettings
 from rlcs.learner import Learner, sft_loss
-from rlcs.logs import read_metrics
 from rlcs.loss import LossSettings, policy_loss
-from rlcs.optimizer import Optimizer, OptimizerSettings
+from rlcs.optimizer import Optimizer
 from rlcs.prompts import Prompts, make
 from rlcs.rewards import Verdict
-from rlcs.run import Run, load_model, write_model
+from rlcs.run import load_model, write_model
 from rlcs.supervised import sft
 from rlcs.trainer import train
 from rlcs.types import Sample
-
-STEP = OptimizerSettings(lr=1e-4, clip_norm=0.5, warmup=0.0)
-
 
 # --- the same step ---
 
@@ -163,20 +153,6 @@ def run_job(config, *, folder):
         evaluate.verify = kept
 
 
-def rows_of(folder):
-    """Metrics without times and what counts micro-steps of one rank."""
-    return [
-        {k: v for k, v in row.items() if "second" not in k and "per_s" not in k and k != "micro_steps"}
-        for row in read_metrics(folder)
-    ]
-
-
-def tensors_of(folder):
-    saved = checkpoint.latest(folder / "checkpoints")
-    weights = {name: x.detach() for name, x in Glm4v.from_pretrained(saved.folder).named_parameters()}
-    return weights | saved.tensors()
-
-
 def expect_close(found, expected):
     """Metrics of two runs, up to the rounding of sums."""
     assert len(found) == len(expected)
@@ -187,24 +163,6 @@ def expect_close(found, expected):
                 assert one[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
             else:
                 assert one[name] == value, name
-
-
-def expect_equal(found, expected):
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
-
-
-def rl_config(demo, out, steps=2, **changes):
-    return train_config(
-        demo,
-        out,
-        run=RunSettings(out=out, steps=steps, save_every=1, keep=9),
-        optimizer=dataclasses.replace(STEP, decay="constant"),
-        parallel=ParallelSettings(timeout_s=60.0),
-        eval=EvalSettings(demo / "test.jsonl", limit=1),
-        tokens=300,
-        **changes,
-    )
 
 
 def cold_config(demo, out, steps=3, dtype=None, **changes):
@@ -422,97 +380,3 @@ def test_what_does_not_go_on_several_ranks_is_refused(demo, tmp_path):
 def test_one_process_is_a_world():
     assert parallel.gather(3) == [3] and list(parallel.share(3)) == [0, 1, 2] and parallel.collect([1, 2], 2) == [1, 2]
     assert parallel.agree(1.0, 0) == (1.0, 0) and parallel.first_to_tell() and parallel.size() == 1
-
-
-# --- ranks that die ---
-
-
-def torchrun(config, count, folder):
-    """A run by torchrun."""
-    file = folder / f"{config.run.out.name}.yaml"
-    file.write_text(json.dumps(plain(config)))  # JSON is YAML
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--standalone"]
-    return subprocess.Popen(
-        [*command, "-m", "rlcs", "train", "--config", str(file)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def worker_of(process, rank):
-    """The process that torchrun has started for a rank."""
-    for number in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-        if f"RANK={rank}".encode() in Path(f"/proc/{number}/environ").read_bytes().split(b"\0"):
-            return int(number)
-    raise AssertionError(f"no rank {rank}")
-
-
-def bereft_job(*, folder):
-    """The second rank is killed while the first one works for itself, which hears of it by SIGTERM, as by torchrun."""
-    parallel.join("cpu", ParallelSettings())
-    notes = []
-    run = SimpleNamespace(asked=0, note=notes.append)
-    with pytest.raises(parallel.Lost) as lost, Run.stoppable(run):
-        parallel.expect_neighbours()
-        parallel.gather(None)
-        if parallel.rank():
-            os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(60)
-    assert not notes and not run.asked
-    (folder / "told").write_text(told("train", lost.value))
-    os._exit(0)  # nobody is there to take leave of
-
-
-def test_a_rank_that_is_left_behind_says_so_wherever_it_is(tmp_path):
-    with pytest.raises(multiprocessing.ProcessExitedException, match="SIGKILL"):
-        in_worlds([(2, bereft_job, ())], tmp_path)
-    assert (
-        "rank 0 of 2 has lost another one, which was killed or hangs (rank 1 has ended); what was saved"
-        in (tmp_path / "told").read_text()
-    )
-
-
-def test_a_rank_that_was_only_slow(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    said = told("train", RuntimeError("[/gloo/buffer.cc:71] Timed out waiting 60000ms for send operation to complete"))
-    assert "to complete); if it was only slow, raise --parallel.timeout-s; what was saved is kept" in said
-
-
-def test_a_checkpoint_is_not_to_blame_where_a_rank_is_lost(tmp_path, monkeypatch):
-    def cut(*_):
-        raise RuntimeError("[/third_party/gloo/pair.cc:553] Connection closed by peer [::1]. This is a long story")
-
-    monkeypatch.setattr(checkpoint, "_read_file", cut)
-    saved = checkpoint.Saved(tmp_path)
-    with pytest.raises(ValueError, match=r"trainer\.safetensors cannot be read"):
-        saved.tensors()
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RuntimeError, match="Connection closed") as error:
-        saved.tensors()
-    assert "which was killed or hangs (Connection closed by peer [::1]); " in told("train", error.value)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_is_killed_ends_the_run_and_it_goes_on_to_the_bit(rank, demo, tmp_path):
-    whole, cut = (rl_config(demo, tmp_path / name, steps=4) for name in ("whole", "cut"))
-    process = torchrun(whole, 2, tmp_path)
-    _, said = process.communicate(timeout=240)
-    assert process.returncode == 0, said
-    process = torchrun(cut, 2, tmp_path)
-    while process.poll() is None and len(checkpoint.every(cut.run.out / "checkpoints")) < 2:
-        time.sleep(0.02)
-    os.kill(worker_of(process, rank), signal.SIGKILL)
-    start = time.monotonic()
-    _, said = process.communicate(timeout=120)
-    assert process.returncode != 0 and time.monotonic() - start < 60
-    lines = [line for line in said.splitlines() if line.startswith("rlcs: ")]
-    assert len(lines) == 1 and f"rank {1 - rank} of 2 has lost another one" in lines[0], said
-    process = torchrun(cut, 2, tmp_path)
-    _, said = process.communicate(timeout=240)
-    assert process.returncode == 0, said
-    assert rows_of(cut.run.out) == rows_of(whole.run.out)
-    expect_equal(tensors_of(cut.run.out), tensors_of(whole.run.out))

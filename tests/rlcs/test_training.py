@@ -11,8 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-from small_runs import sft_config, train_config
+from small_runs import sft_config, train_config, weights
 
 from glm4v import Glm4v, Processor
 from rlcs import checkpoint
@@ -38,11 +37,6 @@ def comparable(folder):
     for row in read_metrics(folder):
         rows.append({k: v for k, v in row.items() if "seconds" not in k and "per_s" not in k})
     return rows
-
-
-def weights(folder):
-    saved = checkpoint.latest(folder / "checkpoints")
-    return {**load_file(saved.folder / "model.safetensors"), **saved.tensors()}
 
 
 # --- a crash and what follows ---
