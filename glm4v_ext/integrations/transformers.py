@@ -1,8 +1,9 @@
 """The ops inside Hugging Face's GLM-4.1V (4.5V, 4.6V, OCR) models, through transformers' public hooks.
 
 `enable()` registers attention and patch mappings, so that models loaded from then on have the ops; `enable(model)`
-changes a loaded one. Both end in `_install`, which goes through a tower's modules by the one table below. A module
-changes its class, a tower the name of its attention; `disable()` changes them back.
+changes a loaded one, its head included, which is in no tower. Both end in `_install`, which goes through the modules of
+such a part by the one table below. A module changes its class, a tower the name of its attention; `disable()` changes
+them back.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ HOOKS = (
 OPS = ("flash_attn", *dict.fromkeys(hook.op for hook in HOOKS))
 
 _mapped: list[str] = []  # the towers whose patch mappings are ours
-# Enabled towers, and what their attention was.
-_towers: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
+# Enabled towers and heads, and what a tower's attention was.
+_enabled: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
 
 
 def enable(model: nn.Module | None = None, **ops: bool) -> None:
@@ -57,8 +58,8 @@ def enable(model: nn.Module | None = None, **ops: bool) -> None:
         model: a loaded model, or any module around one; None means every model that `from_pretrained` or `from_config`
             makes from now on. The last call decides, for each model and for those to come.
         ops: which ones, all True by default: ``flash_attn`` (attention of both towers, images of a batch in one call),
-            ``rope``, ``rms_norm``, ``swiglu``, ``linear``, ``patch_embed``, ``interpolate_pos_embed``,
-            ``merge_patches`` (the downsample).
+            ``rope``, ``rms_norm``, ``swiglu``, ``linear`` (with ``model`` also its head, ``lm_head``), ``patch_embed``,
+            ``interpolate_pos_embed``, ``merge_patches`` (the downsample).
 
     A model that is loaded with another attention than the default sdpa keeps it.
 
@@ -72,30 +73,38 @@ def enable(model: nn.Module | None = None, **ops: bool) -> None:
     if unknown := ops.keys() - set(OPS):
         raise TypeError(f"enable: ops must be among {', '.join(OPS)}, got {', '.join(sorted(unknown))}")
     chosen = frozenset(op for op in OPS if ops.get(op, True))
-    towers = [] if model is None else list(_towers_in(model))
-    if model is not None and not towers:
+    parts = [] if model is None else list(_parts_in(model))
+    if model is not None and not parts:
         raise ValueError(f"enable: model must hold a tower of {', '.join(FAMILIES)}, got {type(model).__name__}")
     _register_attention()
     if model is None:
         _unmap_towers()
         _map_towers(chosen)
-    for tower in towers:
-        _restore(tower)
-        _install(tower, chosen)
+    for part in parts:
+        _restore(part)
+        _install(part, chosen)
 
 
 def disable(model: nn.Module | None = None) -> None:
     """Undoes :func:`enable`: for ``model``, or for every living model and for those that are loaded from now on."""
     if model is None:
         _unmap_towers()
-    for tower in list(_towers) if model is None else list(_towers_in(model)):
-        _restore(tower)
+    for part in list(_enabled) if model is None else list(_parts_in(model)):
+        _restore(part)
 
 
-def _towers_in(model: nn.Module) -> Iterator[nn.Module]:
+def _parts_in(model: nn.Module) -> Iterator[nn.Module]:
+    """The towers, and the head of whatever holds a tower and a head."""
     for module in model.modules():
-        if type(module).__name__.endswith(TOWERS) and _family(type(module)) is not None:
+        if _is_tower(module):
             yield module
+        head = dict(module.named_children()).get("lm_head")
+        if isinstance(head, nn.Linear) and any(map(_is_tower, module.modules())):
+            yield head
+
+
+def _is_tower(module: nn.Module) -> bool:
+    return type(module).__name__.endswith(TOWERS) and _family(type(module)) is not None
 
 
 def _family(cls: type) -> str | None:
@@ -104,43 +113,48 @@ def _family(cls: type) -> str | None:
     return family if family in FAMILIES and file == f"modeling_{family}" else None
 
 
-def _install(tower: nn.Module, ops: frozenset[str], loading: bool = False) -> None:
-    """Puts ``ops`` into ``tower``. Of each op's modules in it all change, or none."""
+def _install(part: nn.Module, ops: frozenset[str], loading: bool = False) -> None:
+    """Puts ``ops`` into a tower or a head. Of each op's modules in it all change, or none."""
+    name = type(part).__name__
+    if not _is_tower(part):
+        name, ops = "lm_head", ops & {"linear"}
     changes: dict[str, list[tuple[nn.Module, Any]]] = {op: [] for op in ops}
     unfit: dict[str, str] = {}
-    if reason := _unserved(tower):
+    if reason := _unserved(part):
         unfit = dict.fromkeys(sorted(ops), reason)
-    for module in tower.modules():
+    for module in part.modules():
         stock: Any = type(module)
         if _family(stock) is None and stock not in (nn.Linear, nn.Conv2d):
             continue
-        for op, name, replacement in HOOKS:
-            if op in ops and stock.__name__.endswith(name):
+        for op, ending, replacement in HOOKS:
+            if op in ops and stock.__name__.endswith(ending):
                 changes[op].append((module, (replacement, stock)))
                 if op not in unfit and (reason := _wrapped(module) or replacement.unfit(module)):
                     unfit[op] = f"{stock.__name__}: {reason}"
-    _towers[tower] = None
-    if "flash_attn" in ops - unfit.keys() and (reason := _change_attention(tower, loading)):
+    _enabled[part] = None
+    if "flash_attn" in ops - unfit.keys() and (reason := _change_attention(part, loading)):
         unfit["flash_attn"] = reason
     for op in ops - unfit.keys():
         for module, pair in changes[op]:
             module.__class__ = ours.replacing(*pair)
     for reason in dict.fromkeys(unfit.values()):
         names = ", ".join(op for op in unfit if unfit[op] == reason)
-        where = f"{type(tower).__name__} of transformers {_version()}"
+        where = f"{name} of transformers {_version()}"
         warnings.warn(f"glm4v_ext leaves {names} alone in {where}: {reason}", stacklevel=3)
 
 
-def _restore(tower: nn.Module) -> None:
-    for module in tower.modules():
+def _restore(part: nn.Module) -> None:
+    for module in part.modules():
         if isinstance(module, ours.Replacement):
             stock: Any = type(module).stock
             module.__class__ = stock
-    _restore_attention(tower)
+    before = _enabled.pop(part, None)
+    if _is_tower(part):
+        _restore_attention(part, before)
 
 
-def _unserved(tower: nn.Module) -> str | None:
-    for parameter in tower.parameters():
+def _unserved(part: nn.Module) -> str | None:
+    for parameter in part.parameters():
         if parameter.is_floating_point() and parameter.dtype not in ours.DTYPES:
             return f"its weights are {parameter.dtype}"
         if parameter.device.type not in ("cpu", "cuda", "meta"):
@@ -181,19 +195,18 @@ def _change_attention(tower: Any, loading: bool) -> str | None:
     if loading and config._attn_implementation not in ("sdpa", TEXT_ATTENTION):
         return f"attn_implementation is {config._attn_implementation!r}, as asked for"
     if type(tower).__name__.endswith("TextModel"):
-        _towers[tower] = config._attn_implementation
+        _enabled[tower] = config._attn_implementation
         config._attn_implementation = TEXT_ATTENTION
     else:
         # A name with "flash" is refused where a model is made from a configuration: the caller's stays as it is.
-        _towers[tower] = config
+        _enabled[tower] = config
         own = copy.deepcopy(config)
         own._attn_implementation = VISION_ATTENTION
         _give_config(tower, own)
     return None
 
 
-def _restore_attention(tower: Any) -> None:
-    before = _towers.pop(tower, None)
+def _restore_attention(tower: Any, before: Any) -> None:
     name = tower.config._attn_implementation
     if name == VISION_ATTENTION and before is not None:
         _give_config(tower, before)

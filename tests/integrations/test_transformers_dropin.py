@@ -23,6 +23,7 @@ from families import (
 from transformers.monkey_patching import get_patch_mapping
 
 from glm4v_ext.integrations import transformers as dropin
+from glm4v_ext.integrations.replacements import Replacement
 from glm4v_ext.integrations.transformers import OPS, disable, enable
 
 PADDED = {"rows": 3, "padding": "left"}
@@ -85,6 +86,7 @@ def test_switches(op):
     with enabled(model, **{name: name == op for name in OPS}):
         names = {name for hook_op, name, _ in dropin.HOOKS if hook_op == op}
         assert len(replaced(model)) == len(names)
+        assert isinstance(model.lm_head, Replacement) == (op == "linear")
         assert all(any(cls.endswith(name) for name in names) for cls in replaced(model))
         assert (attentions(model) != attention_before) == (op == "flash_attn")
         assert_like_stock(results(model, inputs), stock, exact, torch.float32)
@@ -152,6 +154,22 @@ def test_the_last_call_decides(tmp_path):
     assert kinds(loaded) == before != kinds(model)
     disable()
     assert kinds(model) == before
+
+
+def test_the_head_is_that_of_a_loaded_model(tmp_path):
+    """No patch mapping reaches it: it is in neither tower. Tied to the embedding, it stays so."""
+    model = make("glm46v")
+    model.save_pretrained(tmp_path)
+    enable()
+    loaded = type(model).from_pretrained(tmp_path)
+    assert not isinstance(loaded.lm_head, Replacement) and isinstance(loaded.model.visual.merger.proj, Replacement)
+    loaded.lm_head.weight = loaded.get_input_embeddings().weight
+    enable(loaded)
+    assert isinstance(loaded.lm_head, Replacement) and loaded.lm_head.weight is loaded.get_input_embeddings().weight
+    enable(loaded.model)  # the towers alone: the head is left as it was
+    assert isinstance(loaded.lm_head, Replacement)
+    disable(loaded)
+    assert kinds(loaded) == kinds(model)
 
 
 def test_copies_and_pickles():
