@@ -8,6 +8,7 @@ Dims: B rows, S capacity, K kv heads, D head dim, T prompt tokens, M pages of th
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import torch
@@ -113,6 +114,7 @@ class PagedCache(KVCache):
     ) -> None:
         super().__init__(config, pages, page_size, dtype, device)
         self.page_size = page_size
+        self._recordings: dict[int, Replayed] = {}  # by number of sequences
 
     def hold(self, block_table: Tensor, seqlens: Tensor) -> None:
         """Sequences of the next step: the pages of each in order ``[B, M]``, and the tokens that it holds ``[B]``."""
@@ -128,8 +130,24 @@ class PagedCache(KVCache):
         return self.block_table[rows, slots // self.page_size], slots % self.page_size
 
     def replayed(self, step: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """The step itself: its sequences and pages are others at every call."""
-        return step
+        """As of any cache; what `hold` has told goes in with the tokens, and each number of sequences is recorded."""
+        kept = weakref.ref(self)  # which holds the recordings
+
+        def held(input_ids: Tensor, position_ids: Tensor, block_table: Tensor, seqlens: Tensor) -> Tensor:
+            cache = kept()
+            assert cache is not None
+            cache.hold(block_table, seqlens.clone())  # the step adds its token to them
+            return step(input_ids, position_ids)
+
+        def run(input_ids: Tensor, position_ids: Tensor) -> Tensor:
+            block_table, seqlens = self.block_table, self.seqlens
+            assert block_table is not None
+            recording = self._recordings.setdefault(len(seqlens), Replayed(held))
+            out = recording(input_ids, position_ids, block_table, seqlens)
+            self.hold(block_table, seqlens + 1)
+            return out
+
+        return run
 
     def copy(self, source: Tensor, target: Tensor) -> None:
         """Whole pages onto others; both ``[n]``."""

@@ -29,6 +29,7 @@ from .pages import Pages
 from .prompts import Prompt, packed
 
 STEP = 16  # rows: batches grow and shrink by as many, since libraries prepare a product for each new size
+GPU_STEP = 64  # of larger batches on a GPU, where more rows cost little and each size is recorded
 PACK = 8192  # tokens of the prompts that are read together
 NEVER = np.iinfo(np.int64).max
 
@@ -214,7 +215,7 @@ class Rollouts:
                 continue
             if table is None:
                 # The last answer fills up the batch: its token is written again, to the same place.
-                rows = np.pad(running, (0, -len(running) % STEP if len(running) > STEP else 0), mode="edge")
+                rows = np.pad(running, (0, self._spare(len(running))), mode="edge")
                 table = pages.table(rows)
             ended, stays = [], self._decode(running, rows, table)
             if not stays.all():
@@ -222,6 +223,12 @@ class Rollouts:
                 pages.take_back(ended)
             statistics.decode_s += time.perf_counter() - start
             yield from self._complete(ended)
+
+    def _spare(self, running: int) -> int:
+        """Rows that fill up a batch of ``running``."""
+        if self.model.device.type == "cuda":
+            return -running % (GPU_STEP if running > STEP else STEP)
+        return -running % STEP if running > STEP else 0
 
     def _next_pack(self, unread: deque[int]) -> list[int]:
         """The next prompts that fit into a pack and into the cache; none, where they must wait for pages."""

@@ -8,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from glm4v import Glm4v
+from glm4v.cache import PagedCache
 from glm4v.vision import patch_positions
 from glm4v_ext.testing import devices
 
@@ -183,9 +184,61 @@ def test_replayed_steps_are_the_steps(device, monkeypatch, tiny_checkpoint, phot
     assert found == model.generate(prompts, **options) and len(replays) == before
 
 
-def test_a_cache_goes_with_its_last_user(model, batch):
-    model = model.to("cpu")
-    cache = model.new_cache(2, int(batch["cu_seqlens"].diff().max()) + 2)
+class OnTheSameMemory:
+    """What a recording does, without a GPU: the function again, where the first call's tensors lay."""
+
+    def __init__(self, function):
+        self.function, self.inputs = function, None
+
+    def __call__(self, *tensors):
+        self.inputs = self.inputs or [x.clone() for x in tensors]
+        for kept, x in zip(self.inputs, tensors, strict=True):
+            kept.copy_(x)
+        return self.function(*self.inputs)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("device", devices())
+def test_replayed_steps_of_pages_are_the_steps(device, monkeypatch, model, batch):
+    """The sequences and their pages change from step to step, and so does how many there are."""
+    replays = []
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", count(replays, torch.cuda.CUDAGraph.replay))
+    if device == "cpu":
+        monkeypatch.setattr("glm4v.cache.Replayed", OnTheSameMemory)
+    model, batch = on(device, model, batch)
+    monkeypatch.setattr(model, "replays", True)
+    lengths = batch["cu_seqlens"].diff()
+    pages = -(-int(lengths.max()) // 16) + 3
+    results = []
+    for replays_now in (True, False):
+        model.replays = replays_now
+        cache = PagedCache(model.config.text_config, 2 * pages, 16, model.dtype, device)
+        both = torch.randperm(2 * pages, generator=torch.Generator().manual_seed(0)).int().view(2, pages).to(device)
+        cache.hold(both, lengths)
+        token = model.prefill(batch, cache).argmax(-1)
+        held, logits = lengths.clone(), []
+        for step in range(30):
+            rows = torch.tensor([[0, 1], [1, 0], [step % 2]][step % 3], device=device)
+            cache.hold(both[rows], held[rows])
+            out = model.decode(token[rows], held[rows].expand(3, -1), cache)
+            assert torch.equal(cache.seqlens, held[rows] + 1)
+            held[rows], token[rows] = held[rows] + 1, out.argmax(-1)
+            logits.append(out)
+        results.append(logits)
+        assert len(replays) == (30 - 2 * 8 if device == "cuda" else 0)  # each number of rows begins with 8 plain steps
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("paged", [False, True])
+def test_a_cache_goes_with_its_last_user(paged, model, batch):
+    model, lengths = model.to("cpu"), batch["cu_seqlens"].diff()
+    longest = int(lengths.max()) + 2
+    if paged:
+        pages = -(-longest // 16)
+        cache = PagedCache(model.config.text_config, 2 * pages, 16, model.dtype)
+        cache.hold(torch.arange(2 * pages, dtype=torch.int32).view(2, pages), lengths)
+    else:
+        cache = model.new_cache(2, longest)
     tokens = model.prefill(batch, cache).argmax(-1)
     gc.disable()
     try:
