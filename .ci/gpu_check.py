@@ -49,6 +49,7 @@ BENCHMARKS = {  # a process each
         "interpolate_pos_embed", "patchify", "patch_embed", "merge_patches", "token_logprob",
     ),
     "the model": ("model",),
+    "the drop-in": ("integrations",),
 }  # fmt: skip
 # A test that hangs says where it does.
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=40"]
