@@ -38,12 +38,12 @@ struct Sm90Shared {
 };
 
 // Kv heads whose tiles are taken by turns. One after the other, but where a bound on the right leaves later rows more
-// work: then all, or as many as have keys and values that stay in the L2 cache meanwhile.
+// work: then all, or as many as have keys and values that stay in the L2 cache meanwhile, if they are a few.
 __device__ __forceinline__ int heads_by_turns(const FlashAttnForward& a, int keys) {
   constexpr int64_t bytes = 32 << 20;
   int heads = a.right < 0 ? 1 : a.kv_heads;
   while (heads > 1 && int64_t{4} * keys * a.dim * heads > bytes) heads = (heads + 1) / 2;
-  return heads;
+  return heads < 4 && heads < a.kv_heads ? 1 : heads;
 }
 
 // The tile `number` of all, for a whole warp; ascending numbers, one search. What it finds goes to shared memory at

@@ -22,6 +22,13 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t
   return cudaSuccess;
 }
 
+template <class Kernel, class... Arguments>
+cudaError_t launch_early(Kernel* kernel, dim3 grid, int threads, size_t shared_bytes, cudaStream_t stream,
+                         Arguments... arguments) {
+  return launch(kernel, grid, threads, shared_bytes, stream, arguments...);
+}
+inline void begin_early() {}  // the kernel before it is done
+
 inline void* dynamic_shared() { return emulator::shared + emulator::shared_base; }
 inline void* dynamic_shared_at(unsigned alignment) {
   return emulator::shared + (emulator::shared_base + alignment - 1) / alignment * alignment;
