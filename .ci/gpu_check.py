@@ -46,7 +46,7 @@ BENCHMARKS = {  # a process each
     "attention": ("flash_attn_varlen", "flash_attn_with_kvcache"),
     "rows": ("rope_2d", "rope_3d", "rms_norm", "add_rms_norm", "rms_norm_add", "swiglu"),
     "pictures and products": (
-        "interpolate_pos_embed", "patchify", "patch_embed", "merge_patches", "token_logprob",
+        "interpolate_pos_embed", "patchify", "linear", "patch_embed", "merge_patches", "token_logprob",
     ),
     "the model": ("model",),
     "the drop-in": ("integrations",),

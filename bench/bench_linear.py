@@ -21,8 +21,11 @@ PRODUCTS = {
     "merger-up-M144": (144, MERGED_WIDTH, MERGER_INNER),
     "decoder-up-M512": (512, TEXT_WIDTH, 2 * MERGER_INNER),
     "decode-qkv-M1": (1, TEXT_WIDTH, 36 * 128),
+    "decode-qkv-M16": (16, TEXT_WIDTH, 36 * 128),
     "decode-up-M1": (1, TEXT_WIDTH, 2 * MERGER_INNER),
     "decode-up-M16": (16, TEXT_WIDTH, 2 * MERGER_INNER),
+    "decode-down-M1": (1, MERGER_INNER, TEXT_WIDTH),
+    "decode-down-M8": (8, MERGER_INNER, TEXT_WIDTH),
 }
 
 
@@ -34,7 +37,7 @@ def has_onednn_product(dtype):
     return dtype not in checks or getattr(torch.ops.mkldnn, checks[dtype])()
 
 
-@pytest.mark.parametrize("product", cases(PRODUCTS, quick=["qkv-M576", "decode-qkv-M1"]))
+@pytest.mark.parametrize("product", cases(PRODUCTS, quick=["qkv-M576", "decode-qkv-M1", "decode-qkv-M16"]))
 def bench_linear(race, device, dtype, product, backward):
     m, k, n = product
     x, weight = torch.randn(m, k, device=device).to(dtype), torch.randn(n, k, device=device).to(dtype)

@@ -18,6 +18,8 @@ from . import _C
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Of attention, by device: its CUDA kernels work on tensor cores alone.
 ATTENTION_DTYPES = {"cpu": DTYPES, "cuda": DTYPES[1:]}
+# Of 16-bit values in `linear`, by device: a row has the same bits alone and among so many.
+FEW_ROWS = {"cpu": 4, "cuda": 16}
 
 
 def devices() -> list[str]:

@@ -18,13 +18,14 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROGRAM = """
 import ctypes, sys
 import pytest, torch, glm4v_ext, glm4v_ext.testing as testing
-library, capability, expected, *arguments = sys.argv[1:]
+library, capability, *arguments = sys.argv[1:]
 torch.ops.load_library(library)
-testing.ATTENTION_DTYPES["cpu"] = testing.ATTENTION_DTYPES["cuda"]
+for by_device in (testing.ATTENTION_DTYPES, testing.FEW_ROWS):
+    by_device["cpu"] = by_device["cuda"]
 emulator = ctypes.CDLL(library)
 emulator.emulator_capability(int(capability))
 code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-W", "ignore", *arguments])
-assert (emulator.emulator_launches() > 0) == (expected == "kernels"), "the CPU's own ops were tested"
+assert emulator.emulator_launches() > 0, "the CPU's own ops were tested"
 assert (emulator.emulator_tiles() > 0) == (int(capability) >= 90), "another GPU's kernels were tested"
 sys.exit(code)
 """
@@ -52,8 +53,12 @@ ATTENTION = {
 # Ops with kernels of their own for Hopper, and tests of what these serve.
 HOPPER = {"flash_attn_varlen": "64 or 128 or grouped or neighbours or long"}
 HOPPER_QUICK = {"flash_attn_varlen": "neighbours or graph or far_apart or (grouped and 64) or (long and dtype0)"}
-# Torch's products: their glue is tested; they are the CPU's, whose own paths the other tests of these ops are about.
-PRODUCTS = {"patch_embed": "definition", "merge_patches": "definition", "linear": "definition or errors"}
+# Products: of few rows they are a kernel's, others torch's, whose own paths the other tests of these ops are about.
+PRODUCTS = {
+    "patch_embed": "definition",
+    "merge_patches": "definition",
+    "linear": "definition or errors or decoder or 16_bits or repeatable or nan or beside",
+}
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +73,8 @@ def emulator() -> pathlib.Path:
     return builds[-1].parent / "tests/emulator/libemulator.so"
 
 
-def run_tests(emulator: pathlib.Path, op: str, expected: str, chosen: str, *options: str, capability: int = 80) -> None:
-    arguments = [str(emulator), str(capability), expected, f"tests/ops/test_{op}.py", "-k", chosen, *options]
+def run_tests(emulator: pathlib.Path, op: str, chosen: str, *options: str, capability: int = 80) -> None:
+    arguments = [str(emulator), str(capability), f"tests/ops/test_{op}.py", "-k", chosen, *options]
     done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
@@ -77,33 +82,33 @@ def run_tests(emulator: pathlib.Path, op: str, expected: str, chosen: str, *opti
 @pytest.mark.parametrize("op", KERNELS)
 def test_kernels_pass_the_tests_of_the_op(op, emulator):
     left_out = [f"({text})" for text in NOT_OF_THE_DEVICE + KERNELS[op]]
-    run_tests(emulator, op, "kernels", f"not ({' or '.join(left_out)})")
+    run_tests(emulator, op, f"not ({' or '.join(left_out)})")
 
 
 @pytest.mark.parametrize("op", ATTENTION)
 def test_attention_passes_tests_of_the_op(op, emulator):
-    run_tests(emulator, op, "kernels", ATTENTION[op], "--device=cpu")
+    run_tests(emulator, op, ATTENTION[op], "--device=cpu")
 
 
 @pytest.mark.parametrize("op", HOPPER_QUICK)
 def test_attention_of_hopper_passes_tests_of_the_op(op, emulator):
-    run_tests(emulator, op, "kernels", HOPPER_QUICK[op], "--device=cpu", capability=90)
+    run_tests(emulator, op, HOPPER_QUICK[op], "--device=cpu", capability=90)
 
 
 @pytest.mark.slow
 def test_attention_passes_all_tests_of_the_op(emulator):
-    run_tests(emulator, "flash_attn_varlen", "kernels", "not compile", "--device=cpu")
+    run_tests(emulator, "flash_attn_varlen", "not compile", "--device=cpu")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("op", HOPPER)
 def test_attention_of_hopper_passes_all_tests_of_the_op(op, emulator):
-    run_tests(emulator, op, "kernels", HOPPER[op], "--device=cpu", capability=90)
+    run_tests(emulator, op, HOPPER[op], "--device=cpu", capability=90)
 
 
 @pytest.mark.parametrize("op", PRODUCTS)
 def test_products_pass_the_tests_of_the_op(op, emulator):
-    run_tests(emulator, op, "products", PRODUCTS[op])
+    run_tests(emulator, op, PRODUCTS[op])
 
 
 @pytest.mark.parametrize("probe", ["copy", "products", "tiles"])

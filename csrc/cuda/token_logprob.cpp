@@ -1,4 +1,4 @@
-// Products are cuBLAS's, a chunk of the vocabulary at a time. Reads no target: the host would have to wait for the
+// Products are linear's, a chunk of the vocabulary at a time. Reads no target: the host would have to wait for the
 // device.
 #include "ops/token_logprob.h"
 

@@ -49,6 +49,30 @@ __device__ __forceinline__ void store(T* to, const float (&from)[N]) {
   store_pack(to, pack);
 }
 
+// 16 bytes of read-only global memory, or zeros where not `real`. What is read `once` leaves L1 to the rest.
+template <bool once>
+__device__ __forceinline__ Pack<4, uint32_t> load_words(const void* from, bool real) {
+  Pack<4, uint32_t> words{};
+#if defined(__CUDA_ARCH__)
+  const size_t at = __cvta_generic_to_global(from);
+  if constexpr (once)
+    asm volatile(
+        "{\n.reg .pred real;\nsetp.ne.b32 real, %5, 0;\n"
+        "@real ld.global.nc.L1::no_allocate.L2::128B.v4.b32 {%0, %1, %2, %3}, [%4];\n}"
+        : "+r"(words.of[0]), "+r"(words.of[1]), "+r"(words.of[2]), "+r"(words.of[3])
+        : "l"(at), "r"(static_cast<int>(real)));
+  else
+    asm volatile(
+        "{\n.reg .pred real;\nsetp.ne.b32 real, %5, 0;\n"
+        "@real ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];\n}"
+        : "+r"(words.of[0]), "+r"(words.of[1]), "+r"(words.of[2]), "+r"(words.of[3])
+        : "l"(at), "r"(static_cast<int>(real)));
+#else
+  if (real) memcpy(&words, from, sizeof words);
+#endif
+  return words;
+}
+
 template <class T>
 __device__ __forceinline__ float round_to(float x) {
   return to_float(from_float<T>(x));

@@ -6,7 +6,9 @@ import torch
 from glm4v_ext import _C, build_info, linear, reference
 from glm4v_ext.testing import (
     DTYPES,
+    FEW_ROWS,
     assert_as_accurate,
+    assert_close_to_exact,
     assert_repeatable,
     assert_takes_expanded_gradients,
     assert_traceable,
@@ -56,6 +58,40 @@ def test_few_rows(m, dtype, level):
             assert_as_accurate(linear, reference.linear, sample((m, k, n, m % 2 == 0), dtype))
 
 
+# On a GPU up to 16 rows of 16 bits have a product of their own: one and two halves of 8, whole groups of 16 outputs and
+# not, inputs of a part of a turn of the warps, of a whole one, and of more.
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize("m", [1, 2, 7, 8, 9, 16, 17])
+def test_rows_of_a_decoder(m, dtype, device):
+    for k, n, bias in ((8, 1, True), (24, 16, False), (1024, 17, True), (2120, 33, False)):
+        assert_as_accurate(linear, reference.linear, sample((m, k, n, bias), dtype, device))
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+def test_rows_of_a_decoder_may_be_views(dtype, device):
+    x, weight, bias = sample((6, 160, 36, True), dtype, device)
+    apart, one_later, steps = x[:, 8:88], x[:, 1:81], x[:, ::2]  # rows on 16 bytes, and not
+    deep = x[:, :80].reshape(3, 2, 80).transpose(0, 1)
+    wide, later, transposed = weight[::2, 16:96], weight[:, 3:83], weight[:18, :80].t().contiguous().t()
+    for rows in (apart, one_later, steps, deep, x[0, :80], x[:1, :80].expand(5, 80)):
+        for columns in (wide, later, transposed):
+            arguments = (rows, columns, bias[:: len(bias) // len(columns)])
+            exact = reference.linear(*(t.double() for t in arguments))
+            assert_close_to_exact(linear(*arguments), reference.linear(*arguments), exact)
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+def test_a_row_of_16_bits_alone_is_the_row_of_a_batch(dtype, device):
+    x, weight, bias = sample((FEW_ROWS[device], 2120, 40, True), dtype, device)
+    together = linear(x, weight, bias)
+    for m in range(1, len(x)):
+        assert torch.equal(together[:m], linear(x[:m], weight, bias))
+        assert torch.equal(together[m:], linear(x[m:], weight, bias))
+
+
 def test_a_large_output():
     # beyond 32 MiB the op brings its own memory
     x, weight, bias = torch.randn(3, 700, 16), torch.randn(5000, 16), torch.randn(5000)
@@ -75,8 +111,9 @@ def test_a_row_alone_is_the_row_of_a_batch():
 
 
 @pytest.mark.parametrize("device", devices())
-def test_bitwise_repeatable(device):
-    assert_repeatable(linear, sample((64, 515, 80, True), torch.bfloat16, device))
+@pytest.mark.parametrize("shape", [(64, 515, 80, True), (9, 1176, 80, True)])
+def test_bitwise_repeatable(shape, device):
+    assert_repeatable(linear, sample(shape, torch.bfloat16, device))
 
 
 @pytest.mark.parametrize("device", devices())
@@ -189,11 +226,22 @@ def test_no_gradient_where_none_is_needed():
     assert weight.grad.shape == weight.shape and x.grad is None and bias.grad is None
 
 
-def test_nan_reaches_only_its_row():
-    x, weight = sample((3, 50, 9, False), torch.float32)
-    x[1, 17] = float("nan")
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nan_reaches_only_its_row(dtype, device):
+    x, weight = sample((3, 56, 9, False), dtype, device)
+    x[1, 17], weight[4, 3] = float("nan"), float("inf")
     out = linear(x, weight)
     assert out[1].isnan().all() and not out[[0, 2]].isnan().any()
+    assert out[[0, 2], 4].isinf().all() and out[[0, 2]].isinf().sum() == 2
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_lies_beside_the_operands_is_not_read(dtype, device):
+    wide = [torch.full((size, 96), float("nan"), dtype=dtype, device=device) for size in (3, 9)]
+    x, weight = (matrix[:, 16:72].copy_(torch.randn(len(matrix), 56)) for matrix in wide)
+    assert torch.equal(linear(x, weight), linear(x.contiguous(), weight.contiguous()))
 
 
 @pytest.mark.parametrize(
