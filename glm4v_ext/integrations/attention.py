@@ -2,8 +2,9 @@
 
 A batch of sequences, padded or packed, is one row of tokens with `cu_seqlens`. So no mask of all pairs is made, and
 nothing is gathered or scattered: padding is a sequence whose queries see no key, which gives zeros as in sdpa, and one
-whose keys no query sees. What only a mask of all pairs can say (a 4D mask of the caller's, windows, static caches) is
-left to transformers' sdpa, and so is dropout.
+whose keys no query sees. What only a mask of all pairs can say (a 4D mask of the caller's, windows, static caches,
+padding between tokens, queries of padding that see the tokens before it) is left to transformers' sdpa, and so is
+dropout. In training, what padding behind the tokens would see is of no use, and it sees nothing.
 Dims: B batch, S tokens each, H query heads, K kv heads, D head dim, N sequences.
 """
 
@@ -113,8 +114,13 @@ def attention_mask(
     if attention_mask is None and mask_function is causal_mask_function:
         return None
     if q_length == kv_length:
-        starts = _starts(batch_size, kv_length, mask_function, attention_mask, kwargs.get("device"))
-        return all_pairs() if starts is None else Packed(*_cu_seqlens(starts, attention_mask), kv_length)
+        device = kwargs.get("device") if attention_mask is None else attention_mask.device
+        starts = _starts(batch_size, kv_length, mask_function, device)
+        if starts is None or (attention_mask is not None and not _in_one_piece(starts, attention_mask)):
+            return all_pairs()
+        if attention_mask is not None:
+            starts[:, 1:] |= attention_mask[:, 1:] != attention_mask[:, :-1]
+        return Packed(*_cu_seqlens(starts, attention_mask), kv_length)
     if mask_function is not causal_mask_function or attention_mask is None or torch.is_grad_enabled() or tracing:
         return all_pairs()
     leftpad = attention_mask.int().argmax(1)
@@ -123,11 +129,9 @@ def attention_mask(
     return LeftPadded(leftpad.int())
 
 
-def _starts(
-    batch: int, length: int, mask_function: Callable[..., Any], counts: Tensor | None, device: Any
-) -> Tensor | None:
-    """bool ``[B, S]``: where a sequence starts; None if the mask function is not that of packed sequences."""
-    device = counts.device if counts is not None else device
+def _starts(batch: int, length: int, mask_function: Callable[..., Any], device: Any) -> Tensor | None:
+    """bool ``[B, S]``: where a sequence starts, padding aside; None if the mask function is not that of packed
+    sequences."""
     starts = torch.ones(batch, length, dtype=torch.bool, device=device)
     if mask_function is causal_mask_function:
         starts[:, 1:] = False
@@ -138,9 +142,24 @@ def _starts(
         if not torch.compiler.is_compiling() and bool(mask_function(rows, head, one, next_one).any()):
             return None  # it looks ahead
         starts[:, 1:] = ~mask_function(rows, head, next_one, one)
-    if counts is not None:
-        starts[:, 1:] |= counts[:, 1:] != counts[:, :-1]
     return starts
+
+
+def _in_one_piece(starts: Tensor, counts: Tensor) -> bool:
+    """Whether the tokens of each sequence that count follow each other; without gradients, also whether none comes
+    before padding, whose queries would see it. Traced, a sequence in pieces is an error of the run."""
+    before = counts.int().cumsum(1) - counts.int()  # tokens that count, in the row
+    in_sequence = before - before.where(starts, 0).cummax(1).values
+    behind = ~counts & (in_sequence > 0)  # padding behind tokens
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        again = counts[:, 1:] & ~counts[:, :-1] & ~starts[:, 1:] & (in_sequence[:, 1:] > 0)
+    else:
+        again = behind
+    if torch.compiler.is_compiling():
+        said = "attention: attention_mask must have no padding between tokens under torch.compile, got some"
+        torch._assert_async(~again.any(), said)
+        return True
+    return not bool(again.any())
 
 
 def _cu_seqlens(starts: Tensor, counts: Tensor | None) -> tuple[Tensor, Tensor]:

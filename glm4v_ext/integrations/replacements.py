@@ -38,6 +38,13 @@ def served(x: Tensor, *weights: Tensor | None) -> bool:
     return x.dtype in DTYPES and all(w.dtype == x.dtype for w in given)
 
 
+def unseen(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether nobody notices that ``module`` is not called: it has no hooks, and is of a known kind where some are
+    given (an adapter that wraps it later is not)."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return not any(hooks) and (not kinds or type(module) in kinds)
+
+
 class Replacement(nn.Module):
     """A module whose `forward` goes through the ops."""
 
@@ -87,7 +94,7 @@ class Linear(Replacement):
 class Mlp(Replacement):
     """``down(silu(gate(x)) * up(x))``. Without gradients, many rows go through in groups: see `glm4v.layers.Mlp`."""
 
-    group = 768  # rows
+    group, group_on_gpu = 768, 16384  # rows
 
     @classmethod
     def unfit(cls, module: Any) -> str | None:
@@ -97,17 +104,28 @@ class Mlp(Replacement):
         return f"its activation is {type(activation).__name__}, not SiLU"
 
     def forward(self, hidden_state: Tensor) -> Tensor:  # [..., T, C]
-        groups = max(1, hidden_state.shape[-2] // self.group)
-        if groups == 1 or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        groups = hidden_state.shape[-2] // (self.group if hidden_state.is_cpu else self.group_on_gpu)
+        if (
+            groups < 2
+            or torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or not all(map(unseen, self.children()))
+        ):
             return self.gated(hidden_state)
         return torch.cat([self.gated(part) for part in hidden_state.tensor_split(groups, dim=-2)], dim=-2)
 
     def gated(self, x: Tensor) -> Tensor:
+        activation = getattr(self, "act_fn", None) or self.activation_fn
         if hasattr(self, "gate_up_proj"):
-            return self.down_proj(swiglu(self.gate_up_proj(x)))
-        if torch.is_grad_enabled():
-            return self.down_proj(swiglu(torch.cat((self.gate_proj(x), self.up_proj(x)), -1)))
-        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+            gate_up = self.gate_up_proj(x)
+            if unseen(activation):
+                return self.down_proj(swiglu(gate_up))
+            gate, up = gate_up.chunk(2, -1)
+        else:
+            gate, up = self.gate_proj(x), self.up_proj(x)
+            if torch.is_grad_enabled() and unseen(activation):
+                return self.down_proj(swiglu(torch.cat((gate, up), -1)))
+        return self.down_proj(activation(gate) * up)
 
 
 class PatchMerger(Mlp):
@@ -131,7 +149,9 @@ class PatchEmbed(Replacement):
     def forward(self, hidden_states: Tensor) -> Tensor:  # [P, 3 * F * h * w] -> [P, C]
         weight, bias = self.proj.weight, self.proj.bias
         patches = hidden_states.to(weight.dtype).view(-1, weight[0].numel())
-        return patch_embed(patches, weight, bias) if served(patches, weight, bias) else super().forward(hidden_states)
+        if not unseen(self.proj, nn.Conv3d) or not served(patches, weight, bias):
+            return super().forward(hidden_states)
+        return patch_embed(patches, weight, bias)
 
 
 class Embeddings(Replacement):
@@ -157,7 +177,8 @@ class Downsample(Replacement):
         return None if twos and module.bias is not None else f"it is {module}"
 
     def forward(self, input: Tensor) -> Tensor:  # [P / 4, C, 2, 2], a view of patches block by block
-        if not served(input, self.weight, self.bias) or input.shape[2:] != (2, 2):
+        # An adapter makes its own convolutions of this class, without bias.
+        if self.bias is None or not served(input, self.weight, self.bias) or input.shape[2:] != (2, 2):
             return super().forward(input)
         return merge_patches(input.permute(0, 2, 3, 1).flatten(0, 2), self.weight, self.bias)[:, :, None, None]
 

@@ -61,7 +61,8 @@ def enable(model: nn.Module | None = None, **ops: bool) -> None:
             ``rope``, ``rms_norm``, ``swiglu``, ``linear`` (with ``model`` also its head, ``lm_head``), ``patch_embed``,
             ``interpolate_pos_embed``, ``merge_patches`` (the downsample).
 
-    A model that is loaded with another attention than the default sdpa keeps it.
+    A model that is loaded after `enable()` with another attention than the default sdpa keeps it; `enable(model)` is
+    asked for, and replaces any.
 
     Raises:
         TypeError: an op is not among them.
@@ -145,9 +146,14 @@ def _install(part: nn.Module, ops: frozenset[str], loading: bool = False) -> Non
 
 def _restore(part: nn.Module) -> None:
     for module in part.modules():
-        if isinstance(module, ours.Replacement):
+        if not isinstance(module, ours.Replacement):
+            continue
+        if "stock" in vars(type(module)):
             stock: Any = type(module).stock
             module.__class__ = stock
+        else:  # a class made of ours, as parametrizations and FSDP do: without it what they keep is lost
+            name = f"{type(module).__name__}, which another library has made of {type(module).stock.__name__}"
+            warnings.warn(f"glm4v_ext leaves {name}, as it is", stacklevel=3)
     before = _enabled.pop(part, None)
     if _is_tower(part):
         _restore_attention(part, before)

@@ -78,6 +78,37 @@ def test_packed_sequences(family):
     torch.testing.assert_close(ours[:, 7:], alone, rtol=1e-4, atol=1e-4)
 
 
+# Padding between a row's tokens, as prompt tuning and multi-turn masks have it, and padding behind them.
+HOLES = {
+    "between": [[1, 1, 1, 0, 0, 1, 1, 1], [1] * 8],
+    "everywhere": [[0, 1, 1, 0, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1, 0, 1]],
+    "behind": [[1, 1, 1, 1, 1, 0, 0, 0], [1] * 8],
+}
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("mask", HOLES.values(), ids=HOLES)
+def test_padding_anywhere(mask, grad):
+    """The queries of padding, too, where somebody may read them: of those behind the tokens `generate` does."""
+    model, mask = make("glm4v"), torch.tensor(mask)
+    ids = torch.randint(1, 90, mask.shape)
+    read = mask.bool() if grad else torch.ones_like(mask).bool()
+    with torch.set_grad_enabled(grad):
+        stock = model(input_ids=ids, attention_mask=mask).logits
+        with enabled(model):
+            torch.testing.assert_close(
+                model(input_ids=ids, attention_mask=mask).logits[read], stock[read], rtol=1e-4, atol=1e-4
+            )
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_generate_with_right_padding(use_cache):
+    model, inputs = make("glm4v"), batch(rows=3, padding="right")
+    stock = model.generate(**inputs, **GREEDY, use_cache=use_cache)
+    with enabled(model):
+        assert torch.equal(model.generate(**inputs, **GREEDY, use_cache=use_cache), stock)
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_switches(op):
     model, inputs = make("glm4v"), batch(rows=2, padding="left")
@@ -237,6 +268,69 @@ def test_lora(first):
     assert_like_stock(ours, stock, exact, torch.float32)
 
 
+@pytest.mark.parametrize("first", ["enable", "peft"])
+@pytest.mark.parametrize("layer", ["proj", "downsample"])
+def test_lora_of_convolutions(layer, first):
+    """The names end so in the patch embedding (and elsewhere) and in the downsample."""
+    peft = pytest.importorskip("peft")
+    inputs = batch()
+
+    def adapted(model):
+        torch.manual_seed(1)
+        return peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=[layer], init_lora_weights=False))
+
+    exact, stock = (results(adapted(make("glm4v", dtype)), inputs) for dtype in (torch.float64, torch.float32))
+    model = make("glm4v")
+    with warnings.catch_warnings(record=True):  # where peft was first, what it has wrapped is left alone
+        warnings.simplefilter("always")
+        if first == "enable":
+            enable(model)
+        model = adapted(model)
+        if first == "peft":
+            enable(model)
+    ours = results(model, inputs)
+    assert all(gradient.any() for gradient in ours.values())
+    assert_like_stock(ours, stock, exact, torch.float32)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize(
+    "path", ["visual.patch_embed.proj", "visual.blocks.0.mlp.act_fn", "language_model.layers.0.mlp.activation_fn"]
+)
+def test_hooks_of_what_an_op_would_skip(path, grad):
+    model, inputs = make("glm4v"), batch()
+    enable(model)
+    model.model.get_submodule(path).register_forward_hook(lambda module, given, out: out * 0)
+    with torch.set_grad_enabled(grad):
+        ours = model(**inputs).logits
+        disable(model)
+        torch.testing.assert_close(ours, model(**inputs).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_hooks_see_all_rows():
+    model, seen = make("glm4v"), []
+    enable(model)
+    mlp = model.model.language_model.layers[0].mlp
+    mlp.down_proj.register_forward_hook(lambda module, given, out: seen.append(len(out)))
+    with torch.no_grad():
+        mlp(torch.randn(2 * mlp.group, 64))
+    assert seen == [2 * mlp.group]
+
+
+def test_classes_that_others_have_made_of_ours():
+    model, inputs = make("glm4v"), batch()
+    with torch.no_grad():
+        stock = model(**inputs).logits
+        enable(model)
+        torch.nn.utils.parametrizations.weight_norm(model.lm_head)
+        with pytest.warns(UserWarning, match="ParametrizedLinear, which another library has made of Linear"):
+            disable(model)
+        torch.testing.assert_close(model(**inputs).logits, stock, rtol=1e-4, atol=1e-4)
+        torch.nn.utils.parametrize.remove_parametrizations(model.lm_head, "weight")
+    disable(model)
+    assert not replaced(model)
+
+
 def test_norms_that_an_adapter_keeps_in_fp32():
     """k-bit training casts norms to fp32 under bf16 activations: such a call goes transformers' way."""
     model, inputs = make("glm4v", torch.bfloat16), batch()
@@ -285,6 +379,9 @@ def test_compile():
     run = {"inputs_embeds": x, "attention_mask": mask, "use_cache": False}
     compiled = torch.compile(text, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(**run).last_hidden_state, text(**run).last_hidden_state)
+    mask[0, 3] = 0
+    with pytest.raises(RuntimeError, match=r"attention_mask must have no padding between tokens under torch.compile"):
+        compiled(**run)
     grid, patches = torch.tensor([[1, 4, 4]]), torch.randn(16, 1176)
     index = {
         "position_ids": torch.randint(4, (16, 2)),
