@@ -25,7 +25,8 @@ emulator = ctypes.CDLL(library)
 emulator.emulator_capability(int(capability))
 code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-W", "ignore", *arguments])
 assert (emulator.emulator_launches() > 0) == (expected == "kernels"), "the CPU's own ops were tested"
-assert (emulator.emulator_tiles() > 0) == (int(capability) >= 90), "another GPU's kernels were tested"
+hopper = emulator.emulator_tiles() + emulator.emulator_cluster_waits()
+assert (hopper > 0) == (int(capability) >= 90), "another GPU's kernels were tested"
 sys.exit(code)
 """
 # Tests of the CPU's loops; and, not to repeat them for every backend, of what Python alone decides.

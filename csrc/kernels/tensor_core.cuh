@@ -95,4 +95,30 @@ __device__ __forceinline__ int arrive(int* counter) {
   return before;
 }
 
+// A line of global memory that will be read soon.
+__device__ __forceinline__ void prefetch_line(const void* p) {
+  asm volatile("prefetch.global.L2 [%0];" : : "l"(__cvta_generic_to_global(p)));
+}
+
+// Clusters (sm_90 and later; elsewhere nothing launches them). Threads of all blocks arrive, then wait for each other;
+// what was written before the one is seen behind the other. A block that has ended counts as arrived.
+__device__ __forceinline__ void cluster_arrive() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;" : : : "memory");
+#endif
+}
+__device__ __forceinline__ void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire.aligned;" : : : "memory");
+#endif
+}
+// Where block `rank` of the cluster has what this one has at p in shared memory.
+template <class T>
+__device__ __forceinline__ const T* of_block(const T* p, int rank) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mapa.u64 %0, %0, %1;" : "+l"(p) : "r"(rank));
+#endif
+  return p;
+}
+
 }  // namespace glm4v::cuda

@@ -13,6 +13,12 @@ class OnDevice {
 };
 
 inline int compute_capability(const Tensor&) { return emulator::capability; }
+inline bool has_clusters(const Tensor&) { return emulator::capability >= 90; }
+inline int processors(const Tensor&) {
+  int count = 0;
+  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, 0);
+  return count;
+}
 
 inline void check_launch(const char* op, cudaError_t error) {
   check(error == cudaSuccess, op, ": the CUDA kernel must launch, got error ", static_cast<int>(error));
