@@ -18,11 +18,12 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROGRAM = """
 import ctypes, sys
 import pytest, torch, glm4v_ext, glm4v_ext.testing as testing
-library, capability, expected, *arguments = sys.argv[1:]
+library, capability, processors, expected, *arguments = sys.argv[1:]
 torch.ops.load_library(library)
 testing.ATTENTION_DTYPES["cpu"] = testing.ATTENTION_DTYPES["cuda"]
 emulator = ctypes.CDLL(library)
 emulator.emulator_capability(int(capability))
+emulator.emulator_processors(int(processors))
 code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-W", "ignore", *arguments])
 assert (emulator.emulator_launches() > 0) == (expected == "kernels"), "the CPU's own ops were tested"
 hopper = emulator.emulator_tiles() + emulator.emulator_cluster_waits()

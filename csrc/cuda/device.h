@@ -35,8 +35,6 @@ inline int compute_capability(const Tensor& t) {
   return 10 * major + minor;
 }
 
-// Whether the device of `t` runs blocks in clusters: 9.0 and 10.x do, and what comes after 10.x has smaller ones.
-inline bool has_clusters(const Tensor& t) { return compute_capability(t) >= 90 && compute_capability(t) < 120; }
 inline int processors(const Tensor& t) {
   int count = 0;
   cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, t.get_device_index());

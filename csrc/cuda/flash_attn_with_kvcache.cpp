@@ -62,7 +62,7 @@ std::tuple<Tensor, Tensor> flash_attn_with_kvcache(
   constexpr int64_t most = 65535;                                        // of a grid's second and third dim
   check(s.batch <= most && row_tiles <= most, op, ": q must have at most ", most, " sequences and ", most * KV_TILE,
         " queries times heads per kv head on CUDA, got ", s.batch, " and ", s.queries * (s.heads / s.kv_heads));
-  plan_flash_attn_with_kvcache(args, has_clusters(q), processors(q));
+  plan_flash_attn_with_kvcache(args, flash_attn_with_kvcache_clusters(), processors(q));
   const int64_t tiles = s.batch * s.kv_heads * row_tiles;
   const Tensor partials = empty_f32({tiles * args.slots * KV_TILE * (kv_padded_dim(args.dim) + 8)}, qc);
   const Tensor finished = torch::stable::new_zeros(qc, {tiles * args.counters}, ScalarType::Int);

@@ -15,12 +15,20 @@ namespace {
 
 template <int D>
 struct KvCacheTile {
-  static constexpr int WARPS = D <= 128 ? 4 : 2, STAGES = 2, ROW = D + 8, BLOCKS = D == 128 ? 2 : 3;
-  static constexpr bool WHOLE_SPLITS = D <= 128;                          // a warp may have them
-  static constexpr int GROUP = KV_TILE * ROW;                             // of keys or of values
-  static constexpr int BYTES = (GROUP + WARPS * STAGES * 2 * GROUP) * 2;  // q, and what the warps load
-  static_assert(KV_FOUR <= WARPS * STAGES && WARPS < WARPS * STAGES, "parts of fp32 take the place of keys and values");
+  static constexpr int WARPS = D <= 128 ? 4 : 2, ROW = D + 8;
+  static constexpr bool WHOLE_SPLITS = D <= 128;  // a warp may have them
+  static constexpr int GROUP = KV_TILE * ROW;     // of keys or of values
   static_assert(!WHOLE_SPLITS || WARPS == KV_FOUR);
+};
+// With `STAGES` groups of keys and of values of each warp under way. FEW: where more would find no processor free.
+constexpr int FEW = 2, MANY = 4;
+template <int D, int STAGES>
+struct KvCacheStages : KvCacheTile<D> {
+  using Tile = KvCacheTile<D>;
+  static constexpr int BLOCKS = STAGES == MANY ? 1 : D == 128 ? 2 : 3;
+  static constexpr int PARTS = Tile::WARPS * STAGES;                      // of fp32 that fit in the place of these
+  static constexpr int BYTES = (Tile::GROUP + PARTS * 2 * Tile::GROUP) * 2;  // q, and what the warps load
+  static_assert(KV_FOUR <= PARTS && Tile::WARPS < PARTS);
 };
 
 // Row r of the packed rows of a sequence: offset in q and out in heads, and in lse.
@@ -36,23 +44,6 @@ __device__ __forceinline__ PackedRow packed_row(const KvCacheArgs& a, int b, int
           (b * static_cast<int64_t>(a.heads) + head) * a.queries + query};
 }
 
-// Four columns of a row of the result.
-template <class T>
-__device__ __forceinline__ void write_quad(const KvCacheArgs& a, const PackedRow& at, int column,
-                                           const float (&value)[4], float top, float sum) {
-  T* const to = static_cast<T*>(a.out) + at.heads * a.dim;
-  const float factor = sum == 0 ? 0 : __fdividef(1, sum);
-  float mean[4];
-#pragma unroll
-  for (int j = 0; j < 4; ++j) mean[j] = value[j] * factor;
-  if (a.dim % 4 == 0) {
-    if (column < a.dim) store<4>(to + column, mean);
-  } else {
-    for (int j = 0; j < 4 && column + j < a.dim; ++j) to[column + j] = from_float<T>(mean[j]);
-  }
-  if (column == 0) a.lse[at.lse] = sum == 0 ? -INFINITY : top * 0.693147181f + logf(sum);
-}
-
 // Sums of weighted values relative to 2^top are added to others: first what top and the sum of weights become, then the
 // values by the factors that this gives. Rounding is spelled out: the same sums are made in registers and in memory.
 // What is empty (top -inf, zeros) changes no bit of the other.
@@ -65,18 +56,43 @@ __device__ __forceinline__ Factors add_weights(float& top, float& sum, float oth
   top = most, sum = fmaf(other_sum, by.other, sum * by.here);
   return by;
 }
-template <int N>
-__device__ __forceinline__ void add_values(float (&value)[N], const float (&other)[N], Factors by) {
-#pragma unroll
-  for (int j = 0; j < N; ++j) value[j] = fmaf(other[j], by.other, value[j] * by.here);
-}
 // Four columns and their row's weights.
 struct Quad {
   float value[4] = {}, top = -INFINITY, sum = 0;
   __device__ __forceinline__ void add(const Quad& other) {
-    add_values(value, other.value, add_weights(top, sum, other.top, other.sum));
+    const Factors by = add_weights(top, sum, other.top, other.sum);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) value[j] = fmaf(other.value[j], by.other, value[j] * by.here);
   }
 };
+// At once: one waits less for the other than in a row of additions.
+__device__ __forceinline__ Quad add_four(const Quad (&x)[KV_FOUR]) {
+  Quad all;
+  all.top = fmaxf(fmaxf(x[0].top, x[1].top), fmaxf(x[2].top, x[3].top));
+#pragma unroll
+  for (int i = 0; i < KV_FOUR; ++i) {
+    const float by = exp2_fast(x[i].top - (all.top == -INFINITY ? 0 : all.top));
+    all.sum = fmaf(x[i].sum, by, all.sum);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) all.value[j] = fmaf(x[i].value[j], by, all.value[j]);
+  }
+  return all;
+}
+
+template <class T>
+__device__ __forceinline__ void write_quad(const KvCacheArgs& a, const PackedRow& at, int column, const Quad& quad) {
+  T* const to = static_cast<T*>(a.out) + at.heads * a.dim;
+  const float factor = quad.sum == 0 ? 0 : __fdividef(1, quad.sum);
+  float mean[4];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) mean[j] = quad.value[j] * factor;
+  if (a.dim % 4 == 0) {
+    if (column < a.dim) store<4>(to + column, mean);
+  } else {
+    for (int j = 0; j < 4 && column + j < a.dim; ++j) to[column + j] = from_float<T>(mean[j]);
+  }
+  if (column == 0) a.lse[at.lse] = quad.sum == 0 ? -INFINITY : quad.top * 0.693147181f + logf(quad.sum);
+}
 
 // What a thread holds of a part [16][D + 8]: four columns of each of some rows, and these rows' top scores in powers of
 // two and sums of weights, which lie in columns D and D + 1. A row of D + 8 floats keeps the banks apart where the
@@ -118,31 +134,28 @@ struct Part {
 #pragma unroll
     for (int i = 0; i < SHARE; ++i) quad[i].add(other.quad[i]);
   }
-  // Into global memory.
-  static __device__ __forceinline__ void leave(float* part, int row, int column, const Quad& quad) {
-    store<4>(part + row * ROW + column, quad.value);
-    if (column == 0) store<2>(part + row * ROW + D, {quad.top, quad.sum});
-  }
-  __device__ __forceinline__ void leave(float* part, int rows) const {
-#pragma unroll
-    for (int i = 0; i < SHARE; ++i)
-      if (row(i) < rows) leave(part, row(i), column(), quad[i]);
-  }
-  __device__ __forceinline__ void leave_shared(float* part) const {
+  // Of the first `count` of four parts in shared memory.
+  static __device__ __forceinline__ Part sum(const float* parts, int count) {
+    Part all;
 #pragma unroll
     for (int i = 0; i < SHARE; ++i) {
-      const Quad& x = quad[i];
-      *reinterpret_cast<Pack<4, float>*>(part + row(i) * ROW + column()) = {
-          {x.value[0], x.value[1], x.value[2], x.value[3]}};
-      if (column() == 0) *reinterpret_cast<Pack<2, float>*>(part + row(i) * ROW + D) = {{x.top, x.sum}};
-    }
-  }
-  template <class T>
-  __device__ __forceinline__ void write(const KvCacheArgs& a, int b, int kv_head, int first, int rows) const {
+      Quad of[KV_FOUR];
 #pragma unroll
-    for (int i = 0; i < SHARE; ++i)
-      if (row(i) < rows)
-        write_quad<T>(a, packed_row(a, b, kv_head, first + row(i)), column(), quad[i].value, quad[i].top, quad[i].sum);
+      for (int p = 0; p < KV_FOUR; ++p)
+        if (p < count) of[p] = read(parts + p * FLOATS, row(i), column());
+      all.quad[i] = add_four(of);
+    }
+    return all;
+  }
+  // Into shared memory.
+  __device__ __forceinline__ void show(float* part) const {
+#pragma unroll
+    for (int i = 0; i < SHARE; ++i) {
+      float* const to = part + row(i) * ROW;
+      const Quad& x = quad[i];
+      *reinterpret_cast<Pack<4, float>*>(to + column()) = {{x.value[0], x.value[1], x.value[2], x.value[3]}};
+      if (column() == 0) *reinterpret_cast<Pack<2, float>*>(to + D) = {{x.top, x.sum}};
+    }
   }
 };
 
@@ -154,15 +167,15 @@ __device__ __forceinline__ bool last_to_arrive(int* counter, int count, int* tol
   return *told;
 }
 
-template <class T, int D>
-__global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheTile<D>::BLOCKS)
+template <class T, int D, int STAGES>
+__global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheStages<D, STAGES>::BLOCKS)
     flash_attn_with_kvcache_kernel(KvCacheArgs a) {
   using Sizes = KvCacheTile<D>;
   constexpr int ROW = Sizes::ROW, WARPS = Sizes::WARPS, GROUP = Sizes::GROUP, STEP = WARPS * KV_TILE;
-  constexpr int AHEAD = Sizes::STAGES * KV_TILE;
+  constexpr int AHEAD = STAGES * KV_TILE;
   T* const sq = static_cast<T*>(dynamic_shared());
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  T* const own = sq + GROUP + warp * Sizes::STAGES * 2 * GROUP;  // [STAGES][k, v][16][ROW] of this warp
+  T* const own = sq + GROUP + warp * STAGES * 2 * GROUP;  // [STAGES][k, v][16][ROW] of this warp
 
   const int b = blockIdx.z, kv_head = blockIdx.x / a.cluster % a.kv_heads, rank = blockIdx.x % a.cluster;
   const int block = blockIdx.x / (a.cluster * a.kv_heads) * a.cluster + rank;
@@ -237,7 +250,7 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheTile<D>::BL
 
   Place place = place_of(mine);
 #pragma unroll 1  // little code: it comes from memory, too
-  for (int i = 0; i < 2 * Sizes::STAGES; ++i) {
+  for (int i = 0; i < 2 * STAGES; ++i) {
     load_group(i % 2, i / 2, mine + i / 2 * KV_TILE, place);
     if (i == 0)
       load_rows<T, D, ROW>(sq, KV_TILE, rows, a.dim, a.aligned, [&](int r) {
@@ -277,7 +290,7 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheTile<D>::BL
   };
   clear(sum_out);
 
-  copy_wait<2 * Sizes::STAGES - 1>();
+  copy_wait<2 * STAGES - 1>();
   __syncthreads();
   constexpr bool HELD = D <= 128;  // q in registers
   uint32_t q[HELD ? D / 16 : 1][4];
@@ -291,8 +304,8 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheTile<D>::BL
     const int stop = min(end, key + strand);
     top[0] = top[1] = -INFINITY, total[0] = total[1] = 0;
     clear(out);
-    for (; key < stop; key += KV_TILE, stage = stage + 1 == Sizes::STAGES ? 0 : stage + 1) {
-      copy_wait<2 * Sizes::STAGES - 1>();
+    for (; key < stop; key += KV_TILE, stage = stage + 1 == STAGES ? 0 : stage + 1) {
+      copy_wait<2 * STAGES - 1>();
       __syncwarp();
       const T *const sk = own + stage * 2 * GROUP, *const sv = sk + GROUP;
       float p[2][4] = {}, odd[2][4] = {};  // two sums each: a product waits for the one before
@@ -349,7 +362,7 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheTile<D>::BL
           for (int i = 0; i < 4; ++i) out[d][i] *= rescale[i / 2];
       const uint32_t weights[4] = {pack_pair<T>(p[0][0], p[0][1]), pack_pair<T>(p[0][2], p[0][3]),
                                    pack_pair<T>(p[1][0], p[1][1]), pack_pair<T>(p[1][2], p[1][3])};
-      copy_wait<2 * Sizes::STAGES - 1>();
+      copy_wait<2 * STAGES - 1>();
       __syncwarp();
 #pragma unroll
       for (int d = 0; d < D; d += 16) {
@@ -394,90 +407,105 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheTile<D>::BL
   }
   __syncthreads();
   Part<D> part;
+  if (whole) {
+    part = Part<D>::sum(parts, KV_FOUR);
+  } else {
 #pragma unroll
-  for (int p = 0; p < WARPS; ++p) part.add(parts + p * GROUP);
+    for (int p = 0; p < WARPS; ++p) part.add(parts + p * GROUP);
+  }
 
-  // Blocks of this tile, those of a set, and those of four splits.
+  // Parts of this tile, those that are added at once, and those of four splits among them.
   const int block_keys = a.block_splits * length;
   int count = max(1, (keys - start + block_keys - 1) / block_keys);
-  int fan = KV_SET / a.block_splits, four = KV_FOUR / a.block_splits, index = block;
-  const int64_t tile = (static_cast<int64_t>(b) * a.kv_heads + kv_head) * gridDim.y + blockIdx.y;
-  float* left = a.partials + tile * a.slots * GROUP;
-  int* counters = a.finished + tile * a.counters;
-  int64_t stride = GROUP;
-  if (count == 1) return part.template write<T>(a, b, kv_head, first, rows);
-
+  int fan = KV_SET / a.block_splits, four = KV_FOUR / a.block_splits, index = block, together = 1;
   if (a.cluster > 1) {
-    // Every block adds some rows of all.
-    index /= fan;
-    const int together = min(fan, count - index * fan);
-    count = (count + fan - 1) / fan;
-    float* const shown = parts + WARPS * GROUP;
-    part.leave_shared(shown);
-    cluster_arrive();
-    cluster_wait();
+    index /= fan, together = min(fan, count - index * fan), count = (count + fan - 1) / fan;
+    fan = KV_SET, four = KV_FOUR;
+  }
+  const int64_t tile = (static_cast<int64_t>(b) * a.kv_heads + kv_head) * gridDim.y + blockIdx.y;
+  float* const left = a.partials + tile * a.slots * GROUP;
+  float* const shown = parts + WARPS * GROUP;
+  int* counters = a.finished + tile * a.counters;
+  for (int64_t stride = GROUP;;) {
+    // The blocks of a cluster show each other their parts, and each adds some rows: of the result, or for the tree.
+    part.show(shown);
+    if (together > 1)
+      cluster_arrive(), cluster_wait();
+    else
+      __syncthreads();
 #pragma unroll 1
     for (int i = rank + together * warp; i < (rows * D + 127) / 128; i += together * WARPS) {
       const int row = (i * 128 + lane * 4) / D, column = (i * 128 + lane * 4) % D;
-      Quad all, of_four, of[KV_SET];
+      Quad all, of_four[KV_FOUR];
+      if (together == 1) {
+        all = Part<D>::read(shown, row, column);
+      } else {
+        if (whole) {
 #pragma unroll
-      for (int p = 0; p < KV_SET; ++p)
-        if (p < together) of[p] = Part<D>::read(of_block(shown, p), row, column);
+          for (int p = 0; p < KV_FOUR; ++p)
+            if (p < together) of_four[p] = Part<D>::read(of_block(shown, p), row, column);
+        } else {
+          Quad of[KV_FOUR][KV_FOUR];
 #pragma unroll
-      for (int p = 0; p < KV_SET; ++p) {
-        if (p >= together) continue;
-        of_four.add(of[p]);
-        if (p % four == four - 1 || p == together - 1) all.add(of_four), of_four = Quad{};
+          for (int p = 0; p < KV_SET; ++p)
+            if (p < together) of[p / 4][p % 4] = Part<D>::read(of_block(shown, p), row, column);
+#pragma unroll
+          for (int p = 0; p < KV_FOUR; ++p) of_four[p] = add_four(of[p]);
+        }
+        all = add_four(of_four);
       }
-      if (row < rows && count == 1)
-        write_quad<T>(a, packed_row(a, b, kv_head, first + row), column, all.value, all.top, all.sum);
-      if (row < rows && count > 1) Part<D>::leave(left + index * stride, row, column, all);
+      if (row >= rows) continue;
+      if (count == 1) {
+        write_quad<T>(a, packed_row(a, b, kv_head, first + row), column, all);
+      } else {
+        float* const to = left + index * stride + row * ROW;
+        store<4>(to + column, all.value);
+        if (column == 0) store<2>(to + D, {all.top, all.sum});
+      }
     }
-    cluster_arrive();  // nobody reads this block's any longer
-    cluster_wait();
+    if (together > 1) cluster_arrive(), cluster_wait();  // nobody reads this block's any longer
     if (count == 1 || rank > 0) return;
-    fan = KV_SET, four = KV_FOUR;
-  } else {
-    part.leave(left + index * stride, rows);
-  }
 
-  // A tree: whoever is last of a set leaves their sum in the place of their first, and goes on with that.
-  for (;;) {
-    index /= fan;
-    const int together = min(fan, count - index * fan);
+    // A tree: whoever is last among some leaves their sum in the place of their first, and goes on with that.
+    index /= fan, together = min(fan, count - index * fan);
     if (!last_to_arrive(counters + index, together, reinterpret_cast<int*>(sq))) return;  // q has been read
     part = Part<D>{};
-    Part<D> of_four;
 #pragma unroll 1
-    for (int p = 0; p < together; ++p) {
-      if (p % KV_FOUR == 0) {
-        __syncthreads();
-        Part<D>::fetch(parts, left + (index * fan + p) * stride, stride, min(KV_FOUR, together - p), rows);
-        __syncthreads();
-      }
-      of_four.add(parts + p % KV_FOUR * GROUP);
-      if (p % four == four - 1 || p == together - 1) part.add(of_four), of_four = Part<D>{};
+    for (int p = 0; p < together; p += four) {
+      const int some = min(four, together - p);
+      Part<D>::fetch(parts, left + (index * fan + p) * stride, stride, some, rows);
+      __syncthreads();
+      part.add(Part<D>::sum(parts, some));
+      __syncthreads();
     }
-    count = (count + fan - 1) / fan, counters += count;
-    if (count == 1) return part.template write<T>(a, b, kv_head, first, rows);
-    stride *= fan, fan = KV_SET, four = KV_FOUR;
-    part.leave(left + index * stride, rows);
+    count = (count + fan - 1) / fan, counters += count, stride *= fan;
+    fan = KV_SET, four = KV_FOUR, together = 1;
   }
 }
 
-template <class T, int D>
-cudaError_t launch_dim(const KvCacheArgs& a, cudaStream_t stream) {
-  using Sizes = KvCacheTile<D>;
+template <class T, int D, int STAGES>
+cudaError_t launch_stages(const KvCacheArgs& a, cudaStream_t stream) {
+  using Sizes = KvCacheStages<D, STAGES>;
   // The kv heads of a token lie side by side: blocks that read them follow each other.
   const dim3 grid(static_cast<unsigned>(a.blocks * a.kv_heads), static_cast<unsigned>(max(kv_tiles(a), int64_t{1})),
                   static_cast<unsigned>(a.batch));
+  const auto kernel = flash_attn_with_kvcache_kernel<T, D, STAGES>;
   if (a.cluster > 1)
-    return launch_clusters(flash_attn_with_kvcache_kernel<T, D>, grid, a.cluster, 32 * Sizes::WARPS, Sizes::BYTES,
-                           stream, a);
-  return launch(flash_attn_with_kvcache_kernel<T, D>, grid, 32 * Sizes::WARPS, Sizes::BYTES, stream, a);
+    return launch_clusters(kernel, grid, a.cluster, 32 * Sizes::WARPS, Sizes::BYTES, stream, a);
+  return launch(kernel, grid, 32 * Sizes::WARPS, Sizes::BYTES, stream, a);
+}
+template <class T, int D>
+cudaError_t launch_dim(const KvCacheArgs& a, cudaStream_t stream) {
+  return a.alone ? launch_stages<T, D, MANY>(a, stream) : launch_stages<T, D, FEW>(a, stream);
 }
 
 }  // namespace
+
+bool flash_attn_with_kvcache_clusters() {
+  constexpr int D = 256;  // the most shared memory
+  return runs_clusters<flash_attn_with_kvcache_kernel<bf16, D, MANY>>(KV_SET, 32 * KvCacheTile<D>::WARPS,
+                                                                      KvCacheStages<D, MANY>::BYTES);
+}
 
 cudaError_t launch_flash_attn_with_kvcache(DType dtype, const KvCacheArgs& a, cudaStream_t stream) {
   return dispatch_half(dtype, [&](auto zero) {

@@ -28,7 +28,9 @@ struct KvCacheArgs {
   float* partials;  // [B, K, tiles, slots][16][padded D + 8]
   int* finished;    // [B, K, tiles, counters] zeros
   // By plan_flash_attn_with_kvcache. Of a tile: blocks, of block_splits splits each, in clusters of `cluster` (1: none).
+  // alone: a processor has at most one of them, which may take its shared memory.
   int blocks, block_splits, cluster, slots, counters;
+  bool alone;
 };
 
 constexpr int KV_TILE = 16;                               // keys of a group, rows of a tile
@@ -85,7 +87,11 @@ inline void plan_flash_attn_with_kvcache(KvCacheArgs& a, bool clusters, int proc
   if (a.cluster > 1) parts = (parts + fan - 1) / fan, fan = KV_SET;
   a.slots = parts > 1 ? parts : 0;
   for (; parts > 1; fan = KV_SET) parts = (parts + fan - 1) / fan, a.counters += parts;
+  a.alone = a.cluster > 1 && 2 * tiles * a.blocks <= processors;  // half: a cluster's processors are neighbours
 }
+
+// Whether the current device runs clusters that merge a set of splits.
+bool flash_attn_with_kvcache_clusters();
 
 // bf16 and f16 only.
 cudaError_t launch_flash_attn_with_kvcache(DType dtype, const KvCacheArgs& args, cudaStream_t stream);

@@ -80,6 +80,7 @@ inline jmp_buf scheduler;
 inline std::function<void()> body;
 inline int64_t launches;
 inline int capability = 80;  // compute capability, of which the glue chooses kernels
+inline int processors = 3;   // few, so that a block that stays takes many tiles
 inline std::mutex one_launch;
 constexpr size_t shared_stride = (shared_base + most_shared_bytes + 1023) / 1024 * 1024;
 alignas(1024) inline unsigned char shared_of_cluster[most_cluster][shared_stride];
@@ -243,7 +244,7 @@ inline cudaError_t cudaGetDevice(int* device) {
 }
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = 3;  // few, so that a block that stays takes many tiles
+  *value = emulator::processors;
   return cudaSuccess;
 }
 enum cudaDriverEntryPointQueryResult { cudaDriverEntryPointSuccess };

@@ -13,7 +13,6 @@ class OnDevice {
 };
 
 inline int compute_capability(const Tensor&) { return emulator::capability; }
-inline bool has_clusters(const Tensor&) { return emulator::capability >= 90; }
 inline int processors(const Tensor&) {
   int count = 0;
   cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, 0);

@@ -9,8 +9,8 @@ cudaError_t launch_clusters(void (*kernel)(Parameters...), dim3 grid, int cluste
                             cudaStream_t, Arguments... arguments) {
   if (cluster > 1 && (emulator::capability < 90 || cluster > static_cast<int>(emulator::most_cluster)))
     return cudaErrorNotSupported;
-  if (cluster < 1 || grid.x % cluster != 0 || threads < 1 || threads > 1024 || shared_bytes > emulator::most_shared_bytes || grid.x == 0 ||
-      grid.x > 0x7fffffff || grid.y == 0 || grid.y > 65535 || grid.z == 0 || grid.z > 65535)
+  if (cluster < 1 || grid.x % cluster != 0 || threads < 1 || threads > 1024 ||
+      shared_bytes > emulator::most_shared_bytes || grid.x == 0 || grid.x > 0x7fffffff || grid.y == 0 || grid.y > 65535 || grid.z == 0 || grid.z > 65535)
     return cudaErrorInvalidConfiguration;
   const std::lock_guard<std::mutex> lock(emulator::one_launch);
   ++emulator::launches;
@@ -29,6 +29,11 @@ template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes, cudaStream_t stream,
                    Arguments... arguments) {
   return launch_clusters(kernel, grid, 1, threads, shared_bytes, stream, arguments...);
+}
+
+template <auto kernel>
+bool runs_clusters(int cluster, int, size_t) {
+  return emulator::capability >= 90 && cluster <= static_cast<int>(emulator::most_cluster);
 }
 
 inline void* dynamic_shared() { return emulator::shared + emulator::shared_base; }
