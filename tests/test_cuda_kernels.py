@@ -51,9 +51,12 @@ ATTENTION = {
     "(tiles and 256 and softcap) or (definition and 96 and window)",
     "flash_attn_with_kvcache": "not compile",
 }
-# Ops with kernels of their own for Hopper, and tests of what these serve.
+# Ops with kernels of their own for Hopper, or that use its clusters, and tests of what these serve.
 HOPPER = {"flash_attn_varlen": "64 or 128 or grouped or neighbours or long"}
-HOPPER_QUICK = {"flash_attn_varlen": "neighbours or graph or far_apart or (grouped and 64) or (long and dtype0)"}
+HOPPER_QUICK = {
+    "flash_attn_varlen": "neighbours or graph or far_apart or (grouped and 64) or (long and dtype0)",
+    "flash_attn_with_kvcache": "not compile",
+}
 # Torch's products: their glue is tested; they are the CPU's, whose own paths the other tests of these ops are about.
 PRODUCTS = {"patch_embed": "definition", "merge_patches": "definition", "linear": "definition or errors"}
 
@@ -70,8 +73,9 @@ def emulator() -> pathlib.Path:
     return builds[-1].parent / "tests/emulator/libemulator.so"
 
 
-def run_tests(emulator: pathlib.Path, op: str, expected: str, chosen: str, *options: str, capability: int = 80) -> None:
-    arguments = [str(emulator), str(capability), expected, f"tests/ops/test_{op}.py", "-k", chosen, *options]
+def run_tests(emulator: pathlib.Path, op: str, expected: str, chosen: str, *options: str, capability=80, processors=3):
+    device = [str(capability), str(processors)]
+    arguments = [str(emulator), *device, expected, f"tests/ops/test_{op}.py", "-k", chosen, *options]
     done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
@@ -90,6 +94,14 @@ def test_attention_passes_tests_of_the_op(op, emulator):
 @pytest.mark.parametrize("op", HOPPER_QUICK)
 def test_attention_of_hopper_passes_tests_of_the_op(op, emulator):
     run_tests(emulator, op, "kernels", HOPPER_QUICK[op], "--device=cpu", capability=90)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_decoding_deals_splits_out_to_many_processors(capability, emulator):  # few are filled by one sequence
+    chosen = "splits or bits or pages or padding"
+    run_tests(
+        emulator, "flash_attn_with_kvcache", "kernels", chosen, "--device=cpu", capability=capability, processors=60
+    )
 
 
 @pytest.mark.slow

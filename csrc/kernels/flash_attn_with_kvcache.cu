@@ -108,12 +108,17 @@ struct Part {
   static_assert(THREADS % QUADS == 0);
 
   static __device__ __forceinline__ Quad read(const float* part, int row, int column) {
-    Quad quad;
-    float weights[2];
-    load<4>(part + row * ROW + column, quad.value);
+    float value[4], weights[2];
+    load<4>(part + row * ROW + column, value);
     load<2>(part + row * ROW + D, weights);
-    quad.top = weights[0], quad.sum = weights[1];
-    return quad;
+    return {{value[0], value[1], value[2], value[3]}, weights[0], weights[1]};
+  }
+  // What block `rank` of the cluster has there.
+  static __device__ __forceinline__ Quad read(const float* part, int row, int column, int rank) {
+    float value[4], weights[2];
+    load_shared_of(rank, part + row * ROW + column, value);
+    load_shared_of(rank, part + row * ROW + D, weights);
+    return {{value[0], value[1], value[2], value[3]}, weights[0], weights[1]};
   }
   // Copies `count` parts of `rows` rows, each `stride` floats after the one before, into shared memory.
   static __device__ __forceinline__ void fetch(float* to, const float* from, int64_t stride, int count, int rows) {
@@ -177,8 +182,10 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheStages<D, S
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   T* const own = sq + GROUP + warp * STAGES * 2 * GROUP;  // [STAGES][k, v][16][ROW] of this warp
 
-  const int b = blockIdx.z, kv_head = blockIdx.x / a.cluster % a.kv_heads, rank = blockIdx.x % a.cluster;
-  const int block = blockIdx.x / (a.cluster * a.kv_heads) * a.cluster + rank;
+  // Blocks of a cluster, then kv heads, then clusters of a tile.
+  const unsigned cluster_and_head = blockIdx.x / a.cluster, cluster = cluster_and_head / a.kv_heads;
+  const int b = blockIdx.z, kv_head = cluster_and_head % a.kv_heads, rank = blockIdx.x % a.cluster;
+  const int block = cluster * a.cluster + rank;
   const int first = blockIdx.y * KV_TILE, rows = min(KV_TILE, a.queries * (a.heads / a.kv_heads) - first);
   const int64_t capacity = a.page_size * a.max_pages;
   const auto value = [&](const Index& x, int64_t otherwise) { return x.data == nullptr ? otherwise : x[b]; };
@@ -188,13 +195,27 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheStages<D, S
     if (line < width * a.max_pages)
       prefetch_line(static_cast<const char*>(a.block_table.data) + b * a.max_pages * width + line);
   }
-  const int64_t given = value(a.seqlens, capacity);  // lengths are the device's: out of range, they are clamped
+  const int64_t given = value(a.seqlens, capacity), pad = value(a.leftpad, 0), cache_row = value(a.batch_idx, b);
+  // While these come, q. Every thread waits for its copies with those of the first keys.
+#pragma unroll 1
+  for (int i = threadIdx.x; i < KV_TILE * D / 8; i += 32 * WARPS) {
+    const int r = i / (D / 8), d = i % (D / 8) * 8;
+    const bool inside = r < rows && d < a.dim;
+    const T* const from =
+        static_cast<const T*>(a.q) + packed_row(a, b, kv_head, first + (r < rows ? r : 0)).heads * a.dim;
+    if (a.aligned)
+      copy_async(sq + r * ROW + d, inside ? from + d : from, inside);
+    else
+      for (int j = 0; j < 8; ++j) sq[r * ROW + d + j] = inside && d + j < a.dim ? from[d + j] : T{};
+  }
+  // Lengths are the device's: out of range, they are clamped.
   const int old = static_cast<int>(given < 0 ? 0 : given > capacity - a.new_tokens ? capacity - a.new_tokens : given);
-  const int keys = old + a.new_tokens, leftpad = static_cast<int>(value(a.leftpad, 0));
+  const int keys = old + a.new_tokens, leftpad = static_cast<int>(pad);
   const int start = (leftpad < 0 ? 0 : leftpad) / KV_TILE * KV_TILE;
   const int length = kv_split_length(keys - start, a.splits);
   const int begin = start + block * a.block_splits * length, block_end = min(keys, begin + a.block_splits * length);
-  if (block > 0 && begin >= keys) return;
+  copy_commit();
+  if (block > 0 && begin >= keys) return copy_wait<0>();
 
   // Each warp has a strand of consecutive keys, as many as the block has warps make a split, or a whole split, strand by
   // strand. It loads them by itself, and waits for nobody.
@@ -203,7 +224,6 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheStages<D, S
   const int mine = begin + warp * (whole ? length : strand), end = min(block_end, mine + (whole ? length : strand));
 
   // Groups of 16 keys begin at multiples of 16, and so do pages: a group lies in one page.
-  const int64_t cache_row = value(a.batch_idx, b);
   struct Place {
     int64_t page;
     int row;
@@ -252,10 +272,6 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheStages<D, S
 #pragma unroll 1  // little code: it comes from memory, too
   for (int i = 0; i < 2 * STAGES; ++i) {
     load_group(i % 2, i / 2, mine + i / 2 * KV_TILE, place);
-    if (i == 0)
-      load_rows<T, D, ROW>(sq, KV_TILE, rows, a.dim, a.aligned, [&](int r) {
-        return static_cast<const T*>(a.q) + packed_row(a, b, kv_head, first + r).heads * a.dim;
-      });
     copy_commit();
     if (i % 2) place = place_of(mine + (i / 2 + 1) * KV_TILE);  // a turn before it is needed
   }
@@ -443,12 +459,12 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheStages<D, S
         if (whole) {
 #pragma unroll
           for (int p = 0; p < KV_FOUR; ++p)
-            if (p < together) of_four[p] = Part<D>::read(of_block(shown, p), row, column);
+            if (p < together) of_four[p] = Part<D>::read(shown, row, column, p);
         } else {
           Quad of[KV_FOUR][KV_FOUR];
 #pragma unroll
           for (int p = 0; p < KV_SET; ++p)
-            if (p < together) of[p / 4][p % 4] = Part<D>::read(of_block(shown, p), row, column);
+            if (p < together) of[p / 4][p % 4] = Part<D>::read(shown, row, column, p);
 #pragma unroll
           for (int p = 0; p < KV_FOUR; ++p) of_four[p] = add_four(of[p]);
         }

@@ -112,13 +112,29 @@ __device__ __forceinline__ void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" : : : "memory");
 #endif
 }
-// Where block `rank` of the cluster has what this one has at p in shared memory.
-template <class T>
-__device__ __forceinline__ const T* of_block(const T* p, int rank) {
+// What block `rank` of the cluster has at p of its shared memory.
+__device__ __forceinline__ uint32_t shared_address_of(int rank, const void* p) {
+  uint32_t address = shared_address(p);
 #if __CUDA_ARCH__ >= 900
-  asm volatile("mapa.u64 %0, %0, %1;" : "+l"(p) : "r"(rank));
+  asm("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(address) : "r"(rank));
 #endif
-  return p;
+  return address;
+}
+__device__ __forceinline__ void load_shared_of(int rank, const float* p, float (&to)[2]) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];"
+               : "=f"(to[0]), "=f"(to[1])
+               : "r"(shared_address_of(rank, p))
+               : "memory");
+#endif
+}
+__device__ __forceinline__ void load_shared_of(int rank, const float* p, float (&to)[4]) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(to[0]), "=f"(to[1]), "=f"(to[2]), "=f"(to[3])
+               : "r"(shared_address_of(rank, p))
+               : "memory");
+#endif
 }
 
 }  // namespace glm4v::cuda

@@ -101,11 +101,11 @@ inline void cluster_wait() {
     });
   });
 }
-template <class T>
-const T* of_block(const T* p, int rank) {
+template <int N>
+void load_shared_of(int rank, const float* p, float (&to)[N]) {
   const auto offset = reinterpret_cast<const unsigned char*>(p) - emulator::shared;
   if (rank < 0 || rank >= static_cast<int>(emulator::cluster)) emulator::fail("a block beyond the cluster");
-  return reinterpret_cast<const T*>(emulator::shared_of_cluster[rank] + offset);
+  std::memcpy(to, emulator::shared_of_cluster[rank] + offset, sizeof to);
 }
 
 }  // namespace glm4v::cuda
