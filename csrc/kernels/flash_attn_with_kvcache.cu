@@ -20,13 +20,13 @@ struct KvCacheTile {
   static constexpr int GROUP = KV_TILE * ROW;     // of keys or of values
   static_assert(!WHOLE_SPLITS || WARPS == KV_FOUR);
 };
-// With `STAGES` groups of keys and of values of each warp under way. FEW: where more would find no processor free.
+// With `STAGES` groups of keys and of values of each warp under way. MANY: for a block that has a processor alone.
 constexpr int FEW = 2, MANY = 4;
 template <int D, int STAGES>
 struct KvCacheStages : KvCacheTile<D> {
   using Tile = KvCacheTile<D>;
   static constexpr int BLOCKS = STAGES == MANY ? 1 : D == 128 ? 2 : 3;
-  static constexpr int PARTS = Tile::WARPS * STAGES;                      // of fp32 that fit in the place of these
+  static constexpr int PARTS = Tile::WARPS * STAGES;                         // of fp32 that fit in the place of these
   static constexpr int BYTES = (Tile::GROUP + PARTS * 2 * Tile::GROUP) * 2;  // q, and what the warps load
   static_assert(KV_FOUR <= PARTS && Tile::WARPS < PARTS);
 };
@@ -217,8 +217,8 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheStages<D, S
   copy_commit();
   if (block > 0 && begin >= keys) return copy_wait<0>();
 
-  // Each warp has a strand of consecutive keys, as many as the block has warps make a split, or a whole split, strand by
-  // strand. It loads them by itself, and waits for nobody.
+  // Each warp has a strand of consecutive keys, as many as the block has warps make a split, or a whole split, strand
+  // by strand. It loads them by itself, and waits for nobody.
   const int strand = (length + STEP - 1) / STEP * KV_TILE;
   const bool whole = Sizes::WHOLE_SPLITS && a.block_splits > 1;
   const int mine = begin + warp * (whole ? length : strand), end = min(block_end, mine + (whole ? length : strand));
@@ -403,18 +403,17 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheStages<D, S
 #pragma unroll
       for (int d = 0; d < D / 8; ++d)
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
-          sum_out[d][i] = fmaf(out[d][i], by[i / 2].other, sum_out[d][i] * by[i / 2].here);
+        for (int i = 0; i < 4; ++i) sum_out[d][i] = fmaf(out[d][i], by[i / 2].other, sum_out[d][i] * by[i / 2].here);
     }
   } while (Sizes::WHOLE_SPLITS && key < end);
 
-  // The warps' parts; the keys that were there are no longer needed.
+  // The warps' parts take the place of keys; in order, they are the block's.
   copy_wait<0>();
   __syncthreads();
   float* const parts = reinterpret_cast<float*>(sq + GROUP);  // [WARPS][16][D + 8]
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const float(&of)[D / 8][4] = Sizes::WHOLE_SPLITS ? sum_out : out;
+    const float (&of)[D / 8][4] = Sizes::WHOLE_SPLITS ? sum_out : out;
     float* const row = parts + warp * GROUP + (lane / 4 + 8 * i) * ROW;
 #pragma unroll
     for (int d = 0; d < D / 8; ++d) store<2>(row + d * 8 + lane % 4 * 2, {of[d][2 * i], of[d][2 * i + 1]});
@@ -506,8 +505,7 @@ cudaError_t launch_stages(const KvCacheArgs& a, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(a.blocks * a.kv_heads), static_cast<unsigned>(max(kv_tiles(a), int64_t{1})),
                   static_cast<unsigned>(a.batch));
   const auto kernel = flash_attn_with_kvcache_kernel<T, D, STAGES>;
-  if (a.cluster > 1)
-    return launch_clusters(kernel, grid, a.cluster, 32 * Sizes::WARPS, Sizes::BYTES, stream, a);
+  if (a.cluster > 1) return launch_clusters(kernel, grid, a.cluster, 32 * Sizes::WARPS, Sizes::BYTES, stream, a);
   return launch(kernel, grid, 32 * Sizes::WARPS, Sizes::BYTES, stream, a);
 }
 template <class T, int D>

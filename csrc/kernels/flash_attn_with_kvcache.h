@@ -27,7 +27,7 @@ struct KvCacheArgs {
   float* lse;       // [B, H, Sq]
   float* partials;  // [B, K, tiles, slots][16][padded D + 8]
   int* finished;    // [B, K, tiles, counters] zeros
-  // By plan_flash_attn_with_kvcache. Of a tile: blocks, of block_splits splits each, in clusters of `cluster` (1: none).
+  // By plan_flash_attn_with_kvcache. Of a tile: blocks of block_splits splits each, in clusters of `cluster` (1: none).
   // alone: a processor has at most one of them, which may take its shared memory.
   int blocks, block_splits, cluster, slots, counters;
   bool alone;
@@ -51,7 +51,8 @@ GLM4V_HD int kv_split_length(int64_t keys, int wanted) {
   const int64_t short_keys = keys < KV_ONE_SET ? keys : KV_ONE_SET, squares = (keys + 255) / 256;
   const int even = static_cast<int>((short_keys + unit - 1) / unit) * KV_KEYS_AT_ONCE;
   const float root = sqrtf(static_cast<float>(squares));  // exact enough for any int
-  const int length = static_cast<int>(ceilf(root)) * KV_KEYS_AT_ONCE, least = even < KV_LEAST_KEYS ? KV_LEAST_KEYS : even;
+  const int length = static_cast<int>(ceilf(root)) * KV_KEYS_AT_ONCE,
+            least = even < KV_LEAST_KEYS ? KV_LEAST_KEYS : even;
   return length < least ? least : length;
 }
 // No sequence of at most `keys` keys has more splits: beyond one set, n keys have at most length / 16, which grows with

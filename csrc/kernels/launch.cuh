@@ -22,8 +22,8 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t
   return cudaGetLastError();
 }
 
-// For clusters of `cluster` blocks that follow each other in x: devices of 9.0 and later have them. `attribute` lives as
-// long as the result.
+// For clusters of `cluster` blocks that follow each other in x: devices of 9.0 and later have them. `config` points to
+// `attribute`.
 template <class Kernel>
 cudaError_t configure_clusters(cudaLaunchConfig_t& config, cudaLaunchAttribute& attribute, Kernel* kernel, dim3 grid,
                                int cluster, int threads, size_t shared_bytes) {

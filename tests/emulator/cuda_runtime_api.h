@@ -5,8 +5,8 @@
 // that a missing barrier shows; a barrier that some threads do not reach is an error, and so is a launch that a GPU
 // would refuse. Shared memory that a launch asks for starts as NaN, and is NaN again when its block has ended.
 //
-// The blocks of a cluster run together, each with its own dynamic shared memory; static shared memory, named barriers and
-// tiles are for launches without clusters.
+// The blocks of a cluster run together, each with its own dynamic shared memory; static shared memory, named barriers
+// and tiles are for launches without clusters.
 #pragma once
 #include <setjmp.h>
 #include <ucontext.h>
@@ -72,7 +72,7 @@ struct Fiber {
 
 inline std::vector<std::unique_ptr<Fiber>> fibers;
 inline Fiber* current;
-inline unsigned running;      // its number, those of the cluster's blocks before its own included
+inline unsigned running;       // its number, those of the cluster's blocks before its own included
 inline unsigned cluster;       // blocks
 inline unsigned first_block;   // of the cluster, in x
 inline int64_t cluster_waits;  // so far
@@ -86,9 +86,9 @@ constexpr size_t shared_stride = (shared_base + most_shared_bytes + 1023) / 1024
 alignas(1024) inline unsigned char shared_of_cluster[most_cluster][shared_stride];
 inline unsigned char* shared = shared_of_cluster[0];  // of the block that runs
 inline unsigned ended[most_cluster];                  // threads
-inline size_t shared_bytes;                        // of this launch
-inline std::vector<std::function<void()>> copies;  // under way, in order
-inline int64_t tiles;                              // copied by them so far
+inline size_t shared_bytes;                           // of this launch
+inline std::vector<std::function<void()>> copies;     // under way, in order
+inline int64_t tiles;                                 // copied by them so far
 struct NamedBarrier {
   int arrived;
   int64_t turn;

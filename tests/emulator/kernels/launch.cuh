@@ -10,7 +10,8 @@ cudaError_t launch_clusters(void (*kernel)(Parameters...), dim3 grid, int cluste
   if (cluster > 1 && (emulator::capability < 90 || cluster > static_cast<int>(emulator::most_cluster)))
     return cudaErrorNotSupported;
   if (cluster < 1 || grid.x % cluster != 0 || threads < 1 || threads > 1024 ||
-      shared_bytes > emulator::most_shared_bytes || grid.x == 0 || grid.x > 0x7fffffff || grid.y == 0 || grid.y > 65535 || grid.z == 0 || grid.z > 65535)
+      shared_bytes > emulator::most_shared_bytes || grid.x == 0 || grid.x > 0x7fffffff || grid.y == 0 ||
+      grid.y > 65535 || grid.z == 0 || grid.z > 65535)
     return cudaErrorInvalidConfiguration;
   const std::lock_guard<std::mutex> lock(emulator::one_launch);
   ++emulator::launches;
