@@ -18,15 +18,17 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROGRAM = """
 import ctypes, sys
 import pytest, torch, glm4v_ext, glm4v_ext.testing as testing
-library, capability, *arguments = sys.argv[1:]
+library, capability, processors, *arguments = sys.argv[1:]
 torch.ops.load_library(library)
 for by_device in (testing.ATTENTION_DTYPES, testing.FEW_ROWS):
     by_device["cpu"] = by_device["cuda"]
 emulator = ctypes.CDLL(library)
 emulator.emulator_capability(int(capability))
+emulator.emulator_processors(int(processors))
 code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-W", "ignore", *arguments])
 assert emulator.emulator_launches() > 0, "the CPU's own ops were tested"
-assert (emulator.emulator_tiles() > 0) == (int(capability) >= 90), "another GPU's kernels were tested"
+hopper = emulator.emulator_tiles() + emulator.emulator_cluster_waits()
+assert (hopper > 0) == (int(capability) >= 90), "another GPU's kernels were tested"
 sys.exit(code)
 """
 # Tests of the CPU's loops; and, not to repeat them for every backend, of what Python alone decides.
@@ -50,9 +52,12 @@ ATTENTION = {
     "(tiles and 256 and softcap) or (definition and 96 and window)",
     "flash_attn_with_kvcache": "not compile",
 }
-# Ops with kernels of their own for Hopper, and tests of what these serve.
+# Ops with kernels of their own for Hopper, or that use its clusters, and tests of what these serve.
 HOPPER = {"flash_attn_varlen": "64 or 128 or grouped or neighbours or long"}
-HOPPER_QUICK = {"flash_attn_varlen": "neighbours or graph or far_apart or (grouped and 64) or (long and dtype0)"}
+HOPPER_QUICK = {
+    "flash_attn_varlen": "neighbours or graph or far_apart or (grouped and 64) or (long and dtype0)",
+    "flash_attn_with_kvcache": "not compile",
+}
 # Products: of few rows they are a kernel's, others torch's, whose own paths the other tests of these ops are about.
 PRODUCTS = {
     "patch_embed": "definition",
@@ -73,8 +78,9 @@ def emulator() -> pathlib.Path:
     return builds[-1].parent / "tests/emulator/libemulator.so"
 
 
-def run_tests(emulator: pathlib.Path, op: str, chosen: str, *options: str, capability: int = 80) -> None:
-    arguments = [str(emulator), str(capability), f"tests/ops/test_{op}.py", "-k", chosen, *options]
+def run_tests(emulator: pathlib.Path, op: str, chosen: str, *options: str, capability: int = 80, processors: int = 3):
+    device = [str(capability), str(processors)]
+    arguments = [str(emulator), *device, f"tests/ops/test_{op}.py", "-k", chosen, *options]
     done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
@@ -93,6 +99,12 @@ def test_attention_passes_tests_of_the_op(op, emulator):
 @pytest.mark.parametrize("op", HOPPER_QUICK)
 def test_attention_of_hopper_passes_tests_of_the_op(op, emulator):
     run_tests(emulator, op, HOPPER_QUICK[op], "--device=cpu", capability=90)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_decoding_deals_splits_out_to_many_processors(capability, emulator):  # few are filled by one sequence
+    chosen = "splits or bits or pages or padding"
+    run_tests(emulator, "flash_attn_with_kvcache", chosen, "--device=cpu", capability=capability, processors=60)
 
 
 @pytest.mark.slow

@@ -35,6 +35,12 @@ inline int compute_capability(const Tensor& t) {
   return 10 * major + minor;
 }
 
+inline int processors(const Tensor& t) {
+  int count = 0;
+  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, t.get_device_index());
+  return count;
+}
+
 inline void check_launch(const char* op, cudaError_t error) {
   check(error == cudaSuccess, op, ": the CUDA kernel must launch, got ", cudaGetErrorString(error));
 }

@@ -62,11 +62,9 @@ std::tuple<Tensor, Tensor> flash_attn_with_kvcache(
   constexpr int64_t most = 65535;                                        // of a grid's second and third dim
   check(s.batch <= most && row_tiles <= most, op, ": q must have at most ", most, " sequences and ", most * KV_TILE,
         " queries times heads per kv head on CUDA, got ", s.batch, " and ", s.queries * (s.heads / s.kv_heads));
+  plan_flash_attn_with_kvcache(args, compute_capability(q) >= 90, processors(q));
   const int64_t tiles = s.batch * s.kv_heads * row_tiles;
-  args.most_splits = kv_most_splits(args.page_size * args.max_pages, args.splits);
-  args.counters = kv_counters(args.most_splits, args.dim);
-  const int64_t slots = args.most_splits == 1 ? 0 : tiles * args.most_splits;
-  const Tensor partials = empty_f32({slots * KV_TILE * (kv_padded_dim(args.dim) + 8)}, qc);
+  const Tensor partials = empty_f32({tiles * args.slots * KV_TILE * (kv_padded_dim(args.dim) + 8)}, qc);
   const Tensor finished = torch::stable::new_zeros(qc, {tiles * args.counters}, ScalarType::Int);
   args.partials = static_cast<float*>(partials.mutable_data_ptr());
   args.finished = static_cast<int*>(finished.mutable_data_ptr());

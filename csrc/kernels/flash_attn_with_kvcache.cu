@@ -1,6 +1,8 @@
 // Decode attention with mma.sync (sm_80 and later). The G query heads of a kv head are packed into the 16 rows of one
-// product. The keys of a sequence are split over blocks, by the sequence's own length alone: the same sequence gives
-// the same bits in any batch. The block that finishes last among a few adds their parts, in order.
+// product. The keys of a sequence are split by the sequence's own length alone, and the splits' parts are added in one
+// order, whoever adds them: the same sequence gives the same bits in any batch. Each warp has a part of a split, or,
+// where sequences are enough to fill the device, whole splits. Blocks of a cluster read each other's parts; without
+// clusters, and beyond one, the block that finishes last adds what the others left in memory.
 // New keys are read from where they come from and written into the cache by one block, so that the append needs no
 // launch of its own. Dims: B sequences, Sq queries each, Sn new keys each, H query heads, K kv heads, G = H / K, D head
 // dim.
@@ -13,10 +15,11 @@ namespace {
 
 template <int D>
 struct KvCacheTile {
-  static constexpr int WARPS = D <= 128 ? 4 : 2, STAGES = 2, ROW = D + 8, BLOCKS = 3;
-  static constexpr int GROUP = KV_TILE * ROW;                             // of keys or of values
-  static constexpr int BYTES = (GROUP + WARPS * STAGES * 2 * GROUP) * 2;  // q, and what the warps load
-  static_assert(kv_merge(D) <= WARPS * STAGES && STAGES > 1, "parts of fp32 take the place of keys and values");
+  static constexpr int WARPS = D <= 128 ? 4 : 2, STAGES = 2, ROW = D + 8, BLOCKS = D == 128 ? 2 : 3;
+  static constexpr bool WHOLE_SPLITS = D <= 128;                       // a warp may have them
+  static constexpr int GROUP = KV_TILE * ROW, PARTS = WARPS * STAGES;  // of keys or of values; of fp32 in their place
+  static constexpr int BYTES = (GROUP + PARTS * 2 * GROUP) * 2;        // q, and what the warps load
+  static_assert(KV_FOUR <= PARTS && WARPS < PARTS && (!WHOLE_SPLITS || WARPS == KV_FOUR));
 };
 
 // Row r of the packed rows of a sequence: offset in q and out in heads, and in lse.
@@ -32,6 +35,56 @@ __device__ __forceinline__ PackedRow packed_row(const KvCacheArgs& a, int b, int
           (b * static_cast<int64_t>(a.heads) + head) * a.queries + query};
 }
 
+// Sums of weighted values relative to 2^top are added to others: first what top and the sum of weights become, then the
+// values by the factors that this gives. Rounding is spelled out: the same sums are made in registers and in memory.
+// What is empty (top -inf, zeros) changes no bit of the other.
+struct Factors {
+  float here, other;
+};
+__device__ __forceinline__ Factors add_weights(float& top, float& sum, float other_top, float other_sum) {
+  const float most = fmaxf(top, other_top), shift = most == -INFINITY ? 0 : most;
+  const Factors by{exp2_fast(top - shift), exp2_fast(other_top - shift)};
+  top = most, sum = fmaf(other_sum, by.other, sum * by.here);
+  return by;
+}
+// Four columns and their row's weights.
+struct Quad {
+  float value[4] = {}, top = -INFINITY, sum = 0;
+  __device__ __forceinline__ void add(const Quad& other) {
+    const Factors by = add_weights(top, sum, other.top, other.sum);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) value[j] = fmaf(other.value[j], by.other, value[j] * by.here);
+  }
+};
+// At once: one waits less for the other than in a row of additions.
+__device__ __forceinline__ Quad add_four(const Quad (&x)[KV_FOUR]) {
+  Quad all;
+  all.top = fmaxf(fmaxf(x[0].top, x[1].top), fmaxf(x[2].top, x[3].top));
+#pragma unroll
+  for (int i = 0; i < KV_FOUR; ++i) {
+    const float by = exp2_fast(x[i].top - (all.top == -INFINITY ? 0 : all.top));
+    all.sum = fmaf(x[i].sum, by, all.sum);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) all.value[j] = fmaf(x[i].value[j], by, all.value[j]);
+  }
+  return all;
+}
+
+template <class T>
+__device__ __forceinline__ void write_quad(const KvCacheArgs& a, const PackedRow& at, int column, const Quad& quad) {
+  T* const to = static_cast<T*>(a.out) + at.heads * a.dim;
+  const float factor = quad.sum == 0 ? 0 : __fdividef(1, quad.sum);
+  float mean[4];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) mean[j] = quad.value[j] * factor;
+  if (a.dim % 4 == 0) {
+    if (column < a.dim) store<4>(to + column, mean);
+  } else {
+    for (int j = 0; j < 4 && column + j < a.dim; ++j) to[column + j] = from_float<T>(mean[j]);
+  }
+  if (column == 0) a.lse[at.lse] = quad.sum == 0 ? -INFINITY : quad.top * 0.693147181f + logf(quad.sum);
+}
+
 // What a thread holds of a part [16][D + 8]: four columns of each of some rows, and these rows' top scores in powers of
 // two and sums of weights, which lie in columns D and D + 1. A row of D + 8 floats keeps the banks apart where the
 // lanes of a product write two columns each.
@@ -39,12 +92,25 @@ template <int D>
 struct Part {
   static constexpr int ROW = D + 8, FLOATS = KV_TILE * ROW, THREADS = 32 * KvCacheTile<D>::WARPS, QUADS = D / 4;
   static constexpr int SHARE = KV_TILE * QUADS / THREADS;
-  float value[SHARE][4], top[SHARE], sum[SHARE];
+  Quad quad[SHARE];
 
   static __device__ int row(int i) { return (threadIdx.x + i * THREADS) / QUADS; }
   static __device__ int column() { return threadIdx.x % QUADS * 4; }
   static_assert(THREADS % QUADS == 0);
 
+  static __device__ __forceinline__ Quad read(const float* part, int row, int column) {
+    float value[4], weights[2];
+    load<4>(part + row * ROW + column, value);
+    load<2>(part + row * ROW + D, weights);
+    return {{value[0], value[1], value[2], value[3]}, weights[0], weights[1]};
+  }
+  // What block `rank` of the cluster has there.
+  static __device__ __forceinline__ Quad read(const float* part, int row, int column, int rank) {
+    float value[4], weights[2];
+    load_shared_of(rank, part + row * ROW + column, value);
+    load_shared_of(rank, part + row * ROW + D, weights);
+    return {{value[0], value[1], value[2], value[3]}, weights[0], weights[1]};
+  }
   // Copies `count` parts of `rows` rows, each `stride` floats after the one before, into shared memory.
   static __device__ __forceinline__ void fetch(float* to, const float* from, int64_t stride, int count, int rows) {
     to += 4 * threadIdx.x, from += 4 * threadIdx.x;
@@ -56,54 +122,35 @@ struct Part {
     copy_commit();
     copy_wait<0>();
   }
-  // The sum of `count` parts in shared memory, in order.
-  __device__ __forceinline__ void merge(const float* parts, int count) {
+  __device__ __forceinline__ void add(const float* part) {
 #pragma unroll
-    for (int i = 0; i < SHARE; ++i) {
-      top[i] = -INFINITY, sum[i] = 0;
-#pragma unroll
-      for (int j = 0; j < 4; ++j) value[i][j] = 0;
-    }
-#pragma unroll 2
-    for (int p = 0; p < count; ++p)
-#pragma unroll
-      for (int i = 0; i < SHARE; ++i) top[i] = fmaxf(top[i], parts[p * FLOATS + row(i) * ROW + D]);
-#pragma unroll 2
-    for (int p = 0; p < count; ++p)
-#pragma unroll
-      for (int i = 0; i < SHARE; ++i) {
-        const float* const part = parts + p * FLOATS + row(i) * ROW;
-        float other[4], of_row[2];
-        load<4>(part + column(), other);
-        load<2>(part + D, of_row);
-        const float weight = exp2_fast(of_row[0] - (top[i] == -INFINITY ? 0 : top[i]));
-        sum[i] += weight * of_row[1];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) value[i][j] += weight * other[j];
-      }
+    for (int i = 0; i < SHARE; ++i) quad[i].add(read(part, row(i), column()));
   }
-  __device__ __forceinline__ void leave(float* part, int rows) const {
+  __device__ __forceinline__ void add(const Part& other) {
 #pragma unroll
-    for (int i = 0; i < SHARE; ++i) {
-      if (row(i) < rows) store<4>(part + row(i) * ROW + column(), value[i]);
-      if (row(i) < rows && column() == 0) store<2>(part + row(i) * ROW + D, {top[i], sum[i]});
-    }
+    for (int i = 0; i < SHARE; ++i) quad[i].add(other.quad[i]);
   }
-  template <class T>
-  __device__ __forceinline__ void write(const KvCacheArgs& a, int b, int kv_head, int first, int rows) const {
+  // Of the first `count` of four parts in shared memory.
+  static __device__ __forceinline__ Part sum(const float* parts, int count) {
+    Part all;
 #pragma unroll
     for (int i = 0; i < SHARE; ++i) {
-      const PackedRow at = packed_row(a, b, kv_head, first + min(row(i), rows - 1));
-      T* const to = static_cast<T*>(a.out) + at.heads * a.dim;
-      const float factor = sum[i] == 0 ? 0 : __fdividef(1, sum[i]);
-      float mean[4];
+      Quad of[KV_FOUR];
 #pragma unroll
-      for (int j = 0; j < 4; ++j) mean[j] = value[i][j] * factor;
-      if (row(i) < rows && a.dim % 4 == 0 && column() < a.dim) store<4>(to + column(), mean);
-      if (row(i) < rows && a.dim % 4 != 0)
-        for (int j = 0; j < 4 && column() + j < a.dim; ++j) to[column() + j] = from_float<T>(mean[j]);
-      if (row(i) < rows && column() == 0)
-        a.lse[at.lse] = sum[i] == 0 ? -INFINITY : top[i] * 0.693147181f + logf(sum[i]);
+      for (int p = 0; p < KV_FOUR; ++p)
+        if (p < count) of[p] = read(parts + p * FLOATS, row(i), column());
+      all.quad[i] = add_four(of);
+    }
+    return all;
+  }
+  // Into shared memory.
+  __device__ __forceinline__ void show(float* part) const {
+#pragma unroll
+    for (int i = 0; i < SHARE; ++i) {
+      float* const to = part + row(i) * ROW;
+      const Quad& x = quad[i];
+      *reinterpret_cast<Pack<4, float>*>(to + column()) = {{x.value[0], x.value[1], x.value[2], x.value[3]}};
+      if (column() == 0) *reinterpret_cast<Pack<2, float>*>(to + D) = {{x.top, x.sum}};
     }
   }
 };
@@ -121,31 +168,60 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheTile<D>::BL
     flash_attn_with_kvcache_kernel(KvCacheArgs a) {
   using Sizes = KvCacheTile<D>;
   constexpr int ROW = Sizes::ROW, WARPS = Sizes::WARPS, GROUP = Sizes::GROUP, STEP = WARPS * KV_TILE;
+  constexpr int STAGES = Sizes::STAGES, AHEAD = STAGES * KV_TILE;
+  begin_early();
   T* const sq = static_cast<T*>(dynamic_shared());
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  T* const own = sq + GROUP + warp * Sizes::STAGES * 2 * GROUP;  // [STAGES][k, v][16][ROW] of this warp
+  T* const own = sq + GROUP + warp * STAGES * 2 * GROUP;  // [STAGES][k, v][16][ROW] of this warp
 
-  const int b = blockIdx.z, kv_head = blockIdx.x % a.kv_heads, split = blockIdx.x / a.kv_heads;
+  // Blocks of a cluster, then kv heads, then clusters of a tile.
+  const unsigned cluster_and_head = blockIdx.x / a.cluster, cluster = cluster_and_head / a.kv_heads;
+  const int b = blockIdx.z, kv_head = cluster_and_head % a.kv_heads, rank = blockIdx.x % a.cluster;
+  const int block = cluster * a.cluster + rank;
   const int first = blockIdx.y * KV_TILE, rows = min(KV_TILE, a.queries * (a.heads / a.kv_heads) - first);
   const int64_t capacity = a.page_size * a.max_pages;
   const auto value = [&](const Index& x, int64_t otherwise) { return x.data == nullptr ? otherwise : x[b]; };
-  const int64_t given = value(a.seqlens, capacity);  // lengths are the device's: out of range, they are clamped
+  const bool paged = a.block_table.data != nullptr;
+  if (paged) {  // which pages are wanted is known only after the length
+    const int64_t width = a.block_table.wide ? 8 : 4, line = 128 * static_cast<int64_t>(threadIdx.x);
+    if (line < width * a.max_pages)
+      prefetch_line(static_cast<const char*>(a.block_table.data) + b * a.max_pages * width + line);
+  }
+  const int64_t given = value(a.seqlens, capacity), pad = value(a.leftpad, 0), cache_row = value(a.batch_idx, b);
+  // While these come, q. Every thread waits for its copies with those of the first keys.
+#pragma unroll 1
+  for (int i = threadIdx.x; i < KV_TILE * D / 8; i += 32 * WARPS) {
+    const int r = i / (D / 8), d = i % (D / 8) * 8;
+    const bool inside = r < rows && d < a.dim;
+    const T* const from =
+        static_cast<const T*>(a.q) + packed_row(a, b, kv_head, first + (r < rows ? r : 0)).heads * a.dim;
+    if (a.aligned)
+      copy_async(sq + r * ROW + d, inside ? from + d : from, inside);
+    else
+      for (int j = 0; j < 8; ++j) sq[r * ROW + d + j] = inside && d + j < a.dim ? from[d + j] : T{};
+  }
+  // Lengths are the device's: out of range, they are clamped.
   const int old = static_cast<int>(given < 0 ? 0 : given > capacity - a.new_tokens ? capacity - a.new_tokens : given);
-  const int keys = old + a.new_tokens, leftpad = static_cast<int>(value(a.leftpad, 0));
+  const int keys = old + a.new_tokens, leftpad = static_cast<int>(pad);
   const int start = (leftpad < 0 ? 0 : leftpad) / KV_TILE * KV_TILE;
   const int length = kv_split_length(keys - start, a.splits);
-  const int begin = start + split * length, end = min(keys, begin + length);
-  if (split > 0 && begin >= keys) return;
+  const int begin = start + block * a.block_splits * length, block_end = min(keys, begin + a.block_splits * length);
+  copy_commit();
+  if (block > 0 && begin >= keys) return copy_wait<0>();
+
+  // Each warp has a strand of consecutive keys, as many as the block has warps make a split, or a whole split, strand
+  // by strand. It loads them by itself, and waits for nobody.
+  const int strand = (length + STEP - 1) / STEP * KV_TILE;
+  const bool whole = Sizes::WHOLE_SPLITS && a.block_splits > 1;
+  const int mine = begin + warp * (whole ? length : strand), end = min(block_end, mine + (whole ? length : strand));
 
   // Groups of 16 keys begin at multiples of 16, and so do pages: a group lies in one page.
-  const bool paged = a.block_table.data != nullptr;
-  const int64_t cache_row = value(a.batch_idx, b);
   struct Place {
     int64_t page;
     int row;
   };
   const auto place_of = [&](int key) {
-    if (!paged || key >= end) return Place{cache_row, key};
+    if (!paged || key >= keys) return Place{cache_row, key};
     const int page_size = static_cast<int>(a.page_size);
     return Place{a.block_table[b * a.max_pages + key / page_size], key % page_size};
   };
@@ -157,7 +233,6 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheTile<D>::BL
            ((static_cast<int64_t>(b) * a.new_tokens + key - old) * a.kv_heads + kv_head) * a.dim;
   };
 
-  // Each warp takes every WARPS-th group, loads it by itself, and waits for nobody.
   constexpr int CHUNKS = D / 8, PASS = 32 / CHUNKS;  // 16 bytes each; rows that a warp loads at once
   const int lane_row = lane / CHUNKS, lane_column = lane % CHUNKS * 8;
   const bool lane_inside = lane_column < a.dim;
@@ -185,22 +260,17 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheTile<D>::BL
     }
   };
 
-  const int mine = begin + warp * KV_TILE;
   Place place = place_of(mine);
 #pragma unroll 1  // little code: it comes from memory, too
-  for (int i = 0; i < 2 * Sizes::STAGES; ++i) {
-    load_group(i % 2, i / 2, mine + i / 2 * STEP, place);
-    if (i == 0)
-      load_rows<T, D, ROW>(sq, KV_TILE, rows, a.dim, a.aligned, [&](int r) {
-        return static_cast<const T*>(a.q) + packed_row(a, b, kv_head, first + r).heads * a.dim;
-      });
+  for (int i = 0; i < 2 * STAGES; ++i) {
+    load_group(i % 2, i / 2, mine + i / 2 * KV_TILE, place);
     copy_commit();
-    if (i % 2) place = place_of(mine + (i / 2 + 1) * STEP);  // a turn before it is needed
+    if (i % 2) place = place_of(mine + (i / 2 + 1) * KV_TILE);  // a turn before it is needed
   }
 
   if (blockIdx.y == 0)  // one block of those that see a new key
 #pragma unroll 1
-    for (int key = max(begin, old); key < end; ++key) {
+    for (int key = max(begin, old); key < block_end; ++key) {
       const Place to = place_of(key);
 #pragma unroll 1
       for (int d = threadIdx.x; d < a.dim; d += blockDim.x) {
@@ -218,13 +288,17 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheTile<D>::BL
   };
   const Span seen[2] = {seen_by(lane / 4), seen_by(lane / 4 + 8)};
   const Span seen_by_all{seen_by(KV_TILE).begin, seen_by(0).end};
-  float top[2] = {-INFINITY, -INFINITY}, total[2] = {}, out[D / 8][4];
+  float top[2], total[2], out[D / 8][4];
+  float sum_top[2] = {-INFINITY, -INFINITY}, sum[2] = {}, sum_out[D / 8][4];  // of the strands so far
+  const auto clear = [](float (&x)[D / 8][4]) {
 #pragma unroll
-  for (int d = 0; d < D / 8; ++d)
+    for (int d = 0; d < D / 8; ++d)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) out[d][i] = 0;
+      for (int i = 0; i < 4; ++i) x[d][i] = 0;
+  };
+  clear(sum_out);
 
-  copy_wait<3>();
+  copy_wait<2 * STAGES - 1>();
   __syncthreads();
   constexpr bool HELD = D <= 128;  // q in registers
   uint32_t q[HELD ? D / 16 : 1][4];
@@ -233,122 +307,197 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheTile<D>::BL
 #pragma unroll
     for (int d = 0; d < D / 16; ++d) load_q(d);
 
-  int stage = 0;
-  for (int key = mine; key < end; key += STEP, stage ^= 1) {
-    copy_wait<3>();
-    __syncwarp();
-    const T *const sk = own + stage * 2 * GROUP, *const sv = sk + GROUP;
-    float p[2][4] = {}, odd[2][4] = {};  // two sums each: a product waits for the one before
+  int stage = 0, key = mine;
+  do {
+    const int stop = min(end, key + strand);
+    top[0] = top[1] = -INFINITY, total[0] = total[1] = 0;
+    clear(out);
+    for (; key < stop; key += KV_TILE, stage = stage + 1 == STAGES ? 0 : stage + 1) {
+      copy_wait<2 * STAGES - 1>();
+      __syncwarp();
+      const T *const sk = own + stage * 2 * GROUP, *const sv = sk + GROUP;
+      float p[2][4] = {}, odd[2][4] = {};  // two sums each: a product waits for the one before
 #pragma unroll
-    for (int d = 0; d < D / 16; ++d) {
-      uint32_t k[4];
-      if (!HELD) load_q(d);
-      load_matrices(k, sk + (lane / 16 * 8 + lane % 8) * ROW + d * 16 + lane / 8 % 2 * 8);
+      for (int d = 0; d < D / 16; ++d) {
+        uint32_t k[4];
+        if (!HELD) load_q(d);
+        load_matrices(k, sk + (lane / 16 * 8 + lane % 8) * ROW + d * 16 + lane / 8 % 2 * 8);
 #pragma unroll
-      for (int n = 0; n < 2; ++n) multiply_add<T>(d % 2 ? odd[n] : p[n], q[HELD ? d : 0], k[2 * n], k[2 * n + 1]);
+        for (int n = 0; n < 2; ++n) multiply_add<T>(d % 2 ? odd[n] : p[n], q[HELD ? d : 0], k[2 * n], k[2 * n + 1]);
+      }
+      __syncwarp();  // these keys may be overwritten
+      load_group(0, stage, key + AHEAD, place);
+      copy_commit();
+#pragma unroll
+      for (int n = 0; n < 2; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) p[n][i] += odd[n][i];
+      if (capped)
+#pragma unroll
+        for (int n = 0; n < 2; ++n)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) p[n][i] = tanhf(p[n][i] * in);
+#pragma unroll
+      for (int n = 0; n < 2; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) p[n][i] *= unit;  // in powers of two
+      if (key < seen_by_all.begin || key + KV_TILE > seen_by_all.end)
+#pragma unroll
+        for (int n = 0; n < 2; ++n)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const int column = key + n * 8 + lane % 4 * 2 + i % 2;
+            if (column < seen[i / 2].begin || column >= seen[i / 2].end) p[n][i] = -INFINITY;
+          }
+      float rescale[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float most = fmaxf(fmaxf(p[0][2 * i], p[0][2 * i + 1]), fmaxf(p[1][2 * i], p[1][2 * i + 1]));
+        most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
+        most = fmaxf(fmaxf(most, __shfl_xor_sync(~0u, most, 2)), top[i]);
+        const float shift = most == -INFINITY ? 0 : most;
+        rescale[i] = exp2_fast(top[i] - shift);
+        top[i] = most, total[i] *= rescale[i];
+#pragma unroll
+        for (int n = 0; n < 2; ++n)
+#pragma unroll
+          for (int j = 2 * i; j < 2 * i + 2; ++j) p[n][j] = exp2_fast(p[n][j] - shift), total[i] += p[n][j];
+      }
+      if (__ballot_sync(~0u, rescale[0] != 1 || rescale[1] != 1))  // tops seldom grow
+#pragma unroll
+        for (int d = 0; d < D / 8; ++d)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) out[d][i] *= rescale[i / 2];
+      const uint32_t weights[4] = {pack_pair<T>(p[0][0], p[0][1]), pack_pair<T>(p[0][2], p[0][3]),
+                                   pack_pair<T>(p[1][0], p[1][1]), pack_pair<T>(p[1][2], p[1][3])};
+      copy_wait<2 * STAGES - 1>();
+      __syncwarp();
+#pragma unroll
+      for (int d = 0; d < D; d += 16) {
+        uint32_t v[4];
+        load_matrices_transposed(v, sv + (lane / 8 % 2 * 8 + lane % 8) * ROW + d + lane / 16 * 8);
+        multiply_add<T>(out[d / 8], weights, v[0], v[1]);
+        multiply_add<T>(out[d / 8 + 1], weights, v[2], v[3]);
+      }
+      __syncwarp();  // these values may be overwritten
+      load_group(1, stage, key + AHEAD, place);
+      copy_commit();
+      place = place_of(key + AHEAD + KV_TILE);
     }
-    __syncwarp();  // these keys may be overwritten
-    load_group(0, stage, key + 2 * STEP, place);
-    copy_commit();
-#pragma unroll
-    for (int n = 0; n < 2; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) p[n][i] += odd[n][i];
-    if (capped)
-#pragma unroll
-      for (int n = 0; n < 2; ++n)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) p[n][i] = tanhf(p[n][i] * in);
-#pragma unroll
-    for (int n = 0; n < 2; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) p[n][i] *= unit;  // in powers of two
-    if (key < seen_by_all.begin || key + KV_TILE > seen_by_all.end)
-#pragma unroll
-      for (int n = 0; n < 2; ++n)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int column = key + n * 8 + lane % 4 * 2 + i % 2;
-          if (column < seen[i / 2].begin || column >= seen[i / 2].end) p[n][i] = -INFINITY;
-        }
-    float rescale[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      float most = fmaxf(fmaxf(p[0][2 * i], p[0][2 * i + 1]), fmaxf(p[1][2 * i], p[1][2 * i + 1]));
-      most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
-      most = fmaxf(fmaxf(most, __shfl_xor_sync(~0u, most, 2)), top[i]);
-      const float shift = most == -INFINITY ? 0 : most;
-      rescale[i] = exp2_fast(top[i] - shift);
-      top[i] = most, total[i] *= rescale[i];
-#pragma unroll
-      for (int n = 0; n < 2; ++n)
-#pragma unroll
-        for (int j = 2 * i; j < 2 * i + 2; ++j) p[n][j] = exp2_fast(p[n][j] - shift), total[i] += p[n][j];
+      total[i] += __shfl_xor_sync(~0u, total[i], 1);
+      total[i] += __shfl_xor_sync(~0u, total[i], 2);
     }
-    if (__ballot_sync(~0u, rescale[0] != 1 || rescale[1] != 1))  // tops seldom grow
+    if (Sizes::WHOLE_SPLITS) {
+      const Factors by[2] = {add_weights(sum_top[0], sum[0], top[0], total[0]),
+                             add_weights(sum_top[1], sum[1], top[1], total[1])};
 #pragma unroll
       for (int d = 0; d < D / 8; ++d)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) out[d][i] *= rescale[i / 2];
-    const uint32_t weights[4] = {pack_pair<T>(p[0][0], p[0][1]), pack_pair<T>(p[0][2], p[0][3]),
-                                 pack_pair<T>(p[1][0], p[1][1]), pack_pair<T>(p[1][2], p[1][3])};
-    copy_wait<3>();
-    __syncwarp();
-#pragma unroll
-    for (int d = 0; d < D; d += 16) {
-      uint32_t v[4];
-      load_matrices_transposed(v, sv + (lane / 8 % 2 * 8 + lane % 8) * ROW + d + lane / 16 * 8);
-      multiply_add<T>(out[d / 8], weights, v[0], v[1]);
-      multiply_add<T>(out[d / 8 + 1], weights, v[2], v[3]);
+        for (int i = 0; i < 4; ++i) sum_out[d][i] = fmaf(out[d][i], by[i / 2].other, sum_out[d][i] * by[i / 2].here);
     }
-    __syncwarp();  // these values may be overwritten
-    load_group(1, stage, key + 2 * STEP, place);
-    copy_commit();
-    place = place_of(key + 3 * STEP);
-  }
+  } while (Sizes::WHOLE_SPLITS && key < end);
 
-  // The warps' parts; the keys that were there are no longer needed.
+  // The warps' parts take the place of keys; in order, they are the block's.
   copy_wait<0>();
   __syncthreads();
   float* const parts = reinterpret_cast<float*>(sq + GROUP);  // [WARPS][16][D + 8]
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    float sum = total[i];
-    sum += __shfl_xor_sync(~0u, sum, 1);
-    sum += __shfl_xor_sync(~0u, sum, 2);
+    const float (&of)[D / 8][4] = Sizes::WHOLE_SPLITS ? sum_out : out;
     float* const row = parts + warp * GROUP + (lane / 4 + 8 * i) * ROW;
 #pragma unroll
-    for (int d = 0; d < D / 8; ++d) store<2>(row + d * 8 + lane % 4 * 2, {out[d][2 * i], out[d][2 * i + 1]});
-    if (lane % 4 == 0) store<2>(row + D, {top[i], sum});
+    for (int d = 0; d < D / 8; ++d) store<2>(row + d * 8 + lane % 4 * 2, {of[d][2 * i], of[d][2 * i + 1]});
+    if (lane % 4 == 0)
+      store<2>(row + D, {Sizes::WHOLE_SPLITS ? sum_top[i] : top[i], Sizes::WHOLE_SPLITS ? sum[i] : total[i]});
+  }
+  __syncthreads();
+  Part<D> part;
+  if (whole) {
+    part = Part<D>::sum(parts, KV_FOUR);
+  } else {
+#pragma unroll
+    for (int p = 0; p < WARPS; ++p) part.add(parts + p * GROUP);
   }
 
-  // A tree: whoever is last among MERGE leaves their sum in the place of their first, and goes on with that.
-  constexpr int MERGE = kv_merge(D);
-  const int64_t tile = (static_cast<int64_t>(b) * a.kv_heads + kv_head) * gridDim.y + blockIdx.y;
-  float* const left = a.partials + tile * a.most_splits * GROUP;
-  int* counters = a.finished + tile * a.counters;
-  int64_t stride = GROUP;
-  Part<D> sum;
-  for (int count = max(1, (keys - start + length - 1) / length), index = split, together = WARPS;; stride *= MERGE) {
-    __syncthreads();
-    sum.merge(parts, together);
-    if (count == 1) break;
-    sum.leave(left + index * stride, rows);
-    index /= MERGE, together = min(MERGE, count - index * MERGE);
-    if (!last_to_arrive(counters + index, together, reinterpret_cast<int*>(sq))) return;  // q has been read
-    Part<D>::fetch(parts, left + index * MERGE * stride, stride, together, rows);
-    count = (count + MERGE - 1) / MERGE, counters += count;
+  // Parts of this tile, those that are added at once, and those of four splits among them.
+  const int block_keys = a.block_splits * length;
+  int count = max(1, (keys - start + block_keys - 1) / block_keys);
+  int fan = KV_SET / a.block_splits, four = KV_FOUR / a.block_splits, index = block, together = 1;
+  if (a.cluster > 1) {
+    index /= fan, together = min(fan, count - index * fan), count = (count + fan - 1) / fan;
+    fan = KV_SET, four = KV_FOUR;
   }
-  sum.template write<T>(a, b, kv_head, first, rows);
+  const int64_t tile = (static_cast<int64_t>(b) * a.kv_heads + kv_head) * gridDim.y + blockIdx.y;
+  float* const left = a.partials + tile * a.slots * GROUP;
+  float* const shown = parts + WARPS * GROUP;
+  int* counters = a.finished + tile * a.counters;
+  for (int64_t stride = GROUP;;) {
+    // The blocks of a cluster show each other their parts, and each adds some rows: of the result, or for the tree.
+    part.show(shown);
+    if (together > 1)
+      cluster_arrive(), cluster_wait();
+    else
+      __syncthreads();
+#pragma unroll 1
+    for (int i = rank + together * warp; i < (rows * D + 127) / 128; i += together * WARPS) {
+      const int row = (i * 128 + lane * 4) / D, column = (i * 128 + lane * 4) % D;
+      Quad all, of_four[KV_FOUR];
+      if (together == 1) {
+        all = Part<D>::read(shown, row, column);
+      } else {
+        if (whole) {
+#pragma unroll
+          for (int p = 0; p < KV_FOUR; ++p)
+            if (p < together) of_four[p] = Part<D>::read(shown, row, column, p);
+        } else {
+          Quad of[KV_SET / KV_FOUR][KV_FOUR];
+#pragma unroll
+          for (int p = 0; p < KV_SET; ++p)
+            if (p < together) of[p / KV_FOUR][p % KV_FOUR] = Part<D>::read(shown, row, column, p);
+#pragma unroll
+          for (int p = 0; p < KV_SET / KV_FOUR; ++p) of_four[p] = add_four(of[p]);
+        }
+        all = add_four(of_four);
+      }
+      if (row >= rows) continue;
+      if (count == 1) {
+        write_quad<T>(a, packed_row(a, b, kv_head, first + row), column, all);
+      } else {
+        float* const to = left + index * stride + row * ROW;
+        store<4>(to + column, all.value);
+        if (column == 0) store<2>(to + D, {all.top, all.sum});
+      }
+    }
+    if (together > 1) cluster_arrive(), cluster_wait();  // nobody reads this block's any longer
+    if (count == 1 || rank > 0) return;
+
+    // A tree: whoever is last among some leaves their sum in the place of their first, and goes on with that.
+    index /= fan, together = min(fan, count - index * fan);
+    if (!last_to_arrive(counters + index, together, reinterpret_cast<int*>(sq))) return;  // q has been read
+    part = Part<D>{};
+#pragma unroll 1
+    for (int p = 0; p < together; p += four) {
+      const int some = min(four, together - p);
+      Part<D>::fetch(parts, left + (index * fan + p) * stride, stride, some, rows);
+      __syncthreads();
+      part.add(Part<D>::sum(parts, some));
+      __syncthreads();
+    }
+    count = (count + fan - 1) / fan, counters += count, stride *= fan;
+    fan = KV_SET, four = KV_FOUR, together = 1;
+  }
 }
 
 template <class T, int D>
 cudaError_t launch_dim(const KvCacheArgs& a, cudaStream_t stream) {
   using Sizes = KvCacheTile<D>;
   // The kv heads of a token lie side by side: blocks that read them follow each other.
-  const dim3 grid(static_cast<unsigned>(a.most_splits * a.kv_heads),
-                  static_cast<unsigned>(max(kv_tiles(a), int64_t{1})), static_cast<unsigned>(a.batch));
-  return launch(flash_attn_with_kvcache_kernel<T, D>, grid, 32 * Sizes::WARPS, Sizes::BYTES, stream, a);
+  const dim3 grid(static_cast<unsigned>(a.blocks * a.kv_heads), static_cast<unsigned>(max(kv_tiles(a), int64_t{1})),
+                  static_cast<unsigned>(a.batch));
+  return launch_with({a.cluster, takes_extras()}, flash_attn_with_kvcache_kernel<T, D>, grid, 32 * Sizes::WARPS,
+                     Sizes::BYTES, stream, a);
 }
 
 }  // namespace

@@ -6,40 +6,57 @@
 
 namespace glm4v::cuda {
 
+// What a launch may ask for beside its blocks, on devices of 9.0 and later.
+struct LaunchExtras {
+  int cluster = 1;     // blocks of a cluster, which follow each other in x: 1 to 8
+  bool early = false;  // blocks may be put in place while the kernel before them in the stream ends; see begin_early
+};
+
 template <class... Parameters, class... Arguments>
-cudaError_t launch_with(const cudaLaunchAttribute* attributes, unsigned count, void (*kernel)(Parameters...), dim3 grid,
-                        int threads, size_t shared_bytes, cudaStream_t stream, Arguments... arguments) {
+cudaError_t launch_with(LaunchExtras extras, void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
+                        cudaStream_t stream, Arguments... arguments) {
   constexpr size_t granted = 48 << 10;  // of shared memory, unless a kernel asks for more
   if (shared_bytes > granted) {
     const cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
     if (error != cudaSuccess) return error;
   }
+  cudaLaunchAttribute attributes[2] = {};
   cudaLaunchConfig_t config{};
-  config.gridDim = grid, config.blockDim = dim3(threads), config.dynamicSmemBytes = shared_bytes,
-  config.stream = stream;
-  config.attrs = const_cast<cudaLaunchAttribute*>(attributes), config.numAttrs = count;
+  config.gridDim = grid, config.blockDim = dim3(threads), config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream, config.attrs = attributes;
+  if (extras.cluster > 1) {
+    cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = static_cast<unsigned>(extras.cluster);
+    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  }
+  if (extras.early) {
+    cudaLaunchAttribute& early = attributes[config.numAttrs++];
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+  }
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
-template <class Kernel, class... Arguments>
-cudaError_t launch(Kernel* kernel, dim3 grid, int threads, size_t shared_bytes, cudaStream_t stream,
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes, cudaStream_t stream,
                    Arguments... arguments) {
-  return launch_with(nullptr, 0, kernel, grid, threads, shared_bytes, stream, arguments...);
+  return launch_with({}, kernel, grid, threads, shared_bytes, stream, arguments...);
 }
 
-// The same for the short kernels of a decode step, which begin with `begin_early`: from Hopper on, their blocks are put
-// in place while the kernel before them in the stream ends.
-template <class Kernel, class... Arguments>
-cudaError_t launch_early(Kernel* kernel, dim3 grid, int threads, size_t shared_bytes, cudaStream_t stream,
-                         Arguments... arguments) {
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization, early.val.programmaticStreamSerializationAllowed = 1;
+// Whether the current device takes LaunchExtras.
+inline bool takes_extras() {
   int device = 0, major = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  if (error != cudaSuccess) return error;
-  return launch_with(&early, major >= 9, kernel, grid, threads, shared_bytes, stream, arguments...);
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 9;
+}
+
+// For the short kernels of a decode step, which begin with `begin_early`.
+template <class... Parameters, class... Arguments>
+cudaError_t launch_early(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
+                         cudaStream_t stream, Arguments... arguments) {
+  return launch_with({1, takes_extras()}, kernel, grid, threads, shared_bytes, stream, arguments...);
 }
 
 // Lets the next kernel's blocks be put in place, and waits until the kernel before this one is done and its results are

@@ -95,4 +95,46 @@ __device__ __forceinline__ int arrive(int* counter) {
   return before;
 }
 
+// A line of global memory that will be read soon.
+__device__ __forceinline__ void prefetch_line(const void* p) {
+  asm volatile("prefetch.global.L2 [%0];" : : "l"(__cvta_generic_to_global(p)));
+}
+
+// Clusters (sm_90 and later; elsewhere nothing launches them). Threads of all blocks arrive, then wait for each other;
+// what was written before the one is seen behind the other. A block that has ended counts as arrived.
+__device__ __forceinline__ void cluster_arrive() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;" : : : "memory");
+#endif
+}
+__device__ __forceinline__ void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire.aligned;" : : : "memory");
+#endif
+}
+// What block `rank` of the cluster has at p of its shared memory.
+__device__ __forceinline__ uint32_t shared_address_of(int rank, const void* p) {
+  uint32_t address = shared_address(p);
+#if __CUDA_ARCH__ >= 900
+  asm("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(address) : "r"(rank));
+#endif
+  return address;
+}
+__device__ __forceinline__ void load_shared_of(int rank, const float* p, float (&to)[2]) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];"
+               : "=f"(to[0]), "=f"(to[1])
+               : "r"(shared_address_of(rank, p))
+               : "memory");
+#endif
+}
+__device__ __forceinline__ void load_shared_of(int rank, const float* p, float (&to)[4]) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(to[0]), "=f"(to[1]), "=f"(to[2]), "=f"(to[3])
+               : "r"(shared_address_of(rank, p))
+               : "memory");
+#endif
+}
+
 }  // namespace glm4v::cuda

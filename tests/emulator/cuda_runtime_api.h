@@ -3,7 +3,10 @@
 //
 // A fiber stands for a CUDA thread and runs until it waits at a barrier. Fibers take turns forwards, then backwards, so
 // that a missing barrier shows; a barrier that some threads do not reach is an error, and so is a launch that a GPU
-// would refuse. Shared memory that a launch asks for starts as NaN.
+// would refuse. Shared memory that a launch asks for starts as NaN, and is NaN again when its block has ended.
+//
+// The blocks of a cluster run together, each with its own dynamic shared memory; static shared memory, named barriers
+// and tiles are for launches without clusters.
 #pragma once
 #include <setjmp.h>
 #include <ucontext.h>
@@ -52,7 +55,7 @@ namespace emulator {
 
 constexpr size_t stack_bytes = 128 << 10, most_shared_bytes = 227 << 10;
 constexpr size_t shared_base = 16;  // dynamic shared memory begins there: at no great power of two
-constexpr unsigned warp = 32;
+constexpr unsigned warp = 32, most_cluster = 8;
 
 enum class State { ready, at_warp_barrier, at_block_barrier, waiting, done };
 
@@ -62,21 +65,30 @@ struct Fiber {
   bool started = false;
   State state = State::ready;
   uint64_t offered = 0;         // to a shuffle
+  int64_t arrivals = 0;         // at the cluster's barrier
   std::function<bool()> until;  // of State::waiting
   std::unique_ptr<char[]> stack;
 };
 
 inline std::vector<std::unique_ptr<Fiber>> fibers;
 inline Fiber* current;
+inline unsigned running;       // its number, those of the cluster's blocks before its own included
+inline unsigned cluster;       // blocks
+inline unsigned first_block;   // of the cluster, in x
+inline int64_t cluster_waits;  // so far
 inline jmp_buf scheduler;
 inline std::function<void()> body;
 inline int64_t launches;
 inline int capability = 80;  // compute capability, of which the glue chooses kernels
+inline int processors = 3;   // few, so that a block that stays takes many tiles
 inline std::mutex one_launch;
-alignas(1024) inline unsigned char shared[shared_base + most_shared_bytes];
-inline size_t shared_bytes;                        // of this launch
-inline std::vector<std::function<void()>> copies;  // under way, in order
-inline int64_t tiles;                              // copied by them so far
+constexpr size_t shared_stride = (shared_base + most_shared_bytes + 1023) / 1024 * 1024;
+alignas(1024) inline unsigned char shared_of_cluster[most_cluster][shared_stride];
+inline unsigned char* shared = shared_of_cluster[0];  // of the block that runs
+inline unsigned ended[most_cluster];                  // threads
+inline size_t shared_bytes;                           // of this launch
+inline std::vector<std::function<void()>> copies;     // under way, in order
+inline int64_t tiles;                                 // copied by them so far
 struct NamedBarrier {
   int arrived;
   int64_t turn;
@@ -105,13 +117,16 @@ void wait_until(Condition&& condition) {
 inline void run_fiber() {
   for (;;) {
     body();
+    const unsigned rank = running / blockDim.x;
+    if (++ended[rank] == blockDim.x) std::memset(shared_of_cluster[rank], 0xff, shared_base + shared_bytes);
     leave(State::done);
   }
 }
 
-[[gnu::noinline]] inline void resume(unsigned thread) {
-  current = fibers[thread].get();
-  threadIdx.x = thread;
+[[gnu::noinline]] inline void resume(unsigned fiber) {
+  current = fibers[fiber].get(), running = fiber;
+  threadIdx.x = fiber % blockDim.x, blockIdx.x = first_block + fiber / blockDim.x;
+  shared = shared_of_cluster[fiber / blockDim.x];
   if (_setjmp(scheduler)) return;
   if (current->started) _longjmp(current->place, 1);
   current->started = true;
@@ -138,18 +153,23 @@ inline bool release(unsigned begin, unsigned end, State barrier) {
   return true;
 }
 
-inline void run_block() {
-  const unsigned threads = blockDim.x;
-  std::memset(shared, 0xff, shared_base + shared_bytes);
+inline void run_cluster() {
+  const unsigned threads = blockDim.x * cluster;
+  for (unsigned rank = 0; rank < cluster; ++rank)
+    ended[rank] = 0, std::memset(shared_of_cluster[rank], 0xff, shared_base + shared_bytes);
   std::fill(std::begin(named_barriers), std::end(named_barriers), NamedBarrier{});
-  for (unsigned i = 0; i < threads; ++i) fibers[i]->state = State::ready;
+  for (unsigned i = 0; i < threads; ++i) fibers[i]->state = State::ready, fibers[i]->arrivals = 0;
   for (bool forwards = true;; forwards = !forwards) {
     for (unsigned i = 0; i < threads; ++i) {
       const unsigned thread = forwards ? i : threads - 1 - i;
       if (fibers[thread]->state == State::ready) resume(thread);
     }
-    bool moved = release(0, threads, State::at_block_barrier);
-    for (unsigned i = 0; i < threads; i += warp) moved |= release(i, min(i + warp, threads), State::at_warp_barrier);
+    bool moved = false;
+    for (unsigned block = 0; block < threads; block += blockDim.x) {
+      const unsigned end = block + blockDim.x;
+      moved |= release(block, end, State::at_block_barrier);
+      for (unsigned i = block; i < end; i += warp) moved |= release(i, min(i + warp, end), State::at_warp_barrier);
+    }
     for (unsigned i = 0; i < threads; ++i)
       if (fibers[i]->state == State::waiting && fibers[i]->until()) fibers[i]->state = State::ready, moved = true;
     if (moved) continue;
@@ -169,7 +189,7 @@ template <class Value>
 Value exchange(unsigned mask, Value value, unsigned lane) {
   static_assert(sizeof(Value) <= sizeof(uint64_t));
   if (mask != 0xffffffffu || blockDim.x % warp) fail("a shuffle without the whole warp");
-  const unsigned first = threadIdx.x / warp * warp;
+  const unsigned first = running - threadIdx.x % warp;
   std::memcpy(&current->offered, &value, sizeof value);
   leave(State::at_warp_barrier);
   std::memcpy(&value, &fibers[first + lane % warp]->offered, sizeof value);
@@ -224,7 +244,7 @@ inline cudaError_t cudaGetDevice(int* device) {
 }
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = 3;  // few, so that a block that stays takes many tiles
+  *value = emulator::processors;
   return cudaSuccess;
 }
 enum cudaDriverEntryPointQueryResult { cudaDriverEntryPointSuccess };

@@ -114,9 +114,21 @@ def test_many_splits(dim, dtype, device):
 
 
 @pytest.mark.parametrize(("device", "dtype"), attention_cases())
+@pytest.mark.parametrize("dim", [64, 128, 256])
+def test_numbers_of_splits(dim, dtype, device):  # around those whose parts are added at once: 4, 16
+    for splits in (1, 2, 4, 5, 15, 16, 17, 33, 64):
+        inputs = sample(2, 1, 8, 2, dim, 16 * splits, dtype=dtype, device=device)
+        lengths = torch.tensor([16 * splits, 16 * splits - 9], device=device)
+        check(inputs, cache_seqlens=lengths, causal=True, num_splits=splits)
+    for keys in (128, 129, 513, 1921):
+        inputs = sample(1, 1, 16, 1, dim, keys, dtype=dtype, device=device)
+        check(inputs, causal=True)
+
+
+@pytest.mark.parametrize(("device", "dtype"), attention_cases())
 def test_long_sequence(dtype, device):
-    inputs = sample(2, 1, 4, 2, 64, 6400, dtype=dtype, device=device)
-    check(inputs, cache_seqlens=torch.tensor([6400, 4097], device=device), causal=True)
+    inputs = sample(2, 1, 4, 2, 64, 8500, dtype=dtype, device=device)
+    check(inputs, cache_seqlens=torch.tensor([8500, 4097], device=device), causal=True)
 
 
 @pytest.mark.parametrize(("device", "dtype"), attention_cases())
@@ -202,18 +214,21 @@ def test_any_lengths(lengths, queries, left, right, causal, heads, dim, splits):
 
 @pytest.mark.parametrize(("device", "dtype"), attention_cases())
 def test_bits_depend_on_the_sequence_alone(dtype, device):
-    inputs = sample(5, 1, 32, 2, 128, 2000, dtype=dtype, device=device)
-    lengths = torch.tensor([2000, 3, 1500, 800, 1999], device=device)
-    first = run(flash_attn_with_kvcache, inputs, cache_seqlens=lengths)
+    inputs = sample(20, 1, 32, 2, 128, 2000, dtype=dtype, device=device)  # fills a GPU, which deals it out another way
+    lengths = torch.tensor([2000, 3, 1500, 800, 1999], device=device).repeat(4)
     threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        second = run(flash_attn_with_kvcache, inputs, cache_seqlens=lengths)
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
-    alone = run(flash_attn_with_kvcache, [x if x is None else x[2:3] for x in inputs], cache_seqlens=lengths[2:3])
-    assert torch.equal(first[0][2:3], alone[0])
+    for splits in (0, 40):
+        first = run(flash_attn_with_kvcache, inputs, cache_seqlens=lengths, num_splits=splits)
+        try:
+            torch.set_num_threads(1)
+            second = run(flash_attn_with_kvcache, inputs, cache_seqlens=lengths, num_splits=splits)
+        finally:
+            torch.set_num_threads(threads)
+        assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+        for i in range(5):
+            one = [x if x is None else x[i : i + 1] for x in inputs]
+            alone = run(flash_attn_with_kvcache, one, cache_seqlens=lengths[i : i + 1], num_splits=splits)
+            assert torch.equal(first[0][i : i + 1], alone[0]) and torch.equal(first[1][i : i + 1], alone[1])
 
 
 @pytest.mark.parametrize("device", devices())

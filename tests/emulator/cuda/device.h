@@ -13,6 +13,11 @@ class OnDevice {
 };
 
 inline int compute_capability(const Tensor&) { return emulator::capability; }
+inline int processors(const Tensor&) {
+  int count = 0;
+  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, 0);
+  return count;
+}
 
 inline void check_launch(const char* op, cudaError_t error) {
   check(error == cudaSuccess, op, ": the CUDA kernel must launch, got error ", static_cast<int>(error));

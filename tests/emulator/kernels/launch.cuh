@@ -1,33 +1,49 @@
-// csrc/kernels/launch.cuh for the emulator: a launch runs every block, one after the other.
+// csrc/kernels/launch.cuh for the emulator: a launch runs every block, or every cluster, one after the other.
 #pragma once
 #include <cuda_runtime.h>
 
 namespace glm4v::cuda {
 
+struct LaunchExtras {
+  int cluster = 1;
+  bool early = false;  // the kernel before it is done
+};
 template <class... Parameters, class... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes, cudaStream_t,
-                   Arguments... arguments) {
-  if (threads < 1 || threads > 1024 || shared_bytes > emulator::most_shared_bytes || grid.x == 0 ||
-      grid.x > 0x7fffffff || grid.y == 0 || grid.y > 65535 || grid.z == 0 || grid.z > 65535)
+cudaError_t launch_with(LaunchExtras extras, void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
+                        cudaStream_t, Arguments... arguments) {
+  const int cluster = extras.cluster;
+  if (cluster > static_cast<int>(emulator::most_cluster)) return cudaErrorNotSupported;
+  if ((cluster > 1 || extras.early) && emulator::capability < 90) return cudaErrorNotSupported;
+  if (cluster < 1 || grid.x % cluster != 0 || threads < 1 || threads > 1024 ||
+      shared_bytes > emulator::most_shared_bytes || grid.x == 0 || grid.x > 0x7fffffff || grid.y == 0 ||
+      grid.y > 65535 || grid.z == 0 || grid.z > 65535)
     return cudaErrorInvalidConfiguration;
   const std::lock_guard<std::mutex> lock(emulator::one_launch);
   ++emulator::launches;
-  emulator::make_fibers(threads);
+  emulator::make_fibers(cluster * threads);
+  emulator::cluster = cluster;
   emulator::shared_bytes = shared_bytes;
   emulator::body = [=] { kernel(arguments...); };
   blockDim = dim3(threads), gridDim = grid;
   for (blockIdx.z = 0; blockIdx.z < grid.z; ++blockIdx.z)
     for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y)
-      for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) emulator::run_block();
+      for (emulator::first_block = 0; emulator::first_block < grid.x; emulator::first_block += cluster)
+        emulator::run_cluster();
   return cudaSuccess;
 }
-
-template <class Kernel, class... Arguments>
-cudaError_t launch_early(Kernel* kernel, dim3 grid, int threads, size_t shared_bytes, cudaStream_t stream,
-                         Arguments... arguments) {
-  return launch(kernel, grid, threads, shared_bytes, stream, arguments...);
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes, cudaStream_t stream,
+                   Arguments... arguments) {
+  return launch_with({}, kernel, grid, threads, shared_bytes, stream, arguments...);
 }
-inline void begin_early() {}  // the kernel before it is done
+
+inline bool takes_extras() { return emulator::capability >= 90; }
+template <class... Parameters, class... Arguments>
+cudaError_t launch_early(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
+                         cudaStream_t stream, Arguments... arguments) {
+  return launch_with({1, takes_extras()}, kernel, grid, threads, shared_bytes, stream, arguments...);
+}
+inline void begin_early() {}
 
 inline void* dynamic_shared() { return emulator::shared + emulator::shared_base; }
 inline void* dynamic_shared_at(unsigned alignment) {

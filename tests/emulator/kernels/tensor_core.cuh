@@ -14,19 +14,19 @@ uint32_t pack_pair(float low, float high) {
 
 inline float exp2_fast(float x) { return std::exp2(x); }
 
-// What the lanes of every warp of a block hand each other, 32 bytes each.
+// What the lanes of every warp of a cluster hand each other, 32 bytes each.
 struct Offer {
   alignas(16) unsigned char bytes[32];
 };
-inline Offer offers[1024];
+inline Offer offers[emulator::most_cluster * 1024];
 
 // Shows `value` to the warp; the offers of its lanes stand until `taken`.
 template <class Value>
 const Offer* offer(const Value& value) {
   static_assert(sizeof(Value) <= sizeof(Offer));
-  std::memcpy(offers[threadIdx.x].bytes, &value, sizeof value);
+  std::memcpy(offers[emulator::running].bytes, &value, sizeof value);
   emulator::leave(emulator::State::at_warp_barrier);
-  return offers + threadIdx.x / 32 * 32;
+  return offers + emulator::running - threadIdx.x % 32;
 }
 inline void taken() { emulator::leave(emulator::State::at_warp_barrier); }
 
@@ -89,5 +89,23 @@ inline void copy_commit() {}
 template <int N>
 void copy_wait() {}
 inline int arrive(int* counter) { return (*counter)++; }
+inline void prefetch_line(const void* p) { *static_cast<const volatile char*>(p); }
+
+inline void cluster_arrive() { ++emulator::current->arrivals; }
+inline void cluster_wait() {
+  ++emulator::cluster_waits;
+  emulator::wait_until([turn = emulator::current->arrivals] {
+    const unsigned threads = emulator::cluster * blockDim.x;
+    return std::all_of(emulator::fibers.begin(), emulator::fibers.begin() + threads, [turn](const auto& fiber) {
+      return fiber->state == emulator::State::done || fiber->arrivals >= turn;
+    });
+  });
+}
+template <int N>
+void load_shared_of(int rank, const float* p, float (&to)[N]) {
+  const auto offset = reinterpret_cast<const unsigned char*>(p) - emulator::shared;
+  if (rank < 0 || rank >= static_cast<int>(emulator::cluster)) emulator::fail("a block beyond the cluster");
+  std::memcpy(to, emulator::shared_of_cluster[rank] + offset, sizeof to);
+}
 
 }  // namespace glm4v::cuda
