@@ -1,4 +1,4 @@
-"""Two runs of the benchmarks: what became slower, with confidence. ``python bench/compare.py A.json B.json``.
+"""Two runs of the benchmarks: what became slower, with confidence. ``python -m bench compare A.json B.json``.
 
 A change is the ratio of the medians of our time in B and in A; its interval comes from resampling the rounds of both
 (bootstrap, 95 %). It is a regression where the whole interval lies beyond the threshold, and then the exit code is 1.
@@ -8,7 +8,6 @@ Machines drift: with ``--relative`` our time is taken over the baseline's of the
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from bench.rates import read_run
 
 RESAMPLES, LEAST_ROUNDS = 4000, 3
 
@@ -65,19 +66,6 @@ def compared(a: dict[str, Any], b: dict[str, Any], relative: bool) -> tuple[Chan
     return change(*over), of_baseline
 
 
-def read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The machine, and rows by name."""
-    try:
-        run = json.loads(path.read_text())
-        found = {row["fullname"]: row["extra_info"] for row in run["benchmarks"] if "rounds_s" in row["extra_info"]}
-        machine = run["machine_info"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} must be the JSON of a run, got {error!r}") from None
-    if not found:
-        raise ValueError(f"{path} must have rows with rounds, got none")
-    return machine, found
-
-
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     """What else than the code may explain a change."""
     return [
@@ -97,14 +85,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--relative", action="store_true", help="our time over the baseline's of the same round")
     asked = parser.parse_args(arguments)
     try:
-        (machine_a, rows_a), (machine_b, rows_b) = read(asked.a), read(asked.b)
+        (run_a, rows_a), (run_b, rows_b) = read_run(asked.a), read_run(asked.b)
         shared = [name for name in rows_b if name in rows_a]
         if not shared:
             raise ValueError(f"{asked.a} and {asked.b} must have a row in common, got none")
     except ValueError as error:
         print(f"bench compare: {error}", file=sys.stderr)
         return 2
-    for line in differences(machine_a, machine_b):
+    for line in differences(run_a["machine_info"], run_b["machine_info"]):
         print(f"The runs differ in {line}")
     for path, rows, others in ((asked.a, rows_a, rows_b), (asked.b, rows_b, rows_a)):
         if alone := [name for name in rows if name not in others]:
@@ -135,7 +123,3 @@ def show(
     console = Console()
     console.width = max(console.width, 160)
     console.print(table)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

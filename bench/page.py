@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from bench.rates import (
     memory_text,
     ours_s,
     rate_text,
+    read_run,
     share_text,
     speedups,
     time_text,
@@ -48,7 +48,7 @@ def write_page(path: Path, machine: Facts, commit: Facts, ceilings: Ceilings, ro
         tile("threads", str(machine["threads"]), str(machine["isa"])),
         *(tile(f"peak, {name}", f"{value:.0f}", "GFLOP/s") for name, value in ceilings["peak_gflops"].items()),
         *(tile(f"product, {name}", f"{value:.0f}", "GFLOP/s") for name, value in ceilings["product_gflops"].items()),
-        tile("memory", f"{_memory_gbs(ceilings):.1f}", "GB/s"),
+        *([tile("memory", f"{_memory_gbs(ceilings):.1f}", "GB/s")] if ceilings["bandwidth_gbs"] else []),
         "</div>",
         f"<p>{escape(machine['hardware'])}. Ceilings of the run: {escape('; '.join(ceiling_lines(ceilings)))}.</p>",
         "<p>A row is held against the one that bounds it; rates of memory are of as many bytes as it moves.</p>",
@@ -199,12 +199,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--figures", type=Path, metavar="FOLDER", help="also write them as PNG and SVG")
     asked = parser.parse_args(arguments)
     try:
-        run = json.loads(asked.results.read_text())
-        rows = [row["extra_info"] for row in run["benchmarks"] if "median_s" in row["extra_info"]]
-        machine, commit, ceilings = run["machine_info"], run["commit_info"], run["ceilings"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        print(f"bench page: {asked.results} must be the JSON of a run, got {error!r}", file=sys.stderr)
+        run, found = read_run(asked.results)
+    except ValueError as error:
+        print(f"bench page: {error}", file=sys.stderr)
         return 2
+    machine, commit, ceilings, rows = run["machine_info"], run["commit_info"], run["ceilings"], list(found.values())
     print(write_page(asked.out or asked.results.with_suffix(".html"), machine, commit, ceilings, rows))
     if asked.figures:
         print(*save_figures(figures(rows, ceilings), asked.figures), sep="\n")

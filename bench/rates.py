@@ -6,14 +6,59 @@ A row is what one benchmark notes, ``extra_info`` of the JSON: seconds a call of
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 Row = dict[str, Any]
+
+FACTS = (
+    "op",
+    "case",
+    "group",
+    "dtype",
+    "flops",
+    "bytes",
+    "ceiling_gflops",
+    "ceiling_gbs",
+    "median_s",
+    "rounds_s",
+    "peak_mib",
+)
+
+
+def read_run(path: Path) -> tuple[dict[str, Any], dict[str, Row]]:
+    """The JSON of a run, and its rows by name.
+
+    Raises:
+        ValueError: one line that says what is wrong with the file.
+    """
+    try:
+        run = json.loads(path.read_text())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise ValueError(f"{path} must be the JSON of a run, got another kind of file") from None
+    for part, kind in (("machine_info", dict), ("commit_info", dict), ("ceilings", dict), ("benchmarks", list)):
+        if not isinstance(run, dict) or not isinstance(run.get(part), kind):
+            raise ValueError(f"{path} must be the JSON of a run, its {part} are missing")
+    rows = {}
+    for i, benchmark in enumerate(run["benchmarks"]):
+        if not isinstance(benchmark, dict) or not isinstance(row := benchmark.get("extra_info"), dict):
+            raise ValueError(f"{path} must be the JSON of a run, benchmark {i} has no extra_info")
+        if "median_s" not in row:  # of another plugin's making
+            continue
+        if missing := [fact for fact in FACTS if fact not in row]:
+            raise ValueError(f"{path} must be the JSON of a run, benchmark {i} has no {missing[0]}")
+        rows[str(benchmark.get("fullname", i))] = row
+    if not rows:
+        raise ValueError(f"{path} must have rows that were timed, got none")
+    return run, rows
 
 
 def ours_s(row: Row) -> float:

@@ -108,12 +108,33 @@ def test_what_cannot_be_compared_is_said(tmp_path):
     assert "bench_old" in done.stdout and "bench_new" in done.stdout
     done = compare(tmp_path, a[1:], b[1:])
     assert done.returncode == 2 and "must have a row in common, got none" in done.stderr
-    (tmp_path / "c.json").write_text("{}")
-    done = run("bench", "compare", tmp_path / "c.json", tmp_path / "a.json")
-    assert done.returncode == 2 and "c.json must be the JSON of a run, got KeyError" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    whole = json.loads((tmp_path / "a.json").read_text())
+    for content, said in (
+        ("{}", "must be the JSON of a run, its machine_info are missing"),
+        ("[]", "must be the JSON of a run, its machine_info are missing"),
+        ("# no", "must be the JSON of a run, got another kind of file"),
+        (json.dumps(whole | {"benchmarks": [{}]}), "must be the JSON of a run, benchmark 0 has no extra_info"),
+        (json.dumps(whole | {"benchmarks": [{"extra_info": {"median_s": {}}}]}), "benchmark 0 has no op"),
+        (json.dumps(whole | {"benchmarks": []}), "must have rows that were timed, got none"),
+        (None, "cannot be read: No such file or directory"),
+    ):
+        (tmp_path / "c.json").unlink(missing_ok=True)
+        if content is not None:
+            (tmp_path / "c.json").write_text(content)
+        for command in (("compare", tmp_path / "a.json"), ("page",)):
+            done = run("bench", *command, tmp_path / "c.json")
+            assert done.returncode == 2 and done.stderr.startswith(f"bench {command[0]}: {tmp_path / 'c.json'} ")
+            assert done.stderr.endswith(f"{said}\n") and len(done.stderr.splitlines()) == 1
     done = run("bench", "guess")
     assert done.returncode == 2 and "must be compare or page, got 'guess'" in done.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "bench" / "results").glob("cpu-*.json")), ids=lambda path: path.stem)
+def test_the_results_that_are_kept_can_be_read(path, tmp_path):
+    done = run("bench", "compare", path, path)
+    assert done.returncode == 0 and " 0 slower" in done.stdout, done.stdout + done.stderr
+    done = run("bench", "page", path, "--out", tmp_path / "page.html")
+    assert done.returncode == 0 and "glm4v_ext" in (tmp_path / "page.html").read_text(), done.stderr
 
 
 # --- page -------------------------------------------------------------------------------------------------------------

@@ -41,6 +41,14 @@ inline std::string shape_text(const Tensor& t) {
   return text.str();
 }
 
+inline std::string strides_text(const Tensor& t) {
+  std::ostringstream text;
+  text << '[';
+  for (int64_t i = 0; i < t.dim(); ++i) text << (i ? ", " : "") << t.stride(i);
+  text << ']';
+  return text.str();
+}
+
 inline const char* dtype_text(ScalarType t) {
   switch (t) {
     case ScalarType::Float:
@@ -66,6 +74,19 @@ inline const char* dtype_text(ScalarType t) {
     default:
       return "another dtype";
   }
+}
+
+// Whether writing to one element may change another. By strides alone: each must step over all that smaller ones reach,
+// which holds in every view of a tensor but those made by expand, unfold and as_strided.
+inline bool overlaps_itself(const Tensor& t) {
+  if (t.numel() == 0) return false;
+  for (int64_t i = 0; i < t.dim(); ++i) {
+    int64_t reached = 0;
+    for (int64_t j = 0; j < t.dim(); ++j)
+      if (j != i && t.stride(j) <= t.stride(i)) reached += t.stride(j) * (t.size(j) - 1);
+    if (t.size(i) > 1 && t.stride(i) <= reached) return true;
+  }
+  return false;
 }
 
 // -1 in `expected` stands for any size; `letters` names the dims in the message, e.g. "[T, H, D]".

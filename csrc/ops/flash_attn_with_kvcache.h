@@ -63,6 +63,11 @@ inline KvCacheShape check_flash_attn_with_kvcache(
     check_same_device(op, "k", *k, "q", q);
     check_same_device(op, "v", *v, "q", q);
     check(cache_seqlens.has_value(), op, ": cache_seqlens must be given with k, got None");
+    for (const auto& [name, cache] : {std::pair<const char*, const Tensor&>{"k_cache", k_cache}, {"v_cache", v_cache}})
+      check(!overlaps_itself(cache), op, ": ", name, " must have no overlap where k is given, got strides ",
+            strides_text(cache));
+    check(k_cache.numel() == 0 || k_cache.const_data_ptr() != v_cache.const_data_ptr(), op,
+          ": v_cache must have memory of its own where k is given, got that of k_cache");
   }
   check_index(op, "cache_seqlens", cache_seqlens, batch, q);
   check_index(op, "cache_batch_idx", cache_batch_idx, batch, q);

@@ -33,11 +33,9 @@ inline RopeShape check_rope_heads(const char* op, const Tensor& q,  // [T, H, D]
 // In place there is no copy to fall back on: a head's dims are adjacent, and no two elements share memory.
 inline void check_rope_in_place(const char* op, const Tensor& q, const Tensor& k) {
   const auto alone = [&](const char* name, const Tensor& t) {
-    const int64_t d = t.size(2);
-    const bool overlaps = (t.size(0) > 1 && t.stride(0) == 0) || (t.size(1) > 1 && t.stride(1) == 0);
-    check(t.numel() == 0 || ((d == 1 || t.stride(2) == 1) && !overlaps), op, ": ", name,
-          " must have adjacent head dims and no overlap, got strides [", t.stride(0), ", ", t.stride(1), ", ",
-          t.stride(2), "]");
+    const bool adjacent = t.numel() == 0 || t.size(2) == 1 || t.stride(2) == 1;
+    check(adjacent && !overlaps_itself(t), op, ": ", name, " must have adjacent head dims and no overlap, got strides ",
+          strides_text(t));
   };
   alone("q", q), alone("k", k);
   check(q.numel() == 0 || k.numel() == 0 || q.const_data_ptr() != k.const_data_ptr(), op,

@@ -65,7 +65,7 @@ def enable(model: nn.Module | None = None, **ops: bool) -> None:
     asked for, and replaces any.
 
     Raises:
-        TypeError: an op is not among them.
+        TypeError: an op is not among them, or is neither True nor False; ``model`` is no module.
         ValueError: there is no GLM tower in ``model``.
 
     Warns:
@@ -73,6 +73,11 @@ def enable(model: nn.Module | None = None, **ops: bool) -> None:
     """
     if unknown := ops.keys() - set(OPS):
         raise TypeError(f"enable: ops must be among {', '.join(OPS)}, got {', '.join(sorted(unknown))}")
+    for op, switch in ops.items():
+        if not isinstance(switch, bool):
+            raise TypeError(f"enable: {op} must be True or False, got {switch!r}")
+    if not isinstance(model, nn.Module | None):
+        raise TypeError(f"enable: model must be a torch.nn.Module or None, got {type(model).__name__}")
     chosen = frozenset(op for op in OPS if ops.get(op, True))
     parts = [] if model is None else list(_parts_in(model))
     if model is not None and not parts:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .autocast import autocast, widen
+from .fake import fake
 from .refuse import refuse_second_grad
 
 # Looked up once: each attribute costs time, in decoding once per layer.
@@ -32,12 +33,12 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-5)
     return _add_rms_norm(x, residual, weight, eps)
 
 
-@torch.library.register_fake("glm4v_ext::add_rms_norm")
+@fake("add_rms_norm")
 def _fake(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
-@torch.library.register_fake("glm4v_ext::add_rms_norm_backward")
+@fake("add_rms_norm_backward")
 def _fake_backward(dout: Tensor, dsum: Tensor, total: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return total.new_empty(total.shape), weight.new_empty(weight.shape)
 

@@ -5,10 +5,13 @@ Dims: Tq, Tk tokens, N sequences, B batch, S tokens per sequence, H query heads,
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
 from .autocast import autocast, lower
+from .fake import fake
 from .refuse import refuse_second_grad
 
 
@@ -97,12 +100,19 @@ def flash_attn_func(
     Source: flash-attention 2's function.
     """
     # The op sees packed tokens: only here is it known whose they are.
-    if q.dim() != 4:
-        raise RuntimeError(f"flash_attn_func: q must be [B, Sq, H, D], got {list(q.shape)}")
+    for name, x, letters in (("q", q, "[B, Sq, H, D]"), ("k", k, "[B, Sk, K, D]"), ("v", v, "[B, Sk, K, D]")):
+        if not isinstance(x, Tensor) or x.dim() != 4:
+            found = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise RuntimeError(f"flash_attn_func: {name} must be {letters}, got {found}")
+    if not 1 <= q.shape[3] <= 256:
+        raise RuntimeError(f"flash_attn_func: q must be [B, Sq, H, D] with D from 1 to 256, got {list(q.shape)}")
     for name, x in (("k", k), ("v", v)):
         expected = [q.shape[0], *k.shape[1:3], q.shape[3]]
         if list(x.shape) != expected:
             raise RuntimeError(f"flash_attn_func: {name} must be [B, Sk, K, D] = {expected}, got {list(x.shape)}")
+    if k.shape[2] < 1 or q.shape[2] < 1 or q.shape[2] % k.shape[2]:
+        heads = f"K a divisor of the {q.shape[2]} heads of q"
+        raise RuntimeError(f"flash_attn_func: k must be [B, Sk, K, D] with {heads}, got {list(k.shape)}")
     batch, rows, keys = q.shape[0], q.shape[1], k.shape[1]
     count = torch.arange(batch + 1, dtype=torch.int32, device=q.device)
     out, lse, _ = torch.ops.glm4v_ext.flash_attn_varlen(
@@ -115,18 +125,19 @@ def flash_attn_func(
 
 def pair(name: str, window_size: tuple[int, int]) -> tuple[int, int]:
     """``window_size``, of which the op sees two numbers: only here is it known whether there were two."""
-    if not isinstance(window_size, tuple | list) or len(window_size) != 2:
-        raise RuntimeError(f"{name}: window_size must be (left, right), got {window_size!r}")
+    sides = window_size if isinstance(window_size, tuple | list) else ()
+    if len(sides) != 2 or not all(isinstance(side, Integral | torch.SymInt) for side in sides):
+        raise RuntimeError(f"{name}: window_size must be (left, right), two whole numbers, got {window_size!r}")
     return window_size[0], window_size[1]
 
 
-@torch.library.register_fake("glm4v_ext::flash_attn_varlen")
+@fake("flash_attn_varlen")
 def _fake(q, k, v, cu_seqlens_q, *options) -> tuple[Tensor, Tensor, Tensor]:
     lse = q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
     return q.new_empty(q.shape), lse, lse.new_empty((2, *lse.shape))
 
 
-@torch.library.register_fake("glm4v_ext::flash_attn_varlen_backward")
+@fake("flash_attn_varlen_backward")
 def _fake_backward(dout, q, k, v, *options) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .autocast import autocast
+from .fake import fake
 from .flash_attn_varlen import pair
 from .refuse import refuse_grad
 
@@ -89,7 +90,7 @@ def flash_attn_with_kvcache(
     return (out, lse) if return_softmax_lse else out
 
 
-@torch.library.register_fake("glm4v_ext::flash_attn_with_kvcache")
+@fake("flash_attn_with_kvcache")
 def _fake(q: Tensor, *args: object) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32)
 

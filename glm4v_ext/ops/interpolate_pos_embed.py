@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .autocast import autocast, widen
+from .fake import fake
 from .refuse import refuse_second_grad
 
 
@@ -32,12 +33,12 @@ def interpolate_pos_embed(x: Tensor, table: Tensor, grid_thw: Tensor) -> Tensor:
     return torch.ops.glm4v_ext.interpolate_pos_embed(x, table, grid_thw)
 
 
-@torch.library.register_fake("glm4v_ext::interpolate_pos_embed")
+@fake("interpolate_pos_embed")
 def _fake(x: Tensor, table: Tensor, grid_thw: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.register_fake("glm4v_ext::interpolate_pos_embed_backward")
+@fake("interpolate_pos_embed_backward")
 def _fake_backward(dout: Tensor, grid_thw: Tensor, cells: int) -> Tensor:
     return dout.new_empty((cells, dout.shape[1]))
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .autocast import autocast, lower
+from .fake import fake
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -38,7 +39,7 @@ def linear_backward(dout: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, 
     )
 
 
-@torch.library.register_fake("glm4v_ext::linear")
+@fake("linear")
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .autocast import autocast, lower
+from .fake import fake
 from .linear import linear_backward
 
 
@@ -29,7 +30,7 @@ def merge_patches(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.ops.glm4v_ext.merge_patches(x, weight, bias)
 
 
-@torch.library.register_fake("glm4v_ext::merge_patches")
+@fake("merge_patches")
 def _fake(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return x.new_empty((x.shape[0] // 4, weight.shape[0]))
 

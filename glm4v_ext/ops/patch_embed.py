@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .autocast import autocast, lower
+from .fake import fake
 from .linear import linear_backward
 
 
@@ -31,7 +32,7 @@ def patch_embed(patches: Tensor, weight: Tensor, bias: Tensor, still: bool = Fal
     return torch.ops.glm4v_ext.patch_embed(patches, weight, bias, still)
 
 
-@torch.library.register_fake("glm4v_ext::patch_embed")
+@fake("patch_embed")
 def _fake(patches: Tensor, weight: Tensor, bias: Tensor, still: bool) -> Tensor:
     return patches.new_empty((patches.shape[0], weight.shape[0]))
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .fake import fake
+
 
 def patchify(
     frames: Tensor,
@@ -45,7 +47,7 @@ def patchify(
     return torch.ops.glm4v_ext.patchify(frames, mean, std, temporal_patch_size, patch_size, merge_size, dtype)
 
 
-@torch.library.register_fake("glm4v_ext::patchify")
+@fake("patchify")
 def _fake(
     frames: Tensor, mean, std, temporal: int, patch: int, merge: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .autocast import autocast, widen
+from .fake import fake
 from .refuse import refuse_second_grad
 
 # Looked up once: each attribute costs time, in decoding once per layer.
@@ -33,12 +34,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
     return _rms_norm(x, weight, eps)
 
 
-@torch.library.register_fake("glm4v_ext::rms_norm")
+@fake("rms_norm")
 def _fake(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.register_fake("glm4v_ext::rms_norm_backward")
+@fake("rms_norm_backward")
 def _fake_backward(dout: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), weight.new_empty(weight.shape)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .autocast import autocast, widen
+from .fake import fake
 
 # Looked up once: each attribute costs time, in decoding once per layer.
 _rms_norm_add = torch.ops.glm4v_ext.rms_norm_add.default
@@ -31,7 +32,7 @@ def rms_norm_add(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-5)
     return _rms_norm_add(x, residual, weight, eps)
 
 
-@torch.library.register_fake("glm4v_ext::rms_norm_add")
+@fake("rms_norm_add")
 def _fake(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x.new_empty(x.shape)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .autocast import autocast, widen
+from .fake import fake
 from .refuse import refuse_grad
 
 # Looked up once: a decoding step calls the op per layer, and each attribute costs time.
@@ -54,12 +55,12 @@ def rope_2d_(q: Tensor, k: Tensor, position_ids: Tensor, theta: float = 1e4) -> 
     _rope_2d_(q, k, position_ids, theta)
 
 
-@torch.library.register_fake("glm4v_ext::rope_2d")
+@fake("rope_2d")
 def _fake(q: Tensor, k: Tensor, position_ids: Tensor, theta: float) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape)
 
 
-@torch.library.register_fake("glm4v_ext::rope_2d_")
+@fake("rope_2d_")
 def _fake_in_place(q: Tensor, k: Tensor, position_ids: Tensor, theta: float) -> None:
     return None
 

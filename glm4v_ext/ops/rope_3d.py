@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .autocast import autocast, widen
+from .fake import fake
 from .refuse import refuse_grad
 
 # Looked up once: a decoding step calls the op per layer, and each attribute costs time.
@@ -87,12 +88,12 @@ def _three(op: str, sections: Sequence[int]) -> Sequence[int]:
     return sections
 
 
-@torch.library.register_fake("glm4v_ext::rope_3d")
+@fake("rope_3d")
 def _fake(q: Tensor, k: Tensor, *settings) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape)
 
 
-@torch.library.register_fake("glm4v_ext::rope_3d_")
+@fake("rope_3d_")
 def _fake_in_place(*arguments) -> None:
     return None
 

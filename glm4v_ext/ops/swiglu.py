@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .fake import fake
 from .refuse import refuse_second_grad
 
 # Looked up once: each attribute costs time, in decoding once per layer.
@@ -28,12 +29,12 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return _swiglu(gate_up)
 
 
-@torch.library.register_fake("glm4v_ext::swiglu")
+@fake("swiglu")
 def _fake(gate_up: Tensor) -> Tensor:
     return gate_up.new_empty((*gate_up.shape[:-1], gate_up.shape[-1] // 2))
 
 
-@torch.library.register_fake("glm4v_ext::swiglu_backward")
+@fake("swiglu_backward")
 def _fake_backward(dout: Tensor, gate_up: Tensor) -> Tensor:
     return gate_up.new_empty(gate_up.shape)
 

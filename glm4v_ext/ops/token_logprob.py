@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .autocast import autocast, lower
+from .fake import fake
 from .refuse import refuse_second_grad
 
 
@@ -39,7 +40,7 @@ def token_logprob(
     return (logprob, entropy) if return_entropy else logprob
 
 
-@torch.library.register_fake("glm4v_ext::token_logprob")
+@fake("token_logprob")
 def _fake(
     hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, return_entropy: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -48,7 +49,7 @@ def _fake(
     return logprob, logprob.new_empty(tokens if return_entropy else 0), logprob.new_empty((2, tokens))
 
 
-@torch.library.register_fake("glm4v_ext::token_logprob_backward")
+@fake("token_logprob_backward")
 def _fake_backward(
     dlogprob: Tensor, dentropy: Tensor | None, hidden: Tensor, weight: Tensor, *rest
 ) -> tuple[Tensor, Tensor]:

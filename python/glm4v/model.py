@@ -170,8 +170,14 @@ class Glm4v(nn.Module):
         an image's are all others.
 
         Raises:
-            ValueError: tokens, grids and patches do not count the same; nothing has been computed then.
+            ValueError: an id on the host is none of the vocabulary, or tokens, grids and patches do not count the same;
+                nothing has been computed then.
         """
+        if input_ids.is_cpu and len(input_ids):
+            low, high = (int(end) for end in input_ids.aminmax())
+            last = self.config.text_config.vocab_size - 1
+            if low < 0 or high > last:
+                raise ValueError(f"glm4v: input_ids must be 0 to {last}, got {low if low < 0 else high}")
         of_images, of_videos = self._picture_tokens(input_ids, cu_seqlens)
         places = (
             (of_images, pixel_values, image_grid_thw, "pixel_values", "image_grid_thw", "outside"),
@@ -227,9 +233,12 @@ class Glm4v(nn.Module):
             input_ids: token ids of all sequences, one after the other.
             cu_seqlens: where each sequence starts, and T.
             position_ids: time, row and column of each token.
-            logits_to_keep: k for the last k tokens of each sequence, or an index tensor ``[R]`` into the T tokens.
+            logits_to_keep: k for the last k tokens of each sequence (0 keeps none), or an index tensor ``[R]`` into the
+                T tokens; None keeps all.
             pictures: as in `embed`; also `hidden`'s ``prefixes``.
         """
+        if isinstance(logits_to_keep, int) and logits_to_keep < 0:
+            raise ValueError(f"glm4v: logits_to_keep must be 0 or more, an index tensor or None, got {logits_to_keep}")
         hidden = self.hidden(input_ids, cu_seqlens, position_ids, **pictures)
         if isinstance(logits_to_keep, int):
             ends = cu_seqlens[1:][sequence_ids(cu_seqlens, len(hidden))]

@@ -12,6 +12,7 @@ import json
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -141,19 +142,26 @@ def read_settings(path: Path) -> dict[str, Any]:
     return read_json(path, "processor") if path.exists() else {}
 
 
-def load_chat_template(folder: Path) -> jinja2.Template:
-    """The checkpoint's chat template, or GLM-4.1V's when it brings none. It runs in a sandbox: it is foreign code."""
+def load_chat_template(folder: Path) -> str:
+    """The checkpoint's chat template, or GLM-4.1V's when it brings none."""
     name, source = _find_chat_template(folder)
     if not isinstance(source, str):
         raise InputError(f"prompt: {folder / name}: chat_template must be text, got {reprlib.repr(source)}")
+    try:
+        _compiled(source)
+    except jinja2.TemplateError as error:
+        raise InputError(f"prompt: {folder / name}: {error}") from None
+    return source
+
+
+@lru_cache(maxsize=16)
+def _compiled(source: str) -> jinja2.Template:
+    """Kept here, since it can be neither copied nor pickled. It runs in a sandbox: it is foreign code."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )  # transformers' settings, which templates are written for
     environment.globals["raise_exception"] = _raise_exception
-    try:
-        return environment.from_string(source)
-    except jinja2.TemplateError as error:
-        raise InputError(f"prompt: {folder / name}: {error}") from None
+    return environment.from_string(source)
 
 
 def _find_chat_template(folder: Path) -> tuple[str, Any]:
@@ -176,7 +184,7 @@ def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def render(template: jinja2.Template, conversation: Conversation, codec: TextCodec) -> list[int | str]:
+def render(template: str, conversation: Conversation, codec: TextCodec) -> list[int | str]:
     """The prompt in pieces: ids of the special tokens that the template wrote, and the text between them.
 
     Special tokens in the messages stay text: a character that occurs nowhere breaks them while the template runs.
@@ -191,7 +199,7 @@ def render(template: jinja2.Template, conversation: Conversation, codec: TextCod
 
     messages = [{"role": m["role"], "content": guarded(m["content"])} for m in conversation.messages]
     try:
-        text = template.render(messages=messages, add_generation_prompt=True)
+        text = _compiled(template).render(messages=messages, add_generation_prompt=True)
     except Exception as error:  # it is foreign code: division by zero, endless recursion, ...
         raise InputError(f"prompt: the chat template fails: {error}") from None
     return [piece if isinstance(piece, int) else piece.replace(mark, "") for piece in codec.split(text)]

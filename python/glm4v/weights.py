@@ -28,7 +28,9 @@ from .kinds import is_whole
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
+COMPUTED = (torch.float32, torch.bfloat16, torch.float16)  # what the ops take
 PAGE = 4096
+ROWS_BYTES = 1 << 24  # looked at together
 
 
 def parts(name: str) -> list[str]:
@@ -58,13 +60,14 @@ def load(
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Gives every parameter of ``model``, on the meta device, its tensor from ``folder``: `Glm4v.from_pretrained`."""
-    if dtype is not None and dtype not in CODES:
-        raise InputError(f"weights: dtype must be {', '.join(map(str, CODES))} or None, got {dtype!r}")
-    entries = _entries(folder)
-    wanted = _parameters(model)
-    _check(folder, shapes(model), entries)
+    computed = ", ".join(map(str, COMPUTED))
+    if dtype is not None and dtype not in COMPUTED:
+        raise InputError(f"weights: dtype must be {computed} or None, got {dtype!r}")
+    entries, wanted = _entries_of(model, folder), _parameters(model)
     if dtype is None:
         dtype = entries[parts(next(iter(wanted)))[0]].dtype
+        if dtype not in COMPUTED:
+            raise InputError(f"weights: {folder}: dtype must be given, one of {computed}, for weights of {dtype}")
     total, done = sum(e.stop - e.start for e in entries.values()), 0
     # In the order of the files, which disks like best.
     order = sorted(wanted, key=lambda name: (entries[parts(name)[0]].file, entries[parts(name)[0]].start))
@@ -92,8 +95,7 @@ class Rows:
     """``rows(name, start, stop)`` of a parameter of ``model``, out of the files in ``folder``; no others are read."""
 
     def __init__(self, model: nn.Module, folder: Path) -> None:
-        self._entries = _entries(folder)
-        _check(folder, shapes(model), self._entries)
+        self._entries = _entries_of(model, folder)
         self.dtype = self._entries[parts(next(iter(_parameters(model))))[0]].dtype
 
     def __call__(self, name: str, start: int, stop: int) -> Tensor:
@@ -164,6 +166,20 @@ def _disk_tensors(parameters: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]
     for name, parameter in parameters.items():
         names = parts(name)
         yield from zip(names, parameter.detach().chunk(len(names)), strict=True)
+
+
+def _entries_of(model: nn.Module, folder: Path) -> dict[str, Entry]:
+    """Those of the parameters of ``model``, which must be all that there are; a tied one may be stored twice."""
+    entries, wanted = _entries(folder), _parameters(model)
+    names = {id(parameter): name for name, parameter in wanted.items()}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        first = names[id(parameter)]
+        if name != first and name in entries and first in entries:
+            second = entries.pop(name)
+            if not _same(entries[first], second):
+                raise InputError(f"weights: {second.file}: tensor {name} must equal {first}, which it is tied to")
+    _check(folder, shapes(model), entries)
+    return entries
 
 
 def _entries(folder: Path) -> dict[str, Entry]:
@@ -250,6 +266,15 @@ def _read_rows(piece: Entry, start: int, stop: int) -> Tensor:
         stream.seek(piece.start + each * start)
         stream.readinto(data.numpy().data)
     return data.view(piece.dtype).view(stop - start, *piece.shape[1:])
+
+
+def _same(a: Entry, b: Entry) -> bool:
+    """Whether two tensors are the same bit for bit, looked at by some rows at a time."""
+    if (a.shape, a.dtype) != (b.shape, b.dtype):
+        return False
+    rows, step = a.shape[0], max(1, ROWS_BYTES * a.shape[0] // max(1, a.stop - a.start))
+    spans = ((start, min(start + step, rows)) for start in range(0, rows, step))
+    return all(torch.equal(*(_read_rows(x, *span).view(torch.uint8) for x in (a, b))) for span in spans)
 
 
 def _encode(shard: Mapping[str, Written]) -> Iterator[bytes | memoryview]:

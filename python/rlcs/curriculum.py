@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -58,8 +59,8 @@ class Curriculum:
 
     def draw(self, n: int) -> list[str]:
         """Ids of one wave that should yield ``n`` valid groups; none twice, at most all of them."""
-        if n < 1:
-            raise ValueError(f"draw: n must be at least 1, got {n}")
+        if not isinstance(n, Integral) or n < 1:
+            raise ValueError(f"draw: n must be a whole number of 1 or more, got {n!r}")
         self._end_iteration()
         weights = self.weights()
         # Largest u^(1/w) first is a weighted draw without replacement (Efraimidis and Spirakis 2006).
@@ -125,9 +126,10 @@ class Curriculum:
         if id not in self.ledger.index:
             raise ValueError(f"observe: id must be one of the tasks, got {id!r}")
         at = self.ledger.index[id]
-        known = np.array([r for r in rewards if r is not None], dtype=np.float64)
-        if len(known) and not ((known >= 0) & (known <= 1)).all():
+        known = np.array([r for r in rewards if r is not None])
+        if known.dtype.kind not in "biuf" or not ((known >= 0) & (known <= 1)).all():
             raise ValueError(f"observe: rewards of {id!r} must be in [0, 1], got {list(rewards)}")
+        known = known.astype(np.float64)
         if not len(known):
             return
         if at in self._chances:  # expectations are known of what was drawn
@@ -204,6 +206,8 @@ class Curriculum:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up where the state was saved. Tasks that came since keep their prior; those that went are dropped."""
+        if missing := sorted(self.state_dict().keys() - state.keys()):
+            raise ValueError(f"load_state_dict: state must hold what state_dict gives, {missing[0]} is missing")
         at = {name: i for i, name in enumerate(state["ids"])}
         for i, name in enumerate(self.ledger.ids):
             if (j := at.get(name)) is not None:

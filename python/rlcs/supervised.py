@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import torch
 
@@ -76,7 +75,7 @@ class Samples:
     def __init__(self, processor: Processor, thinking: bool, stop_ids: Sequence[int]) -> None:
         self.processor, self.thinking, self.stop_ids = processor, thinking, set(stop_ids)
         self.documents = copy.copy(processor)
-        self.documents.template = jinja2.Environment().from_string(DOCUMENT)
+        self.documents.template = DOCUMENT
         self.config = processor.config
         self.end = processor.codec.specials.get("<|user|>")  # what ends a turn
 

@@ -102,6 +102,18 @@ def test_logits_to_keep(model, hf):
     torch.testing.assert_close(model(**batch, logits_to_keep=2), full[index])
     torch.testing.assert_close(model(**batch, logits_to_keep=index), full[index])
     torch.testing.assert_close(model(**batch, logits_to_keep=a), torch.cat([full[:a], full[b:]]))
+    assert model(**batch, logits_to_keep=0).shape == (0, full.shape[1])
+    with pytest.raises(ValueError, match="logits_to_keep must be 0 or more, an index tensor or None, got -1"):
+        model(**batch, logits_to_keep=-1)
+
+
+@pytest.mark.parametrize("index", [-1, 10_000, 2**40])
+def test_an_id_outside_the_vocabulary(index, model, hf):
+    batch = pack([BUILD["text"](hf.config)], hf)
+    batch["input_ids"][3] = index
+    vocab = hf.config.text_config.vocab_size
+    with pytest.raises(ValueError, match=rf"^glm4v: input_ids must be 0 to {vocab - 1}, got {index}$"):
+        model(**batch)
 
 
 def greedy(model, hf, prompts, steps):

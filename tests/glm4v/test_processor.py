@@ -1,6 +1,8 @@
+import copy
 import dataclasses
 import json
 import math
+import pickle
 import shutil
 
 import numpy as np
@@ -13,7 +15,7 @@ from transformers.models.glm4v.processing_glm4v import Glm4vProcessor
 from transformers.models.glm4v.video_processing_glm4v import Glm4vVideoProcessor
 from transformers.video_utils import VideoMetadata
 
-from glm4v import Batch, InputError, Processor
+from glm4v import Batch, Glm4v, InputError, Processor
 from glm4v.video import Video
 
 
@@ -52,6 +54,15 @@ def transformers_ids(theirs, messages, images=(), videos=()):
         inputs = {"video_grid_thw": grid, "video_metadata": [metadata]}
         text = text.replace("<|video|>", theirs.replace_video_token(inputs, 0), 1)
     return theirs.tokenizer(text).input_ids
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copied", "pickled"])
+def test_a_used_processor_goes_with_its_model(again, tiny_checkpoint, photos):
+    model = Glm4v.from_pretrained(tiny_checkpoint)
+    messages = [user("What", image(photos[0]), "is it? <|image|>")]
+    before, after = model.processor(messages), again(model).processor(messages)
+    assert before.prompts == after.prompts and torch.equal(before.input_ids, after.input_ids)
+    assert torch.equal(before.pixel_values, after.pixel_values)
 
 
 def test_images_against_transformers(processor, theirs, photos):

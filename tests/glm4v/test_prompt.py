@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 
 from examples.make_checkpoint import ANSWER_TOKENS, CONTROL_TOKENS
 from glm4v import InputError
-from glm4v.prompt import Conversation, answer_text, load_chat_template, render
+from glm4v.prompt import CHAT_TEMPLATE, Conversation, answer_text, load_chat_template, render
 
 SPECIALS = CONTROL_TOKENS + ANSWER_TOKENS
 
@@ -140,17 +140,16 @@ def write(folder, **files):
 
 
 def test_where_the_template_comes_from(tmp_path):
-    def rendered(**files):
+    def loaded(**files):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         folder.mkdir()
-        messages = [{"role": "user", "content": "Hi"}]
-        return load_chat_template(write(folder, **files)).render(messages=messages, add_generation_prompt=True)
+        return load_chat_template(write(folder, **files))
 
-    assert rendered(chat_template__jinja="A", tokenizer_config__json={"chat_template": "B"}) == "A"
-    assert rendered(chat_template__json={"chat_template": "B"}, tokenizer_config__json={"chat_template": "C"}) == "B"
+    assert loaded(chat_template__jinja="A", tokenizer_config__json={"chat_template": "B"}) == "A"
+    assert loaded(chat_template__json={"chat_template": "B"}, tokenizer_config__json={"chat_template": "C"}) == "B"
     named = [{"name": "rag", "template": "D"}, {"name": "default", "template": "E"}]
-    assert rendered(tokenizer_config__json={"chat_template": named}) == "E"
-    assert rendered(tokenizer_config__json={}) == "[gMASK]<sop><|user|>\nHi<|assistant|>\n"
+    assert loaded(tokenizer_config__json={"chat_template": named}) == "E"
+    assert loaded(tokenizer_config__json={}) == CHAT_TEMPLATE
 
 
 @pytest.mark.parametrize(

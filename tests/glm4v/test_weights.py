@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Glm4vForConditionalGeneration
 
 from examples.make_checkpoint import make_checkpoint
-from glm4v import Config, Glm4v, InputError
+from glm4v import Config, Glm4v, InputError, weights
 
 
 def tensors(folder):
@@ -173,6 +173,41 @@ def test_wrong_files_are_named(tiny_checkpoint, tmp_path):
             Glm4v.from_pretrained(tmp_path)
 
 
+def test_a_tied_head_that_is_stored_too(tiny_checkpoint, tmp_path, monkeypatch):
+    """As other writers do: taken where it is the embedding's equal, whatever NaN it holds."""
+    monkeypatch.setattr(weights, "ROWS_BYTES", 10_000)
+    config = json.loads((tiny_checkpoint / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    content = tensors(tiny_checkpoint)
+    embedding = content["model.language_model.embed_tokens.weight"]
+    embedding[-1] = float("nan")
+    save_file(content | {"lm_head.weight": embedding.clone()}, tmp_path / "model.safetensors")
+    model = Glm4v.from_pretrained(tmp_path)
+    assert model.lm_head.weight is model.language_model.embed_tokens.weight
+    torch.testing.assert_close(model.lm_head.weight.data, embedding, rtol=0, atol=0, equal_nan=True)
+    rows = weights.Rows(Glm4v.without_weights(tmp_path), tmp_path)
+    assert torch.equal(rows("model.language_model.embed_tokens.weight", 2, 4), embedding[2:4])
+    other = embedding.clone()
+    other[-2, 5] += 1
+    for head in (other, embedding[:-1].clone(), embedding.half()):
+        save_file(content | {"lm_head.weight": head}, tmp_path / "model.safetensors")
+        with pytest.raises(
+            InputError, match=r"safetensors: tensor lm_head.weight must equal model.language_model.em"
+        ) as e:
+            Glm4v.from_pretrained(tmp_path)
+        assert str(e.value).endswith("embed_tokens.weight, which it is tied to")
+
+
+def test_weights_that_no_op_takes_are_converted_or_refused(tiny_checkpoint, tmp_path):
+    shutil.copy(tiny_checkpoint / "config.json", tmp_path)
+    content = tensors(tiny_checkpoint)
+    save_file({name: x.double() for name, x in content.items()}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"dtype must be given, one of torch.float32, .* weights of torch.float64$"):
+        Glm4v.from_pretrained(tmp_path)
+    ours = dict(Glm4v.from_pretrained(tmp_path, dtype=torch.float32).named_parameters())
+    assert_same(ours, dict(Glm4v.from_pretrained(tiny_checkpoint).named_parameters()))
+
+
 def test_a_tensor_in_two_shards(tiny_checkpoint, tmp_path):
     model = Glm4v.from_pretrained(tiny_checkpoint)
     model.save_pretrained(tmp_path, max_shard_bytes=300_000)
@@ -184,8 +219,8 @@ def test_a_tensor_in_two_shards(tiny_checkpoint, tmp_path):
 
 
 def test_wrong_arguments(tiny_checkpoint, tmp_path):
-    for dtype in ("bfloat16", torch.int32, torch.complex64):
-        with pytest.raises(InputError, match=rf"^weights: dtype must be torch.float64, .* or None, got {dtype!r}$"):
+    for dtype in ("bfloat16", torch.int32, torch.complex64, torch.float64):
+        with pytest.raises(InputError, match=rf"^weights: dtype must be torch.float32, .* or None, got {dtype!r}$"):
             Glm4v.from_pretrained(tiny_checkpoint, dtype=dtype)
     for folder in (None, 5, b"x"):
         with pytest.raises(InputError, match=rf"^checkpoint: the folder must be a path, got {type(folder).__name__}$"):

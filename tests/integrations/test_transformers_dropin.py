@@ -459,6 +459,11 @@ def test_refusals():
         enable(flash=True)
     with pytest.raises(ValueError, match="model must hold a tower of glm4v, glm4v_moe, glm_ocr, got Linear"):
         enable(torch.nn.Linear(1, 1))
+    for wrong in (5, {}):
+        with pytest.raises(TypeError, match=f"model must be a torch.nn.Module or None, got {type(wrong).__name__}"):
+            enable(wrong)
+    with pytest.raises(TypeError, match=r"^enable: rope must be True or False, got 'no'$"):
+        enable(rope="no")
 
 
 def test_the_order_of_pairs_is_known_while_a_model_is_built_on_meta():

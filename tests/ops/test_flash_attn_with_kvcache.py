@@ -310,12 +310,21 @@ def test_errors_name_the_argument_and_write_nothing():
         ),
         ({"cache_seqlens": 4, "softmax_scale": -0.2}, "softmax_scale must be positive and finite in float32, got -0.2"),
         ({"cache_seqlens": 4, "window_size": (-2, 0)}, r"window_size must be \(left, right\), .*, got \(-2, 0\)"),
-        ({"cache_seqlens": 4, "window_size": 5}, r"window_size must be \(left, right\), got 5"),
+        ({"cache_seqlens": 4, "window_size": 5}, r"window_size must be \(left, right\), two whole numbers, got 5"),
         ({"cache_seqlens": 4, "num_splits": -1}, "num_splits must be at least 0, got -1"),
     ]
     for options, text in cases:
         with pytest.raises(RuntimeError, match="^flash_attn_with_kvcache: .*" + text):
             flash_attn_with_kvcache(q, k_cache, v_cache, k, v, **options)
+    shared = torch.zeros(1, 64, 2, 32).expand(2, -1, -1, -1)
+    for caches, text in (
+        ((shared, v_cache), r"k_cache must have no overlap where k is given, got strides \[0, 64, 32, 1\]"),
+        ((k_cache, v_cache.as_strided(v_cache.shape, (2048, 32, 32, 1))), "v_cache must have no overlap where k is"),
+        ((k_cache, k_cache), "v_cache must have memory of its own where k is given, got that of k_cache"),
+    ):
+        with pytest.raises(RuntimeError, match="^flash_attn_with_kvcache: " + text):
+            flash_attn_with_kvcache(q, *caches, k, v, cache_seqlens=3)
+        flash_attn_with_kvcache(q, *caches, cache_seqlens=3)  # nothing is written
     table = torch.tensor([[0], [1]])
     with pytest.raises(RuntimeError, match="page size that is a multiple of 16, got 40"):
         flash_attn_with_kvcache(q, k_cache[:, :40], v_cache[:, :40], block_table=table)

@@ -252,6 +252,8 @@ def test_what_lies_beside_the_operands_is_not_read(dtype, device):
         ({1: torch.zeros(8, 23)}, r"linear: weight must be \[N, K\] = \[\*, 24\], got \[8, 23\]"),
         ({1: torch.zeros(8, 24).half()}, "linear: weight must be float32 like x, got float16"),
         ({2: torch.zeros(7)}, r"linear: bias must be \[N\] = \[8\], got \[7\]"),
+        ({1: torch.zeros(8, 24, device="meta")}, "linear: tensors must be on one device, got cpu and meta"),
+        ({0: torch.zeros(4, 24, device="meta")}, "linear: tensors must be on one device, got cpu and meta"),
     ],
 )
 def test_errors_name_the_argument(change, text):

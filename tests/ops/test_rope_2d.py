@@ -164,7 +164,16 @@ def test_errors_name_the_argument(q, k, positions, theta, text):
         rope_2d(q, k, positions, theta)
 
 
-@pytest.mark.parametrize("q", [torch.zeros(3, 2, 16)[..., ::2], torch.zeros(3, 1, 8).expand(3, 2, 8)])
+@pytest.mark.parametrize(
+    "q",
+    [
+        torch.zeros(3, 2, 16)[..., ::2],
+        torch.zeros(3, 1, 8).expand(3, 2, 8),
+        torch.zeros(64).as_strided((3, 2, 8), (12, 8, 1)),
+        torch.zeros(64).as_strided((3, 2, 8), (8, 8, 1)),
+        torch.zeros(64).as_strided((3, 2, 8), (16, 7, 1)),
+    ],
+)
 def test_in_place_refuses_scattered_memory(q):
     with pytest.raises(RuntimeError, match="rope_2d_: q must have adjacent head dims and no overlap, got strides"):
         rope_2d_(q, HEADS.clone(), POSITIONS)

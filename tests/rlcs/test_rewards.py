@@ -160,6 +160,16 @@ def test_10_symbolic_work_has_a_deadline_and_costs_one_call():
     assert time.monotonic() - start < 30  # not the sixty seconds of the sleep; no measurement
 
 
+@pytest.mark.parametrize(
+    "answer",
+    ["1 m^(10^10)", "(1+x)^(10^10)", "(x^{9999})^{9999}", "2^{x 10^{12}}", "((2x)^9999)^9999 m", "((2^9999)^9999)^9999",
+     "\\sqrt[2/10^{10}]{3}", "(\\sqrt{2})^{10^{10}}", "1e99999999999 + x"],
+)  # fmt: skip
+def test_10_powers_that_nobody_can_compute_are_wrong(answer):
+    """Not an error, which an answer could choose over a zero."""
+    assert [verify("physics", kit.respond(answer), truth).outcome for truth in ("1 m", "2x")] == ["wrong"] * 2
+
+
 # --- what else makes a verdict exact ----------------------------------------------------------------------------------
 
 

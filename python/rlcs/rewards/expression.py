@@ -14,7 +14,7 @@ from sympy import Expr, FiniteSet, Integer, Interval, Rational, S, Symbol, Tuple
 
 from .number import unmark
 
-LARGEST_POWER = 10_000  # of integers; larger ones are refused before they are computed
+MOST_BITS = 1 << 20  # of a number; a larger one is refused before it is computed
 
 _FUNCTIONS = {
     "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "asin", "acos", "atan", "exp", "log", "ln",
@@ -40,6 +40,10 @@ _TOKEN = re.compile(
 
 class Unreadable(ValueError):
     """Not a text of the small grammar."""
+
+
+class TooLarge(Unreadable):
+    """A number that would take too long to compute."""
 
 
 class Relation:
@@ -195,8 +199,8 @@ class _Parser:
 
     def atom(self) -> Any:
         if self.kind == "number":
-            digits = self.advance().replace(",", "")
-            return Rational(digits)
+            digits, _, power = self.advance().replace(",", "").casefold().partition("e")
+            return Rational(digits) * _raise(Integer(10), Integer(power or 0))
         if self.token in ("\\frac", "\\dfrac"):
             self.advance()
             top, bottom = self.group(), self.group()
@@ -210,7 +214,7 @@ class _Parser:
                 self.need("]")
             value = self.group() if self.token == "{" else self.atom()
             _expressions(value, degree)
-            return value ** (1 / degree)
+            return _raise(value, 1 / degree)
         if self.token == "|":
             self.advance()
             value = self.sum()
@@ -330,6 +334,8 @@ def _expressions(*values: Any) -> None:
 
 
 def _raise(base: Expr, exponent: Expr) -> Expr:
-    if base.is_Rational and exponent.is_Rational and abs(exponent) > LARGEST_POWER:
-        raise Unreadable(f"a power beyond {LARGEST_POWER}")
+    number = base.as_coeff_Mul()[0]  # of 2 x, which powers take out
+    bits = max(number.p.bit_length(), number.q.bit_length()) if number.is_Rational else 1
+    if exponent.is_Rational and abs(exponent) * bits > MOST_BITS:
+        raise TooLarge(f"a power of more than {MOST_BITS} bits")
     return base**exponent

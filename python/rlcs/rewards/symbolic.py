@@ -13,7 +13,7 @@ from typing import Any
 import sympy
 from sympy import Expr, FiniteSet, Interval, Rational, S, Symbol, Tuple, Union
 
-from .expression import Around, Choices, Relation, Unreadable, parse
+from .expression import Around, Choices, Relation, TooLarge, Unreadable, parse
 
 DIGITS, POINTS, AGREE = 40, 8, Rational(1, 10**20)
 
@@ -30,6 +30,8 @@ def equal(answer: str, truth: str, tolerance: float) -> bool:
         return _by_grammar(answer, truth)
     try:
         a = parse(answer)
+    except TooLarge:
+        return False
     except Unreadable:
         return _by_grammar(answer, truth) if "\\" in answer else False
     if isinstance(a, Relation) != isinstance(b, Relation):
@@ -121,7 +123,8 @@ def _vanishes(difference: Expr, names: list[Symbol], size: Expr) -> bool:
     """Whether the difference is zero beside ``size`` wherever it is defined."""
     tried = 0
     for point in itertools.islice(_points(names), 4 * POINTS):
-        x, scale = difference.subs(point).evalf(DIGITS), size.subs(point).evalf(DIGITS)
+        # Not subs: exact powers of fractions may have any number of digits.
+        x, scale = difference.evalf(DIGITS, subs=point), size.evalf(DIGITS, subs=point)
         if not (x.is_number and scale.is_number and x.is_finite and scale.is_finite):
             continue
         if sympy.Abs(x) > AGREE * (1 + scale):
