@@ -1,5 +1,6 @@
 """Adapters: what moves, what a run goes on from, and what other programs read."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -79,6 +80,26 @@ def test_what_is_written_is_merged(dtype, demo, tmp_path):
     if dtype == "float32":
         assert torch.allclose(logits(plain), before, atol=1e-4)
         assert not torch.allclose(logits(Glm4v.from_pretrained(demo / "model")), before, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_sum_is_that_of_peft(dtype, demo):
+    """Values and gradients, at most twice as far from double precision as peft's own forward."""
+    layer = next(iter(lora.adapted(perturbed(demo, dtype=str(dtype).removeprefix("torch."))).values()))
+    x = torch.randn(3, 5, layer.in_features).to(dtype)
+
+    def results(layer, x, forward):
+        x = x.clone().requires_grad_()
+        out = forward(layer, x)
+        return out.detach(), *torch.autograd.grad(out.sin().sum(), (x, *lora._matrices(layer)))
+
+    theirs = type(layer).__mro__[1].forward
+    double = copy.deepcopy(layer).double()
+    double.base_layer.__class__ = torch.nn.Linear
+    exact = results(double, x.double(), theirs)
+    for mine, plain, true in zip(results(layer, x, type(layer).forward), results(layer, x, theirs), exact, strict=True):
+        error, bound = ((one.double() - true).abs().max() for one in (mine, plain))
+        assert mine.dtype == plain.dtype and error <= 2 * bound + torch.finfo(dtype).eps * true.abs().max()
 
 
 def test_transformers_and_peft_read_both(demo, tmp_path):
