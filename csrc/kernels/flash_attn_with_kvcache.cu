@@ -169,7 +169,6 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheTile<D>::BL
   using Sizes = KvCacheTile<D>;
   constexpr int ROW = Sizes::ROW, WARPS = Sizes::WARPS, GROUP = Sizes::GROUP, STEP = WARPS * KV_TILE;
   constexpr int STAGES = Sizes::STAGES, AHEAD = STAGES * KV_TILE;
-  begin_early();
   T* const sq = static_cast<T*>(dynamic_shared());
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   T* const own = sq + GROUP + warp * STAGES * 2 * GROUP;  // [STAGES][k, v][16][ROW] of this warp
@@ -496,8 +495,8 @@ cudaError_t launch_dim(const KvCacheArgs& a, cudaStream_t stream) {
   // The kv heads of a token lie side by side: blocks that read them follow each other.
   const dim3 grid(static_cast<unsigned>(a.blocks * a.kv_heads), static_cast<unsigned>(max(kv_tiles(a), int64_t{1})),
                   static_cast<unsigned>(a.batch));
-  return launch_with({a.cluster, takes_extras()}, flash_attn_with_kvcache_kernel<T, D>, grid, 32 * Sizes::WARPS,
-                     Sizes::BYTES, stream, a);
+  return launch_clusters(a.cluster, flash_attn_with_kvcache_kernel<T, D>, grid, 32 * Sizes::WARPS, Sizes::BYTES, stream,
+                         a);
 }
 
 }  // namespace

@@ -70,7 +70,6 @@ __global__ void __launch_bounds__(32 * warps, LinearTile<HALVES>::BLOCKS) linear
     for (int h = 0; h < HALVES; ++h) x[h] += warps * turn;
   };
 
-  begin_early();
   // What this thread stores in the end: entry `value` of a fragment. The bias comes from memory, too.
   const int value = warp % 4, half = warp / 4 % HALVES, group = warp / 4 / HALVES;
   const int row = 8 * half + lane % 4 * 2 + value % 2;
@@ -120,7 +119,7 @@ template <class T, int HALVES>
 cudaError_t launch_rows(const LinearArgs& a, cudaStream_t stream) {
   constexpr int OUTPUTS = LinearTile<HALVES>::OUTPUTS;
   const dim3 grid(static_cast<unsigned>((a.outputs + OUTPUTS - 1) / OUTPUTS));
-  return launch_early(linear_kernel<T, HALVES>, grid, 32 * warps, 0, stream, a);
+  return launch(linear_kernel<T, HALVES>, grid, 32 * warps, 0, stream, a);
 }
 
 template <class T>

@@ -13,7 +13,6 @@ constexpr int backward_kept = 2;  // accesses: of x, dout and the weight, of the
 template <int N, class T>
 __global__ void __launch_bounds__(row_threads)
     rms_norm_kernel(const T* x, const T* weight, T* out, int64_t rows, int64_t width, float eps) {
-  begin_early();
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     const Row<row_kept, N, T> xs(x + row * width, width), ws(weight, width);
     float v[N], w[N], squares = 0;
@@ -95,9 +94,8 @@ cudaError_t launch_rms_norm(DType dtype, const void* x, const void* weight, void
     using T = decltype(zero);
     return with_lanes<T>(aligned_rows<T>(width, {x, weight, out}), [&](auto lanes) {
       constexpr int N = decltype(lanes)::value;
-      return launch_early(rms_norm_kernel<N, T>, grid_blocks(rows), row_block(width / N, row_kept), 0, stream,
-                          static_cast<const T*>(x), static_cast<const T*>(weight), static_cast<T*>(out), rows, width,
-                          eps);
+      return launch(rms_norm_kernel<N, T>, grid_blocks(rows), row_block(width / N, row_kept), 0, stream,
+                    static_cast<const T*>(x), static_cast<const T*>(weight), static_cast<T*>(out), rows, width, eps);
     });
   });
 }

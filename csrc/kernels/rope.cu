@@ -61,7 +61,6 @@ __device__ __forceinline__ void turn(Pack<N, T> (&of)[2], const float* cosine, c
 template <int N, bool interleaved, class T>
 __global__ void __launch_bounds__(threads) rope_kernel(const __grid_constant__ RopeArguments args) {
   __shared__ __align__(32) float cosine[threads], sine[threads];
-  begin_early();
   const int64_t first = int64_t{blockIdx.x} * args.tokens_per_block;
   const int count = static_cast<int>(min(args.tokens - first, int64_t{args.tokens_per_block}));
   const int q_heads = static_cast<int>(args.q.heads), heads = q_heads + static_cast<int>(args.k.heads);
@@ -147,8 +146,8 @@ cudaError_t launch_rope(DType dtype, const Rotary& rotary, const RopePositions& 
     const bool wide = args.pairs % lanes == 0 && head_dim % lanes == 0 && aligned_heads<T>(q) && aligned_heads<T>(k);
     return with_lanes<T>(wide, [&](auto n) {
       constexpr int N = decltype(n)::value;
-      return rotary.interleaved ? launch_early(rope_kernel<N, true, T>, blocks, threads, 0, stream, args)
-                                : launch_early(rope_kernel<N, false, T>, blocks, threads, 0, stream, args);
+      return rotary.interleaved ? launch(rope_kernel<N, true, T>, blocks, threads, 0, stream, args)
+                                : launch(rope_kernel<N, false, T>, blocks, threads, 0, stream, args);
     });
   });
 }

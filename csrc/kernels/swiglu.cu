@@ -31,7 +31,6 @@ __device__ __forceinline__ void each_access(int64_t rows, int64_t inner, F&& f) 
 
 template <int N, class T>
 __global__ void __launch_bounds__(threads) swiglu_kernel(const T* gate_up, T* out, int64_t rows, int64_t inner) {
-  begin_early();
   each_access<N>(rows, inner, [&](int64_t row, int64_t i) {
     const T* gate = gate_up + 2 * row * inner + i;
     float g[N], u[N];
@@ -77,8 +76,8 @@ cudaError_t launch_swiglu(DType dtype, const void* gate_up, void* out, int64_t r
     using T = decltype(zero);
     return with_lanes<T>(aligned_rows<T>(inner, {gate_up, out}), [&](auto lanes) {
       constexpr int N = decltype(lanes)::value;
-      return launch_early(swiglu_kernel<N, T>, grid_of(rows, inner / N), threads, 0, stream,
-                          static_cast<const T*>(gate_up), static_cast<T*>(out), rows, inner);
+      return launch(swiglu_kernel<N, T>, grid_of(rows, inner / N), threads, 0, stream, static_cast<const T*>(gate_up),
+                    static_cast<T*>(out), rows, inner);
     });
   });
 }

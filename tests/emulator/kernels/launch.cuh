@@ -4,16 +4,11 @@
 
 namespace glm4v::cuda {
 
-struct LaunchExtras {
-  int cluster = 1;
-  bool early = false;  // the kernel before it is done
-};
 template <class... Parameters, class... Arguments>
-cudaError_t launch_with(LaunchExtras extras, void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
-                        cudaStream_t, Arguments... arguments) {
-  const int cluster = extras.cluster;
-  if (cluster > static_cast<int>(emulator::most_cluster)) return cudaErrorNotSupported;
-  if ((cluster > 1 || extras.early) && emulator::capability < 90) return cudaErrorNotSupported;
+cudaError_t launch_clusters(int cluster, void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
+                            cudaStream_t, Arguments... arguments) {
+  if (cluster > 1 && (emulator::capability < 90 || cluster > static_cast<int>(emulator::most_cluster)))
+    return cudaErrorNotSupported;
   if (cluster < 1 || grid.x % cluster != 0 || threads < 1 || threads > 1024 ||
       shared_bytes > emulator::most_shared_bytes || grid.x == 0 || grid.x > 0x7fffffff || grid.y == 0 ||
       grid.y > 65535 || grid.z == 0 || grid.z > 65535)
@@ -34,16 +29,8 @@ cudaError_t launch_with(LaunchExtras extras, void (*kernel)(Parameters...), dim3
 template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes, cudaStream_t stream,
                    Arguments... arguments) {
-  return launch_with({}, kernel, grid, threads, shared_bytes, stream, arguments...);
+  return launch_clusters(1, kernel, grid, threads, shared_bytes, stream, arguments...);
 }
-
-inline bool takes_extras() { return emulator::capability >= 90; }
-template <class... Parameters, class... Arguments>
-cudaError_t launch_early(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
-                         cudaStream_t stream, Arguments... arguments) {
-  return launch_with({1, takes_extras()}, kernel, grid, threads, shared_bytes, stream, arguments...);
-}
-inline void begin_early() {}
 
 inline void* dynamic_shared() { return emulator::shared + emulator::shared_base; }
 inline void* dynamic_shared_at(unsigned alignment) {
