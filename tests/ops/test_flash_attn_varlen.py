@@ -119,6 +119,19 @@ def test_one_query_in_fp32(options, level):
     assert (median <= 1.1).all(), median
 
 
+@pytest.mark.parametrize("level", isa_levels())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [64, 256])
+@pytest.mark.parametrize(
+    ("rows", "keys"), [*((64, keys) for keys in (1, 2, 3, 4, 5, 8, 11, 132)), *((rows, 150) for rows in (1, 4, 8))]
+)
+def test_few_and_large_scores(rows, keys, dim, dtype, level):
+    """Backward repeats the bits of the scores: a weight errs by as much as they differ, and a large one by many ulp."""
+    inputs = [torch.randn(16, length, 4, dim).to(dtype) for length in (rows, keys, keys)]
+    with forced_isa(level):
+        assert_definition(inputs, flash_attn_func, reference.flash_attn_func, softmax_scale=1.0)
+
+
 @pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize(("group", "dim"), [(1, 16), (3, 16), (16, 16), (200, 16), (3, 64), (16, 64)])
 def test_grouped_heads(group, dim, device):

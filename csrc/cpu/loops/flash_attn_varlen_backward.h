@@ -72,7 +72,7 @@ struct BackwardTask {
   const FlashAttnBackwardTask& task;
   const FlashAttnBackwardTask* const next;
   const Segment segment;
-  const int64_t block_size, tile_size;
+  const int64_t chain, block_size, tile_size;
   const int64_t heads, padded, stride, key_stride;
   const BackwardScratch s;
   Prefetch ahead;
@@ -84,6 +84,7 @@ struct BackwardTask {
         task(t),
         next(next_task),
         segment(args, t.segment),
+        chain(chain_of<E>(segment)),
         block_size(block_size_of(segment)),
         tile_size(tile_size_of(segment)),
         heads(t.head_end - t.head_begin),
@@ -231,9 +232,9 @@ struct BackwardTask {
     const RowsOf<E> q = rows_of(a.q, token, head, count, s.q), dout = rows_of(a.dout, token, head, count, s.dout);
     const RowsOf<E> q_columns = columns_of(a.q, token, head, count, q, s.q_pairs);
     const RowsOf<E> dout_columns = columns_of(a.dout, token, head, count, dout, s.dout_pairs);
-    multiply<Start::zero, true>(count, vectors, dim_steps, q_columns.data, q_columns.stride,
+    multiply<Start::zero, true>(chain, count, vectors, dim_steps, q_columns.data, q_columns.stride,
                                 elements_of(s.k_lanes) + skip, key_stride, s.scores, key_stride, ahead);
-    multiply<Start::zero, true>(count, vectors, dim_steps, dout_columns.data, dout_columns.stride,
+    multiply<Start::zero, true>(chain, count, vectors, dim_steps, dout_columns.data, dout_columns.stride,
                                 elements_of(s.v_lanes) + skip, key_stride, s.dscores, key_stride, ahead);
     differentiate(count, keys, vectors, partial, whole);
     const E *weights = elements_of(s.scores), *dweights = pairs ? weights + key_stride : elements_of(s.dscores);
@@ -251,9 +252,9 @@ struct BackwardTask {
   void multiply_to(bool add, int64_t rows, int64_t vectors, int64_t steps, const E* x, int64_t ldx, RowsOf<E> y,
                    float* to) {
     if (add)
-      multiply<Start::add, row_major>(rows, vectors, steps, x, ldx, y.data, y.stride, to, padded, ahead);
+      multiply<Start::add, row_major>(chain, rows, vectors, steps, x, ldx, y.data, y.stride, to, padded, ahead);
     else
-      multiply<Start::zero, row_major>(rows, vectors, steps, x, ldx, y.data, y.stride, to, padded, ahead);
+      multiply<Start::zero, row_major>(chain, rows, vectors, steps, x, ldx, y.data, y.stride, to, padded, ahead);
   }
 
   // Statistics, delta and mask of each row; true when some row doesn't see some lane. An odd last row gets a blind

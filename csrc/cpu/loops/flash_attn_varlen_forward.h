@@ -146,7 +146,7 @@ struct ForwardTask {
   const FlashAttnTask& task;
   const FlashAttnTask* const next;
   const Segment segment;
-  const int64_t group, padded, lanes, vectors, tiles, copies;
+  const int64_t chain, group, padded, lanes, vectors, tiles, copies;
   const ForwardScratch<T> s;
   Prefetch ahead;
 
@@ -156,6 +156,7 @@ struct ForwardTask {
         task(t),
         next(next_task),
         segment(args, t.segment),
+        chain(chain_of<E>(segment)),
         group(a.heads / a.kv_heads),
         padded(round_up(a.dim, W)),
         lanes((t.end - t.begin) * group),
@@ -284,7 +285,7 @@ struct ForwardTask {
     const bool masked = s.begin[last] > keys.begin || s.end[first] < keys.end, plain = !masked && a.softcap <= 0;
     float* const top = s.factor;
     memcpy(top, s.maximum + first, sizeof(float) * ld);
-    multiply<Start::zero, true>(keys.size(), t.size(), dim, k.data + skip * k.stride, k.stride,
+    multiply<Start::zero, true>(chain, keys.size(), t.size(), dim, k.data + skip * k.stride, k.stride,
                                 queries() + first * padded, ld, s.scores, ld, ahead, nullptr, plain ? top : nullptr);
     if (a.softcap > 0) cap_scores(s.scores, keys.size() * ld, a.scale, a.softcap);
     if (masked) mask_scores(s.scores, keys.begin, keys.size(), t.size(), s.begin + first, s.end + first);
@@ -294,9 +295,10 @@ struct ForwardTask {
     const E *values = v.data + (pairs ? skip / 2 : skip) * v.stride, *weights = reinterpret_cast<E*>(s.scores);
     float* const out = s.out + first * padded;
     if (keys.begin <= s.begin[first])  // the tile's first block
-      multiply<Start::zero, false>(padded, t.size(), steps, values, v.stride, weights, ld, out, ld, ahead);
+      multiply<Start::zero, false>(chain, padded, t.size(), steps, values, v.stride, weights, ld, out, ld, ahead);
     else
-      multiply<Start::scale, false>(padded, t.size(), steps, values, v.stride, weights, ld, out, ld, ahead, s.factor);
+      multiply<Start::scale, false>(chain, padded, t.size(), steps, values, v.stride, weights, ld, out, ld, ahead,
+                                    s.factor);
   }
 
   void write(Range t) const {

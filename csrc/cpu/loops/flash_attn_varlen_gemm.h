@@ -78,10 +78,6 @@ constexpr int QUERY_NV = 3;  // vectors of a full query tile
 template <class E>
 constexpr int64_t CHAIN = std::is_same_v<E, Pair> ? 96 : 64;
 
-// So few rows wait for memory and latency, not for the additions of shorter chains, and the results of a single query
-// have no larger errors of others to hide behind.
-constexpr int64_t FEW_ROWS = 4;
-
 // Rows that later work will touch, fetched into the first-level cache from inside the products, a line every few
 // steps: the rows of a head lie far apart, so the hardware doesn't follow them, and a burst of prefetches stalls.
 class Prefetch {
@@ -185,13 +181,13 @@ __attribute__((noinline)) void multiply_columns(int64_t rows, int64_t steps, con
   if (rows - r >= 1) tile(Int<1>{});
 }
 
-// Over all `vectors` columns of B, in chunks of nearly equal width, and over chains of steps. `top` of a row-major A:
-// the largest value of each column so far, raised to those of C.
+// Over all `vectors` columns of B, in chunks of nearly equal width, and over chains of `most` steps. `top` of a
+// row-major A: the largest value of each column so far, raised to those of C.
 template <Start start, bool row_major, class E>
-void multiply(int64_t rows, int64_t vectors, int64_t steps, const E* a, int64_t lda, const E* b, int64_t ldb, float* c,
-              int64_t ldc, Prefetch& ahead, const float* factor = nullptr, float* top = nullptr) {
-  const int64_t chunks = (vectors + MAX_NV - 1) / MAX_NV, most = rows <= FEW_ROWS ? CHAIN<E> / 4 : CHAIN<E>;
-  const int64_t chain = steps < most ? steps : most;
+void multiply(int64_t most, int64_t rows, int64_t vectors, int64_t steps, const E* a, int64_t lda, const E* b,
+              int64_t ldb, float* c, int64_t ldc, Prefetch& ahead, const float* factor = nullptr,
+              float* top = nullptr) {
+  const int64_t chunks = (vectors + MAX_NV - 1) / MAX_NV, chain = steps < most ? steps : most;
   for (int64_t i = 0; i < chunks; ++i) {
     const int64_t begin = vectors * i / chunks, nv = vectors * (i + 1) / chunks - begin, n = begin * W;
     const auto run = [&](auto count) {
@@ -206,7 +202,7 @@ void multiply(int64_t rows, int64_t vectors, int64_t steps, const E* a, int64_t 
       if (nv == 4) run(Int<4>{});
   }
   if (chain < steps)
-    multiply<Start::add, row_major>(rows, vectors, steps - chain, a + chain * (row_major ? 1 : lda), lda,
+    multiply<Start::add, row_major>(most, rows, vectors, steps - chain, a + chain * (row_major ? 1 : lda), lda,
                                     b + chain * ldb, ldb, c, ldc, ahead, nullptr, top);
 }
 

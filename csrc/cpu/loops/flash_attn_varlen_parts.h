@@ -115,6 +115,16 @@ struct ElementOf<bf16> {
 template <class T>
 using Element = typename ElementOf<T>::type;
 
+// Segments of so few rows or keys wait for memory and latency, not for the additions of shorter chains, and their few
+// results have no larger errors of others to hide behind.
+constexpr int64_t FEW_ROWS = 4, FEW_KEYS = 12;
+// Most steps of a chain in the products of a segment, the same in forward and backward and in every block: backward
+// repeats the bits of the forward's scores only where it sums them in the same chains.
+template <class E>
+int64_t chain_of(const Segment& segment) {
+  return segment.rows <= FEW_ROWS || segment.keys <= FEW_KEYS ? CHAIN<E> / 4 : CHAIN<E>;
+}
+
 // W elements along a row, or those of its last n values and zeros, as the bits of floats.
 template <class T>
 GLM4V_INLINE vf elements(const T* row, float) {
