@@ -55,11 +55,9 @@ def add(model: Glm4v, layers: Iterable[str], rank: int, alpha: float, seed: int)
 def _summing(kind: Any) -> Any:
     """peft's layer, with a forward of our own."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:  # [..., C_in] -> [..., C_out]
+    def forward(self: Any, x: Tensor) -> Tensor:  # [T, C_in] -> [T, C_out]
         a, b = (matrix.to(x.dtype) for matrix in _matrices(self))
-        out = self.base_layer(x)
-        low = linear(x, a).flatten(0, -2)
-        return torch.addmm(out.flatten(0, -2), low, b.T, alpha=self.scaling[NAME]).view_as(out)
+        return self.base_layer(x).addmm_(linear(x, a), b.T, alpha=self.scaling[NAME])
 
     return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
 
