@@ -187,6 +187,20 @@ def test_an_entry_of_ten_lines(tmp_path):
     assert done.returncode == 4 and "must name peers of these benchmarks (theirs, third), got 'their'" in done.stderr
 
 
+def test_what_fills_a_gpus_cache_is_written_in_any_mode():
+    """The first to ask for it may do so in inference mode, the next not."""
+    program = """
+import torch
+from bench.gpu import _other_data
+with torch.inference_mode():
+    _other_data("cpu").zero_()
+assert _other_data("cpu").zero_() is _other_data("cpu")
+"""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'python'}"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_peers_agree():
     """The quick pass: every peer of a few ops is called, and nothing is timed."""
     few = "rms_norm and 336 or bench_swiglu and S1- or bench_linear and M1 or rope_3d and S1 or decode and B1-KV512"
