@@ -18,18 +18,9 @@ import numpy as np
 Row = dict[str, Any]
 
 FACTS = (
-    "op",
-    "case",
-    "group",
-    "dtype",
-    "flops",
-    "bytes",
-    "ceiling_gflops",
-    "ceiling_gbs",
-    "median_s",
-    "rounds_s",
+    "op", "case", "group", "dtype", "flops", "bytes", "ceiling_gflops", "ceiling_gbs", "median_s", "rounds_s",
     "peak_mib",
-)
+)  # fmt: skip
 
 
 def read_run(path: Path) -> tuple[dict[str, Any], dict[str, Row]]:
