@@ -1,0 +1,121 @@
+"""The drop-in beside other libraries: adapters, hooks, and classes that they make of its own."""
+
+import warnings
+
+import pytest
+import torch
+from families import assert_like_stock, batch, make, replaced, results
+
+from glm4v_ext.integrations.transformers import disable, enable
+
+
+@pytest.fixture(autouse=True)
+def _restored():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # nothing is left alone unless a test says so
+        yield
+    disable()
+
+
+@pytest.mark.parametrize("first", ["enable", "peft"])
+def test_lora(first):
+    peft = pytest.importorskip("peft")
+    inputs = batch(rows=2, padding="left")
+
+    def adapted(model):
+        names = ["q_proj", "v_proj", "qkv", "gate_up_proj", "down_proj"]
+        adapter = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=names))
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for name, parameter in adapter.named_parameters():
+                if "lora_" in name:
+                    parameter.copy_(torch.randn(parameter.shape) * 0.1)
+        return adapter
+
+    exact, stock = results(adapted(make("glm4v").double()), inputs), results(adapted(make("glm4v")), inputs)
+    model = make("glm4v")
+    if first == "enable":
+        enable(model)
+        model = adapted(model)
+    else:
+        model = adapted(model)
+        enable(model)
+    ours = results(model, inputs)
+    assert len(ours) == len(stock) > 20
+    assert_like_stock(ours, stock, exact, torch.float32)
+
+
+@pytest.mark.parametrize("first", ["enable", "peft"])
+@pytest.mark.parametrize("layer", ["proj", "downsample"])
+def test_lora_of_convolutions(layer, first):
+    """The names end so in the patch embedding (and elsewhere) and in the downsample."""
+    peft = pytest.importorskip("peft")
+    inputs = batch()
+
+    def adapted(model):
+        torch.manual_seed(1)
+        return peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=[layer], init_lora_weights=False))
+
+    exact, stock = (results(adapted(make("glm4v", dtype)), inputs) for dtype in (torch.float64, torch.float32))
+    model = make("glm4v")
+    with warnings.catch_warnings(record=True):  # where peft was first, what it has wrapped is left alone
+        warnings.simplefilter("always")
+        if first == "enable":
+            enable(model)
+        model = adapted(model)
+        if first == "peft":
+            enable(model)
+    ours = results(model, inputs)
+    assert all(gradient.any() for gradient in ours.values())
+    assert_like_stock(ours, stock, exact, torch.float32)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize(
+    "path", ["visual.patch_embed.proj", "visual.blocks.0.mlp.act_fn", "language_model.layers.0.mlp.activation_fn"]
+)
+def test_hooks_of_what_an_op_would_skip(path, grad):
+    model, inputs = make("glm4v"), batch()
+    enable(model)
+    model.model.get_submodule(path).register_forward_hook(lambda module, given, out: out * 0)
+    with torch.set_grad_enabled(grad):
+        ours = model(**inputs).logits
+        disable(model)
+        torch.testing.assert_close(ours, model(**inputs).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_hooks_see_all_rows():
+    model, seen = make("glm4v"), []
+    enable(model)
+    mlp = model.model.language_model.layers[0].mlp
+    mlp.down_proj.register_forward_hook(lambda module, given, out: seen.append(len(out)))
+    with torch.no_grad():
+        mlp(torch.randn(2 * mlp.group, 64))
+    assert seen == [2 * mlp.group]
+
+
+def test_classes_that_others_have_made_of_ours():
+    model, inputs = make("glm4v"), batch()
+    with torch.no_grad():
+        stock = model(**inputs).logits
+        enable(model)
+        torch.nn.utils.parametrizations.weight_norm(model.lm_head)
+        with pytest.warns(UserWarning, match="ParametrizedLinear, which another library has made of Linear"):
+            disable(model)
+        torch.testing.assert_close(model(**inputs).logits, stock, rtol=1e-4, atol=1e-4)
+        torch.nn.utils.parametrize.remove_parametrizations(model.lm_head, "weight")
+    disable(model)
+    assert not replaced(model)
+
+
+def test_norms_that_an_adapter_keeps_in_fp32():
+    """k-bit training casts norms to fp32 under bf16 activations: such a call goes transformers' way."""
+    model, inputs = make("glm4v", torch.bfloat16), batch()
+    for module in model.modules():
+        if type(module).__name__ == "Glm4vRMSNorm":
+            module.float()
+    inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
+    norm = model.model.language_model.norm
+    enable(model)
+    x = torch.randn(2, 64, dtype=torch.bfloat16)
+    assert norm(x).dtype == torch.float32
