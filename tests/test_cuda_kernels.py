@@ -101,7 +101,7 @@ def test_attention_of_hopper_passes_tests_of_the_op(op, emulator):
     run_tests(emulator, op, HOPPER_QUICK[op], "--device=cpu", capability=90)
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [pytest.param(80, marks=pytest.mark.slow), 90])
 def test_decoding_deals_splits_out_to_many_processors(capability, emulator):  # few are filled by one sequence
     chosen = "splits or bits or pages or padding"
     run_tests(emulator, "flash_attn_with_kvcache", chosen, "--device=cpu", capability=capability, processors=60)
