@@ -8,13 +8,7 @@ from families import assert_like_stock, batch, make, replaced, results
 
 from glm4v_ext.integrations.transformers import disable, enable
 
-
-@pytest.fixture(autouse=True)
-def _restored():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # nothing is left alone unless a test says so
-        yield
-    disable()
+pytestmark = pytest.mark.usefixtures("nothing_left_alone")
 
 
 @pytest.mark.parametrize("first", ["enable", "peft"])

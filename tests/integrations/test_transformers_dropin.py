@@ -2,7 +2,6 @@
 
 import copy
 import io
-import warnings
 
 import pytest
 import torch
@@ -26,15 +25,9 @@ from glm4v_ext.integrations import transformers as dropin
 from glm4v_ext.integrations.replacements import Replacement
 from glm4v_ext.integrations.transformers import OPS, disable, enable
 
+pytestmark = pytest.mark.usefixtures("nothing_left_alone")
+
 PADDED = {"rows": 3, "padding": "left"}
-
-
-@pytest.fixture(autouse=True)
-def _restored():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # nothing is left alone unless a test says so
-        yield
-    disable()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
