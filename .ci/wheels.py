@@ -15,7 +15,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -60,8 +59,7 @@ def unpacked_source(environment: dict[str, str]) -> pathlib.Path:
     folder.mkdir(parents=True)
     run([sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", str(folder)], ROOT, environment)
     (archive,) = folder.glob("*.tar.gz")
-    with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")
+    shutil.unpack_archive(archive, folder)
     shutil.move(archive, DIST / archive.name)
     return next(path for path in folder.iterdir() if path.is_dir())
 
