@@ -65,9 +65,10 @@ def peers_of(q, k, v, cu_seqlens, lengths, causal):
         "glm4v_ext": lambda: flash_attn_varlen_func(q, k, v, cu_seqlens, cu_seqlens, longest, longest, causal=causal),
         "sdpa": lambda: each(lambda *x: sdpa(*(t[None] for t in x[:3]), causal)[0]),
     }
-    if segments > 1:
+    equal = longest * segments == len(q)
+    if equal and segments > 1:
         peers["batched sdpa"] = batched
-    if q.is_cuda and longest * segments == len(q):
+    if equal and q.is_cuda and q.shape == k.shape:  # torch's cuDNN takes no groups of heads
         peers["cudnn"] = by(SDPBackend.CUDNN_ATTENTION, batched)
     if q.is_cuda and q.shape == k.shape and not causal:
         varlen = importlib.import_module("torch.nn.attention.varlen").varlen_attn

@@ -1,4 +1,4 @@
-"""patchify against transformers' rescale, normalize and patchify (numpy, fp32), and the definition."""
+"""patchify against transformers' rescale, normalize and patchify (numpy, fp32; copied to a GPU), and the definition."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def bench_patchify(race, device, dtype, size):
 
     def transformers():
         image = processor.normalize(processor.rescale(planes, 1 / 255), mean, std)
-        return torch.from_numpy(processor.patchify(image, 14, 2, 2)[0])
+        return torch.from_numpy(processor.patchify(image, 14, 2, 2)[0]).to(device)
 
     race(
         {

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .autocast import autocast, widen
+from .differentiable import differentiable
 from .fake import fake
 from .refuse import refuse_second_grad
 
@@ -53,6 +54,6 @@ def _backward(ctx, dout: Tensor, dsum: Tensor):
     return dtotal, dtotal, dweight, None
 
 
-torch.library.register_autograd("glm4v_ext::add_rms_norm", _backward, setup_context=_setup)
+differentiable("add_rms_norm", _setup, _backward)
 autocast("add_rms_norm", widen)
 refuse_second_grad("add_rms_norm")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .autocast import autocast, lower
+from .differentiable import differentiable
 from .fake import fake
 from .refuse import refuse_second_grad
 
@@ -156,6 +157,6 @@ def _backward(ctx, dout: Tensor, *_ignored: Tensor):
     return dq, dk, dv, *(None,) * 12
 
 
-torch.library.register_autograd("glm4v_ext::flash_attn_varlen", _backward, setup_context=_setup)
+differentiable("flash_attn_varlen", _setup, _backward)
 autocast("flash_attn_varlen", lower)
 refuse_second_grad("flash_attn_varlen")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .autocast import autocast, widen
+from .differentiable import differentiable
 from .fake import fake
 from .refuse import refuse_second_grad
 
@@ -56,6 +57,6 @@ def _backward(ctx, dout: Tensor):
     return dout, dtable, None
 
 
-torch.library.register_autograd("glm4v_ext::interpolate_pos_embed", _backward, setup_context=_setup)
+differentiable("interpolate_pos_embed", _setup, _backward)
 autocast("interpolate_pos_embed", widen)
 refuse_second_grad("interpolate_pos_embed")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .autocast import autocast, lower
+from .differentiable import differentiable
 from .fake import fake
 
 
@@ -29,14 +30,19 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def linear_backward(dout: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]):
-    """Gradients of ``linear`` for x, weight and bias, None where not needed; the products are the op itself."""
+    """Gradients of ``linear`` for x, weight and bias, None where not needed."""
     dout_rows = dout.flatten(0, -2) if dout.dim() > 1 else dout[None]  # [M, N]
     x_rows = x.reshape(dout_rows.shape[0], x.shape[-1])  # [M, K]
     return (
-        torch.ops.glm4v_ext.linear(dout, weight.t(), None) if needs[0] else None,
-        torch.ops.glm4v_ext.linear(dout_rows.t(), x_rows.t(), None) if needs[1] else None,
+        _times(dout, weight) if needs[0] else None,
+        _times(dout_rows.t(), x_rows) if needs[1] else None,
         dout_rows.sum(0) if needs[2] else None,
     )
+
+
+def _times(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b``: on a GPU cuBLAS's by the shortest way, else the op's."""
+    return a @ b if a.is_cuda else torch.ops.glm4v_ext.linear(a, b.t(), None)
 
 
 @fake("linear")
@@ -53,5 +59,5 @@ def _backward(ctx, dout: Tensor):
     return linear_backward(dout, x, weight, ctx.needs_input_grad)
 
 
-torch.library.register_autograd("glm4v_ext::linear", _backward, setup_context=_setup)
+differentiable("linear", _setup, _backward)
 autocast("linear", lower)

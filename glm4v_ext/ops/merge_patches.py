@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .autocast import autocast, lower
+from .differentiable import differentiable
 from .fake import fake
 from .linear import linear_backward
 
@@ -49,5 +50,5 @@ def _backward(ctx, dout: Tensor):
     return dx if dx is None else dx.view(x.shape), dweight, dbias
 
 
-torch.library.register_autograd("glm4v_ext::merge_patches", _backward, setup_context=_setup)
+differentiable("merge_patches", _setup, _backward)
 autocast("merge_patches", lower)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .autocast import autocast, lower
+from .differentiable import differentiable
 from .fake import fake
 from .linear import linear_backward
 
@@ -18,8 +19,8 @@ def patch_embed(patches: Tensor, weight: Tensor, bias: Tensor, still: bool = Fal
             are ``[P, 1176]``, two frames of 14 x 14 pixels.
         weight: ``[C, 3, F, h, w]``, dtype of ``patches``.
         bias: ``[C]``, dtype of ``patches``.
-        still: the frames of every patch are equal, as they are for images: only the first one is read, and multiplied
-            by the sum of the frames' weights, half the work. Gradients reach the first frame's values alone.
+        still: the frames of every patch are equal, as they are for images. On a CPU only the first one is read, and
+            multiplied by the sum of the frames' weights, half the work. Gradients reach the first frame's values alone.
 
     Returns:
         ``[P, C]``, dtype of ``patches``.
@@ -58,5 +59,5 @@ def _backward(ctx, dout: Tensor):
     return dpatches, dweight if dweight is None else dweight.reshape(weight.shape), dbias, None
 
 
-torch.library.register_autograd("glm4v_ext::patch_embed", _backward, setup_context=_setup)
+differentiable("patch_embed", _setup, _backward)
 autocast("patch_embed", lower)

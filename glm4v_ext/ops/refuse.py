@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from .differentiable import differentiable
+
 _library = torch.library.Library("glm4v_ext", "IMPL")
 
 
@@ -41,4 +43,4 @@ def refuse_second_grad(name: str) -> None:
     def backward(ctx: Any, *grads: Any) -> None:
         raise RuntimeError(f"{name}: gradients must be asked for once, got a gradient of its gradient")
 
-    torch.library.register_autograd(f"glm4v_ext::{name}_backward", backward)
+    differentiable(f"{name}_backward", None, backward)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .autocast import autocast, widen
+from .differentiable import differentiable
 from .fake import fake
 from .refuse import refuse_second_grad
 
@@ -54,6 +55,6 @@ def _backward(ctx, dout: Tensor):
     return dx, dweight, None
 
 
-torch.library.register_autograd("glm4v_ext::rms_norm", _backward, setup_context=_setup)
+differentiable("rms_norm", _setup, _backward)
 autocast("rms_norm", widen)
 refuse_second_grad("rms_norm")

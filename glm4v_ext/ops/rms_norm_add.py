@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .autocast import autocast, widen
+from .differentiable import differentiable
 from .fake import fake
 
 # Looked up once: each attribute costs time, in decoding once per layer.
@@ -47,5 +48,5 @@ def _backward(ctx, dout: Tensor):
     return dx, dout, dweight, None
 
 
-torch.library.register_autograd("glm4v_ext::rms_norm_add", _backward, setup_context=_setup)
+differentiable("rms_norm_add", _setup, _backward)
 autocast("rms_norm_add", widen)

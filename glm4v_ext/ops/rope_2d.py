@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .autocast import autocast, widen
+from .differentiable import differentiable
 from .fake import fake
 from .refuse import refuse_grad
 
@@ -76,6 +77,6 @@ def _backward(ctx, dq: Tensor, dk: Tensor):
     return *_rope_2d(dq, dk, -position_ids, ctx.theta), None, None
 
 
-torch.library.register_autograd("glm4v_ext::rope_2d", _backward, setup_context=_setup)
+differentiable("rope_2d", _setup, _backward)
 autocast("rope_2d", widen)
 refuse_grad("rope_2d_", inputs="q k", changed="q k", instead="rope_2d")

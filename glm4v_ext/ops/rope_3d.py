@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .autocast import autocast, widen
+from .differentiable import differentiable
 from .fake import fake
 from .refuse import refuse_grad
 
@@ -109,6 +110,6 @@ def _backward(ctx, dq: Tensor, dk: Tensor):
     return *torch.ops.glm4v_ext.rope_3d(dq, dk, -position_ids, *ctx.settings), *[None] * 8
 
 
-torch.library.register_autograd("glm4v_ext::rope_3d", _backward, setup_context=_setup)
+differentiable("rope_3d", _setup, _backward)
 autocast("rope_3d", widen)
 refuse_grad("rope_3d_", inputs="q k", changed="q k", instead="rope_3d")

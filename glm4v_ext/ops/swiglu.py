@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .differentiable import differentiable
 from .fake import fake
 from .refuse import refuse_second_grad
 
@@ -44,8 +45,8 @@ def _setup(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, dout: Tensor):
-    return torch.ops.glm4v_ext.swiglu_backward(dout, *ctx.saved_tensors)
+    return (torch.ops.glm4v_ext.swiglu_backward(dout, *ctx.saved_tensors),)
 
 
-torch.library.register_autograd("glm4v_ext::swiglu", _backward, setup_context=_setup)
+differentiable("swiglu", _setup, _backward)
 refuse_second_grad("swiglu")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .autocast import autocast, lower
+from .differentiable import differentiable
 from .fake import fake
 from .refuse import refuse_second_grad
 
@@ -81,6 +82,6 @@ def _backward(ctx, dlogprob: Tensor | None, dentropy: Tensor | None, _: None):
     return *(g if needed else None for g, needed in zip(gradients, needs, strict=True)), None, None, None
 
 
-torch.library.register_autograd("glm4v_ext::token_logprob", _backward, setup_context=_setup)
+differentiable("token_logprob", _setup, _backward)
 autocast("token_logprob", lower)
 refuse_second_grad("token_logprob")

@@ -78,7 +78,7 @@ def test_still_is_the_whole_convolution(device):
 @pytest.mark.parametrize("device", devices())
 def test_views(device):
     _, weight, bias, _ = sample((4, 6, 3, 2, 2, 2, False), torch.float32, device)
-    patches = torch.randn(24, 8, device=device).t()
+    patches = torch.randn(3, 1, 4, 8, device=device).expand(3, 2, 4, 8).reshape(24, 8).t()  # two equal frames
     for still in (False, True):
         assert_as_accurate(patch_embed, reference.patch_embed, [patches, weight.flip(0)[::2], bias[::2], still])
 
