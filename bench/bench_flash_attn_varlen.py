@@ -47,7 +47,7 @@ def eager(q, k, v, causal=False):
     q, k, v = q.transpose(0, 1), *(x.repeat_interleave(group, 1).transpose(0, 1) for x in (k, v))
     scores = q @ k.transpose(1, 2) * HEAD_DIM**-0.5
     if causal:
-        scores += torch.full(scores.shape[1:], float("-inf"), dtype=q.dtype).triu(1)
+        scores += torch.full(scores.shape[1:], float("-inf"), dtype=q.dtype, device=q.device).triu(1)
     return (scores.softmax(-1, dtype=torch.float32).to(q.dtype) @ v).transpose(0, 1)
 
 

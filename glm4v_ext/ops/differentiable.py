@@ -35,7 +35,7 @@ def differentiable(name: str, setup: Callable[..., None] | None, backward: Calla
         given = len(ctx.needs_input_grad)  # the keyset is the last one
         return *backward(ctx, *douts)[: given - 1], None
 
-    function = type(
+    function: Any = type(
         f"{name}_with_gradients",
         (torch.autograd.Function,),
         {"forward": staticmethod(forward), "backward": staticmethod(backward_of)},
