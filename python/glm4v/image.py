@@ -57,7 +57,7 @@ def smart_resize(
         height, width = int(height * scale), int(width * scale)
     ratio = max(height, width) / min(height, width)
     if ratio > max_aspect_ratio:
-        raise InputError(f"aspect ratio must be at most {max_aspect_ratio} (max_aspect_ratio), got {ratio:.1f}")
+        raise InputError(f"aspect ratio must be at most {max_aspect_ratio} (max_aspect_ratio), got {ratio:.6g}")
     h, w = round(height / factor) * factor, round(width / factor) * factor
     pixels = round(num_frames / temporal_factor) * temporal_factor * h * w
     if pixels > max_pixels:

@@ -25,7 +25,7 @@ from .errors import InputError
 from .image import Picture, smart_resize
 from .kinds import is_list, is_number
 from .positions import rope_positions
-from .prompt import Conversation, Media, load_chat_template, read_settings, render
+from .prompt import Conversation, Media, load_chat_template, load_named_tokens, read_settings, render
 from .tokenizer import TextCodec, load_tokenizer
 from .video import Video
 
@@ -121,7 +121,7 @@ class Processor:
         path = checkpoint_folder(folder)
         self.config = Config.from_pretrained(path)
         self.tokenizer = load_tokenizer(path)
-        self.codec = TextCodec(self.tokenizer)
+        self.codec = TextCodec(self.tokenizer, load_named_tokens(path))
         for name, token in BORDERS.items():
             if self.codec.id(token) != getattr(self.config, name):
                 found = f"{getattr(self.config, name)} in config.json, {self.codec.id(token)} in tokenizer.json"
