@@ -166,8 +166,8 @@ class Processor:
                 raise InputError(f"prompt: tokens{which} must be at most {limit}, the model's, got {len(plan.ids)}")
         pixel_values, image_grid_thw = self._patches(plans, Picture, pixels)
         pixel_values_videos, video_grid_thw = self._patches(plans, Video, pixels)
-        input_ids = torch.tensor([index for plan in plans for index in plan.ids])
-        cu_seqlens = torch.tensor(np.cumsum([0] + [len(plan.ids) for plan in plans]), dtype=torch.int32)
+        input_ids = torch.tensor([index for plan in plans for index in plan.ids], device="cpu")
+        cu_seqlens = torch.tensor(np.cumsum([0] + [len(plan.ids) for plan in plans]), dtype=torch.int32, device="cpu")
         position_ids, next_positions = rope_positions(
             input_ids,
             cu_seqlens,
@@ -264,7 +264,8 @@ class Processor:
                     continue
                 if not pixels:
                     units = -(-picture.num_frames // TEMPORAL_PATCH_SIZE)
-                    grids.append(torch.tensor([[units, height // PATCH_SIZE, width // PATCH_SIZE]]))
+                    grid = torch.tensor([[units, height // PATCH_SIZE, width // PATCH_SIZE]], device="cpu")
+                    grids.append(grid)
                     continue
                 settings = self.video if isinstance(picture, Video) else self.image
                 one, grid = patchify(
