@@ -125,7 +125,8 @@ class Picture:
         except Image.DecompressionBombError as error:
             raise self.source.error(error) from None
         except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ..., each format its own
-            raise self.source.error(f"cannot be read: {error}") from None
+            reason = str(error) or type(error).__name__  # a closed image fails an assertion that says nothing
+            raise self.source.error(f"cannot be read: {reason}") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

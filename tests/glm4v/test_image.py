@@ -126,6 +126,13 @@ def test_photographs_stand_upright(kind, orientation, photos):
     assert np.array_equal(opened.pixels(picture.height, picture.width), np.asarray(wanted))
 
 
+def test_an_image_that_was_closed_before(photos):
+    with Image.open(BytesIO(stated(photos[0][:28, :28]))) as image:
+        pass
+    with pytest.raises(InputError, match=r"^image: image in memory: cannot be read: \w+"):
+        Picture(image).pixels(28, 28)
+
+
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
 def test_animations_give_their_first_frame(kind, photos):
     frames = [Image.fromarray(photo[:50, :70]) for photo in photos]
