@@ -111,14 +111,17 @@ def _without_tags(text: str, ended: bool) -> str:
     """``text`` without whole tags, also such as appear when others are taken out, and without the beginning of one."""
     before = None
     while before != text:
-        before = text
-        text = _ANY_TAG.sub("", text)
-        start = text.rfind("<")
-        tail = "".join(text[start:].split()).lower() if start >= 0 else ""
-        # An answer may well end in "x < a", so a finished text loses only what is clearly a tag.
-        if len(tail) >= (4 if ended else 1) and any(tag.startswith(tail) for tag in TAGS):
-            text = text[:start]
-    return text.strip()
+        before, text = text, _ANY_TAG.sub("", text)
+    end = len(text)
+    while (start := text.rfind("<", 0, end)) >= 0 and _begins_a_tag(text[start:end], ended):
+        end = start  # and perhaps another one before it
+    return text[:end].strip()
+
+
+def _begins_a_tag(tail: str, ended: bool) -> bool:
+    """An answer may well end in "x < a", so a finished text loses only what is clearly a tag."""
+    tail = "".join(tail.split()).lower()
+    return len(tail) >= (4 if ended else 1) and any(tag.startswith(tail) for tag in TAGS)
 
 
 _PATTERNS = {tag: re.compile(_pattern(tag), re.IGNORECASE) for tag in TAGS}

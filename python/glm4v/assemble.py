@@ -234,18 +234,18 @@ def _tower(encoder: dict[str, Tensor], folder: Path, config: VisionConfig) -> di
 
 
 def _new_parts(tower: VisionConfig, text: TextConfig, seed: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator) * tower.initializer_range
+        return torch.randn(shape, generator=generator, device="cpu") * tower.initializer_range
 
     c, out, inner = tower.hidden_size, text.hidden_size, tower.intermediate_size
     return {
         "model.visual.downsample.weight": normal(out, c, MERGE_SIZE, MERGE_SIZE),
-        "model.visual.downsample.bias": torch.zeros(out),
+        "model.visual.downsample.bias": torch.zeros(out, device="cpu"),
         "model.visual.merger.proj.weight": normal(out, out),
-        "model.visual.merger.post_projection_norm.weight": torch.ones(out),
-        "model.visual.merger.post_projection_norm.bias": torch.zeros(out),
+        "model.visual.merger.post_projection_norm.weight": torch.ones(out, device="cpu"),
+        "model.visual.merger.post_projection_norm.bias": torch.zeros(out, device="cpu"),
         "model.visual.merger.gate_proj.weight": normal(inner, out),
         "model.visual.merger.up_proj.weight": normal(inner, out),
         "model.visual.merger.down_proj.weight": normal(out, inner),

@@ -37,11 +37,12 @@ def checkpoint_folder(name: str | os.PathLike[str]) -> Path:
     if folder.is_dir():
         return folder
     hub = str(name)
-    if hub.count("/") == 1 and not hub.startswith((".", "/", "~")):
-        local = hub.split("/")[1]
-        hint = f"to fetch it from the hub: hf download {hub} --local-dir {local}"
+    if folder.exists():
+        hint = "a file is there"
+    elif hub.count("/") == 1 and not hub.startswith((".", "/", "~")):
+        hint = f"to fetch it from the hub: hf download {hub} --local-dir {hub.split('/')[1]}"
     else:
-        hint = "a file is there" if folder.exists() else "nothing is there"
+        hint = "nothing is there"
     raise InputError(f"checkpoint: {hub} must be a folder; {hint}")
 
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import struct
 import warnings
 from collections.abc import Iterator
-from typing import TypeAlias
+from typing import IO, TypeAlias
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
 
 from .errors import InputError
 from .source import Source, find
@@ -57,7 +59,7 @@ def smart_resize(
         height, width = int(height * scale), int(width * scale)
     ratio = max(height, width) / min(height, width)
     if ratio > max_aspect_ratio:
-        raise InputError(f"aspect ratio must be at most {max_aspect_ratio} (max_aspect_ratio), got {ratio:.1f}")
+        raise InputError(f"aspect ratio must be at most {max_aspect_ratio} (max_aspect_ratio), got {ratio:.6g}")
     h, w = round(height / factor) * factor, round(width / factor) * factor
     pixels = round(num_frames / temporal_factor) * temporal_factor * h * w
     if pixels > max_pixels:
@@ -123,7 +125,8 @@ class Picture:
         except Image.DecompressionBombError as error:
             raise self.source.error(error) from None
         except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ..., each format its own
-            raise self.source.error(f"cannot be read: {error}") from None
+            reason = str(error) or type(error).__name__  # a closed image fails an assertion that says nothing
+            raise self.source.error(f"cannot be read: {reason}") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -144,11 +147,29 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation by the header alone: PNG's own `getexif` would decode the pixels to look behind them."""
+    """EXIF orientation without decoding, as PNG's own `getexif` would to look behind the pixels."""
     if image.format == "TIFF":  # Pillow turns these itself
         return 1
-    orientation = Image.Image.getexif(image).get(ORIENTATION, 1)
+    exif = Image.Image.getexif(image)
+    if isinstance(image, PngImageFile) and image.fp is not None and "exif" not in image.info:
+        exif.load(_exif_behind_pixels(image.fp))
+    orientation = exif.get(ORIENTATION, 1)
     return orientation if orientation in UPRIGHT else 1
+
+
+def _exif_behind_pixels(file: IO[bytes]) -> bytes:
+    """The EXIF chunk of a PNG, wherever it stands; empty without one."""
+    before = file.tell()
+    file.seek(8)  # behind the signature
+    try:
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if kind == b"eXIf":
+                return file.read(length)
+            file.seek(length + 4, os.SEEK_CUR)  # the content and its checksum
+        return b""
+    finally:
+        file.seek(before)
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

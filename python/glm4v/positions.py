@@ -49,7 +49,7 @@ def keys_behind_prefixes(cu_seqlens: Sequence[int], prefixes: Sequence[int]) -> 
             raise ValueError(f"glm4v: prefixes[{n}] must be a sequence without a prefix, or -1, got {prefix}")
         seen += [own[n]] if prefix < 0 else [own[prefix], own[n]]
         lengths.append(len(own[n]) + (len(own[prefix]) if prefix >= 0 else 0))
-    ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device="cpu")
     return Keys(torch.from_numpy(np.concatenate(seen)), ends, max(lengths))
 
 

@@ -25,7 +25,7 @@ from .errors import InputError
 from .image import Picture, smart_resize
 from .kinds import is_list, is_number
 from .positions import rope_positions
-from .prompt import Conversation, Media, load_chat_template, read_settings, render
+from .prompt import Conversation, Media, load_chat_template, load_named_tokens, read_settings, render
 from .tokenizer import TextCodec, load_tokenizer
 from .video import Video
 
@@ -121,7 +121,7 @@ class Processor:
         path = checkpoint_folder(folder)
         self.config = Config.from_pretrained(path)
         self.tokenizer = load_tokenizer(path)
-        self.codec = TextCodec(self.tokenizer)
+        self.codec = TextCodec(self.tokenizer, load_named_tokens(path))
         for name, token in BORDERS.items():
             if self.codec.id(token) != getattr(self.config, name):
                 found = f"{getattr(self.config, name)} in config.json, {self.codec.id(token)} in tokenizer.json"
@@ -166,8 +166,8 @@ class Processor:
                 raise InputError(f"prompt: tokens{which} must be at most {limit}, the model's, got {len(plan.ids)}")
         pixel_values, image_grid_thw = self._patches(plans, Picture, pixels)
         pixel_values_videos, video_grid_thw = self._patches(plans, Video, pixels)
-        input_ids = torch.tensor([index for plan in plans for index in plan.ids])
-        cu_seqlens = torch.tensor(np.cumsum([0] + [len(plan.ids) for plan in plans]), dtype=torch.int32)
+        input_ids = torch.tensor([index for plan in plans for index in plan.ids], device="cpu")
+        cu_seqlens = torch.tensor(np.cumsum([0] + [len(plan.ids) for plan in plans]), dtype=torch.int32, device="cpu")
         position_ids, next_positions = rope_positions(
             input_ids,
             cu_seqlens,
@@ -264,7 +264,8 @@ class Processor:
                     continue
                 if not pixels:
                     units = -(-picture.num_frames // TEMPORAL_PATCH_SIZE)
-                    grids.append(torch.tensor([[units, height // PATCH_SIZE, width // PATCH_SIZE]]))
+                    grid = torch.tensor([[units, height // PATCH_SIZE, width // PATCH_SIZE]], device="cpu")
+                    grids.append(grid)
                     continue
                 settings = self.video if isinstance(picture, Video) else self.image
                 one, grid = patchify(

@@ -12,11 +12,15 @@ import json
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
 import jinja2.sandbox
 
 from .errors import InputError
@@ -49,6 +53,7 @@ CHAT_TEMPLATE = """\
 """
 
 ROLES = ("system", "user", "assistant")
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 ANSWER_MARKS = ("<answer>", "</answer>", "<|begin_of_box|>", "<|end_of_box|>")
 
 
@@ -110,7 +115,7 @@ class Conversation:
                 raise InputError(f"prompt: {where}: text must be Unicode: {error.reason}") from None
             return "text"
         medium, fps = kind.removesuffix("_url"), part.get("fps")
-        source = next((part[key] for key in (kind, "url", "path") if key in part), None)
+        source = next((part[key] for key in (kind, "url", "path") if part.get(key) is not None), None)
         source = source.get("url") if isinstance(source, Mapping) else source
         if medium not in ("image", "video") or source is None:
             example = '{"type": "text", "text": …}, {"type": "image", "image": …} or {"type": "video", "video": …}'
@@ -154,14 +159,39 @@ def load_chat_template(folder: Path) -> str:
     return source
 
 
+def load_named_tokens(folder: Path) -> dict[str, str]:
+    """Texts of the checkpoint's special tokens by the names that templates call them, such as ``eos_token``."""
+    path = folder / "tokenizer_config.json"
+    settings, tokens = read_settings(path), {}
+    for name in NAMED_TOKENS:
+        token = settings.get(name)
+        token = token.get("content") if isinstance(token, dict) else token
+        if not isinstance(token, str | None):
+            raise InputError(f"prompt: {path}: {name} must be text, got {reprlib.repr(token)}")
+        if token is not None:
+            tokens[name] = token
+    return tokens
+
+
 @lru_cache(maxsize=16)
 def _compiled(source: str) -> jinja2.Template:
     """Kept here, since it can be neither copied nor pickled. It runs in a sandbox: it is foreign code."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )  # transformers' settings, which templates are written for
-    environment.globals["raise_exception"] = _raise_exception
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationBlock]
+    )  # transformers' settings and names, which templates are written for
+    environment.filters["tojson"] = _tojson
+    environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
     return environment.from_string(source)
+
+
+class _GenerationBlock(jinja2.ext.Extension):
+    """``{% generation %}`` marks what an assistant said, for trainers; here it is what stands inside."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def _find_chat_template(folder: Path) -> tuple[str, Any]:
@@ -184,6 +214,21 @@ def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
+def _strftime_now(format: str) -> str:
+    return datetime.now().strftime(format)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as it is; Jinja's own filter writes it for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
 def render(template: str, conversation: Conversation, codec: TextCodec) -> list[int | str]:
     """The prompt in pieces: ids of the special tokens that the template wrote, and the text between them.
 
@@ -199,7 +244,9 @@ def render(template: str, conversation: Conversation, codec: TextCodec) -> list[
 
     messages = [{"role": m["role"], "content": guarded(m["content"])} for m in conversation.messages]
     try:
-        text = _compiled(template).render(messages=messages, add_generation_prompt=True)
+        text = _compiled(template).render(
+            messages=messages, tools=None, documents=None, add_generation_prompt=True, **codec.named
+        )
     except Exception as error:  # it is foreign code: division by zero, endless recursion, ...
         raise InputError(f"prompt: the chat template fails: {error}") from None
     return [piece if isinstance(piece, int) else piece.replace(mark, "") for piece in codec.split(text)]

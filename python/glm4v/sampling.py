@@ -113,7 +113,7 @@ class Sampler:
     ) -> None:
         self.sampling = sampling
         self.streams = list(streams)
-        self.banned = torch.tensor(list(banned), dtype=torch.long)
+        self.banned = torch.tensor(list(banned), dtype=torch.long, device="cpu")
         self.prompts = list(prompts)
         self.seen: Tensor | None = None  # bool [B, V], made when the first logits tell V
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import tokenizers
@@ -26,9 +26,11 @@ def load_tokenizer(folder: Path) -> tokenizers.Tokenizer:
 
 
 class TextCodec:
-    """Encodes and decodes with a ``tokenizer``; ``specials`` maps the texts of its added tokens to their ids."""
+    """Encodes and decodes with a ``tokenizer``; ``specials`` maps the texts of its added tokens to their ids, ``named``
+    the names that a chat template has for some, such as ``eos_token``, to their texts."""
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+    def __init__(self, tokenizer: tokenizers.Tokenizer, named: Mapping[str, str]) -> None:
+        self.named = named
         self._full = tokenizer
         self._plain = tokenizers.Tokenizer(self._full.model)  # shares the vocabulary
         for part in ("normalizer", "pre_tokenizer", "decoder"):

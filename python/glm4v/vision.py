@@ -121,7 +121,7 @@ class VisionTower(nn.Module):
     def forward(self, patches: Tensor, grid_thw: Tensor) -> Tensor:
         """``[P, 1176]`` and ``[I, 3]`` to ``[P / 4, C_out]``."""
         units = [(h, w) for t, h, w in grid_thw.tolist() for _ in range(t)]
-        lengths = torch.tensor([0, *(h * w for h, w in units)])
+        lengths = torch.tensor([0, *(h * w for h, w in units)], device="cpu")
         index = (grid_thw, patch_positions(units), lengths.cumsum(0, dtype=torch.int32))
         grid_thw, position_ids, cu_seqlens = (x.to(patches.device, non_blocking=True) for x in index)
         return self.encode(patches, grid_thw, position_ids, cu_seqlens, int(lengths.max()))
@@ -147,9 +147,10 @@ class VisionTower(nn.Module):
 def patch_positions(units: list[tuple[int, int]]) -> Tensor:
     """``[P, 2]``: row and column of each patch of ``(h, w)`` grids, in merge-block order."""
     m = MERGE_SIZE
-    parts = [torch.empty(0, 2, dtype=torch.int64)]
+    parts = [torch.empty(0, 2, dtype=torch.int64, device="cpu")]
     for h, w in units:
-        rows, columns = torch.arange(h).view(-1, 1, m, 1), torch.arange(w).view(1, -1, 1, m)
+        rows = torch.arange(h, device="cpu").view(-1, 1, m, 1)
+        columns = torch.arange(w, device="cpu").view(1, -1, 1, m)
         shape = (h // m, w // m, m, m)
         parts.append(torch.stack((rows.expand(shape), columns.expand(shape)), -1).flatten(0, 3))
     return torch.cat(parts)

@@ -261,7 +261,7 @@ def _read_rows(piece: Entry, start: int, stop: int) -> Tensor:
     """A copy of rows ``[start, stop)``, read past the mapping: pages that are only copied from would count as this
     process's memory too."""
     each = (piece.stop - piece.start) // max(1, piece.shape[0])
-    data = torch.empty(each * (stop - start), dtype=torch.uint8)
+    data = torch.empty(each * (stop - start), dtype=torch.uint8, device="cpu")
     with piece.file.open("rb") as stream:
         stream.seek(piece.start + each * start)
         stream.readinto(data.numpy().data)

@@ -1,6 +1,7 @@
 """Every output has one reading, and no tag is ever part of it."""
 
 import itertools
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -87,6 +88,14 @@ def test_no_tag_ever_leaks(fragments, cut_off, ended):
     parts = separate(text[: len(text) - cut_off], ended)
     for part in (parts.thinking, parts.answer, parts.box or ""):
         assert not any(tag in "".join(part.split()).lower() for tag in TAGS)
+
+
+@pytest.mark.parametrize("fragment", ["<", "< ", "<thi"])
+def test_what_repeats_is_read_in_one_go(fragment):
+    """A model that is caught in a loop may say nothing else; the time must not grow as the square."""
+    start = time.process_time()
+    assert separate(f"{T}why{_T}{A}" + fragment * 50_000, ended=False).thinking == "why"
+    assert time.process_time() - start < 10  # 0.2 s here, minutes as the square
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations([T, _T, A, _A])))

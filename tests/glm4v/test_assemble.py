@@ -192,6 +192,12 @@ def test_command(parts, tmp_path, capsys):
     assert end.value.code == 2 and "out must be a new or empty folder" in capsys.readouterr().err
 
 
+def test_the_default_device_is_nobodys(parts, base, tmp_path):
+    with torch.device("meta"):
+        assemble(parts[2], parts[3], tmp_path / "out", seed=3)
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (base / "model.safetensors").read_bytes()
+
+
 def test_refuses_a_full_folder(parts, tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ValueError, match="out must be a new or empty folder"):

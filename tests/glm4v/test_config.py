@@ -120,7 +120,7 @@ def test_errors_name_the_key_and_the_file(change, text, tmp_path):
     assert str(caught.value).endswith(f"({tmp_path}/config.json)") and "\n" not in str(caught.value)
 
 
-def test_folders_that_are_none(tmp_path):
+def test_folders_that_are_none(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"hf download zai-org/GLM-4.1V-9B-Thinking --local-dir GLM-4.1V-9B"):
         Config.from_pretrained("zai-org/GLM-4.1V-9B-Thinking")
     with pytest.raises(InputError, match="nowhere must be a folder; nothing is there"):
@@ -138,6 +138,9 @@ def test_folders_that_are_none(tmp_path):
     with pytest.raises(InputError, match=r"file must be a folder; a file is there"):
         (tmp_path / "file").write_text("")
         Config.from_pretrained(tmp_path / "file")
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(InputError, match=r"file must be a folder; a file is there"):
+        Config.from_pretrained(f"{tmp_path.name}/file")
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):

@@ -76,6 +76,20 @@ def test_index_tensors_may_stay_on_the_host(device, model, batch):
     assert torch.equal(model(**batch, logits_to_keep=2), model(**there, logits_to_keep=2))
 
 
+def test_the_default_device_is_nobodys(tiny_checkpoint, photos):
+    """``torch.set_default_device("cuda")``: what is made on the host stays there."""
+    answers = []
+    for default in ("cpu", "meta"):
+        with torch.device(default):
+            model = Glm4v.from_pretrained(tiny_checkpoint)
+            asked = [question("What?"), question("And here?", photos[0][:112, :168])]
+            assert model.processor(asked, pixels=False).image_grid_thw.tolist() == [[1, 8, 12]]
+            answers.append(
+                [a.token_ids for a in model.generate(asked, max_new_tokens=5, repetition_penalty=1.2, seed=3)]
+            )
+    assert answers[0] == answers[1]
+
+
 def test_forward_waits_for_no_value(model, batch):
     """On the meta device there are no values: asking for one is an error, wherever a GPU would make the host wait."""
     nowhere = Glm4v(model.config, dtype=torch.bfloat16, device="meta")

@@ -104,16 +104,33 @@ def test_floating_point_pixels_are_refused():
         Picture(file).pixels(28, 28)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def exif_last(png):
+    """The same PNG with its EXIF chunk behind the pixels, which its specification allows."""
+    start = png.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(png[start : start + 4], "big")
+    return png[:start] + png[end:-12] + png[start:end] + png[-12:]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "PNG, EXIF last", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", [0, *range(1, 9), 77])
 def test_photographs_stand_upright(kind, orientation, photos):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    file = stated(photos[0][:60, :100], kind, exif=exif)
+    file = stated(photos[0][:60, :100], kind.partition(",")[0], exif=exif)
+    file = exif_last(file) if kind.endswith("last") else file
     wanted = ImageOps.exif_transpose(Image.open(BytesIO(file))).convert("RGB")
     picture = Picture(file)
     assert (picture.width, picture.height) == wanted.size
     assert np.array_equal(picture.pixels(picture.height, picture.width), np.asarray(wanted))
+    opened = Picture(Image.open(BytesIO(file)))
+    assert np.array_equal(opened.pixels(picture.height, picture.width), np.asarray(wanted))
+
+
+def test_an_image_that_was_closed_before(photos):
+    with Image.open(BytesIO(stated(photos[0][:28, :28]))) as image:
+        pass
+    with pytest.raises(InputError, match=r"^image: image in memory: cannot be read: \w+"):
+        Picture(image).pixels(28, 28)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
@@ -216,10 +233,12 @@ def test_network_only_when_asked_for(monkeypatch, photos):
 def test_extremes_when_asked_for(photos, processor, tiny_checkpoint):
     strip = Image.fromarray(photos[0]).resize((9000, 30))
     messages = [{"role": "user", "content": [{"type": "image", "image": strip}]}]
-    error = r"image: image in memory: aspect ratio must be at most 200 \(max_aspect_ratio\), got 300.0"
+    error = r"image: image in memory: aspect ratio must be at most 200 \(max_aspect_ratio\), got 300$"
     for use in (processor, processor.count_tokens):
         with pytest.raises(InputError, match=error):
             use(messages)
+    with pytest.raises(InputError, match=r"must be at most 200 \(max_aspect_ratio\), got 200\.036$"):
+        processor([{"role": "user", "content": [{"type": "image", "image": strip.resize((5601, 28))}]}])
     wide = Processor.from_pretrained(tiny_checkpoint, max_aspect_ratio=400)
     assert wide(messages).image_grid_thw.tolist() == [[1, 2, 642]]
     screen = [{"role": "user", "content": [{"type": "image", "image": Image.new("L", (7680, 4320))}]}]

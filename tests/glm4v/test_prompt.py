@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 from hypothesis import given
@@ -7,7 +8,8 @@ from transformers import AutoTokenizer
 
 from examples.make_checkpoint import ANSWER_TOKENS, CONTROL_TOKENS
 from glm4v import InputError
-from glm4v.prompt import CHAT_TEMPLATE, Conversation, answer_text, load_chat_template, render
+from glm4v.prompt import CHAT_TEMPLATE, Conversation, answer_text, load_chat_template, load_named_tokens, render
+from glm4v.tokenizer import TextCodec
 
 SPECIALS = CONTROL_TOKENS + ANSWER_TOKENS
 
@@ -139,6 +141,13 @@ def write(folder, **files):
     return folder
 
 
+def test_keys_without_a_value_are_as_if_absent():
+    rows = [{"type": "image", "image": None, "url": "a", "text": None, "fps": None}, {**said("b"), "image": None}]
+    conversation = Conversation([user(*rows)])
+    assert [media.source for media in conversation.media] == ["a"]
+    assert conversation.messages[0]["content"] == [{"type": "image"}, said("b")]
+
+
 def test_where_the_template_comes_from(tmp_path):
     def loaded(**files):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
@@ -150,6 +159,31 @@ def test_where_the_template_comes_from(tmp_path):
     named = [{"name": "rag", "template": "D"}, {"name": "default", "template": "E"}]
     assert loaded(tokenizer_config__json={"chat_template": named}) == "E"
     assert loaded(tokenizer_config__json={}) == CHAT_TEMPLATE
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}{{ unk_token }}",
+        "{% for m in messages %}{{ m.content | tojson }}{% endfor %}{{ messages | tojson(indent=2) }}",
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
+        "{% if tools is none and documents is none %}{{ messages[0].content }}{% endif %}{{ strftime_now('%Y') }}",
+    ],
+)
+def test_a_template_finds_the_names_of_transformers(source, processor, tiny_checkpoint, tmp_path):
+    shutil.copy(tiny_checkpoint / "tokenizer.json", tmp_path)
+    named = {"bos_token": {"content": "<sop>", "__type": "AddedToken"}, "eos_token": "<|endoftext|>", "pad_token": None}
+    write(tmp_path, tokenizer_config__json={"tokenizer_class": "PreTrainedTokenizerFast", **named})
+    messages = [{"role": "user", "content": "Is 'é' <b>old</b> & \"new\"?"}, {"role": "assistant", "content": "Yes."}]
+    text = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(messages, chat_template=source, tokenize=False)
+    codec = TextCodec(processor.tokenizer, load_named_tokens(tmp_path))
+    assert render(source, Conversation(messages), codec) == codec.split(text)
+
+
+def test_a_named_token_of_another_kind(tmp_path):
+    write(tmp_path, tokenizer_config__json={"eos_token": 5})
+    with pytest.raises(InputError, match=r"^prompt: .*tokenizer_config.json: eos_token must be text, got 5$"):
+        load_named_tokens(tmp_path)
 
 
 @pytest.mark.parametrize(
