@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .autocast import autocast, widen
 from .fake import fake
-from .refuse import refuse_second_grad
+from .refuse import refuse_second_grad, register_backward
 
 # Looked up once: each attribute costs time, in decoding once per layer.
 _add_rms_norm = torch.ops.glm4v_ext.add_rms_norm.default
@@ -53,6 +53,6 @@ def _backward(ctx, dout: Tensor, dsum: Tensor):
     return dtotal, dtotal, dweight, None
 
 
-torch.library.register_autograd("glm4v_ext::add_rms_norm", _backward, setup_context=_setup)
+register_backward("add_rms_norm", _backward, _setup)
 autocast("add_rms_norm", widen)
 refuse_second_grad("add_rms_norm")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .autocast import autocast, lower
 from .fake import fake
-from .refuse import refuse_second_grad
+from .refuse import refuse_second_grad, register_backward
 
 
 def flash_attn_varlen_func(
@@ -156,6 +156,6 @@ def _backward(ctx, dout: Tensor, *_ignored: Tensor):
     return dq, dk, dv, *(None,) * 12
 
 
-torch.library.register_autograd("glm4v_ext::flash_attn_varlen", _backward, setup_context=_setup)
+register_backward("flash_attn_varlen", _backward, _setup)
 autocast("flash_attn_varlen", lower)
 refuse_second_grad("flash_attn_varlen")

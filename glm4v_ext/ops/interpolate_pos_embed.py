@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .autocast import autocast, widen
 from .fake import fake
-from .refuse import refuse_second_grad
+from .refuse import refuse_second_grad, register_backward
 
 
 def interpolate_pos_embed(x: Tensor, table: Tensor, grid_thw: Tensor) -> Tensor:
@@ -56,6 +56,6 @@ def _backward(ctx, dout: Tensor):
     return dout, dtable, None
 
 
-torch.library.register_autograd("glm4v_ext::interpolate_pos_embed", _backward, setup_context=_setup)
+register_backward("interpolate_pos_embed", _backward, _setup)
 autocast("interpolate_pos_embed", widen)
 refuse_second_grad("interpolate_pos_embed")

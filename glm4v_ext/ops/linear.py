@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .autocast import autocast, lower
 from .fake import fake
+from .refuse import register_backward
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -53,5 +54,5 @@ def _backward(ctx, dout: Tensor):
     return linear_backward(dout, x, weight, ctx.needs_input_grad)
 
 
-torch.library.register_autograd("glm4v_ext::linear", _backward, setup_context=_setup)
+register_backward("linear", _backward, _setup)
 autocast("linear", lower)

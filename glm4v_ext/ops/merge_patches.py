@@ -8,6 +8,7 @@ from torch import Tensor
 from .autocast import autocast, lower
 from .fake import fake
 from .linear import linear_backward
+from .refuse import register_backward
 
 
 def merge_patches(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -49,5 +50,5 @@ def _backward(ctx, dout: Tensor):
     return dx if dx is None else dx.view(x.shape), dweight, dbias
 
 
-torch.library.register_autograd("glm4v_ext::merge_patches", _backward, setup_context=_setup)
+register_backward("merge_patches", _backward, _setup)
 autocast("merge_patches", lower)

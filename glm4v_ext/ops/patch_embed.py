@@ -8,6 +8,7 @@ from torch import Tensor
 from .autocast import autocast, lower
 from .fake import fake
 from .linear import linear_backward
+from .refuse import register_backward
 
 
 def patch_embed(patches: Tensor, weight: Tensor, bias: Tensor, still: bool = False) -> Tensor:
@@ -58,5 +59,5 @@ def _backward(ctx, dout: Tensor):
     return dpatches, dweight if dweight is None else dweight.reshape(weight.shape), dbias, None
 
 
-torch.library.register_autograd("glm4v_ext::patch_embed", _backward, setup_context=_setup)
+register_backward("patch_embed", _backward, _setup)
 autocast("patch_embed", lower)

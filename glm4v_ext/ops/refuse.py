@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
-_library = torch.library.Library("glm4v_ext", "IMPL")
+
+def refuse_tangents(name: str, arguments: Iterable[Any]) -> None:
+    """No op has a forward-mode derivative; torch would drop the tangents of its inputs without a word."""
+    if forward_ad._current_level < 0:  # what unpack_dual asks first
+        return
+    if any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in arguments):
+        raise RuntimeError(f"{name}: derivatives must be asked for by backward, got a tangent (forward mode)")
+
+
+class _Library(torch.library.Library):
+    """Whose kernels for autograd, ours and those that torch makes, refuse tangents."""
+
+    def impl(self, op_name: str, fn: Callable[..., Any], dispatch_key: str = "", **options: Any) -> None:
+        def kernel(keyset: torch._C.DispatchKeySet, *arguments: Any) -> Any:
+            refuse_tangents(op_name, arguments)
+            return fn(keyset, *arguments)
+
+        super().impl(op_name, kernel, dispatch_key, **options)
+
+
+_library = _Library("glm4v_ext", "IMPL")
+
+
+def register_backward(name: str, backward: Callable[..., Any], setup_context: Callable[..., Any] | None = None) -> None:
+    """Gives an op its gradients."""
+    torch.library.register_autograd(f"glm4v_ext::{name}", backward, setup_context=setup_context, lib=_library)
 
 
 def refuse_grad(name: str, inputs: str, changed: str, instead: str) -> None:
@@ -41,4 +69,4 @@ def refuse_second_grad(name: str) -> None:
     def backward(ctx: Any, *grads: Any) -> None:
         raise RuntimeError(f"{name}: gradients must be asked for once, got a gradient of its gradient")
 
-    torch.library.register_autograd(f"glm4v_ext::{name}_backward", backward)
+    register_backward(f"{name}_backward", backward)

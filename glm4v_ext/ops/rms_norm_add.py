@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .autocast import autocast, widen
 from .fake import fake
+from .refuse import register_backward
 
 # Looked up once: each attribute costs time, in decoding once per layer.
 _rms_norm_add = torch.ops.glm4v_ext.rms_norm_add.default
@@ -47,5 +48,5 @@ def _backward(ctx, dout: Tensor):
     return dx, dout, dweight, None
 
 
-torch.library.register_autograd("glm4v_ext::rms_norm_add", _backward, setup_context=_setup)
+register_backward("rms_norm_add", _backward, _setup)
 autocast("rms_norm_add", widen)

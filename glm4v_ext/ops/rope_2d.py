@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .autocast import autocast, widen
 from .fake import fake
-from .refuse import refuse_grad
+from .refuse import refuse_grad, register_backward
 
 # Looked up once: a decoding step calls the op per layer, and each attribute costs time.
 _rope_2d = torch.ops.glm4v_ext.rope_2d.default
@@ -76,6 +76,6 @@ def _backward(ctx, dq: Tensor, dk: Tensor):
     return *_rope_2d(dq, dk, -position_ids, ctx.theta), None, None
 
 
-torch.library.register_autograd("glm4v_ext::rope_2d", _backward, setup_context=_setup)
+register_backward("rope_2d", _backward, _setup)
 autocast("rope_2d", widen)
 refuse_grad("rope_2d_", inputs="q k", changed="q k", instead="rope_2d")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .autocast import autocast, widen
 from .fake import fake
-from .refuse import refuse_grad
+from .refuse import refuse_grad, register_backward
 
 # Looked up once: a decoding step calls the op per layer, and each attribute costs time.
 _rope_3d = torch.ops.glm4v_ext.rope_3d.default
@@ -109,6 +109,6 @@ def _backward(ctx, dq: Tensor, dk: Tensor):
     return *torch.ops.glm4v_ext.rope_3d(dq, dk, -position_ids, *ctx.settings), *[None] * 8
 
 
-torch.library.register_autograd("glm4v_ext::rope_3d", _backward, setup_context=_setup)
+register_backward("rope_3d", _backward, _setup)
 autocast("rope_3d", widen)
 refuse_grad("rope_3d_", inputs="q k", changed="q k", instead="rope_3d")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .fake import fake
-from .refuse import refuse_second_grad
+from .refuse import refuse_second_grad, register_backward
 
 # Looked up once: each attribute costs time, in decoding once per layer.
 _swiglu = torch.ops.glm4v_ext.swiglu.default
@@ -47,5 +47,5 @@ def _backward(ctx, dout: Tensor):
     return torch.ops.glm4v_ext.swiglu_backward(dout, *ctx.saved_tensors)
 
 
-torch.library.register_autograd("glm4v_ext::swiglu", _backward, setup_context=_setup)
+register_backward("swiglu", _backward, _setup)
 refuse_second_grad("swiglu")

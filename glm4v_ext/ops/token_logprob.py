@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .autocast import autocast, lower
 from .fake import fake
-from .refuse import refuse_second_grad
+from .refuse import refuse_second_grad, register_backward
 
 
 def token_logprob(
@@ -81,6 +81,6 @@ def _backward(ctx, dlogprob: Tensor | None, dentropy: Tensor | None, _: None):
     return *(g if needed else None for g, needed in zip(gradients, needs, strict=True)), None, None, None
 
 
-torch.library.register_autograd("glm4v_ext::token_logprob", _backward, setup_context=_setup)
+register_backward("token_logprob", _backward, _setup)
 autocast("token_logprob", lower)
 refuse_second_grad("token_logprob")
