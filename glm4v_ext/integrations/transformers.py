@@ -49,6 +49,8 @@ OPS = ("flash_attn", *dict.fromkeys(hook.op for hook in HOOKS))
 _mapped: list[str] = []  # the towers whose patch mappings are ours
 # Enabled towers and heads, and what a tower's attention was.
 _enabled: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
+# Modules whose forward another library has wrapped while it was ours.
+_wrapped_as_ours: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def enable(model: nn.Module | None = None, **ops: bool) -> None:
@@ -154,6 +156,8 @@ def _restore(part: nn.Module) -> None:
         if not isinstance(module, ours.Replacement):
             continue
         if "stock" in vars(type(module)):
+            if "forward" in vars(module):
+                _wrapped_as_ours.add(module)
             stock: Any = type(module).stock
             module.__class__ = stock
         else:  # a class made of ours, as parametrizations and FSDP do: without it what they keep is lost
@@ -180,7 +184,7 @@ def _version() -> str:
 
 
 def _wrapped(module: nn.Module) -> str | None:
-    if "forward" in vars(module):
+    if "forward" in vars(module) and module not in _wrapped_as_ours:
         return "another library has wrapped its forward; enable() before from_pretrained instead"
     return None
 
