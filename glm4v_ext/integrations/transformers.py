@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import threading
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -46,6 +47,7 @@ HOOKS = (
 )
 OPS = ("flash_attn", *dict.fromkeys(hook.op for hook in HOOKS))
 
+_one_at_a_time = threading.Lock()  # threads that load a model each may enable at once
 _mapped: list[str] = []  # the towers whose patch mappings are ours
 # Enabled towers and heads, and what a tower's attention was.
 _enabled: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
@@ -84,21 +86,23 @@ def enable(model: nn.Module | None = None, **ops: bool) -> None:
     parts = [] if model is None else list(_parts_in(model))
     if model is not None and not parts:
         raise ValueError(f"enable: model must hold a tower of {', '.join(FAMILIES)}, got {type(model).__name__}")
-    _register_attention()
-    if model is None:
-        _unmap_towers()
-        _map_towers(chosen)
-    for part in parts:
-        _restore(part)
-        _install(part, chosen)
+    with _one_at_a_time:
+        _register_attention()
+        if model is None:
+            _unmap_towers()
+            _map_towers(chosen)
+        for part in parts:
+            _restore(part)
+            _install(part, chosen)
 
 
 def disable(model: nn.Module | None = None) -> None:
     """Undoes :func:`enable`: for ``model``, or for every living model and for those that are loaded from now on."""
-    if model is None:
-        _unmap_towers()
-    for part in list(_enabled) if model is None else list(_parts_in(model)):
-        _restore(part)
+    with _one_at_a_time:
+        if model is None:
+            _unmap_towers()
+        for part in list(_enabled) if model is None else list(_parts_in(model)):
+            _restore(part)
 
 
 def _parts_in(model: nn.Module) -> Iterator[nn.Module]:

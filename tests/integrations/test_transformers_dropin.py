@@ -2,6 +2,8 @@
 
 import copy
 import io
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -180,6 +182,19 @@ def test_the_last_call_decides(tmp_path):
     assert kinds(model) == before
 
 
+def test_threads_that_enable_at_once():
+    switch, before = sys.getswitchinterval(), get_patch_mapping()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            for done in [pool.submit(change) for _ in range(10) for change in (enable, enable, disable)]:
+                done.result()
+    finally:
+        sys.setswitchinterval(switch)
+    disable()
+    assert get_patch_mapping() == before == {}
+
+
 def test_the_head_is_that_of_a_loaded_model(tmp_path):
     """No patch mapping reaches it: it is in neither tower. Tied to the embedding, it stays so."""
     model = make("glm46v")
@@ -336,8 +351,6 @@ def test_double_precision():
 
 
 def test_older_transformers(monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "transformers.monkey_patching", None)
     with pytest.warns(UserWarning, match=r"has no patch mapping: enable\(model\) after loading"):
         enable()
