@@ -80,8 +80,7 @@ def enable(model: nn.Module | None = None, **ops: bool) -> None:
     for op, switch in ops.items():
         if not isinstance(switch, bool):
             raise TypeError(f"enable: {op} must be True or False, got {switch!r}")
-    if not isinstance(model, nn.Module | None):
-        raise TypeError(f"enable: model must be a torch.nn.Module or None, got {type(model).__name__}")
+    _check_model("enable", model)
     chosen = frozenset(op for op in OPS if ops.get(op, True))
     parts = [] if model is None else list(_parts_in(model))
     if model is not None and not parts:
@@ -98,11 +97,17 @@ def enable(model: nn.Module | None = None, **ops: bool) -> None:
 
 def disable(model: nn.Module | None = None) -> None:
     """Undoes :func:`enable`: for ``model``, or for every living model and for those that are loaded from now on."""
+    _check_model("disable", model)
     with _one_at_a_time:
         if model is None:
             _unmap_towers()
         for part in list(_enabled) if model is None else list(_parts_in(model)):
             _restore(part)
+
+
+def _check_model(name: str, model: Any) -> None:
+    if not isinstance(model, nn.Module | None):
+        raise TypeError(f"{name}: model must be a torch.nn.Module or None, got {type(model).__name__}")
 
 
 def _parts_in(model: nn.Module) -> Iterator[nn.Module]:

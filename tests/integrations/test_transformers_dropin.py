@@ -21,6 +21,7 @@ from families import (
     replaced,
     results,
 )
+from transformers import ContinuousBatchingConfig
 from transformers.monkey_patching import get_patch_mapping
 
 from glm4v_ext.integrations import transformers as dropin
@@ -137,6 +138,21 @@ def test_generate_otherwise(options):
     stock = model.generate(**inputs, **options)
     with enabled(model):
         assert torch.equal(model.generate(**inputs, **options), stock)
+
+
+@pytest.mark.parametrize("family", ["glm4v", "glm4v_moe"])
+def test_generate_in_continuous_batches(family):
+    config = ContinuousBatchingConfig(num_blocks=16, page_size=32, max_batch_tokens=32)
+    model, prompts = make(family), [list(range(1, 12)), [5, 6, 7], list(range(20, 60))]
+
+    def answers():
+        greedy = {"max_new_tokens": 6, "do_sample": False, "warmup": False, "continuous_batching_config": config}
+        return [one.generated_tokens for one in model.generate_batch(prompts, **greedy).values()]
+
+    stock = answers()
+    assert [len(one) for one in stock] == [6, 6, 6]
+    with enabled(model):
+        assert answers() == stock
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -364,6 +380,8 @@ def test_refusals():
     for wrong in (5, {}):
         with pytest.raises(TypeError, match=f"model must be a torch.nn.Module or None, got {type(wrong).__name__}"):
             enable(wrong)
+        with pytest.raises(TypeError, match=r"^disable: model must be a torch.nn.Module or None, got "):
+            disable(wrong)
     with pytest.raises(TypeError, match=r"^enable: rope must be True or False, got 'no'$"):
         enable(rope="no")
 
