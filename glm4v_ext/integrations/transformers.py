@@ -232,8 +232,10 @@ def _change_attention(tower: Any, loading: bool) -> str | None:
 
 def _restore_attention(tower: Any, before: Any) -> None:
     name = tower.config._attn_implementation
-    if name == VISION_ATTENTION and before is not None:
+    if before is not None and not isinstance(before, str):  # its configuration
         _give_config(tower, before)
+        if name not in (TEXT_ATTENTION, VISION_ATTENTION):  # chosen since
+            before._attn_implementation = name
     elif name in (TEXT_ATTENTION, VISION_ATTENTION):
         tower.config._attn_implementation = before or "sdpa"  # a copy of an enabled model knows of no earlier one
 

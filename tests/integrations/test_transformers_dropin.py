@@ -350,6 +350,21 @@ def test_attention_asked_for(tmp_path):
     assert {name for _, name in attentions(loaded)} == {"eager"}
 
 
+@pytest.mark.parametrize(("name", "left"), [("eager", "eager"), ("glm4v_ext", "sdpa")])
+def test_attention_chosen_while_enabled(name, left):
+    model, inputs = make("glm4v"), batch()
+    with torch.no_grad():
+        stock = model(**inputs).logits
+        enable(model)
+        model.set_attn_implementation(name)
+        torch.testing.assert_close(model(**inputs).logits, stock, rtol=1e-4, atol=1e-4)
+        disable(model)
+        assert model.model.language_model.config._attn_implementation == left
+        assert model.model.visual.config is model.config.vision_config
+        assert model.config.vision_config._attn_implementation == name
+        torch.testing.assert_close(model(**inputs).logits, stock, rtol=1e-4, atol=1e-4)
+
+
 def test_wrapped_forwards():
     """As accelerate wraps modules of models on several devices."""
     model, inputs = make("glm4v"), batch()
