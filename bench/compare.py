@@ -99,6 +99,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"Only in {path}: {', '.join(alone)}")
     found = {name: compared(rows_a[name], rows_b[name], asked.relative) for name in shared}
     changes = {name: (ours, baseline) for name, (ours, baseline) in found.items() if ours is not None}
+    if bare := [name for name in found if name not in changes]:
+        print(f"No baseline in both runs: {', '.join(bare)}")
+    if not changes:
+        print("bench compare: --relative must find a baseline that both runs have, got none", file=sys.stderr)
+        return 2
     show(changes, rows_a, rows_b, asked.threshold)
     slower = [name for name, (ours, _) in changes.items() if ours.verdict(asked.threshold) == "slower"]
     print(f"{len(changes)} rows, {len(slower)} slower by more than {asked.threshold:.0%}")

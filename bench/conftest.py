@@ -35,7 +35,7 @@ _peers: set[str] = set()  # all that came by, chosen or not
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("bench")
     group.addoption("--op", help="only bench_<op>.py")
-    group.addoption("--device", default="cpu", help="cpu or cuda")
+    group.addoption("--device", default="cpu", choices=["cpu", "cuda"])
     group.addoption("--dtype", choices=DTYPES, help="only this dtype")
     group.addoption("--peers", help="only these beside glm4v_ext, by the table's names: transformers,flash-attn")
     group.addoption("--quick", action="store_true", help="few shapes, short turns, no torch.compile")
@@ -44,6 +44,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "full: left out by --quick")
+    ops = sorted(path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py"))
+    if config.option.op not in (None, *ops):
+        raise pytest.UsageError(f"--op must be one of {', '.join(ops)}, got {config.option.op!r}")
+    if config.option.device == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device must be cpu where torch finds no GPU, got 'cuda'")
     config.option.benchmark_quiet = True  # the table below replaces the plugin's
     if file := _json(config):
         file.absolute().parent.mkdir(parents=True, exist_ok=True)

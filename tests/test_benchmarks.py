@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "bench" / "README.md").read_text()
@@ -86,7 +87,12 @@ def test_slower_beyond_the_noise_is_a_regression(tmp_path):
 def test_a_run_is_no_regression_of_itself(tmp_path):
     rows = [row(f"case{i}", 1e6, {"glm4v_ext": 1e-3}) for i in range(30)]
     assert compare(tmp_path, rows, rows).returncode == 0
-    assert "0 rows" in compare(tmp_path, rows, rows, "--relative").stdout  # there is no baseline
+    done = compare(tmp_path, rows, rows, "--relative")
+    assert done.returncode == 2 and done.stderr.endswith("must find a baseline that both runs have, got none\n")
+    with_baseline = row("with", 1e6, {"glm4v_ext": 1e-3, "torch": 2e-3})
+    done = compare(tmp_path, [rows[0], with_baseline], [rows[0], with_baseline], "--relative")
+    assert done.returncode == 0 and "1 rows" in done.stdout
+    assert "No baseline in both runs: bench/bench_made.py::bench_case0\n" in done.stdout
 
 
 def test_a_drift_of_the_machine_is_taken_out(tmp_path):
@@ -185,6 +191,14 @@ def test_an_entry_of_ten_lines(tmp_path):
     assert "theirs" in done.stdout and "http" not in json_file.with_suffix(".html").read_text()
     done = pytest_bench("--op", "theirs", "--benchmark-disable", "--peers", "their", cwd=tmp_path)
     assert done.returncode == 4 and "must name peers of these benchmarks (theirs, third), got 'their'" in done.stderr
+    done = pytest_bench("--op", "their", cwd=tmp_path)
+    assert done.returncode == 4 and re.search(r"--op must be one of .*, theirs, .*, got 'their'", done.stderr)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there():
+    done = pytest_bench("--op", "swiglu", "--device", "cuda")
+    assert done.returncode == 4 and "--device must be cpu where torch finds no GPU, got 'cuda'" in done.stderr
 
 
 def test_what_fills_a_gpus_cache_is_written_in_any_mode():

@@ -150,3 +150,33 @@ def test_second_gradients_are_refused(op):
 def test_every_backward_op_refuses_or_has_gradients():
     backward = {op.removesuffix("_backward") for op in glm4v_ext.build_info()["ops"] if op.endswith("_backward")}
     assert backward == set(SECOND_GRADIENTS)
+
+
+TANGENTS = {
+    **SECOND_GRADIENTS,
+    "linear": (glm4v_ext.linear, [(3, 8), (4, 8)]),
+    "rms_norm_backward": (torch.ops.glm4v_ext.rms_norm_backward, [(3, 8), (3, 8), (8,)]),
+    "flash_attn_with_kvcache": (glm4v_ext.flash_attn_with_kvcache, [(1, 1, 2, 8)] + [(1, 4, 2, 8)] * 2),
+}
+
+
+@pytest.mark.parametrize("op", TANGENTS)
+def test_tangents_are_refused(op):
+    # Without a word of ours torch would drop them: the derivatives were zeros.
+    function, shapes = TANGENTS[op]
+    given = [torch.randn(shape) for shape in shapes]
+    *first, last = given
+    options = {"eps": 1e-5} if op == "rms_norm_backward" else {}
+    with pytest.raises(RuntimeError, match=f"^{op}: derivatives must be asked for by backward, got a tangent"):
+        torch.func.jvp(lambda last: function(*first, last, **options), (last,), (last,))
+    torch.func.jvp(lambda x: x + function(*given, **options)[0].sum(), (last,), (last,))  # it has no tangent
+
+
+@pytest.mark.parametrize("op", [*SECOND_GRADIENTS, "linear"])
+def test_func_grad(op):
+    function, shapes = TANGENTS[op]
+    *first, last = [torch.randn(shape) for shape in shapes]
+    asked = last.clone().requires_grad_()
+    function(*first, asked)[0].square().sum().backward()
+    given = torch.func.grad(lambda last: function(*first, last)[0].square().sum())(last)
+    torch.testing.assert_close(given, asked.grad, rtol=0, atol=0)

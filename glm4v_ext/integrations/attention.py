@@ -49,9 +49,17 @@ def attention(
     cu_seq_lens_k: Tensor | None = None,
     max_length_q: int | None = None,
     max_length_k: int | None = None,
+    cache: Any = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """An attention function of transformers: out ``[B, Sq, H, D]``, and no weights."""
+    """An attention function of transformers: out ``[B, Sq, H, D]``, and no weights.
+
+    With ``cache``, the one of continuous batching (`generate_batch`), lengths of keys are by kind of layer.
+    """
+    if cache is not None:
+        lengths_k = {**kwargs, "cu_seq_lens_k": cu_seq_lens_k, "max_length_k": max_length_k}
+        key, value = cache.update(key_states=key, value_states=value, layer_idx=module.layer_idx, kwargs=lengths_k)
+        cu_seq_lens_k, max_length_k = lengths_k["cu_seq_lens_k"], lengths_k["max_length_k"]
     if isinstance(attention_mask, Tensor) or (dropout and attention_mask is None and cu_seq_lens_q is None):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs)
     if dropout:

@@ -33,16 +33,16 @@ def served(x: Tensor, *weights: Tensor | None) -> bool:
     given = [w for w in weights if w is not None]
     if not all(type(w) in (Tensor, nn.Parameter) for w in given):
         return False
-    if torch.is_autocast_enabled(x.device.type):
+    if x.dtype in DTYPES and all(w.dtype == x.dtype for w in given):
         return True
-    return x.dtype in DTYPES and all(w.dtype == x.dtype for w in given)
+    return x.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(x.device.type)  # meta knows no autocast
 
 
 def unseen(module: nn.Module, *kinds: type[nn.Module]) -> bool:
-    """Whether nobody notices that ``module`` is not called: it has no hooks, and is of a known kind where some are
-    given (an adapter that wraps it later is not)."""
+    """Whether nobody notices that ``module`` is not called: it has no hooks, its forward is not wrapped (as accelerate
+    does, to fetch weights), and it is of a known kind where some are given (an adapter that wraps it later is not)."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return not any(hooks) and (not kinds or type(module) in kinds)
+    return not any(hooks) and "forward" not in vars(module) and (not kinds or type(module) in kinds)
 
 
 class Replacement(nn.Module):
@@ -69,7 +69,16 @@ class Replacement(nn.Module):
 def replacing(replacement: Any, stock: Any) -> Any:
     """The class that takes the place of ``stock``, by the same name."""
     origin = {"stock": stock, "__module__": stock.__module__, "__qualname__": stock.__qualname__}
-    return type(stock.__name__, (replacement, stock), origin)
+    cls: Any = type(stock.__name__, (replacement, stock), origin)
+    ours = cls.forward
+
+    @functools.wraps(ours)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        # Who wraps a module's forward, as accelerate does, keeps this one, also when the module is stock again.
+        return (ours if isinstance(self, Replacement) else stock.forward)(self, *args, **kwargs)
+
+    cls.forward = forward
+    return cls
 
 
 def _blank(replacement: Any, stock: Any) -> Replacement:

@@ -43,13 +43,21 @@ def apply_rotary_pos_emb(
 
     Returns:
         The turned q and k, in the order of dims they came in.
+
+    Raises:
+        RuntimeError: an argument does not fit; the text names it.
     """
     if unsqueeze_dim == 1:
         turned = apply_rotary_pos_emb(q.transpose(1, 2), k.transpose(1, 2), position_ids, rotary, 2)
         return turned[0].transpose(1, 2), turned[1].transpose(1, 2)
-    rows = q.shape[:2]
+    if unsqueeze_dim != 2:
+        raise RuntimeError(f"apply_rotary_pos_emb: unsqueeze_dim must be 1 or 2, got {unsqueeze_dim}")
+    theta, sections, rotary_dim, interleaved = _settings("apply_rotary_pos_emb", rotary)
+    rows, given = q.shape[:2], position_ids.shape
+    if len(given) > 3 or any(n not in (1, m) for n, m in zip(given[::-1], (*rows[::-1], 3), strict=False)):
+        expected = f"[3, B, S] or [B, S], [B, S] = {list(rows)}"
+        raise RuntimeError(f"apply_rotary_pos_emb: position_ids must be {expected}, got {list(given)}")
     positions = position_ids.expand(3, *rows).flatten(1)
-    theta, sections, rotary_dim, interleaved = rotary
     turned = rope_3d(q.flatten(0, 1), k.flatten(0, 1), positions, sections, theta, rotary_dim, interleaved)
     return turned[0].unflatten(0, rows), turned[1].unflatten(0, rows)
 
@@ -61,7 +69,13 @@ def apply_rotary_pos_emb_vision(
 
     Of ``rotary`` only theta counts.
     """
-    return rope_2d(q, k, position_ids, rotary.theta)
+    return rope_2d(q, k, position_ids, _settings("apply_rotary_pos_emb_vision", rotary).theta)
+
+
+def _settings(name: str, rotary: Rotary) -> Rotary:
+    if not isinstance(rotary, Rotary):  # sines, where one still writes cos, sin
+        raise RuntimeError(f"{name}: rotary must be a Rotary, got {type(rotary).__name__}")
+    return rotary
 
 
 class MRotaryEmbedding(nn.Module):
@@ -92,7 +106,8 @@ class MRotaryEmbedding(nn.Module):
         self.rotary = Rotary(base, tuple(mrope_section), rotary_dim, not is_neox_style)
 
     def forward(self, positions: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """``positions [3, T]`` (or ``[T]`` for text), ``query [T, H * D]``, ``key [T, K * D]``; returns both turned."""
-        q, k = (x.unflatten(-1, (-1, self.head_size))[None] for x in (query, key))
+        """``positions [3, T]`` (or ``[T]`` for text), ``query [T, H * D]`` or ``[T, H, D]``, ``key`` with K heads;
+        returns both turned, in their shapes."""
+        q, k = (x.flatten(1).unflatten(-1, (-1, self.head_size))[None] for x in (query, key))
         q, k = apply_rotary_pos_emb(q, k, positions.unsqueeze(-2), self.rotary, unsqueeze_dim=2)
         return q.reshape(query.shape), k.reshape(key.shape)

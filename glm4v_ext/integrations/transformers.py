@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import threading
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -46,9 +47,12 @@ HOOKS = (
 )
 OPS = ("flash_attn", *dict.fromkeys(hook.op for hook in HOOKS))
 
+_one_at_a_time = threading.Lock()  # threads that load a model each may enable at once
 _mapped: list[str] = []  # the towers whose patch mappings are ours
 # Enabled towers and heads, and what a tower's attention was.
 _enabled: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
+# Modules whose forward another library has wrapped while it was ours.
+_wrapped_as_ours: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def enable(model: nn.Module | None = None, **ops: bool) -> None:
@@ -76,27 +80,34 @@ def enable(model: nn.Module | None = None, **ops: bool) -> None:
     for op, switch in ops.items():
         if not isinstance(switch, bool):
             raise TypeError(f"enable: {op} must be True or False, got {switch!r}")
-    if not isinstance(model, nn.Module | None):
-        raise TypeError(f"enable: model must be a torch.nn.Module or None, got {type(model).__name__}")
+    _check_model("enable", model)
     chosen = frozenset(op for op in OPS if ops.get(op, True))
     parts = [] if model is None else list(_parts_in(model))
     if model is not None and not parts:
         raise ValueError(f"enable: model must hold a tower of {', '.join(FAMILIES)}, got {type(model).__name__}")
-    _register_attention()
-    if model is None:
-        _unmap_towers()
-        _map_towers(chosen)
-    for part in parts:
-        _restore(part)
-        _install(part, chosen)
+    with _one_at_a_time:
+        _register_attention()
+        if model is None:
+            _unmap_towers()
+            _map_towers(chosen)
+        for part in parts:
+            _restore(part)
+            _install(part, chosen)
 
 
 def disable(model: nn.Module | None = None) -> None:
     """Undoes :func:`enable`: for ``model``, or for every living model and for those that are loaded from now on."""
-    if model is None:
-        _unmap_towers()
-    for part in list(_enabled) if model is None else list(_parts_in(model)):
-        _restore(part)
+    _check_model("disable", model)
+    with _one_at_a_time:
+        if model is None:
+            _unmap_towers()
+        for part in list(_enabled) if model is None else list(_parts_in(model)):
+            _restore(part)
+
+
+def _check_model(name: str, model: Any) -> None:
+    if not isinstance(model, nn.Module | None):
+        raise TypeError(f"{name}: model must be a torch.nn.Module or None, got {type(model).__name__}")
 
 
 def _parts_in(model: nn.Module) -> Iterator[nn.Module]:
@@ -154,6 +165,8 @@ def _restore(part: nn.Module) -> None:
         if not isinstance(module, ours.Replacement):
             continue
         if "stock" in vars(type(module)):
+            if "forward" in vars(module):
+                _wrapped_as_ours.add(module)
             stock: Any = type(module).stock
             module.__class__ = stock
         else:  # a class made of ours, as parametrizations and FSDP do: without it what they keep is lost
@@ -180,7 +193,7 @@ def _version() -> str:
 
 
 def _wrapped(module: nn.Module) -> str | None:
-    if "forward" in vars(module):
+    if "forward" in vars(module) and module not in _wrapped_as_ours:
         return "another library has wrapped its forward; enable() before from_pretrained instead"
     return None
 
@@ -219,8 +232,10 @@ def _change_attention(tower: Any, loading: bool) -> str | None:
 
 def _restore_attention(tower: Any, before: Any) -> None:
     name = tower.config._attn_implementation
-    if name == VISION_ATTENTION and before is not None:
+    if before is not None and not isinstance(before, str):  # its configuration
         _give_config(tower, before)
+        if name not in (TEXT_ATTENTION, VISION_ATTENTION):  # chosen since
+            before._attn_implementation = name
     elif name in (TEXT_ATTENTION, VISION_ATTENTION):
         tower.config._attn_implementation = before or "sdpa"  # a copy of an enabled model knows of no earlier one
 

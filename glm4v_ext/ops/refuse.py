@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .differentiable import differentiable
+from .differentiable import differentiable, refuse_tangents
 
 _library = torch.library.Library("glm4v_ext", "IMPL")
 
@@ -25,6 +25,7 @@ def refuse_grad(name: str, inputs: str, changed: str, instead: str) -> None:
     written = [names.index(one) for one in changed.split()]
 
     def kernel(keyset: torch._C.DispatchKeySet, *arguments: Any) -> Any:
+        refuse_tangents(name, arguments)
         for argument, tensor in zip(names, arguments, strict=False):
             if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
                 raise RuntimeError(f"{name}: {argument} must not require grad, got requires_grad=True; use {instead}")

@@ -113,3 +113,41 @@ def test_norms_that_an_adapter_keeps_in_fp32():
     enable(model)
     x = torch.randn(2, 64, dtype=torch.bfloat16)
     assert norm(x).dtype == torch.float32
+
+
+def test_forwards_that_others_have_wrapped():
+    """As accelerate wraps modules of models on several devices: restored behind its back, and enabled again."""
+    accelerate = pytest.importorskip("accelerate")
+    model, inputs = make("glm4v"), batch()
+    with torch.no_grad():
+        stock = model(**inputs).logits
+        enable(model)
+        accelerate.dispatch_model(model, {"": "cpu"}, main_device="cpu", force_hooks=True)
+        whole = replaced(model)
+        ours = model(**inputs).logits
+        disable(model)
+        assert not replaced(model) and torch.equal(model(**inputs).logits, stock)
+        enable(model)
+        assert replaced(model) == whole and torch.equal(model(**inputs).logits, ours)
+
+
+@pytest.mark.parametrize("first", ["enable", "offload"])
+def test_weights_that_others_fetch(first):
+    accelerate = pytest.importorskip("accelerate")
+    model, inputs = make("glm_ocr"), batch()  # the others' towers read a table that is not there
+    with torch.no_grad(), warnings.catch_warnings(record=True):  # what is wrapped already is left alone
+        warnings.simplefilter("always")
+        stock = model(**inputs).logits
+        if first == "enable":
+            enable(model)
+        accelerate.cpu_offload(model, execution_device="cpu")
+        if first == "offload":
+            enable(model)
+        torch.testing.assert_close(model(**inputs).logits, stock, rtol=1e-4, atol=1e-4)
+
+
+def test_models_on_meta():
+    """As they are asked for shapes and sizes before weights are there."""
+    model, ids = make("glm4v").to("meta"), torch.ones(1, 5, dtype=torch.long, device="meta")
+    enable(model)
+    assert model(input_ids=ids, position_ids=ids.expand(3, 1, 5)).logits.shape == (1, 5, 100)

@@ -69,3 +69,30 @@ def test_mrope_call(neox, text):
         query.view(6, 4, 32), key.view(6, 1, 32), positions.expand(3, 6), (2, 3, 3), 1e4, 16, not neox
     )
     torch.testing.assert_close((q, k), (expected[0].flatten(1), expected[1].flatten(1)), rtol=1e-5, atol=1e-5)
+
+
+def test_mrope_call_of_heads_apart():
+    """vLLM's takes them so, too."""
+    layer = MRotaryEmbedding(32, 16, 4096, 1e4, False, torch.float32, mrope_section=[2, 3, 3])
+    positions, query, key = torch.randint(0, 40, (3, 6)), torch.randn(6, 4, 32), torch.randn(6, 1, 32)
+    flat = layer(positions, query.flatten(1), key.flatten(1))
+    for apart, one in zip(layer(positions, query, key), flat, strict=True):
+        assert torch.equal(apart.flatten(1), one) and apart.dim() == 3
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda q, p: apply_rotary_pos_emb(q, q, p, unsqueeze_dim=-2), "_emb: unsqueeze_dim must be 1 or 2, got -2"),
+        (lambda q, p: apply_rotary_pos_emb(q, q, q, q), "_emb: rotary must be a Rotary, got Tensor"),
+        (lambda q, p: apply_rotary_pos_emb_vision(q[0], q[0], q, q), "_vision: rotary must be a Rotary, got Tensor"),
+        (
+            lambda q, p: apply_rotary_pos_emb(q, q, p[:, :, :4]),
+            r"_emb: position_ids must be \[3, B, S\] or \[B, S\], \[B, S\] = \[2, 5\], got \[3, 2, 4\]",
+        ),
+    ],
+    ids=["unsqueeze_dim", "sines", "vision's sines", "positions"],
+)
+def test_calls_that_do_not_fit(call, said):
+    with pytest.raises(RuntimeError, match=said):
+        call(torch.randn(2, 5, 5, 64), torch.arange(5).expand(3, 2, 5))

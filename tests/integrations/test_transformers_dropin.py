@@ -2,6 +2,8 @@
 
 import copy
 import io
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from families import (
     replaced,
     results,
 )
+from transformers import ContinuousBatchingConfig
 from transformers.monkey_patching import get_patch_mapping
 
 from glm4v_ext.integrations import transformers as dropin
@@ -137,6 +140,21 @@ def test_generate_otherwise(options):
         assert torch.equal(model.generate(**inputs, **options), stock)
 
 
+@pytest.mark.parametrize("family", ["glm4v", "glm4v_moe"])
+def test_generate_in_continuous_batches(family):
+    config = ContinuousBatchingConfig(num_blocks=16, page_size=32, max_batch_tokens=32)
+    model, prompts = make(family), [list(range(1, 12)), [5, 6, 7], list(range(20, 60))]
+
+    def answers():
+        greedy = {"max_new_tokens": 6, "do_sample": False, "warmup": False, "continuous_batching_config": config}
+        return [one.generated_tokens for one in model.generate_batch(prompts, **greedy).values()]
+
+    stock = answers()
+    assert [len(one) for one in stock] == [6, 6, 6]
+    with enabled(model):
+        assert answers() == stock
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_enabled_before_loading(family, tmp_path):
     model, inputs = make(family), batch()
@@ -178,6 +196,19 @@ def test_the_last_call_decides(tmp_path):
     assert kinds(loaded) == before != kinds(model)
     disable()
     assert kinds(model) == before
+
+
+def test_threads_that_enable_at_once():
+    switch, before = sys.getswitchinterval(), get_patch_mapping()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            for done in [pool.submit(change) for _ in range(10) for change in (enable, enable, disable)]:
+                done.result()
+    finally:
+        sys.setswitchinterval(switch)
+    disable()
+    assert get_patch_mapping() == before == {}
 
 
 def test_the_head_is_that_of_a_loaded_model(tmp_path):
@@ -319,6 +350,21 @@ def test_attention_asked_for(tmp_path):
     assert {name for _, name in attentions(loaded)} == {"eager"}
 
 
+@pytest.mark.parametrize(("name", "left"), [("eager", "eager"), ("glm4v_ext", "sdpa")])
+def test_attention_chosen_while_enabled(name, left):
+    model, inputs = make("glm4v"), batch()
+    with torch.no_grad():
+        stock = model(**inputs).logits
+        enable(model)
+        model.set_attn_implementation(name)
+        torch.testing.assert_close(model(**inputs).logits, stock, rtol=1e-4, atol=1e-4)
+        disable(model)
+        assert model.model.language_model.config._attn_implementation == left
+        assert model.model.visual.config is model.config.vision_config
+        assert model.config.vision_config._attn_implementation == name
+        torch.testing.assert_close(model(**inputs).logits, stock, rtol=1e-4, atol=1e-4)
+
+
 def test_wrapped_forwards():
     """As accelerate wraps modules of models on several devices."""
     model, inputs = make("glm4v"), batch()
@@ -336,8 +382,6 @@ def test_double_precision():
 
 
 def test_older_transformers(monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "transformers.monkey_patching", None)
     with pytest.warns(UserWarning, match=r"has no patch mapping: enable\(model\) after loading"):
         enable()
@@ -351,6 +395,8 @@ def test_refusals():
     for wrong in (5, {}):
         with pytest.raises(TypeError, match=f"model must be a torch.nn.Module or None, got {type(wrong).__name__}"):
             enable(wrong)
+        with pytest.raises(TypeError, match=r"^disable: model must be a torch.nn.Module or None, got "):
+            disable(wrong)
     with pytest.raises(TypeError, match=r"^enable: rope must be True or False, got 'no'$"):
         enable(rope="no")
 
