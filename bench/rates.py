@@ -46,10 +46,24 @@ def read_run(path: Path) -> tuple[dict[str, Any], dict[str, Row]]:
             continue
         if missing := [fact for fact in FACTS if fact not in row]:
             raise ValueError(f"{path} must be the JSON of a run, benchmark {i} has no {missing[0]}")
+        if not _is_timed(row):
+            raise ValueError(f"{path} must be the JSON of a run, benchmark {i} has other times than seconds above 0")
         rows[str(benchmark.get("fullname", i))] = row
     if not rows:
         raise ValueError(f"{path} must have rows that were timed, got none")
     return run, rows
+
+
+def _is_timed(row: Row) -> bool:
+    """Whether each peer has a median and, as often as the others, rounds."""
+    medians, rounds = row["median_s"], row["rounds_s"]
+    if not isinstance(medians, dict) or not isinstance(rounds, dict) or not medians or medians.keys() != rounds.keys():
+        return False
+    turns = list(rounds.values())
+    if not all(isinstance(turn, list) and turn and len(turn) == len(turns[0]) for turn in turns):
+        return False
+    seconds = [*medians.values(), *(second for turn in turns for second in turn)]
+    return all(isinstance(x, int | float) and 0 < x < float("inf") for x in seconds)
 
 
 def ours_s(row: Row) -> float:

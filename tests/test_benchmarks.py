@@ -115,7 +115,15 @@ def test_what_cannot_be_compared_is_said(tmp_path):
     done = compare(tmp_path, a[1:], b[1:])
     assert done.returncode == 2 and "must have a row in common, got none" in done.stderr
     whole = json.loads((tmp_path / "a.json").read_text())
+
+    def timed(**changed):
+        row = whole["benchmarks"][0]
+        return json.dumps(whole | {"benchmarks": [row | {"extra_info": row["extra_info"] | changed}]})
+
     for content, said in (
+        (timed(rounds_s={"glm4v_ext": ["fast"]}), "benchmark 0 has other times than seconds above 0"),
+        (timed(rounds_s={"glm4v_ext": [1e-3, 0.0]}), "benchmark 0 has other times than seconds above 0"),
+        (timed(median_s={"glm4v_ext": 1e-3, "sdpa": 1e-3}), "benchmark 0 has other times than seconds above 0"),
         ("{}", "must be the JSON of a run, its machine_info are missing"),
         ("[]", "must be the JSON of a run, its machine_info are missing"),
         ("# no", "must be the JSON of a run, got another kind of file"),

@@ -85,6 +85,10 @@ def enable(model: nn.Module | None = None, **ops: bool) -> None:
     parts = [] if model is None else list(_parts_in(model))
     if model is not None and not parts:
         raise ValueError(f"enable: model must hold a tower of {', '.join(FAMILIES)}, got {type(model).__name__}")
+    for kind in {} if model is None else dict.fromkeys(map(type, model.modules())):
+        if made_of := next((base for base in kind.__mro__[1:] if _is_tower_class(base)), None):
+            reason = f"it is made of {made_of.__name__}, and what it changes is not known"
+            warnings.warn(f"glm4v_ext leaves {kind.__name__} alone: {reason}", stacklevel=2)
     with _one_at_a_time:
         _register_attention()
         if model is None:
@@ -121,7 +125,11 @@ def _parts_in(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _is_tower(module: nn.Module) -> bool:
-    return type(module).__name__.endswith(TOWERS) and _family(type(module)) is not None
+    return _is_tower_class(type(module))
+
+
+def _is_tower_class(cls: type) -> bool:
+    return cls.__name__.endswith(TOWERS) and _family(cls) is not None
 
 
 def _family(cls: type) -> str | None:

@@ -151,3 +151,13 @@ def test_models_on_meta():
     model, ids = make("glm4v").to("meta"), torch.ones(1, 5, dtype=torch.long, device="meta")
     enable(model)
     assert model(input_ids=ids, position_ids=ids.expand(3, 1, 5)).logits.shape == (1, 5, 100)
+
+
+def test_a_tower_of_ones_own_is_left_alone_with_a_warning():
+    model = make("glm4v")
+    tower = model.model.language_model
+    tower.__class__ = type("MyTower", (type(tower),), {})
+    with pytest.warns(UserWarning, match="glm4v_ext leaves MyTower alone: it is made of Glm4vTextModel"):
+        enable(model)
+    assert not replaced(tower) and replaced(model.model.visual)
+    disable(model)
