@@ -1,5 +1,6 @@
 """Verdicts: the golden cases, the form, and every defect of the released reward package, none of which is here."""
 
+import importlib
 import time
 
 import pytest
@@ -182,6 +183,38 @@ def test_a_verifier_that_raises_is_an_error_and_never_a_zero():
         del rewards.DOMAINS["odd"]
     assert verify("counting", kit.respond("3"), "a few").outcome == "error"  # the truth is at fault
     assert verify("grounding", kit.respond("[1,2,3,4]"), "there").outcome == "error"
+
+
+@pytest.mark.parametrize("register", [False, True])
+def test_what_a_verifier_returns_is_checked(register, tmp_path, monkeypatch):
+    """By its path and registered in this process: the same."""
+    (tmp_path / "returning.py").write_text(
+        "import numpy as np\n"
+        "from rlcs.rewards import Verdict\n"
+        "def half(*_): return 0.5\n"
+        "def single(*_): return np.float32(0.5)\n"
+        "def yes(*_): return np.bool_(True)\n"
+        "def nan(*_): return float('nan')\n"
+        "def nothing(*_): return None\n"
+        "def much(*_): return Verdict('score', 2.0)\n"
+        "def hollow(*_): return Verdict('score', 0.0)\n"
+        "def undecided(*_): return Verdict('score', float('nan'))\n"
+        "def great(*_): return Verdict('great', 1.0)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rewards.worker._forget()
+
+    def said(name):
+        if not register:
+            return verify(f"returning:{name}", kit.respond("a"), "a")
+        monkeypatch.setitem(rewards.DOMAINS, "own", getattr(importlib.import_module("returning"), name))
+        return verify("own", kit.respond("a"), "a")
+
+    assert said("half") == said("single") == Verdict("score", 0.5) and said("yes") == Verdict("score", 1.0)
+    for name, part in (("nan", "in [0, 1], got nan"), ("nothing", "must return"), ("much", "got 2.0"),
+                       ("great", "one of"), ("hollow", "got 0.0"), ("undecided", "got nan")):  # fmt: skip
+        verdict = said(name)
+        assert verdict.outcome == "error" and part in verdict.detail
 
 
 def test_a_user_s_verifier_by_import_path_runs_elsewhere(tmp_path, monkeypatch):
