@@ -196,7 +196,7 @@ def _verdict(said: Any, name: str) -> Verdict:
         return graded(float(said))
     if not isinstance(said, Verdict):
         raise TypeError(f"{name} must return a Verdict or a number, got {type(said).__name__}")
-    return said
+    return graded(said.score, said.detail) if said.outcome == "score" else said
 
 
 def load_here(path: str) -> None:

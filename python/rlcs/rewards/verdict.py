@@ -24,8 +24,8 @@ class Verdict:
     def __post_init__(self) -> None:
         if self.outcome not in get_args(Outcome):
             raise ValueError(f"verdict: outcome must be one of {', '.join(get_args(Outcome))}, got {self.outcome!r}")
-        if not (0.0 < self.score <= 1.0 if self.outcome == "score" else self.score == 0.0):
-            due = "above 0 and at most 1" if self.outcome == "score" else "0"
+        if not (0.0 <= self.score <= 1.0 if self.outcome == "score" else self.score == 0.0):
+            due = "in [0, 1]" if self.outcome == "score" else "0"
             raise ValueError(f"verdict: score of {self.outcome!r} must be {due}, got {self.score}")
 
     @property
