@@ -25,6 +25,7 @@ from .types import Task
 
 MARK = re.compile("<(image|video)>")
 MOST_BAD = 1000  # rows that are left out, by default
+MOST_ATTEMPTS = 10**9
 T = TypeVar("T")
 
 
@@ -115,6 +116,8 @@ def task_of(row: Mapping[str, Any], folder: Path) -> Task:
     for name in ("id", "domain", "truth"):
         if not isinstance(row.get(name), str) or (name != "truth" and not row[name]):
             raise ValueError(f"{name} must be a text, got {row.get(name)!r}")
+        if any("\ud800" <= char <= "\udfff" for char in row[name]):
+            raise ValueError(f"{name} must be Unicode, got half a pair of UTF-16 in {row[name][:60]!r}")
     try:
         find(row["domain"])
     except ValueError as error:
@@ -127,8 +130,8 @@ def task_of(row: Mapping[str, Any], folder: Path) -> Task:
     rate, attempts = row.get("pass_rate"), row.get("attempts")
     if rate is not None and not (isinstance(rate, int | float) and 0 <= rate <= 1):
         raise ValueError(f"pass_rate must be from 0 to 1, got {rate!r}")
-    if attempts is not None and not (isinstance(attempts, int) and attempts > 0):
-        raise ValueError(f"attempts must be 1 or more, got {attempts!r}")
+    if attempts is not None and not (isinstance(attempts, int) and 0 < attempts <= MOST_ATTEMPTS):
+        raise ValueError(f"attempts must be from 1 to {MOST_ATTEMPTS}, got {str(attempts)[:40]}")
     messages = conversation_of(row, folder)
     if messages[-1]["role"] != "user":
         raise ValueError(f"messages must end with a user's, got {messages[-1]['role']!r}")

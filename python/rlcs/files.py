@@ -28,7 +28,8 @@ def write_text(path: Path, text: str) -> None:
     """Writes a file whole, its folder too where there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as part:
-        part.write_text(text, encoding="utf-8")
+        # Half a pair of UTF-16 (an answer's JSON may hold one) is written as its escape, which JSON reads.
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def sync(path: Path) -> None:

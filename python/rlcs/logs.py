@@ -45,7 +45,7 @@ class Log:
                 rollouts.unlink()
         if not since:  # of other tasks, perhaps
             shutil.rmtree(folder / "rollouts" / "pictures", ignore_errors=True)
-        self._file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 (held until close)
+        self._file = open(path, "a", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 (held until close)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=since + 1 if since else 0)
         self._wandb = None
         if wandb is not None:
@@ -73,6 +73,10 @@ class Log:
             self._board.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log({**numbers, "step": step})
+
+    def evaluated(self, step: int) -> bool:
+        """Whether the evaluation of this step stands here."""
+        return step in self._evaluated
 
     def rollouts(self, wave: int, groups: Iterable[Group], trained: Iterable[Group], carried: Iterable[Group]) -> None:
         """All groups of one wave, whether they were trained on, and the pictures they are about."""
@@ -126,6 +130,9 @@ class Silence:
     def rollouts(
         self, wave: int, groups: Iterable[Group], trained: Iterable[Group], carried: Iterable[Group]
     ) -> None: ...
+    def evaluated(self, step: int) -> bool:
+        return False
+
     def flush(self) -> None: ...
     def close(self) -> None: ...
 

@@ -168,6 +168,11 @@ class Run:
         """Whether it is time, in the middle of the run, for what happens each so many steps."""
         return bool(every) and self.step % every == 0 and self.progress < 1 and not self.stopped
 
+    @property
+    def owes_evaluation(self) -> bool:
+        """Whether this step's evaluation is due and not made: the run was stopped between its checkpoint and it."""
+        return parallel.on_first(lambda: self.due(self.settings.eval_every) and not self.log.evaluated(self.step))
+
     def rate(self) -> float:
         """The learning rate of the next step."""
         return self.config.optimizer.rate(self.progress)

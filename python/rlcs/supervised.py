@@ -214,6 +214,8 @@ def sft(config: SftConfig, note: Callable[[str], None] = print) -> list[Score]:
     with Bar("SFT", quiet=not parallel.first()) as bar, run.stoppable(), contextlib.closing(lessons):
         bad.note = bar.note
         bar(run.progress, 1.0)
+        if run.step and run.owes_evaluation:
+            scores = run.evaluate(bar)
         while run.progress < 1:
             with run.training():
                 samples, prompts = lessons.take(config.batch)

@@ -298,7 +298,7 @@ class Trainer:
         run = self.run_
         with Bar("RLCS", quiet=not parallel.first()) as bar, run.stoppable(), self._closing():
             bar(run.progress, 1.0)
-            if run.step == 0 and run.settings.eval_every:
+            if run.owes_evaluation:
                 self._evaluate(bar)
             while run.progress < 1:
                 row = self.wave(bar)

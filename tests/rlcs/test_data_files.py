@@ -100,3 +100,14 @@ def test_tokens_of_pictures_in_an_answer_are_refused_with_their_line(token, demo
     notes = []
     sft(dataclasses.replace(config, bad_rows="skip", run=run), notes.append)  # the question's is text
     assert sum(said in note for note in notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [({"truth": "\ud83d"}, "truth must be Unicode"), ({"attempts": 10**400}, "attempts must be from 1 to")],
+)
+def test_what_no_file_or_number_can_hold_is_said_with_its_row(change, part, tmp_path):
+    row = {"id": "a", "domain": "math", "truth": "5", "messages": [{"role": "user", "content": "x"}], "pass_rate": 0.5}
+    (tmp_path / "t.jsonl").write_text(json.dumps({**row, **change}))
+    with pytest.raises(ValueError, match=rf"t.jsonl, line 1: {part}"):
+        read_tasks(tmp_path / "t.jsonl")

@@ -1,5 +1,6 @@
 """Verdicts: the golden cases, the form, and every defect of the released reward package, none of which is here."""
 
+import importlib
 import time
 
 import pytest
@@ -184,6 +185,39 @@ def test_a_verifier_that_raises_is_an_error_and_never_a_zero():
     assert verify("grounding", kit.respond("[1,2,3,4]"), "there").outcome == "error"
 
 
+@pytest.mark.parametrize("register", [False, True])
+def test_what_a_verifier_returns_is_checked(register, tmp_path, monkeypatch):
+    """By its path and registered in this process: the same."""
+    (tmp_path / "returning.py").write_text(
+        "import numpy as np\n"
+        "from rlcs.rewards import Verdict\n"
+        "def half(*_): return 0.5\n"
+        "def single(*_): return np.float32(0.5)\n"
+        "def yes(*_): return np.bool_(True)\n"
+        "def nan(*_): return float('nan')\n"
+        "def nothing(*_): return None\n"
+        "def much(*_): return Verdict('score', 2.0)\n"
+        "def hollow(*_): return Verdict('score', 0.0)\n"
+        "def undecided(*_): return Verdict('score', float('nan'))\n"
+        "def great(*_): return Verdict('great', 1.0)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rewards.worker._forget()
+
+    def said(name):
+        if not register:
+            return verify(f"returning:{name}", kit.respond("a"), "a")
+        monkeypatch.setitem(rewards.DOMAINS, "own", getattr(importlib.import_module("returning"), name))
+        return verify("own", kit.respond("a"), "a")
+
+    assert said("half") == said("single") == Verdict("score", 0.5) and said("yes") == Verdict("score", 1.0)
+    assert said("hollow") == Verdict("wrong")
+    for name, part in (("nan", "in [0, 1], got nan"), ("nothing", "must return"), ("much", "got 2.0"),
+                       ("great", "one of"), ("undecided", "got nan")):  # fmt: skip
+        verdict = said(name)
+        assert verdict.outcome == "error" and part in verdict.detail
+
+
 def test_a_user_s_verifier_by_import_path_runs_elsewhere(tmp_path, monkeypatch):
     (tmp_path / "own_verifier.py").write_text(
         "import os\n"
@@ -232,3 +266,57 @@ def test_rule_verdicts_are_many_a_second():
     """No time is asserted: the number of calls below takes a second or less, and `bench` measures it."""
     for _ in range(500):
         assert score("math", "43", "43.0") == 1
+
+
+WRONG = (
+    ("math", "12", "1, 2"), ("math", "12", "1,2"), ("math", "-1, 1", "1, 1"), ("math", "34", "3:4"),
+    ("math", "-x", "x"), ("math", "|x|", "x"), ("math", "a/b", "ab"), ("math", "x!", "x"),
+    ("math", "(0,1)", "[0,1]"), ("math", "[1,2]", "(1,2)"), ("math", "[0,1]\\cup[2,3]", "(0,1)\\cup(2,3)"),
+    ("math", "2\\frac{1}{3}", "2/3"), ("math", "0.\\overline{3}", "0"), ("math", "\\foo", "\\oof"),
+    ("math", "5\\pi", "5"), ("math", "5e", "5"), ("math", "5R", "5"), ("math", "x = 5", "y = 5"), ("math", "~5", "5"),
+    ("math", "x = 1 or x = 2", "1, 3"), ("math", "x = 1 or x = 2", "1"), ("math", "x=2, y=1", "x=1, y=2"),
+    ("math", "ABCD", "BADC"), ("physics", "CBA", "ABC"), ("biology", "GUA", "AUG"), ("biology", "TGCA", "ACGT"),
+    ("geography", "mali", "lima"), ("math", "blue red", "red blue"), ("math", "5 000", "0"),
+    ("math", "\\infty^\\ldots1/01e", "5"), ("physics", "M", "m"), ("physics", "1 kg", "0 m"), ("physics", "1", "0 m"),
+    ("chemistry", "CH3CH2COOCH3", "CH3COOCH2CH3"), ("chemistry", "CO", "Co"), ("chemistry", "Cl-", "Cl"),
+    ("chemistry", "2H2O -> 2H2 + O2", "2H2 + O2 -> 2H2O"), ("chemistry", "SO4^{2+}", "SO4^2-"),
+    ("vqa", "12", "1, 2"), ("vqa", "-5, 3", "5, 3"), ("vqa", "103:0", "10:30"), ("vqa", "!!!", "???"),
+    ("vqa", "5 m", "5 cm"), ("long_document", "5 million", "5"), ("long_document", "2", "2 million"),
+    ("chart", "0.5, 3", "0.5, -3"), ("chart", "[12]", "[1, 2]"), ("chart", "Red: 5, Blue: -6", "Red: 5, Blue: 6"),
+)  # fmt: skip
+RIGHT = (
+    ("math", "2\\frac{1}{3}", "7/3"), ("math", "1½", "3/2"), ("math", "0.1\\overline{6}", "1/6"),
+    ("math", "0.\\dot{3}", "1/3"), ("math", "1{,}000", "1000"), ("math", "1 000 000", "1000000"),
+    ("math", "3x10^5", "300000"), ("math", "90^{\\circ}", "\\frac{\\pi}{2}"),
+    ("math", "30^\\circ, 150^\\circ", "30°,150°"), ("choice", "Option A", "A"),
+    ("math", "x = 4 or x = -4", "\\pm 4"), ("math", "x=4, x=-4", "4, -4"), ("math", "x_1=4, x_2=-4", "-4, 4"),
+    ("math", "1+\\sqrt{2}, 1-\\sqrt{2}", "1 \\pm \\sqrt{2}"), ("math", "\\emptyset", "\\varnothing"),
+    ("physics", "x-ray", "X-ray"), ("physics", "32 °F", "0 °C"), ("physics", "0", "0 m/s"),
+    ("physics", "3e8m/s", "3e8 m/s"), ("physics", "mhg", "mgh"),
+    ("physics", "5\\,\\Omega", "5 ohms"), ("physics", "5\\mu\\text{m}", "5 um"), ("physics", "5^\\circ C", "5 °C"),
+    ("physics", "5 m/s2", "5 m/s²"), ("physics", "5 g/cm3", "5000 kg/m3"),
+    ("chemistry", "2H_2+O_2\\rightarrow 2H_2O", "2H2 + O2 -> 2H2O"), ("chemistry", "SO_4^{2-}", "SO4^2-"),
+    ("long_document", "5 thousand", "5000"), ("vqa", "3 cats", "3"), ("video", "1990–2000", "1990-2000"),
+    ("chart", "3", "three"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("expect", "domain", "answer", "truth"), [(0, *x) for x in WRONG] + [(1, *x) for x in RIGHT])
+def test_near_misses_and_other_spellings(expect, domain, answer, truth):
+    assert score(domain, answer, truth) == expect
+
+
+def test_a_name_of_the_question_is_no_unit():
+    assert score("math", "5x", "5", "Find x.") == 0
+    assert score("math", "5 apples", "5", "How many apples?") == 1
+
+
+@pytest.mark.parametrize("answer", ["e^{e^{e^{e^9}}}", "\\pm(0,1)", "[0,1]\\cup 3", "|2x {} |", "\\pm[1,2]"])
+def test_what_sympy_refuses_is_wrong(answer):
+    """Not an error, which an answer could choose over a zero."""
+    assert [verify("math", kit.respond(answer), truth).outcome for truth in ("5", "x>3", "(0,1)")] == ["wrong"] * 3
+
+
+def test_amounts_may_be_negative():
+    assert score("gui_os", "scroll(step=-3)", "scroll(step=-6)") == 0.5
+    assert score("gui_os", "scroll(step=-3)", "scroll(step=3)") == 0

@@ -1,16 +1,22 @@
 """What a run finds in its folder: rows, rollouts and checkpoints of one that was cut off, finished or started anew."""
 
 import dataclasses
+import signal
 import sys
 import types
 
 import pytest
 import torch
-from small_runs import groups_of, tasks_of
+from small_runs import groups_of, sft_config, tasks_of, train_config
 
 from rlcs import checkpoint
+from rlcs.config import EvalSettings
 from rlcs.logs import Log, file_name, read_metrics
 from rlcs.record import Record
+from rlcs.rewards import Verdict
+from rlcs.run import Run
+from rlcs.supervised import sft
+from rlcs.trainer import train
 
 
 def waves(folder, first, last, since=0):
@@ -46,6 +52,45 @@ def test_line_ends_inside_a_text_end_no_row(tmp_path):
     log.close()
     record = Record.read(tmp_path)
     assert record.rows[0]["alarm"] == odd and record.groups(1)[0]["truth"] == odd
+
+
+def test_half_a_pair_of_utf_16_in_a_verdict_ends_no_run(tmp_path):
+    said = groups_of(tasks_of()[:1], 1)[0]
+    verdict = Verdict("wrong", 0.0, "\ud83d is not wait")  # of an action that an answer has made up
+    said = dataclasses.replace(said, rollouts=(dataclasses.replace(said.rollouts[0], verdict=verdict),))
+    log = Log(tmp_path)
+    log.rollouts(1, [said], [], [])
+    log.write("alarm", 1, 0.0, {"alarm": "\ud83d"})
+    log.close()
+    assert Record.read(tmp_path).groups(1)[0]["answers"][0]["detail"] == verdict.detail
+
+
+@pytest.mark.parametrize("start", [sft, train])
+def test_an_evaluation_that_a_stop_has_left_out_is_made_up_for(start, demo, tmp_path, monkeypatch):
+    """Alarms and curriculum hang on it: the end is that of a run which was never stopped."""
+
+    def config(name):
+        made = (sft_config if start is sft else train_config)(demo, tmp_path / name)
+        run = dataclasses.replace(made.run, eval_every=2)
+        return dataclasses.replace(made, run=run, eval=EvalSettings(tasks=demo / "test.jsonl"))
+
+    start(config("whole"))
+    due = Run.due
+
+    def stopped(run, every):
+        run.asked = signal.SIGTERM if run.step == 2 else 0
+        return due(run, every)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "due", stopped)
+        with pytest.raises(SystemExit):
+            start(config("stopped"))
+    start(config("stopped"))
+    rows = [read_metrics(tmp_path / name) for name in ("whole", "stopped")]
+    evals = [[{**row, "seconds": 0} for row in each if row["kind"] == "eval"] for each in rows]
+    assert evals[0] == evals[1] and 2 in [row["step"] for row in evals[1]]
+    states = [checkpoint.latest(tmp_path / name / "checkpoints").state() for name in ("whole", "stopped")]
+    assert states[0].get("alarms") == states[1].get("alarms") and states[0].get("proxies") == states[1].get("proxies")
 
 
 def test_ids_that_are_no_file_names_have_different_ones():

@@ -12,7 +12,10 @@ import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
+from numbers import Real
 from typing import Any
+
+import numpy as np
 
 from . import worker
 from .answer import FormatFault, boxed_answer, open_answer, true_answer
@@ -44,8 +47,9 @@ __all__ = [
     "wrong",
 ]
 
-Verifier = Callable[[str, str, "str | None"], Verdict]
-"""``verifier(answer, truth, question)``: both without tags. It may raise: that is a verifier error."""
+Verifier = Callable[[str, str, "str | None"], Verdict | float]
+"""``verifier(answer, truth, question)``: both without tags; a number in [0, 1] is a score. It may raise: that is a
+verifier error."""
 
 DOMAINS: dict[str, Verifier] = {
     "math": Stem(1e-6),
@@ -105,7 +109,7 @@ def verify(domain: str, response: str, truth: str, question: str | None = None) 
     except ValueError as error:
         return Verdict("error", 0.0, str(error))
     try:
-        return verifier(answer, expected, question)
+        return _verdict(verifier(answer, expected, question), domain)
     except Exception as error:  # a verifier that fails says nothing of the answer
         return Verdict("error", 0.0, f"{type(error).__name__}: {error}")
 
@@ -182,12 +186,17 @@ class Remote:
 
 def run_here(path: str, answer: str, truth: str, question: str | None) -> list[Any]:
     """The worker's side of :class:`Remote`."""
-    verdict = _function(path)(answer, truth, question)
-    if isinstance(verdict, (bool, int, float)):
-        verdict = graded(float(verdict))
-    if not isinstance(verdict, Verdict):
-        raise TypeError(f"{path} must return a Verdict or a number, got {type(verdict).__name__}")
+    verdict = _verdict(_function(path)(answer, truth, question), path)
     return [verdict.outcome, verdict.score, verdict.detail]
+
+
+def _verdict(said: Any, name: str) -> Verdict:
+    """What a verifier has returned, a number (numpy's too) as a verdict."""
+    if isinstance(said, Real | np.bool_):
+        return graded(float(said))
+    if not isinstance(said, Verdict):
+        raise TypeError(f"{name} must return a Verdict or a number, got {type(said).__name__}")
+    return graded(said.score, said.detail) if said.outcome == "score" else said
 
 
 def load_here(path: str) -> None:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from fractions import Fraction
 
 from .choice import judge_option, options_of
 from .judge import Judge
-from .number import Number, close, read_count, read_number
+from .number import LETTERS, MULTIPLES, Number, close, read_count, read_number, scaled
 from .text import hedges, same_words, tidy, truth_value
 from .verdict import Verdict, judged, right, wrong
 
-_SCALES = {"k": 10**3, "thousand": 10**3, "m": 10**6, "mn": 10**6, "million": 10**6, "millions": 10**6,
-           "b": 10**9, "bn": 10**9, "billion": 10**9,
-           "billions": 10**9, "t": 10**12, "trillion": 10**12, "万": 10**4, "亿": 10**8}  # fmt: skip
 _YEARS = range(1000, 2200)
 _LIST = re.compile(r"\[(.*)\]|\((.*)\)", re.DOTALL)
 _SEPARATOR = re.compile(r"\s*[;；、，]\s*|\s*,\s+|,(?!\d{3}(?!\d))")
@@ -52,6 +48,8 @@ class Chart:
         if b is None:
             if (yes := truth_value(truth)) is not None and truth.strip() not in ("y", "n", "t", "f"):
                 return judged(truth_value(answer) is yes, "yes or no")
+            if (count := read_count(truth)) is not None and count == read_count(answer):
+                return right("in words")
             return right("the same words") if same_words(answer, truth) else None
         a = read_number(answer)
         if a is None:
@@ -62,7 +60,7 @@ class Chart:
         return self._numbers(a, b)
 
     def _numbers(self, a: Number, b: Number) -> Verdict:
-        (x, unit_a), (y, unit_b) = scaled(a), scaled(b)
+        (x, unit_a), (y, unit_b) = scaled(a, MULTIPLES | LETTERS), scaled(b, MULTIPLES | LETTERS)
         if unit_a and unit_b and not same_words(unit_a, unit_b):
             return wrong(f"{unit_a} is not {unit_b}")
         if close(x, y, self.tolerance):
@@ -72,15 +70,6 @@ class Chart:
                 close(x * 100 if a.percent else x, y * 100 if b.percent else y, self.tolerance), "as per cent"
             )
         return wrong("as numbers")
-
-
-def scaled(number: Number) -> tuple[Fraction, str]:
-    """The value with a word of scale applied (``1.2 million``), and the unit without it."""
-    word, _, rest = number.unit.partition(" ")
-    scale = _SCALES.get(word if word in ("M", "B", "K", "T") and not rest else word.casefold())
-    if scale is None and word in ("M", "B", "K", "T"):
-        scale = _SCALES[word.casefold()]
-    return (number.value * scale, rest.strip()) if scale else (number.value, number.unit)
 
 
 def entries(text: str) -> list[str]:

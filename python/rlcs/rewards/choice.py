@@ -6,12 +6,14 @@ import re
 from dataclasses import dataclass
 
 from .judge import Judge
-from .number import close, read_count, read_number
+from .number import close, read_count, read_number, scaled
 from .text import hedges, same_words, tidy, truth_value
+from .units import is_unit, unit_name
 from .verdict import Verdict, judged, right, wrong
 
 _OPTION = re.compile(r"(?:^|\n|\s)\(?([A-Z])[).:、．]\s*(.+?)(?=(?:\s+\(?[A-Z][).:、．]\s)|\n|$)")
 _LETTERS = re.compile(r"\(?\s*([A-Z])\s*\)?")
+_CALLED = re.compile(r"(?i:options?|choices?|answers?)\s+(?=\(?[A-Z]\b)")
 _LETTER_AND_TEXT = re.compile(r"\(?([A-Z])(?:[).:、．]|\s*[-–:]|\s(?=\w))\s*(.*)", re.DOTALL)
 _MARKUP = re.compile(r"\\(?:boxed|text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}|[*$]")
 
@@ -23,7 +25,7 @@ def options_of(question: str | None) -> dict[str, str]:
 
 def letters_of(text: str) -> frozenset[str] | None:
     """The option letters that the whole text is: ``A``, ``(B)``, ``A, C``, ``AC``, ``B and D``."""
-    text = _MARKUP.sub(lambda m: m[1] or "", text).strip(" .。")
+    text = _CALLED.sub("", _MARKUP.sub(lambda m: m[1] or "", text).strip(" .。"))
     parts = re.split(r"\s*(?:,|，|、|;|/|&|\band\b|和)\s*|\s+", text)
     if len(parts) == 1 and re.fullmatch(r"[A-H]{2,6}", text) and list(text) == sorted(set(text)):
         return frozenset(text)
@@ -71,8 +73,12 @@ class Words:
             )
         a, b = read_number(answer), read_number(truth)
         if b is not None:
-            if a is not None and (same_words(a.unit, b.unit) or not a.unit or not b.unit):
-                return judged(close(a.value, b.value, self.tolerance), "as numbers")
+            if a is not None:
+                (x, mine), (y, theirs) = scaled(a), scaled(b)
+                if same_words(mine, theirs) or not mine or not theirs:
+                    return judged(close(x, y, self.tolerance), "as numbers")
+                if is_unit(mine) and is_unit(theirs):
+                    return judged(unit_name(mine) == unit_name(theirs) and close(x, y, self.tolerance), "as quantities")
             return judged((count := read_count(answer)) is not None and count == read_count(truth), "as counts")
         if same_words(answer, truth):
             return right("the same words")

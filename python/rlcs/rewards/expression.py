@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 import sympy
-from sympy import Expr, FiniteSet, Integer, Interval, Rational, S, Symbol, Tuple, Union
+from sympy import Expr, FiniteSet, Integer, Interval, Rational, S, Set, Symbol, Tuple, Union
 
 from .number import unmark
 
@@ -34,7 +34,7 @@ _RELATIONS = {"=": "=", "==": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>\d+(?:,\d{3})+(?:\.\d+)?|\d+\.?\d*(?:[eE][+-]?\d+(?![\w.]))?|\.\d+)"
     r"|(?P<word>\\[A-Za-z]+|[^\W\d_]+)"
-    r"|(?P<sign>\*\*|<=|>=|==|!=|\\[{}|]|[-+*/^!()\[\]{}|,;=<>≤≥≠±∞∪∈√'_]))"
+    r"|(?P<sign>\*\*|<=|>=|==|!=|\\[{}|]|[-+*/^!()\[\]{}|,;=<>≤≥≠±∞∪∈√'_°]))"
 )
 
 
@@ -55,6 +55,10 @@ class Choices(tuple):
     """Values side by side, in any order: the roots of an equation."""
 
 
+class Listed(tuple):
+    """Values in square brackets: a list, or an interval with its ends."""
+
+
 class Around(tuple):
     """(value, uncertainty)"""
 
@@ -64,9 +68,13 @@ def parse(text: str) -> Any:
     text = re.sub(r"[\u20d7\u0304]|\\vec(?![A-Za-z])", "", unmark(text)).replace("根号", "√").replace("ℏ", "h_bar")
     text = re.sub(r"\\(?:cup)(?![A-Za-z])", "∪", text)
     text = re.sub(r"\\pm(?![A-Za-z])", "±", text)
+    text = re.sub(r"\\(?:emptyset|varnothing)(?![A-Za-z])|∅", "{}", text)
     text = re.sub(r"\bU\b(?=\s*[\[(])", "∪", text)
     parser = _Parser(text)
-    value = parser.everything()
+    try:
+        value = parser.everything()
+    except (TypeError, AttributeError, ArithmeticError, NotImplementedError, RecursionError) as error:
+        raise Unreadable(f"sympy refuses it: {error}") from None
     if parser.kind:
         raise Unreadable(f"unexpected {parser.token!r}")
     return value
@@ -123,7 +131,7 @@ class _Parser:
     def union(self) -> Any:
         value = self.sum()
         while self.take("∪"):
-            value = Union(value, self.sum())
+            value = Union(_interval(value), _interval(self.sum()))
         return value
 
     def sum(self) -> Any:
@@ -199,8 +207,7 @@ class _Parser:
 
     def atom(self) -> Any:
         if self.kind == "number":
-            digits, _, power = self.advance().replace(",", "").casefold().partition("e")
-            return Rational(digits) * _raise(Integer(10), Integer(power or 0))
+            return self.number()
         if self.token in ("\\frac", "\\dfrac"):
             self.advance()
             top, bottom = self.group(), self.group()
@@ -231,6 +238,17 @@ class _Parser:
             return self.word()
         raise Unreadable(f"unexpected {self.token!r}")
 
+    def number(self) -> Any:
+        """A number; ``2 1/3`` is a mixed one, and other numbers side by side are nothing."""
+        digits, _, power = self.advance().replace(",", "").casefold().partition("e")
+        value = Rational(digits) * _raise(Integer(10), Integer(power or 0))
+        if self.kind != "number":
+            return value * sympy.pi / 180 if self.take("°") else value
+        top, slash = Rational(self.advance().replace(",", "")), self.take("/")
+        if not (value.is_Integer and top.is_Integer and slash and self.token.isdigit() and int(self.token)):
+            raise Unreadable("numbers side by side")
+        return value + top / Integer(self.advance())
+
     def brackets(self) -> Any:
         opening = self.advance()
         values = [self.sum() if opening == "[" else self.union()]
@@ -240,7 +258,7 @@ class _Parser:
         if closing not in (")", "]"):
             raise Unreadable(f"a bracket is missing before {closing!r}")
         if len(values) == 1 and opening + closing in ("()", "[]"):
-            return values[0] if opening == "(" else Tuple(values[0])
+            return values[0] if opening == "(" else Listed(values)
         if len(values) == 2 and (
             opening + closing in ("(]", "[)") or any(v in (S.Infinity, -S.Infinity) for v in values)
         ):
@@ -248,7 +266,7 @@ class _Parser:
         if opening + closing not in ("()", "[]"):
             raise Unreadable("brackets that don't match")
         _expressions(*values)
-        return Tuple(*values)
+        return Tuple(*values) if opening == "(" else Listed(values)
 
     def braces(self) -> Any:
         closing = "\\}" if self.advance() == "\\{" else "}"
@@ -262,7 +280,7 @@ class _Parser:
 
     def word(self) -> Any:
         end = self._at
-        word = self.advance().lstrip("\\")
+        command, word = self.token.startswith("\\"), self.advance().lstrip("\\")
         lower = _LETTERS.get(word, word)
         if word in _FUNCTIONS:
             return self.function(word)
@@ -272,6 +290,8 @@ class _Parser:
             return self.symbol(lower)
         if word.casefold() in _FUNCTIONS:
             return self.function(word.casefold())
+        if command:
+            raise Unreadable(f"\\{word} is not known")
         # Letters side by side are a product; a name or function may hide among them ("2sinx", "πr").
         known = next((n for n in sorted(_FUNCTIONS, key=len, reverse=True) if word.startswith(n)), None)
         head = known or word[0]
@@ -325,6 +345,15 @@ class _Parser:
         while self.begins_factor() and self.token.lstrip("\\") not in _FUNCTIONS and self.token != "(":
             value = value * self.power()
         return value
+
+
+def _interval(value: Any) -> Any:
+    """What a union may hold: of two numbers in brackets their kind says whether the ends belong to it."""
+    if isinstance(value, (Listed, Tuple)) and len(value) == 2:
+        return Interval(value[0], value[1], isinstance(value, Tuple), isinstance(value, Tuple))
+    if not isinstance(value, Set):
+        raise Unreadable("a union of what is no set")
+    return value
 
 
 def _expressions(*values: Any) -> None:

@@ -78,7 +78,10 @@ class Gui:
             a, b = tidy(str(given)), tidy(str(expected))
             return 1 - edit_distance(a, b) / max(len(a), len(b)) if a or b else 1.0
         if key in _AMOUNTS and _is_amount(given) and _is_amount(expected):
-            return 1.0 if given == expected else max(0.0, min(given, expected) / max(given, expected))
+            if given == expected:
+                return 1.0
+            small, large = sorted((abs(given), abs(expected)))
+            return small / large if given * expected > 0 else 0.0
         if key in ("key", "keys"):
             return float(_key(given) == _key(expected))
         if isinstance(given, str) and isinstance(expected, str):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -17,17 +18,30 @@ _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+
 _SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
 _VULGAR = re.compile("(?<=[0-9])?([¼½¾⅐-⅞])")
 _SIGNS = str.maketrans("−–×·⋅÷％\u00a0\u2009", "--***/%  ")
-_MARKUP = (
+
+
+def _repeating(found: re.Match[str]) -> str:
+    """0.1\\overline{6} as (15/90)."""
+    whole, fixed, period = found.groups()
+    top = int(whole + fixed + period) - int(whole + fixed)
+    return f"({top}/{(10 ** len(period) - 1) * 10 ** len(fixed)})"
+
+
+_MARKUP: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
+    (re.compile(r"(\d{1,40})\.(\d{0,40})\\(?:overline|dot)\s*\{(\d{1,40})\}"), _repeating),
     (re.compile(r"\\(?:left|right|displaystyle|,|;|:|!|quad|qquad)(?![A-Za-z])|\$"), ""),
-    (re.compile(r"\\[ ~]|~"), " "),
+    (re.compile(r"\\[ ~]|(?<=\S)~"), " "),
+    (re.compile(r"\{,\}"), ","),
     (re.compile(r"\\(?:text|mathrm|mathbf|mathit|textbf|operatorname|rm|boxed|mbox)\s*\{([^{}]*)\}"), r" \1 "),
     (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "*"),
     (re.compile(r"\\[dt]frac"), r"\\frac"),
     (re.compile(r"\\frac(\d)(\d)"), r"\\frac{\1}{\2}"),
+    (re.compile(r"(?<![\w.^{])(\d+)\s*\\frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}"), r"\1 \2/\3"),
     (re.compile(r"\\%"), "%"),
     (re.compile(r"\^\s*(?:\{\s*)?\\circ(?:\s*\})?|\\degree"), "°"),
 )
-_DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
+_SEPARATORS = re.compile("[, ]")
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?:\ \d{3})+(?!\d)|\d+)"
 _DECIMAL = rf"(?:{_DIGITS}(?:\.\d*)?|\.\d+)"
 _NUMBER = re.compile(
     rf"""\(?\s*(?P<sign>[+-]?)\s*
@@ -35,12 +49,12 @@ _NUMBER = re.compile(
       |(?P<whole>\d+)\s+(?P<mixed_top>\d+)\s*/\s*(?P<mixed_bottom>\d+)
       |10\s*(?:\^|\*\*)\s*[({{]?\s*(?P<power>[+-]?\d+)\s*[)}}]?
       |(?P<decimal>{_DECIMAL})(?P<on>\.\.\.|…)?
-       (?:[eE](?P<e>[+-]?\d+)(?!\w)|\s*\*\s*10\s*(?:\^|\*\*)\s*[({{]?\s*(?P<ten>[+-]?\d+)\s*[)}}]?)?
+       (?:[eE](?P<e>[+-]?\d+)|\s*[*x]\s*10\s*(?:\^|\*\*)\s*[({{]?\s*(?P<ten>[+-]?\d+)\s*[)}}]?)?
        (?:\s*/\s*(?P<per>{_DECIMAL})(?!\w))?
     )\s*\)?\s*(?P<percent>%|percent\b|per\ cent\b)?\s*(?P<rest>.*)""",
     re.VERBOSE | re.DOTALL,
 )
-_NAMED = re.compile(r"[A-Za-z]\w{0,15}(?:\s*\([^()]{1,12}\))?\s*(?:=|≈)\s*(?=[^=])")
+_NAMED = re.compile(r"([A-Za-z]\w{0,15}(?:\s*\([^()]{1,12}\))?)\s*(?:=|≈)\s*(?=[^=])")
 _CURRENCY = re.compile(r"^[\s]*(?:US)?[$€£¥￥]\s*")
 _POWERS = re.compile(r"\^\s*\{?[+-]?\d+\}?|[A-Za-zµμΩ°]\d")  # of a unit
 _MOST_DIGITS = 400  # longer ones are no answers, and Fraction would take its time
@@ -53,6 +67,9 @@ _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 _TO_TWENTY, _BY_TEN = _ONES.split(), _TENS.split()
 WORDS = dict(zip(_TO_TWENTY, range(20), strict=True)) | dict(zip(_BY_TEN, range(20, 100, 10), strict=True))
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
+MULTIPLES = {"k": 10**3, "thousand": 10**3, "mn": 10**6, "million": 10**6, "millions": 10**6, "bn": 10**9,
+             "billion": 10**9, "billions": 10**9, "trillion": 10**12, "万": 10**4, "亿": 10**8}  # fmt: skip
+LETTERS = {"m": 10**6, "b": 10**9, "t": 10**12}  # of a chart's axis; elsewhere metres, say
 _HAN = {char: i for i, char in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
 _HAN_SCALES = {"十": 10, "百": 100, "千": 1000}
 
@@ -65,6 +82,7 @@ class Number:
     unit: str = ""
     percent: bool = False
     plain_integer: bool = False  # digits alone: no separator, point, exponent, fraction, sign or unit
+    name: str = ""  # x of ``x = 5``
 
 
 def unmark(text: str) -> str:
@@ -80,7 +98,8 @@ def unmark(text: str) -> str:
 def read_number(text: str) -> Number | None:
     """The number that the whole text is, with its unit; None if it is anything else."""
     text = unmark(_CURRENCY.sub("", text))
-    text = _NAMED.sub("", text, count=1) if _NAMED.match(text) else text
+    named = _NAMED.match(text)
+    text = text[named.end() :] if named else text
     if len(text) > _MOST_DIGITS:
         return None
     found = _NUMBER.fullmatch(_CURRENCY.sub("", text))
@@ -99,12 +118,12 @@ def read_number(text: str) -> Number | None:
     digits = found["decimal"]
     integer = bool(digits and digits.isdigit() and not (found["sign"] or rest or found["percent"]))
     integer = integer and not (found["e"] or found["ten"] or found["per"] or found["on"])
-    return Number(value, rest, bool(found["percent"]), integer)
+    return Number(value, rest, bool(found["percent"]), integer, named[1] if named else "")
 
 
 def _value(found: re.Match[str]) -> Fraction | None:
     def read(group: str) -> Fraction:
-        return Fraction(found[group].replace(",", "").rstrip(".") or "0")
+        return Fraction(_SEPARATORS.sub("", found[group]).rstrip(".") or "0")
 
     if found["top"]:
         return read("top") / read("bottom") if read("bottom") else None
@@ -112,7 +131,7 @@ def _value(found: re.Match[str]) -> Fraction | None:
         return read("whole") + read("mixed_top") / read("mixed_bottom") if read("mixed_bottom") else None
     if found["power"]:
         return Fraction(10) ** int(found["power"]) if abs(int(found["power"])) <= _MOST_DIGITS else None
-    value = _go_on(found["decimal"].replace(",", "")) if found["on"] else read("decimal")
+    value = _go_on(_SEPARATORS.sub("", found["decimal"])) if found["on"] else read("decimal")
     if power := found["e"] or found["ten"]:
         if abs(int(power)) > _MOST_DIGITS:
             return None
@@ -191,6 +210,13 @@ def _in_han(text: str) -> int | None:
         else:
             total, digit = total + (1 if digit is None else digit) * _HAN_SCALES[char], 0
     return total + (digit or 0)
+
+
+def scaled(number: Number, scales: Mapping[str, int] = MULTIPLES) -> tuple[Fraction, str]:
+    """The value with a word of scale applied (``1.2 million``), and the unit without it."""
+    word, _, rest = number.unit.partition(" ")
+    scale = scales.get(word.casefold())
+    return (number.value * scale, rest.strip()) if scale else (number.value, number.unit)
 
 
 def close(a: Fraction, b: Fraction, tolerance: float) -> bool:

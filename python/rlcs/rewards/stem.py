@@ -5,18 +5,27 @@ Easy answers (numbers, options, equal texts) are judged here; the rest goes to s
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 
 from . import worker
-from .choice import judge_option, options_of
+from .choice import judge_option, letters_of, options_of
 from .judge import Judge
-from .number import Number, close, read_number
+from .number import Number, close, read_number, unmark
 from .text import hedges, same_words, tidy, truth_value
 from .units import unit_name
 from .verdict import Verdict, judged, right, wrong
 
 _SYMBOLS = frozenset("+-*/^=<>≤≥(){}[]\\√π∞±|!²³½")
+_MARKUP = frozenset("(){}[]\\^")
+_HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_]{2})|(?<=[^\W\d_]{2})-(?=[^\W\d_])|\*\*")  # x-ray, **bold**
+_ARROW = re.compile(r"\\(?:long)?rightarrow(?![A-Za-z])|\\to(?![A-Za-z])|[→⟶]")
+_ION = re.compile(r"->|\^\d*[+-]")
+# What pint takes for a unit, and an answer of mathematics for a constant or a variable.
+_NO_UNITS = frozenset((*"abcekuBDPRπħ", "pi", "alpha", "gamma", "mu", "hbar"))
+_OR = re.compile(r"\s+(?:or|and)\s+|[或和]")
+_WORD = re.compile(r"[^\W\d_]{3,}[\w ]*|[\u3400-\u9fff]+")
 
 
 @dataclass(frozen=True)
@@ -42,14 +51,18 @@ class Stem:
             return verdict
         if (yes := truth_value(truth)) is not None and not options_of(question):
             return judged(truth_value(answer) is yes, "yes or no")
-        if b is None and same_words(answer, truth) and not _SYMBOLS & set(truth):
+        if b is None and _same_words(answer, truth):
             return right("the same words")
-        if (b is not None and a is None and not _SYMBOLS & set(answer)) or (hedges(answer) and not hedges(truth)):
+        if _ION.search(formula := _formula(truth)) and formula == _formula(answer):
+            return right("the same formula")
+        several = b is None and _OR.search(answer) is not None  # x = 1 or x = 2
+        said = _OR.sub(", ", answer) if several else answer
+        if (b is not None and a is None and not _SYMBOLS & set(answer)) or (hedges(said) and not hedges(truth)):
             return wrong("no single value")
-        if _mathematical(answer) and _mathematical(truth):
+        if _mathematical(said) and _mathematical(truth) and not (_spelt(answer) and _spelt(truth)):
             try:
                 equal = worker.call(
-                    "rlcs.rewards.symbolic:equal", answer, truth, self.tolerance, deadline_s=self.deadline_s
+                    "rlcs.rewards.symbolic:equal", said, truth, self.tolerance, deadline_s=self.deadline_s
                 )
             except worker.WorkerFault as fault:
                 if not str(fault).startswith("ValueError"):
@@ -63,27 +76,34 @@ class Stem:
     def _numbers(self, a: Number, b: Number, question: str | None) -> Verdict | None:
         """None where the texts behind the numbers are no units."""
         mine, theirs = unit_name(a.unit), unit_name(b.unit)
+        if len(a.name) == len(b.name) == 1 and a.name != b.name and not (mine or theirs):
+            return None  # x = 5 and y = 5: two lines
         if mine == theirs or (not theirs and mine == "degree"):
             return judged(close(a.value, b.value, self.tolerance), "as numbers")
         if not mine and (self.bare_numbers or theirs == "degree"):
             return judged(close(a.value, b.value, self.tolerance), "as numbers, the unit left out")
+        if not mine and not a.value:
+            return judged(not b.value, "zero of whatever")
         if not mine:
             return wrong(f"the unit is missing, expected {b.unit}")
         if not theirs:
             if not close(a.value, b.value, self.tolerance):
                 return wrong("as numbers")
-            if question and a.unit and a.unit.casefold() in question.casefold():
+            if question and _WORD.fullmatch(a.unit) and a.unit.casefold() in question.casefold():
                 return right("as numbers, with what the question counts")
             return self._known_unit(mine)
         factor = self._ratio(mine, theirs)
         if factor is None:
             return None if len(mine) <= 2 and len(theirs) <= 2 else wrong(f"{a.unit} is not {b.unit}")
         turned = a.value * Fraction(factor[0]) + Fraction(factor[1])
-        return judged(close(turned, b.value, max(self.tolerance, 1e-9)), "as quantities")
+        rounded = abs(turned - b.value) <= abs(Fraction(factor[1])) * Fraction(1, 10**12)  # 32 °F are 0 °C
+        return judged(rounded or close(turned, b.value, max(self.tolerance, 1e-9)), "as quantities")
 
     def _known_unit(self, unit: str) -> Verdict | None:
         """The truth names no unit, so the question does: any unit will do, but not a variable or a word."""
-        return right("as numbers, the unit not asked for") if self._ratio(unit, unit) is not None else None
+        if unit in _NO_UNITS or self._ratio(unit, unit) is None:
+            return None
+        return right("as numbers, the unit not asked for")
 
     def _ratio(self, mine: str, theirs: str) -> list[float] | None:
         try:
@@ -92,6 +112,27 @@ class Stem:
             if str(fault).startswith("ValueError"):
                 return None  # not a unit that pint knows
             raise
+
+
+def _same_words(answer: str, truth: str) -> bool:
+    """Words alone, to which no sign has come; of one or two letters (CO, Co; M, m) the case counts."""
+    if _SYMBOLS & set(_HYPHEN.sub("", truth)) or (_SYMBOLS - _MARKUP) & set(_HYPHEN.sub("", answer)):
+        return False
+    short = len(truth) <= 2 and truth.isalpha() and letters_of(truth) is None
+    return answer.strip() == truth if short else same_words(answer, truth)
+
+
+def _formula(text: str) -> str:
+    """A formula of chemistry, however its arrow, charges, indices and spaces are written."""
+    text = re.sub(r"_\s*\{?(\d+)\}?", r"\1", _ARROW.sub("->", unmark(text)))
+    return re.sub(r"\s", "", re.sub(r"\^\s*\{(\d*[+-])\}", r"^\1", text))
+
+
+def _spelt(text: str) -> bool:
+    """Whether letters (and digits) stand in an order that matters: words, ranks (CBA), sequences (AUG), formulas
+    (H2O); not so in a product like mgh."""
+    letters = re.sub(r"[\s,]", "", text)
+    return letters.isalnum() and letters[0].isalpha() and (len(letters) > 3 or (len(letters) > 1 and letters.isupper()))
 
 
 def _mathematical(text: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import sympy
 from sympy import Expr, FiniteSet, Interval, Rational, S, Symbol, Tuple, Union
 
-from .expression import Around, Choices, Relation, TooLarge, Unreadable, parse
+from .expression import Around, Choices, Listed, Relation, TooLarge, Unreadable, parse
 
 DIGITS, POINTS, AGREE = 40, 8, Rational(1, 10**20)
 
@@ -34,9 +34,15 @@ def equal(answer: str, truth: str, tolerance: float) -> bool:
         return False
     except Unreadable:
         return _by_grammar(answer, truth) if "\\" in answer else False
+    a, b = _without_names(a), _without_names(b)
     if isinstance(a, Relation) != isinstance(b, Relation):
         a, b = _without_name(a), _without_name(b)
-    return same(a, b, tolerance)
+    if isinstance(a, Around) != isinstance(b, Around):
+        a, b = _both(a), _both(b)
+    try:
+        return same(a, b, tolerance)
+    except OverflowError:  # e^e^e^9: no number that sympy can hold
+        return False
 
 
 def _by_grammar(answer: str, truth: str) -> bool:
@@ -52,6 +58,8 @@ def _by_grammar(answer: str, truth: str) -> bool:
     if not gold:
         raise ValueError(f"the truth is no mathematics that can be read: {truth[:80]!r}")
     found = parse(f"${answer.strip('$ ')}$", config, fallback_mode="no_fallback", parsing_timeout=None)
+    endless = (S.Infinity, S.NegativeInfinity, S.ComplexInfinity, S.NaN)  # which it takes for any number
+    found = [x for x in found if not (isinstance(x, Expr) and x.has(*endless))]
     return bool(found) and bool(verify(gold, found, timeout_seconds=None))
 
 
@@ -62,13 +70,26 @@ def _without_name(value: Any) -> Any:
     return value if isinstance(value.right, Expr) and value.right.has(value.left) else value.right
 
 
+def _without_names(value: Any) -> Any:
+    """The 1 and 2 of ``x = 1, x = 2`` and of ``x_1 = 1, x_2 = 2``; of several unknowns each keeps its name."""
+    if not isinstance(value, Choices) or not all(isinstance(x, Relation) and x.kind == "=" for x in value):
+        return value
+    if len({str(x.left).partition("_")[0] for x in value}) > 1:
+        return value
+    return Choices(map(_without_name, value))
+
+
+def _both(value: Any) -> Any:
+    """The two values of ``1 ± 2``."""
+    return Choices((value[0] + value[1], value[0] - value[1])) if isinstance(value, Around) else value
+
+
 def same(a: Any, b: Any, tolerance: float) -> bool:
     if isinstance(a, Relation) and isinstance(b, Relation):
         return _same_relation(a, b)
-    if isinstance(a, (Around, Tuple)) and type(a) is type(b):
+    if isinstance(a, (Around, Listed, Tuple)) and type(a) is type(b):
         return len(a) == len(b) and all(same(x, y, tolerance) for x, y in zip(a, b, strict=True))
-    kinds = (Choices, FiniteSet)
-    if isinstance(a, kinds) and isinstance(b, kinds):
+    if all(isinstance(x, (Choices, FiniteSet)) or x is S.EmptySet for x in (a, b)):
         return _match(list(a), list(b), tolerance)
     if isinstance(a, (Interval, Union)) and isinstance(b, (Interval, Union)):
         return bool(a == b) or _same_intervals(a, b, tolerance)

@@ -7,7 +7,10 @@ import unicodedata
 
 _SPACES = re.compile(r"\s+")
 _ARTICLES = re.compile(r"\b(?:a|an|the)\s+(?=\w)")
-_LOOSE = re.compile(r"[^\w\s%+#.\-/]|(?<!\d)[.\-/]|[.\-/](?!\d)")
+_DASHES = re.compile("[‐-―−]")
+# What says nothing in words: all signs but those within numbers (2019-2020, 10:30) and in front of them (-3, .5).
+_LOOSE = re.compile(r"[^\w\s%+#.\-/:]|[.\-/:](?!\d)|(?<!\d)[/:]|(?<=[^\W\d])[.\-]")
+_GAPS = re.compile(r"(?<!\d) | (?!\d)")
 _HEDGES = re.compile(
     r"\b(?:or|maybe|perhaps|possibly|probably|likely|unless|either|between|about|around|roughly|approximately|nearly"
     r"|almost|close to|at least|at most|more than|less than|not sure|unsure|cannot|can't|unknown|any|some)\b"
@@ -26,14 +29,15 @@ def tidy(text: str) -> str:
 def plain(text: str) -> str:
     """For answers in words: case, articles, punctuation and markup dropped."""
     text = re.sub(r"\\(?:text|mathrm|mathbf|textbf)\{([^{}]*)\}", r"\1", unicodedata.normalize("NFKC", text))
-    text = _ARTICLES.sub("", re.sub(r"[*_`$]", "", text).casefold())
+    text = _ARTICLES.sub("", re.sub(r"[*_`$]", "", _DASHES.sub("-", text)).casefold())
     return tidy(_LOOSE.sub(" ", text))
 
 
 def same_words(answer: str, truth: str) -> bool:
-    """Equal after :func:`plain`, or with the spaces gone too (``e-mail`` and ``email``, ``U.S.A.`` and ``USA``)."""
+    """Equal after :func:`plain`, or with the spaces gone too (``e-mail`` and ``email``, ``U.S.A.`` and ``USA``); those
+    between numbers stay: ``1, 2`` is not ``12``. Texts of signs alone are equal as they are."""
     a, b = plain(answer), plain(truth)
-    return a == b if not (a and b) else a == b or a.replace(" ", "") == b.replace(" ", "")
+    return _GAPS.sub("", a) == _GAPS.sub("", b) if a or b else tidy(answer) == tidy(truth)
 
 
 def truth_value(text: str) -> bool | None:

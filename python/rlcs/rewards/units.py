@@ -29,10 +29,17 @@ _NAMES = {
 }  # fmt: skip
 
 
+def is_unit(text: str) -> bool:
+    """Whether the text is one of the everyday units."""
+    return unit_name(text) in set(_NAMES.values())
+
+
 def unit_name(text: str) -> str:
     """The unit as pint spells it, without markup: ``m s^{-2}`` is ``m*s^-2``, ``℃`` is ``degC``."""
+    text = re.sub(r"\\mu(?![A-Za-z])\s*", "u", text).replace("\\Omega", "Ω")
     text = re.sub(r"\s+", " ", text.replace("{", "").replace("}", "").replace("\\", "")).strip(" .。")
-    text = text.replace("μ", "u").replace("µ", "u")
+    text = text.replace("μ", "u").replace("µ", "u").replace("° ", "°")
+    text = re.sub(r"(?<=[A-Za-z])([23])(?![\w.])", r"^\1", text)  # m/s2
     for known in (text, text.casefold()):
         if known in _NAMES:
             return _NAMES[known]

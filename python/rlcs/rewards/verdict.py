@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Outcome = Literal["score", "wrong", "format", "error"]
 
@@ -20,6 +20,13 @@ class Verdict:
     outcome: Outcome
     score: float = 0.0
     detail: str = ""
+
+    def __post_init__(self) -> None:
+        if self.outcome not in get_args(Outcome):
+            raise ValueError(f"verdict: outcome must be one of {', '.join(get_args(Outcome))}, got {self.outcome!r}")
+        if not (0.0 <= self.score <= 1.0 if self.outcome == "score" else self.score == 0.0):
+            due = "in [0, 1]" if self.outcome == "score" else "0"
+            raise ValueError(f"verdict: score of {self.outcome!r} must be {due}, got {self.score}")
 
     @property
     def failed(self) -> bool:
