@@ -173,7 +173,9 @@ def _memory_gbs(ceilings: Ceilings) -> float:
     return found[max(found, key=int)] if found else 0.0
 
 
-def save_figures(drawn: dict[str, tuple[Paint, tuple[float, float]]], folder: Path) -> list[Path]:
+def save_figures(
+    drawn: dict[str, tuple[Paint, tuple[float, float]]], folder: Path, endings: Sequence[str] = ("png", "svg")
+) -> list[Path]:
     """As PNG and SVG files, on white."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -186,7 +188,7 @@ def save_figures(drawn: dict[str, tuple[Paint, tuple[float, float]]], folder: Pa
         with matplotlib.rc_context({**style, "figure.facecolor": "white", "svg.hashsalt": title}):
             figure = Figure(figsize=size)
             paint(figure)
-            for ending in ("png", "svg"):
+            for ending in endings:
                 files.append(folder / f"{re.sub(r'[^a-z0-9_]+', '-', title.lower())}.{ending}")
                 figure.savefig(files[-1], dpi=150)
     return files

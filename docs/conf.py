@@ -1,7 +1,8 @@
 """The documentation site: `make docs`. Nothing is fetched while it is built, and its pages fetch nothing.
 
 Docstrings are the ops' reference; the numbers come from ``bench/results/``: ``{measured} rms_norm`` stands for the rows
-of an op (of all without a name) in every recorded benchmark, and the page of benchmarks ends with all pages and plots.
+of an op (of all without a name) in every recorded benchmark, with the plots of runs that are there as a whole, and the
+page of benchmarks ends with all pages and plots.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from docutils.parsers.rst import Directive
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench/results"
+FIGURES = ROOT / "docs/figures"  # drawn when the site is built
 sys.path[:0] = [str(ROOT), str(ROOT / "python")]
 
+from bench.page import figures, save_figures  # noqa: E402
 from bench.rates import ours_s, share_text, speedups, time_text  # noqa: E402
 from glm4v_ext._version import __version__ as release  # noqa: E402
 
@@ -53,7 +56,23 @@ class Measured(Directive):
             record = _read(path)
             if "machine_info" in record and (rows := list(_rows(record, op))):
                 found += [nodes.paragraph(text=_machine(record)), _table(rows)]
+                for figure in _figures_of(path.stem, op):
+                    found.append(nodes.image(uri=f"/{figure.relative_to(ROOT / 'docs')}", alt=figure.stem))
         return found or [nodes.paragraph(text="Nothing is recorded yet.")]
+
+
+def draw_figures(app: Any) -> None:
+    """Plots of the runs that are kept with their rounds: of others only figures are."""
+    for path in RESULTS.glob("*.json"):
+        record = _read(path)
+        rows = [row["extra_info"] for row in record.get("benchmarks", [])]
+        if any(len(turns) > 1 for row in rows for turns in row.get("rounds_s", {}).values()):
+            save_figures(figures(rows, record["ceilings"]), FIGURES / path.stem, ("svg",))
+
+
+def _figures_of(run: str, op: str | None) -> list[pathlib.Path]:
+    """The plot of an op, or the rooflines of all."""
+    return sorted((FIGURES / run).glob("roofline-*.svg" if op is None else f"{op}-time-over-ours.svg"))
 
 
 def add_results(app: Any, name: str, source: list[str]) -> None:
@@ -120,5 +139,6 @@ def _table(rows: list[list[str]]) -> nodes.table:
 
 def setup(app: Any) -> dict[str, bool]:
     app.add_directive("measured", Measured)
+    app.connect("builder-inited", draw_figures)
     app.connect("source-read", add_results)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
