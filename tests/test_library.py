@@ -180,3 +180,22 @@ def test_func_grad(op):
     function(*first, asked)[0].square().sum().backward()
     given = torch.func.grad(lambda last: function(*first, last)[0].square().sum())(last)
     torch.testing.assert_close(given, asked.grad, rtol=0, atol=0)
+
+
+def test_nested_transforms():
+    x, weight = torch.randn(2, 3, 8), torch.randn(4, 8)
+
+    def twice(linear):
+        def gradient(x):
+            return torch.func.grad(lambda x: linear(x, weight).pow(3).sum())(x)
+
+        each = torch.func.vmap(gradient)(x)
+        second = torch.func.grad(lambda x: gradient(x).pow(2).sum())(x)
+        outer = x.clone().requires_grad_()
+        gradient(outer).pow(2).sum().backward()  # what autograd records outside of torch.func
+        return each, second, outer.grad
+
+    torch.testing.assert_close(twice(glm4v_ext.linear), twice(torch.nn.functional.linear))
+    norm = torch.func.grad(lambda x: glm4v_ext.rms_norm(x, torch.ones(8), 1e-5).sum())
+    with pytest.raises(RuntimeError, match=r"^rms_norm: gradients must be asked for once"):
+        torch.func.grad(lambda x: norm(x).pow(2).sum())(x)

@@ -27,31 +27,31 @@ def differentiable(name: str, setup: Callable[..., None] | None, backward: Calla
     defaults = tuple(argument.default_value for argument in op._schema.arguments)
     below, after = torch._C._AutoDispatchBelowAutograd, torch._C._after_autograd_keyset
 
-    class Differentiable(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> Any:
-            with below():
-                output = op(*inputs)
-            if setup is not None:
-                setup(ctx, (*inputs, *defaults[len(inputs) :]), output)
-            return output
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        # Of several levels of torch.func the outer ones record what this one calls.
+        with below(), torch.set_grad_enabled(torch._C._are_functorch_transforms_active()):
+            output = op(*inputs)
+        if setup is not None:
+            setup(ctx, (*inputs, *defaults[len(inputs) :]), output)
+        return output
 
-        @staticmethod
-        def backward(ctx: Any, *douts: Any) -> Any:
-            return backward(ctx, *douts)[: len(ctx.needs_input_grad)]
+    def backward_of(ctx: Any, *douts: Any) -> Any:
+        return backward(ctx, *douts)[: len(ctx.needs_input_grad)]
+
+    parts = {"forward": staticmethod(forward), "backward": staticmethod(backward_of)}
+    function: Any = type(f"glm4v_ext_{name}_", (torch.autograd.Function,), parts)  # what grad_fn is called by
 
     def kernel(keyset: torch._C.DispatchKeySet, *inputs: Any) -> Any:
         refuse_tangents(name, inputs)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
             if not torch._C._are_functorch_transforms_active():
-                return Differentiable.apply(*inputs)
+                return function.apply(*inputs)
             # torch.func calls this kernel once for each of its levels, where a function must be of one level.
             with enable_single_level_autograd_function():
-                return super(torch.autograd.Function, Differentiable).apply(*inputs)
+                return super(torch.autograd.Function, function).apply(*inputs)
         with below():
             return op.redispatch(keyset & after, *inputs)
 
-    Differentiable.__name__ = f"{name}_with_gradients"  # what grad_fn is called by
     _library.impl(name, kernel, "Autograd", with_keyset=True)
 
 
