@@ -186,6 +186,7 @@ def measured(ops: Sequence[str], device: str, timeout_s: float) -> dict[str, Any
         options = ["--device", device, "--dtype", "bf16", "--quick", f"--benchmark-json={report}"]
         files = [f"bench/bench_{op}.py" for op in ops]
         code, said = run([*PYTEST, *files, "-k", "not memory", *options], timeout_s, COLUMNS="200")
+        said = said.replace(f"{folder}/", "")
         found = json.loads(report.read_text())["benchmarks"] if report.exists() and report.stat().st_size else []
     rows = [{name: value for name, value in row["extra_info"].items() if name != "rounds_s"} for row in found]
     return {"ok": code == 0 and bool(rows), "rows": rows, "said": "" if code == 0 else said}
