@@ -19,19 +19,19 @@ import torch
 from torch import Tensor
 
 from glm4v import Glm4v
-from glm4v.answer import CLOSE_THINK, OPEN_ANSWER, OPEN_THINK, FinishReason
+from glm4v.answer import FinishReason
 from glm4v.detokenize import token_bytes
-from glm4v.generate import Settings, ThinkingBudget
+from glm4v.generate import Settings
 from glm4v.kinds import is_list, is_whole
 from glm4v.sampling import Sampling, cut
 
+from .budgets import Budgets
 from .pages import Pages
 from .prompts import Prompt, packed
 
 STEP = 16  # rows: batches grow and shrink by as many, since libraries prepare a product for each new size
 GPU_STEP = 64  # of larger batches on a GPU, where more rows cost little and each size is recorded
 PACK = 8192  # tokens of the prompts that are read together
-NEVER = np.iinfo(np.int64).max
 
 
 class NotFinite(RuntimeError):
@@ -177,7 +177,7 @@ class Rollouts:
         self._open = np.full(len(prompts), group)  # answers that haven't ended
         budget = settings.thinking_budget
         self._budget_range = settings.random_budgets if budget is None else (budget, budget)
-        self._budgets = _Budgets(model, prompts, answers) if self._budget_range else None
+        self._budgets = Budgets(model, prompts, answers) if self._budget_range else None
         lengths, limits = self._prompt_length[::group], self._limit[::group]
         self._pages = Pages(model, lengths, limits, group, settings.rows, settings.cache_tokens)
         self._groups = self._run()
@@ -371,42 +371,6 @@ def rollouts(
     return Rollouts(model, prompts, group, seeds, settings or RolloutSettings(), progress)
 
 
-class _Budgets:
-    """`ThinkingBudget` for all answers at once: who must say what next.
-
-    Args:
-        model: its tokenizer spells the tags.
-        prompts: whether a template has opened the thinking is seen at their end.
-        answers: A.
-    """
-
-    def __init__(self, model: Glm4v, prompts: Sequence[Prompt], answers: int) -> None:
-        spelt = {tag: _encode(model, tag) for tag in (OPEN_THINK, CLOSE_THINK, OPEN_ANSWER)}
-        self.open, close, answer = spelt.values()
-        self.ends = (close, answer)
-        self.script = np.array([*self.open, *close, *answer, -1])
-        opened = [ThinkingBudget(None, prompt.input_ids.tolist(), spelt.__getitem__).opened for prompt in prompts]
-        self.opened = np.repeat(np.array(opened, dtype=bool), answers // max(1, len(prompts)))
-        self.left = np.full(answers, NEVER)  # tokens of thinking that are allowed
-        self.at = np.full(answers, len(self.script) - 1)  # what is forced next; the end says nothing
-
-    def forced(self, answers: np.ndarray, token_ids: np.ndarray, length: np.ndarray) -> np.ndarray:
-        """The token ``[B]`` that each must say after ``length`` tokens, or -1. To be asked once per token."""
-        left = self.left[answers]
-        over = np.zeros(len(answers), dtype=bool)
-        for tag in self.ends:
-            over |= _stands(tag, token_ids, answers, length - len(tag))
-        thought = length - len(self.open) * _stands(
-            self.open, token_ids, answers, np.where(length < len(self.open), -1, 0)
-        )
-        due = ~over & (thought >= left)
-        self.left[answers[over | due]] = NEVER
-        unopened = (length == 0) & ~self.opened[answers]
-        at = np.where(due, np.where(unopened, 0, len(self.open)), self.at[answers])
-        self.at[answers] = np.minimum(at + 1, len(self.script) - 1)
-        return self.script[at]
-
-
 @torch.inference_mode()
 def _choose(logits: Tensor, uniform: Tensor, settings: RolloutSettings, banned: Tensor) -> Tensor:
     """Next tokens and their log probabilities, float64 ``[2, B * G]``, for ``logits [B, V]`` at ``uniform [B, G]``.
@@ -434,18 +398,6 @@ def _streams(seed: Sequence[int], group: int) -> list[np.random.Generator]:
     if all(part < 2**32 for part in seed):  # one word each: an array of words gives the same stream, and sooner
         return [np.random.default_rng(np.array([*seed, g], dtype=np.uint32)) for g in range(group)]
     return [np.random.default_rng((*seed, g)) for g in range(group)]
-
-
-def _stands(tag: list[int], token_ids: np.ndarray, answers: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Whether ``tag`` stands in each answer at ``at [B]``; nowhere where that is negative."""
-    found = at >= 0
-    for place, token in enumerate(tag):
-        found = found & (token_ids[answers, np.maximum(at, 0) + place] == token)
-    return found
-
-
-def _encode(model: Glm4v, tag: str) -> list[int]:
-    return model.processor.tokenizer.encode(tag, add_special_tokens=False).ids
 
 
 def _expect(ok: bool, name: str, expectation: str, actual: object) -> None:

@@ -27,6 +27,7 @@ from . import parallel
 from .advantage import group_advantages
 from .ahead import Ahead
 from .alarms import Alarms, Facts
+from .carried import groups_of, state_of
 from .config import TrainConfig
 from .curriculum import Curriculum, is_valid
 from .engines import Engine
@@ -37,9 +38,8 @@ from .learner import Loss, Micro, target_logprobs
 from .loss import policy_loss
 from .progress import Bar
 from .prompts import Making, Prompt
-from .rewards import Verdict
 from .run import Run, load_model, write_model
-from .types import Group, Rollout, Sample, Task
+from .types import Group, Sample, Task
 
 MOST_REFILLS = 10  # waves of one batch where groups are refilled instead of expanded
 FACTOR = {None: 1.0, "warn": 1.0, "down-weight": 0.25, "quarantine": 0.0}  # of a domain's weight, by its alarms
@@ -353,7 +353,7 @@ class Trainer:
         return {
             "curriculum": self.curriculum.state_dict(),
             "alarms": self.alarms.state_dict(),
-            "carried": [_group_state(group) for group in self.carried],
+            "carried": [state_of(group) for group in self.carried],
             "ahead": None if self.ahead is None and self.answered is None else _ahead_state(*self._arrived()),
             "proxies": self.proxies,
             "lenience": self.lenience,
@@ -363,21 +363,13 @@ class Trainer:
     def _load(self, state: dict[str, Any]) -> None:
         self.curriculum.load_state_dict(state["curriculum"])
         self.alarms.load_state_dict(state["alarms"])
-        self.carried = self._groups(state["carried"])
+        self.carried = groups_of(state["carried"], self.tasks)
         ahead = state.get("ahead")
-        if ahead and (groups := self._groups(ahead["groups"])):
+        if ahead and (groups := groups_of(ahead["groups"], self.tasks)):
             self.answered = groups, ahead["seconds"]
         self.proxies = {domain: (score, error) for domain, (score, error) in state["proxies"].items()}
         self.lenience = {domain: (mean, error) for domain, (mean, error) in state["lenience"].items()}
         self.totals = dict(state["totals"])
-
-    def _groups(self, rows: Sequence[Mapping[str, Any]]) -> list[Group]:
-        """Groups of a state, as far as their tasks are still there."""
-        return [
-            Group(self.tasks[one["task"]], tuple(_rollout(row) for row in one["rollouts"]), one["wave"])
-            for one in rows
-            if one["task"] in self.tasks
-        ]
 
 
 def engine_of(config: TrainConfig, run: Run) -> Engine:
@@ -461,30 +453,4 @@ def _means(groups: Sequence[Group]) -> dict[str, float]:
 
 
 def _ahead_state(groups: Sequence[Group], seconds: float) -> dict[str, Any]:
-    return {"groups": [_group_state(group) for group in groups], "seconds": seconds}
-
-
-def _group_state(group: Group) -> dict[str, Any]:
-    rows = [
-        {
-            "token_ids": r.token_ids.tolist(),
-            "logprobs": r.logprobs.tolist(),
-            "sampled": r.sampled.tolist(),
-            "text": r.text,
-            "finish_reason": r.finish_reason,
-            "verdict": [r.verdict.outcome, r.verdict.score, r.verdict.detail],
-        }
-        for r in group.rollouts
-    ]
-    return {"task": group.task.id, "wave": group.wave, "rollouts": rows}
-
-
-def _rollout(row: dict[str, Any]) -> Rollout:
-    return Rollout(
-        np.array(row["token_ids"], dtype=np.int64),
-        np.array(row["logprobs"], dtype=np.float32),
-        np.array(row["sampled"], dtype=bool),
-        row["text"],
-        row["finish_reason"],
-        Verdict(*row["verdict"]),
-    )
+    return {"groups": [state_of(group) for group in groups], "seconds": seconds}

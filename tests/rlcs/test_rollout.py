@@ -13,8 +13,9 @@ from sklearn.datasets import load_sample_images
 from examples.make_checkpoint import make_checkpoint
 from glm4v import Glm4v, InputError
 from glm4v.generate import ThinkingBudget
+from rlcs.budgets import Budgets
 from rlcs.prompts import Prompts, packed
-from rlcs.rollout import RolloutSettings, _Budgets, rollouts
+from rlcs.rollout import RolloutSettings, rollouts
 from rlcs.tasks import make_tasks
 
 
@@ -292,7 +293,7 @@ def test_budgets_are_those_of_generate(budget, prompt, said):
 
     model = SimpleNamespace(processor=SimpleNamespace(tokenizer=SimpleNamespace(encode=encode)))
     one = SimpleNamespace(input_ids=torch.tensor(list(map(ord, prompt))))
-    many = _Budgets(model, [one], len(said))
+    many = Budgets(model, [one], len(said))
     if budget is not None:
         many.left[:] = budget
     alone = [ThinkingBudget(budget, list(map(ord, prompt)), lambda tag: encode(tag).ids) for _ in said]

@@ -74,6 +74,7 @@ def parse(text: str) -> Any:
     try:
         value = parser.everything()
     except (TypeError, AttributeError, ArithmeticError, NotImplementedError, RecursionError) as error:
+        # Its objects don't go together ([0, 1] ∪ 2, ±(0, 1)): an answer must not choose to be an error.
         raise Unreadable(f"sympy refuses it: {error}") from None
     if parser.kind:
         raise Unreadable(f"unexpected {parser.token!r}")
