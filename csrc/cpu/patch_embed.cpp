@@ -7,7 +7,7 @@
 namespace glm4v::cpu {
 
 Tensor patch_embed(const Tensor& patches, const Tensor& weight, const Tensor& bias, bool still) {
-  using torch::stable::reshape;
+  using torch::stable::reshape, torch::stable::select;
   const PatchEmbedShape shape = check_patch_embed(patches, weight, bias);
   const auto [count, width, channels, frames, pixels, dtype] = shape;
   if (!still) return linear(patches, reshape(weight, {width, channels * frames * pixels}), bias);
@@ -17,7 +17,9 @@ Tensor patch_embed(const Tensor& patches, const Tensor& weight, const Tensor& bi
   parallel_for(0, width * channels, grain_for(frames * pixels), [&](int64_t begin, int64_t end) {
     loops(dtype, wc.const_data_ptr(), folded.mutable_data_ptr(), frames, pixels, begin, end);
   });
-  return linear(first_frames(shape, patches), folded, bias);
+  // All frames of a still patch are equal: the product is that of the first one with the sum of the frames' weights.
+  const Tensor first = select(reshape(patches, {count, channels, frames, pixels}), 2, 0);
+  return linear(reshape(first, {count, channels * pixels}), folded, bias);
 }
 
 }  // namespace glm4v::cpu

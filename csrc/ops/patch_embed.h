@@ -26,12 +26,4 @@ inline PatchEmbedShape check_patch_embed(const Tensor& patches,  // [P, K]
   return shape;
 }
 
-// [P, 3 * h * w]. All frames of a still patch are equal: the product is that of the first one with the sum of the
-// frames' weights.
-inline Tensor first_frames(const PatchEmbedShape& s, const Tensor& patches) {
-  using torch::stable::reshape, torch::stable::select;
-  return reshape(select(reshape(patches, {s.count, s.channels, s.frames, s.pixels}), 2, 0),
-                 {s.count, s.channels * s.pixels});
-}
-
 }  // namespace glm4v
