@@ -14,6 +14,8 @@ import pytest
 
 import glm4v_ext
 
+pytestmark = pytest.mark.long
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROGRAM = """
 import ctypes, sys
