@@ -79,14 +79,14 @@ void keep(Block* block) {
   unmap(displaced);
 }
 
-// The youngest that fits: it is the likeliest to be in a cache.
-Block* take(size_t bytes) {
+// The youngest of `bytes` to `most`: it is the likeliest to be in a cache.
+Block* take(size_t bytes, size_t most) {
   const size_t youngest = hand - 1;
   for (size_t i = 0; i < slots.size(); ++i) {
     std::atomic<Block*>& slot = slots[(youngest - i) % slots.size()];
     Block* const block = empty_slot(slot);  // from here on this thread's alone
     if (block == nullptr) continue;
-    if (block->bytes >= bytes && block->bytes <= bytes + bytes / 4) return block;
+    if (block->bytes >= bytes && block->bytes <= most) return block;
     kept += block->bytes;
     Block* expected = nullptr;
     if (!slot.compare_exchange_strong(expected, block)) {
@@ -115,7 +115,8 @@ AtenTensorHandle take_kept_memory(size_t bytes, int64_t dims, const int64_t* siz
                                   int32_t dtype) {
   if (torch_from_blob == nullptr) return nullptr;
   const size_t whole = (bytes + room_for_offset + page - 1) / page * page;
-  Block* block = take(whole);
+  Block* block = take(whole, whole);  // the right one first: those that want a larger one would have to map it
+  if (block == nullptr) block = take(whole, 2 * whole);
   if (block == nullptr) block = map(whole);
   if (block == nullptr) return nullptr;
   count_alive(*block);

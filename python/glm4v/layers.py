@@ -59,7 +59,7 @@ class Mlp(nn.Module):
     which a CPU's allocator hands out again where it would map larger pieces anew.
     """
 
-    group = 768  # rows: the tower's inner values stay below 32 MiB in fp32, and a product loses nothing
+    group = 768  # rows at most: the tower's inner values stay below 32 MiB in fp32, and a product loses nothing
     group_on_gpu = 16384  # there, products and launches of fewer rows do lose
 
     def __init__(self, width: int, inner: int) -> None:
@@ -68,6 +68,6 @@ class Mlp(nn.Module):
         self.down_proj = Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:  # [T, C]
-        groups = 1 if torch.is_grad_enabled() else max(1, len(x) // (self.group if x.is_cpu else self.group_on_gpu))
+        groups = 1 if torch.is_grad_enabled() else max(1, -(-len(x) // (self.group if x.is_cpu else self.group_on_gpu)))
         parts = [self.down_proj(swiglu(self.gate_up_proj(part))) for part in x.tensor_split(groups)]
         return torch.cat(parts) if groups > 1 else parts[0]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -99,13 +99,14 @@ class Rows:
         self.dtype = self._entries[parts(next(iter(_parameters(model))))[0]].dtype
 
     def __call__(self, name: str, start: int, stop: int) -> Tensor:
-        found, first = [], 0
+        found: list[tuple[Entry, int, int]] = []
+        first = 0
         for part in parts(name):
             entry = self._entries[part]
             rows = entry.shape[0]
-            found.append(_read_rows(entry, *(min(max(at - first, 0), rows) for at in (start, stop))))
+            found.append((entry, min(max(start - first, 0), rows), min(max(stop - first, 0), rows)))
             first += rows
-        return torch.cat(found) if len(found) > 1 else found[0]
+        return _read_rows(found)
 
 
 class Written(Protocol):
@@ -248,7 +249,7 @@ def _read(pieces: list[Entry]) -> Tensor:
     """The tensors as one, stacked by rows; without a copy where they stand so in the file."""
     first, last = pieces[0], pieces[-1]
     if not all(a.data is b.data and a.stop == b.start and a.dtype == b.dtype for a, b in pairwise(pieces)):
-        return torch.cat([_read_rows(piece, 0, piece.shape[0]) for piece in pieces])
+        return _read_rows([(piece, 0, piece.shape[0]) for piece in pieces])
     data = first.data[first.start : last.stop]
     data[::PAGE].sum()  # brings the pages in now, in order, rather than at the first use
     if first.start % first.dtype.itemsize:
@@ -257,15 +258,21 @@ def _read(pieces: list[Entry]) -> Tensor:
     return data.view(first.dtype).view([*rows, *first.shape[1:]])
 
 
-def _read_rows(piece: Entry, start: int, stop: int) -> Tensor:
-    """A copy of rows ``[start, stop)``, read past the mapping: pages that are only copied from would count as this
-    process's memory too."""
-    each = (piece.stop - piece.start) // max(1, piece.shape[0])
-    data = torch.empty(each * (stop - start), dtype=torch.uint8, device="cpu")
-    with piece.file.open("rb") as stream:
-        stream.seek(piece.start + each * start)
-        stream.readinto(data.numpy().data)
-    return data.view(piece.dtype).view(stop - start, *piece.shape[1:])
+def _read_rows(spans: Sequence[tuple[Entry, int, int]]) -> Tensor:
+    """A copy of rows ``[start, stop)`` of each tensor, stacked, read past the mapping: pages that are only copied from
+    would count as this process's memory too."""
+    first = spans[0][0]
+    if any(entry.dtype != first.dtype for entry, _, _ in spans):
+        return torch.cat([_read_rows([span]) for span in spans])
+    count = sum(stop - start for _, start, stop in spans)
+    rows = torch.empty([count, *first.shape[1:]], dtype=first.dtype, device="cpu")
+    data, at = rows.view(-1).view(torch.uint8).numpy(), 0
+    for entry, start, stop in spans:
+        each = (entry.stop - entry.start) // max(1, entry.shape[0])
+        with entry.file.open("rb") as stream:
+            stream.seek(entry.start + each * start)
+            at += stream.readinto(data[at : at + each * (stop - start)].data)
+    return rows
 
 
 def _same(a: Entry, b: Entry) -> bool:
@@ -274,7 +281,7 @@ def _same(a: Entry, b: Entry) -> bool:
         return False
     rows, step = a.shape[0], max(1, ROWS_BYTES * a.shape[0] // max(1, a.stop - a.start))
     spans = ((start, min(start + step, rows)) for start in range(0, rows, step))
-    return all(torch.equal(*(_read_rows(x, *span).view(torch.uint8) for x in (a, b))) for span in spans)
+    return all(torch.equal(*(_read_rows([(x, *span)]).view(torch.uint8) for x in (a, b))) for span in spans)
 
 
 def _encode(shard: Mapping[str, Written]) -> Iterator[bytes | memoryview]:
