@@ -82,7 +82,8 @@ FlashAttnArgs loop_args(const FlashAttnShape& s, const FlashAttnOptions& o, cons
 
 // Rows from `first` on belong to no segment.
 void zero_padding(Tensor& x, int64_t first) {
-  const size_t row = x.size(0) == 0 ? 0 : x.numel() / x.size(0) * x.element_size();
+  if (first == x.size(0)) return;  // memset takes no null pointer, not even for nothing
+  const size_t row = x.numel() / x.size(0) * x.element_size();
   std::memset(static_cast<char*>(x.mutable_data_ptr()) + first * row, 0, (x.size(0) - first) * row);
 }
 

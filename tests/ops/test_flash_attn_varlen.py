@@ -28,6 +28,7 @@ MASKS = [
     {"causal": True},
     {"window_size": (20, 5)},
     {"window_size": (3, 0)},
+    {"window_size": (2**63 - 1, 2**63 - 1)},
     {"causal": True, "window_size": (9, 3), "softcap": 5.0, "softmax_scale": 0.3},
 ]
 
