@@ -12,8 +12,10 @@ import torch
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FLAGS = "-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=undefined"
 PROGRAM = """
-import sys, pytest, glm4v_ext
+import sys
 tree, *arguments = sys.argv[1:]
+sys.path.insert(0, tree)
+import pytest, glm4v_ext
 assert glm4v_ext.__file__.startswith(tree), "another library was tested"
 sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-o", f"pythonpath={tree}", *arguments]))
 """
@@ -63,7 +65,6 @@ def test_sanitized_ops(tmp_path):
     build(tmp_path)
     environment = {
         **os.environ,
-        "PYTHONPATH": str(tmp_path),
         "LD_PRELOAD": " ".join(runtimes()),
         "ASAN_OPTIONS": "detect_leaks=0",  # of Python's there are many
         "UBSAN_OPTIONS": "print_stacktrace=1",
