@@ -33,21 +33,14 @@ inline void check(bool condition, const Parts&... parts) {
   if (!condition) fail(parts...);
 }
 
-inline std::string shape_text(const Tensor& t) {
-  std::ostringstream text;
-  text << '[';
-  for (int64_t i = 0; i < t.dim(); ++i) text << (i ? ", " : "") << t.size(i);
-  text << ']';
-  return text.str();
+// "[2, *, 4]": sizes or strides; -1 stands for any size.
+template <class Values>
+std::string list_text(const Values& values) {
+  std::string text;
+  for (const int64_t value : values) text += (text.empty() ? "" : ", ") + (value < 0 ? "*" : std::to_string(value));
+  return "[" + text + "]";
 }
-
-inline std::string strides_text(const Tensor& t) {
-  std::ostringstream text;
-  text << '[';
-  for (int64_t i = 0; i < t.dim(); ++i) text << (i ? ", " : "") << t.stride(i);
-  text << ']';
-  return text.str();
-}
+inline std::string shape_text(const Tensor& t) { return list_text(t.sizes()); }
 
 inline const char* dtype_text(ScalarType t) {
   switch (t) {
@@ -100,18 +93,7 @@ inline void check_shape(const char* op, const char* name, const Tensor& t, std::
     ++i;
   }
   if (ok) return;
-  std::ostringstream sizes;
-  sizes << '[';
-  i = 0;
-  for (const int64_t size : expected) {
-    sizes << (i++ ? ", " : "");
-    if (size < 0)
-      sizes << '*';
-    else
-      sizes << size;
-  }
-  sizes << ']';
-  fail(op, ": ", name, " must be ", letters, " = ", sizes.str(), ", got ", shape_text(t));
+  fail(op, ": ", name, " must be ", letters, " = ", list_text(expected), ", got ", shape_text(t));
 }
 
 inline DType check_float(const char* op, const char* name, const Tensor& t) {

@@ -48,7 +48,7 @@ Tensor gather_pages(const char* op, const Tensor& pages, const std::vector<int64
   const int64_t count = dense.size(0), page_size = dense.size(1), segments = static_cast<int64_t>(cu_k.size()) - 1;
   const int64_t columns = segments == 0 ? 0 : static_cast<int64_t>(block_table.size()) / segments;
   for (int64_t n = 0; n < segments; ++n) {
-    const int64_t used = (cu_k[n + 1] - cu_k[n] + page_size - 1) / page_size;
+    const int64_t length = cu_k[n + 1] - cu_k[n], used = length / page_size + (length % page_size != 0);
     check(used <= columns, op, ": block_table must have ", used, " columns for the longest segment, got ", columns);
     for (int64_t i = 0; i < used; ++i) {
       const int64_t page = block_table[n * columns + i];
@@ -82,7 +82,8 @@ FlashAttnArgs loop_args(const FlashAttnShape& s, const FlashAttnOptions& o, cons
 
 // Rows from `first` on belong to no segment.
 void zero_padding(Tensor& x, int64_t first) {
-  const size_t row = x.size(0) == 0 ? 0 : x.numel() / x.size(0) * x.element_size();
+  if (first == x.size(0)) return;  // memset takes no null pointer, not even for nothing
+  const size_t row = x.numel() / x.size(0) * x.element_size();
   std::memset(static_cast<char*>(x.mutable_data_ptr()) + first * row, 0, (x.size(0) - first) * row);
 }
 

@@ -116,9 +116,9 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheTile<D>::BL
     if (i % 2) place = place_of(mine + (i / 2 + 1) * KV_TILE);  // a turn before it is needed
   }
 
-  if (blockIdx.y == 0)  // one block of those that see a new key
+  if (blockIdx.y == 0)  // one block of those that see a new key; the first has what the padding holds, too
 #pragma unroll 1
-    for (int key = max(begin, old); key < block_end; ++key) {
+    for (int key = block == 0 ? old : max(begin, old); key < block_end; ++key) {
       const Place to = place_of(key);
 #pragma unroll 1
       for (int d = threadIdx.x; d < a.dim; d += blockDim.x) {

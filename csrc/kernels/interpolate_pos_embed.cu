@@ -272,10 +272,10 @@ __global__ void __launch_bounds__(threads, 3)
   for (int64_t image = 0; image < grids.images; ++image) {
     PatchGrid grid = grid_at(grids, image);
     grid.start = start;
-    // Grids that hold more than there is would run forever.
-    if (static_cast<double>(grid.t) * static_cast<double>(grid.h) * static_cast<double>(grid.w) >
-        static_cast<double>(patches - start))
-      break;
+    const double count = static_cast<double>(grid.t) * static_cast<double>(grid.h) * static_cast<double>(grid.w);
+    // Grids that hold more than there is would run forever, and so would empty ones of many rows.
+    if (count > static_cast<double>(patches - start)) break;
+    if (count == 0) continue;
     gather_image<N>(dout + c, grid, first_row, column, side, width, mine, acc);
     start += grid.t * grid.h * grid.w;
   }

@@ -1,5 +1,6 @@
 // What the contracts of flash_attn_varlen and flash_attn_with_kvcache share: what the mask and the scores take.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -29,7 +30,9 @@ inline FlashAttnOptions check_flash_attn_options(const char* op, int64_t dim, st
   check(window_left >= -1 && window_right >= -1, op,
         ": window_size must be (left, right), each -1 (unbounded) or more, got (", window_left, ", ", window_right,
         ")");
-  return {static_cast<float>(scale), static_cast<float>(softcap), window_left, causal ? 0 : window_right};
+  constexpr int64_t widest = std::numeric_limits<int64_t>::max() / 2;  // beyond all lengths, also when added to them
+  return {static_cast<float>(scale), static_cast<float>(softcap), std::min(window_left, widest),
+          causal ? 0 : std::min(window_right, widest)};
 }
 
 }  // namespace glm4v

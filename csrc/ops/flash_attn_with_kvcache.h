@@ -65,7 +65,7 @@ inline KvCacheShape check_flash_attn_with_kvcache(
     check(cache_seqlens.has_value(), op, ": cache_seqlens must be given with k, got None");
     for (const auto& [name, cache] : {std::pair<const char*, const Tensor&>{"k_cache", k_cache}, {"v_cache", v_cache}})
       check(!overlaps_itself(cache), op, ": ", name, " must have no overlap where k is given, got strides ",
-            strides_text(cache));
+            list_text(cache.strides()));
     check(k_cache.numel() == 0 || k_cache.const_data_ptr() != v_cache.const_data_ptr(), op,
           ": v_cache must have memory of its own where k is given, got that of k_cache");
   }
@@ -110,13 +110,13 @@ inline KvCacheRows read_kvcache_rows(const KvCacheShape& shape, int64_t cache_ro
   KvCacheRows rows;
   const int64_t capacity = shape.page_size * shape.max_pages;
   for (int64_t b = 0; b < shape.batch; ++b) {
-    const int64_t length = value(cache_seqlens, b, capacity), need = length + shape.new_tokens;
-    check(length >= 0, op, ": cache_seqlens must be at least 0, got ", length, " in row ", b);
-    check(need <= capacity, op, ": cache_seqlens plus the new tokens must fit into the cache: row ", b,
-          " must need at most its capacity ", capacity, ", got ", need);
-    const int64_t leftpad = value(cache_leftpad, b, 0);
-    check(leftpad >= 0 && leftpad <= length, op, ": cache_leftpad must be 0 to cache_seqlens = ", length, ", got ",
-          leftpad, " in row ", b);
+    const int64_t length = value(cache_seqlens, b, capacity), leftpad = value(cache_leftpad, b, 0);
+    check(0 <= length && length <= capacity - shape.new_tokens, op, ": cache_seqlens must be at least 0 and at most ",
+          "the cache's capacity ", capacity, " less the new tokens ", shape.new_tokens, ", got ", length, " in row ",
+          b);
+    const int64_t need = length + shape.new_tokens;
+    check(0 <= leftpad && leftpad <= need, op, ": cache_leftpad must be 0 to the keys after the append, ", need,
+          ", got ", leftpad, " in row ", b);
     rows.begin.push_back(leftpad);
     rows.end.push_back(need);
     for (int64_t p = 0; p < shape.max_pages; ++p) {

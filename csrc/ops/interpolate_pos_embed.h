@@ -62,8 +62,9 @@ std::vector<PatchGrid> read_grids(const char* op, const Index* rows, int64_t ima
     const int64_t t = rows[0], h = rows[1], w = rows[2];
     check(t >= 0 && h >= 0 && w >= 0 && h % merge_side == 0 && w % merge_side == 0, op,
           ": grid_thw must hold t >= 0 and even h, w >= 0, got [", t, ", ", h, ", ", w, "] in row ", i);
-    total += static_cast<double>(t) * static_cast<double>(h) * static_cast<double>(w);
-    if (total > static_cast<double>(patches)) continue;
+    const double count = static_cast<double>(t) * static_cast<double>(h) * static_cast<double>(w);
+    total += count;
+    if (count == 0 || total > static_cast<double>(patches)) continue;  // an empty one may have any number of rows
     grids.push_back({t, h, w, start});
     start += t * h * w;
   }

@@ -5,6 +5,9 @@
 
 namespace glm4v {
 
+// Products of sizes up to this one, and numbers of bytes, stay below 2^63; GLM's are 2, 14 and 2.
+constexpr int64_t max_patch_size = 4096;
+
 inline PatchifyShape check_patchify(const Tensor& frames,  // uint8 [F, H, W, 3]
                                     const std::vector<double>& mean, const std::vector<double>& std, int64_t temporal,
                                     int64_t patch, int64_t merge, ScalarType dtype) {
@@ -14,9 +17,9 @@ inline PatchifyShape check_patchify(const Tensor& frames,  // uint8 [F, H, W, 3]
   check(mean.size() == 3, op, ": mean must be 3 numbers, got ", mean.size());
   check(std.size() == 3 && std[0] > 0 && std[1] > 0 && std[2] > 0, op, ": std must be 3 positive numbers, got ",
         std.size(), std.size() == 3 ? " of which some are not positive" : "");
-  check(temporal > 0, op, ": temporal_patch_size must be positive, got ", temporal);
-  check(patch > 0, op, ": patch_size must be positive, got ", patch);
-  check(merge > 0, op, ": merge_size must be positive, got ", merge);
+  for (const auto& [name, size] :
+       {std::pair<const char*, int64_t>{"temporal_patch_size", temporal}, {"patch_size", patch}, {"merge_size", merge}})
+    check(0 < size && size <= max_patch_size, op, ": ", name, " must be 1 to ", max_patch_size, ", got ", size);
   const int64_t block = patch * merge;
   check(frames.size(1) % block == 0 && frames.size(2) % block == 0, op,
         ": frames must have sides that are multiples of ", block, ", got ", shape_text(frames));

@@ -35,7 +35,7 @@ inline void check_rope_in_place(const char* op, const Tensor& q, const Tensor& k
   const auto alone = [&](const char* name, const Tensor& t) {
     const bool adjacent = t.numel() == 0 || t.size(2) == 1 || t.stride(2) == 1;
     check(adjacent && !overlaps_itself(t), op, ": ", name, " must have adjacent head dims and no overlap, got strides ",
-          strides_text(t));
+          list_text(t.strides()));
   };
   alone("q", q), alone("k", k);
   check(q.numel() == 0 || k.numel() == 0 || q.const_data_ptr() != k.const_data_ptr(), op,

@@ -47,7 +47,8 @@ def flash_attn_with_kvcache(
         k: ``[B, Sn, K, D]``, appended; ``v`` alike. ``cache_seqlens`` is then required.
         cache_seqlens: keys that each sequence has, int or int32/int64 ``[B]``; None takes the whole capacity.
         cache_batch_idx: int32/int64 ``[B]``, the cache row of each sequence; distinct where ``k`` is given.
-        cache_leftpad: int32/int64 ``[B]``, the first key that counts.
+        cache_leftpad: int32/int64 ``[B]``, the first key that counts; it may be one of the new ones, as in prompts that
+            are padded on the left.
         block_table: int32/int64 ``[B, max_pages]``, the pages of each sequence in order.
         softmax_scale: positive; None takes ``D ** -0.5``.
         window_size: ``(left, right)`` keys seen around the diagonal; -1 is unbounded.

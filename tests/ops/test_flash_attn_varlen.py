@@ -28,6 +28,7 @@ MASKS = [
     {"causal": True},
     {"window_size": (20, 5)},
     {"window_size": (3, 0)},
+    {"window_size": (2**63 - 1, 2**63 - 1)},
     {"causal": True, "window_size": (9, 3), "softcap": 5.0, "softmax_scale": 0.3},
 ]
 
@@ -400,6 +401,13 @@ def test_errors_of_pages(page_size, table, text):
     q, pages, cu = torch.zeros(3, 1, 8), torch.zeros(2, page_size, 1, 8), torch.tensor([0, 3])
     with pytest.raises(RuntimeError, match=text):
         flash_attn_varlen_func(q, pages, pages, cu, torch.tensor([0, 20]), 3, 20, block_table=table)
+
+
+def test_more_keys_than_any_pages_hold():
+    q, pages, cu, keys = torch.zeros(3, 1, 8), torch.zeros(2, 16, 1, 8), torch.tensor([0, 3]), 2**63 - 1
+    table = torch.zeros(1, 2, dtype=torch.int32)
+    with pytest.raises(RuntimeError, match=f"must have {2**59} columns for the longest segment, got 2"):
+        flash_attn_varlen_func(q, pages, pages, cu, torch.tensor([0, keys]), 3, keys, block_table=table)
 
 
 def test_pages_have_no_gradient():

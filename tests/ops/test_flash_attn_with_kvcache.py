@@ -94,6 +94,7 @@ def test_isa_levels(queries, dtype, level):
 @pytest.mark.parametrize(("device", "dtype"), attention_cases())
 @pytest.mark.parametrize("options", [
     {}, {"causal": True}, {"window_size": (20, 0)}, {"window_size": (3, 5)}, {"window_size": (-1, 4), "softcap": 2.0},
+    {"window_size": (2**63 - 1, 2**63 - 1)},
     {"softmax_scale": 0.3}, {"softmax_scale": 0.3, "softcap": 2.0}, {"num_splits": 7}, {"num_splits": 1000},
 ])  # fmt: skip
 def test_options(options, dtype, device):
@@ -148,6 +149,14 @@ def test_rows_of_the_cache_and_left_padding(index, device):
         cache_leftpad=torch.tensor([0, 33, 7], dtype=index, device=device),
         causal=True,
     )
+
+
+@pytest.mark.parametrize(("device", "dtype"), attention_cases())
+def test_left_padding_among_the_new_keys(device, dtype):
+    inputs = sample(4, 37, 4, 2, 64, 96, new=37, dtype=dtype, device=device)
+    lengths = torch.tensor([0, 0, 5, 20], device=device)
+    poison(inputs, lengths)
+    check(inputs, cache_seqlens=lengths, cache_leftpad=torch.tensor([3, 36, 42, 41], device=device), causal=True)
 
 
 @pytest.mark.parametrize("device", devices())
@@ -280,17 +289,18 @@ def test_errors_name_the_argument_and_write_nothing():
     before = k_cache.clone()
     full = torch.tensor([3, 64])
     cases = [
-        ({"cache_seqlens": full}, r"fit into the cache: row 1 must need at most its capacity 64, got 65"),
+        ({"cache_seqlens": full}, "and at most the cache's capacity 64 less the new tokens 1, got 64 in row 1"),
+        ({"cache_seqlens": torch.tensor([3, 2**63 - 1])}, f"less the new tokens 1, got {2**63 - 1} in row 1"),
         ({}, "cache_seqlens must be given with k, got None"),
         ({"cache_seqlens": 1, "rotary_cos": torch.zeros(64, 16)}, "rotary_cos must be None"),
         ({"cache_seqlens": 1, "rotary_sin": torch.zeros(64, 16)}, "rotary_sin must be None"),
         ({"cache_seqlens": 1, "alibi_slopes": torch.zeros(4)}, "alibi_slopes must be None, got a tensor"),
-        ({"cache_seqlens": -1}, "cache_seqlens must be at least 0, got -1 in row 0"),
+        ({"cache_seqlens": -1}, "cache_seqlens must be at least 0 and at most .*, got -1 in row 0"),
         ({"cache_seqlens": torch.tensor([1.0, 2.0])}, "cache_seqlens must be int32 or int64, got float32"),
         ({"cache_seqlens": torch.tensor([1])}, r"cache_seqlens must be \[B\] = \[2\], got \[1\]"),
         (
-            {"cache_seqlens": 4, "cache_leftpad": torch.tensor([0, 5])},
-            "cache_leftpad must be 0 to cache_seqlens = 4, got 5 in row 1",
+            {"cache_seqlens": 4, "cache_leftpad": torch.tensor([0, 6])},
+            "cache_leftpad must be 0 to the keys after the append, 5, got 6 in row 1",
         ),
         (
             {"cache_seqlens": 4, "cache_batch_idx": torch.tensor([1, 1])},

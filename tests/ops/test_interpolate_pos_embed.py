@@ -13,6 +13,7 @@ from glm4v_ext.testing import (
     devices,
     forced_isa,
     isa_levels,
+    outputs_and_grads,
 )
 
 # grids, side of the table, width
@@ -112,6 +113,13 @@ def test_a_grid_alone_and_among_others(device):
     sizes = [t * h * w for t, h, w in grids]
     alone = [interpolate_pos_embed(part, table, grid_thw[i : i + 1]) for i, part in enumerate(x.split(sizes))]
     assert torch.equal(together, torch.cat(alone))
+
+
+@pytest.mark.parametrize("device", devices())
+def test_empty_grids_of_any_sides(device):
+    x, table, grid_thw = sample([(0, 2**40, 2**40), (2, 2, 4), (1, 2**40, 0)], 3, 20, torch.float32, device)
+    found, expected = (outputs_and_grads(interpolate_pos_embed, [x, table, g]) for g in (grid_thw, grid_thw[1:2]))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("device", devices())

@@ -97,9 +97,10 @@ FRAMES = torch.zeros(1, 28, 28, 3, dtype=torch.uint8)
         (FRAMES[:, :14], {}, r"frames must have sides that are multiples of 28, got \[1, 14, 28, 3\]"),
         (FRAMES, {"mean": (0.5,)}, "mean must be 3 numbers, got 1"),
         (FRAMES, {"std": (0.5, 0.0, 0.5)}, "std must be 3 positive numbers, got 3 of which some are not positive"),
-        (FRAMES, {"patch_size": 0}, "patch_size must be positive, got 0"),
-        (FRAMES, {"merge_size": -2}, "merge_size must be positive, got -2"),
-        (FRAMES, {"temporal_patch_size": 0}, "temporal_patch_size must be positive, got 0"),
+        (FRAMES, {"patch_size": 0}, "patch_size must be 1 to 4096, got 0"),
+        (FRAMES, {"merge_size": -2}, "merge_size must be 1 to 4096, got -2"),
+        (FRAMES, {"patch_size": 2**32, "merge_size": 2**32}, f"patch_size must be 1 to 4096, got {2**32}"),
+        (FRAMES, {"temporal_patch_size": 0}, "temporal_patch_size must be 1 to 4096, got 0"),
         (FRAMES, {"dtype": torch.float64}, "dtype must be float32, bfloat16 or float16, got float64"),
     ],
 )

@@ -56,6 +56,15 @@ def test_fp64_angles_at_every_position(level, seed, magnitude):
             assert (actual.double() - expected).abs().max() <= 2e-5
 
 
+@pytest.mark.parametrize("device", devices())
+def test_the_lowest_position_is_one_like_others(device):  # on the CPU a table of angles tells which it holds
+    q, k, _, theta = sample((2, 2, 1, 64), torch.float32, device)
+    positions = torch.tensor([[0, 0], [-(2**63), -(2**63)]], device=device)
+    first = rope_2d(q[1:], k[1:], positions[1:], theta)
+    later = rope_2d(q, k, positions, theta)
+    torch.testing.assert_close([x[0] for x in first], [x[1] for x in later], rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_transformers(dtype):
     modeling = pytest.importorskip("transformers.models.glm4v.modeling_glm4v")

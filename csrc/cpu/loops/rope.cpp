@@ -19,7 +19,7 @@ class AngleTable {
     frequency_[0] = 1;
     for (int64_t i = 1; i < rotary.frequencies; ++i) frequency_[i] = frequency_[i - 1] * ratio;
     while (slots_ * 2 * sin_offset_ > capacity) slots_ /= 2;
-    for (int64_t i = 0; i < slots_; ++i) coordinate_[i] = INT64_MIN;
+    for (int64_t i = 0; i < slots_; ++i) coordinate_[i] = i + 1;  // none that this slot could hold
   }
 
   const float* at(int64_t coordinate) {
