@@ -105,13 +105,22 @@ def test_many_threads():
         assert all(pool.map(turn, range(1, 65)))
 
 
-KEPT = """
+OUTPUT = """
 import os, torch
 from glm4v_ext import _C, rms_norm
 
 def output(mib):
     return rms_norm(torch.ones(mib * 256, 1024), torch.ones(1024), 0.0)
-
+"""
+FITS = """
+outs = [output(mib) for mib in (41, 59, 90)]
+of_41, of_59, of_90 = (out.data_ptr() // 2**20 for out in outs)
+del outs
+outs = [output(mib) for mib in (41, 40, 40)]
+assert [out.data_ptr() // 2**20 for out in outs[:2]] == [of_41, of_59]
+assert outs[2].data_ptr() // 2**20 != of_90  # more than twice what it takes
+"""
+KEPT = """
 def resident():
     with open("/proc/self/statm") as pages:
         return int(pages.read().split()[1]) // 256
@@ -142,8 +151,13 @@ check()
 
 
 @needs_kept_memory
+def test_memory_of_its_own_size_comes_first_and_then_up_to_twice_it():
+    subprocess.run([sys.executable, "-c", OUTPUT + FITS], check=True)
+
+
+@needs_kept_memory
 def test_as_much_is_kept_as_was_alive_at_once():
-    done = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", OUTPUT + KEPT], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     again, kept = map(int, done.stdout.split())
     assert again == kept
