@@ -28,12 +28,12 @@ CONTROL_TOKENS = (
 )  # fmt: skip
 ANSWER_TOKENS = ("<think>", "</think>", "<answer>", "</answer>", "<|begin_of_box|>", "<|end_of_box|>")
 STOP_TOKENS = ("<|endoftext|>", "<|user|>", "<|observation|>", "</answer>")
-CONTEXT = 2048
+CONTEXT, MERGES = 2048, 128
 BRANCH = 0.2  # what a block adds at first, over what it reads
 EMBED = 0.5
 
 
-def make_tokenizer(texts: Iterable[str], merges: int = 128) -> Tokenizer:
+def make_tokenizer(texts: Iterable[str]) -> Tokenizer:
     """A byte-level BPE of 256 bytes and some merges learned from ``texts``, then GLM's special tokens in GLM's order.
 
     Digits stay apart: each is one scan. Tags in the texts are special tokens, so they take no part.
@@ -44,7 +44,7 @@ def make_tokenizer(texts: Iterable[str], merges: int = 128) -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=256 + merges, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=256 + MERGES, initial_alphabet=alphabet, show_progress=False)
     tags = re.compile("|".join(map(re.escape, ANSWER_TOKENS)))
     tokenizer.train_from_iterator((piece for text in texts for piece in tags.split(text)), trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
