@@ -6,6 +6,7 @@ Sampled answers at temperature 1 are what RL moves; greedy ones are what a user 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from glm4v import Glm4v
+from glm4v.answer import CLOSE_ANSWER
 
 from . import parallel
 from .config import JudgeSettings
@@ -28,7 +30,6 @@ from .rewards import concurrency, verify
 from .rollout import Answer, RolloutSettings
 from .types import Group, Rollout, Task
 
-CLOSE_ANSWER = "</answer>"
 STREAM = (0, 0, 2)  # behind a seed: numpy fills up with zeros what is shorter, so no other stream begins like this
 ROLLOUT, JUDGE = RolloutSettings(), JudgeSettings()  # defaults
 Progress = Callable[[int, int], None]
@@ -252,8 +253,6 @@ def evaluate_files(
         rollout: how answers are made.
         judge: who judges what rules leave open.
     """
-    import json
-
     import torch
 
     from glm4v import Processor
