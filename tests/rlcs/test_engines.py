@@ -156,6 +156,10 @@ def test_pictures_become_data_urls_that_hold_the_same_pixels(demo):
     assert torch.equal(a.input_ids, b.input_ids) and torch.equal(a.pixel_values_videos, b.pixel_values_videos)
     again, mime = video_bytes(base64.b64decode(url.partition(",")[2]))
     assert mime == "video/mp4" and Video(again).num_frames == Video(messages[0]["content"][0]["video"], 1.0).num_frames
+    frames = np.random.default_rng(0).integers(0, 256, (30, 28, 28, 3), dtype=np.uint8)  # no rate: a second and more
+    messages = [{"role": "user", "content": [{"type": "video", "video": frames}, {"type": "text", "text": "?"}]}]
+    a, b = processor(messages), processor(wire(messages))
+    assert torch.equal(a.input_ids, b.input_ids) and torch.equal(a.pixel_values_videos, b.pixel_values_videos)
     text = [{"role": "user", "content": "Hi"}, {"role": "user", "content": [{"type": "text", "text": "a"}]}]
     assert wire(text) == text
     linked = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x/y.png"}}]}]
