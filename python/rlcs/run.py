@@ -32,6 +32,7 @@ from .logs import Log, Silence
 from .optimizer import Optimizer
 from .progress import Bar
 from .prompts import Prompts
+from .record import by_flag
 from .rollout import NotFinite, RolloutSettings
 from .shards import BadRows
 from .types import Task
@@ -354,7 +355,7 @@ def _taken_up(saved: checkpoint.Saved, config: SftConfig | TrainConfig, note: Ca
     state = saved.state()
     if not {"config", "seconds"} <= state.keys():
         raise ValueError(f"checkpoint: {saved.folder}/state.json must hold config and seconds, got neither or one")
-    before, now = _flat(state["config"]), _flat(json.loads(json.dumps(plain(config))))
+    before, now = by_flag(state["config"]), by_flag(json.loads(json.dumps(plain(config))))
     kinds = ["train" if "tasks" in settings else "sft" for settings in (before, now)]
     if kinds[0] != kinds[1]:
         out = f"a folder of `rlcs {kinds[1]}`, got one of `rlcs {kinds[0]}`: {config.run.out}"
@@ -366,13 +367,3 @@ def _taken_up(saved: checkpoint.Saved, config: SftConfig | TrainConfig, note: Ca
     said = ", ".join(f"{name} {before[name]} -> {now[name]}" for name in now if name in changed)
     note(f"going on from {saved.folder}" + (f", with changed settings: {said}" if said else ""))
     return state
-
-
-def _flat(settings: Any, at: str = "") -> dict[str, Any]:
-    """Settings by their flags' names."""
-    if not isinstance(settings, dict):
-        return {at: settings}
-    flat: dict[str, Any] = {}
-    for key, part in settings.items():
-        flat |= _flat(part, f"{at}.{key}" if at else key)
-    return flat
