@@ -33,9 +33,8 @@ GROUP, GROUPS, WAVES = 8, 32, 150  # answers to a prompt, valid groups of a step
 COLD_STEPS, COLD_BATCH = 700, 32
 EVAL_EVERY, EVAL_LIMIT, EVAL_SAMPLES = 10, 100, 2
 ABLATE_WAVES, MATRIX_WAVES = 80, 100
-SLOW = {
-    "lr": 1e-4
-}  # of `matrix`, whose steps are of few groups, and of `hack`, which the demo's rate ends in eight waves
+# Of `matrix`, whose steps are of few groups, and of `hack`, which the demo's rate ends in eight waves.
+SLOW = {"lr": 1e-4}
 HACK_WAVES, HACK_EVAL, HACK_LIMIT = 60, 2, 200  # looked at closely: the verifier is found out soon
 DOMAINS = ("ocr", "counting", "math", "chart", "grounding", "video")
 ARMS: dict[str, dict[str, Any]] = {  # of `compare`: changes to the training settings
