@@ -41,6 +41,7 @@ Is there a person in the photograph? No, there is not. Yes, there is one person 
 Compare the first image with the second image. They are the same size, but the second one is darker than the first.
 """
 
+# The rotary sections sum to half of the rotary half of a head: 8 of 32 dims, 32 of 128.
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {
         "vision": {"hidden_size": 64, "num_heads": 4, "intermediate_size": 160, "image_size": 84},
@@ -52,7 +53,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "text": {"hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 2, "intermediate_size": 13696},
         "mrope_section": [8, 12, 12],
     },
-}  # the rotary sections sum to half of the rotary half of a head: 8 of 32 dims, 32 of 128
+}
 
 
 def make_tokenizer(vocab: int) -> Tokenizer:

@@ -177,9 +177,10 @@ def load_named_tokens(folder: Path) -> dict[str, str]:
 @lru_cache(maxsize=16)
 def _compiled(source: str) -> jinja2.Template:
     """Kept here, since it can be neither copied nor pickled. It runs in a sandbox: it is foreign code."""
+    # transformers' settings and names, which templates are written for.
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationBlock]
-    )  # transformers' settings and names, which templates are written for
+    )
     environment.filters["tojson"] = _tojson
     environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
     return environment.from_string(source)

@@ -97,9 +97,8 @@ def test_random_budgets_differ_and_follow_the_seed(demo, tmp_path):
         how = RolloutSettings(max_new_tokens=20, random_budgets=(0, 12))
         once, again = (asked.rollouts(settings=how, version=version) for version in (0, 1))
     assert len({int(a.sampled.argmin()) for group in once.values() for a in group}) > 3
-    assert all(
-        np.array_equal(a.token_ids, b.token_ids) for i in once for a, b in zip(once[i], again[i], strict=True)
-    )  # to the bit, as this server draws by the seed alone
+    # To the bit, as this server draws by the seed alone.
+    assert all(np.array_equal(a.token_ids, b.token_ids) for i in once for a, b in zip(once[i], again[i], strict=True))
 
 
 @given(
