@@ -1,5 +1,5 @@
 # make demo   sets everything up and teaches a tiny GLM-4.1V to see and answer
-# make test   sets everything up and runs the tests; make test-slow those that take minutes each
+# make test   sets everything up and runs the tests; make test-fast those of three minutes, make test-slow installs, soaks
 # make bench  races every op against its peers; table, JSON and page go to OUT; ARGS="--quick --op linear" chooses
 # make gpu-check   on a machine with a GPU: tests, races, benchmarks; the record goes to bench/results/
 PYTHON ?= python3
@@ -23,7 +23,7 @@ test: build
 	$(PYTEST) -m "not slow"
 
 test-fast: build
-	$(PYTEST) -m "not slow" -x --failed-first
+	$(PYTEST) -m "not slow and not long" -x --failed-first
 
 test-slow: build
 	$(PYTEST) -m slow -rA

@@ -24,10 +24,13 @@ class Plan(NamedTuple):
     beside: int  # exponentials beside a product, at least
 
 
-# By kernel and head dim. Products take 16 columns of the sum each; prologue, loop and epilogue are counted.
+# By kernel, head dim and, of the forward, consumer groups. Products take 16 columns of the sum each; prologue, loop and
+# epilogue are counted.
 PLANS = {
-    ("flash_attn_varlen_sm90_kernel", 128): Plan(8 + 8, 8 + 8, 4, 64),
-    ("flash_attn_varlen_sm90_kernel", 64): Plan(4 + 4, 8 + 8, 4, 64),
+    ("flash_attn_varlen_sm90_kernel", 128, 2): Plan(8 + 8, 8 + 8, 4, 64),
+    ("flash_attn_varlen_sm90_kernel", 64, 2): Plan(4 + 4, 8 + 8, 4, 64),
+    ("flash_attn_varlen_sm90_kernel", 128, 1): Plan(8 + 8, 4 + 4, 4, 32),
+    ("flash_attn_varlen_sm90_kernel", 64, 1): Plan(4 + 4, 4 + 4, 4, 32),
     ("flash_attn_varlen_dkdv_sm90_kernel", 128): Plan(4 * 8, 4 * 4, 7, 2 * 32),
     ("flash_attn_varlen_dkdv_sm90_kernel", 64): Plan(4 * 4, 4 * 4, 7, 2 * 32),
     ("flash_attn_varlen_dq_sm90_kernel", 128): Plan(4 * 8, 2 * 6, 6, 2 * 48),
@@ -110,14 +113,14 @@ def main() -> int:
     found = set()
     failed = 0
     for name, code in sorted(kernels.items()):
-        match = re.search(r"\d(flash_attn_\w+?_sm90_kernel)I.*?Li(\d+)E(Lb1E)?", name)
-        key = (match[1], int(match[2])) if match else (name, 0)
+        match = re.search(r"\d(flash_attn_\w+?_sm90_kernel)I.*?((?:Li\d+E)+)(Lb1E)?", name)
+        key = (match[1], *map(int, re.findall(r"\d+", match[2]))) if match else (name,)
         dtype = "bf16" if "4bf16" in name else "f16"
         wrong = faults(code, PLANS[key]) if key in PLANS else ["the kernel must have a plan, got none"]
         found.add(key)
         failed += bool(wrong)
         capped = " softcap" if match and match[3] else ""
-        print(f"{'FAULT' if wrong else 'ok   '} {key[0]} {dtype} {key[1]}{capped} {'; '.join(wrong)}")
+        print("FAULT" if wrong else "ok   ", key[0], dtype, f"{' '.join(map(str, key[1:]))}{capped} {'; '.join(wrong)}")
     warnings = warnings_of_ptxas()
     print(*warnings, f"{len(kernels)} kernels, {failed} at fault, {len(warnings)} warnings of ptxas", sep="\n")
     return 1 if failed or warnings or found != set(PLANS) else 0

@@ -36,7 +36,7 @@ ATTENTION = ("flash_attn_varlen", "flash_attn_with_kvcache")
 # Tests of the Triton twins that compile for minutes, in parts.
 TWIN_PARTS = {
     "flash_attn_varlen": (
-        "definition and (2-2-64 or 4-1-80)", "definition and (6-2-96 or 2-1-128)", "definition and 3-3-7",
+        "definition and (2-2-64 or 4-1-80)", "definition and (6-2-96 or 2-1-128)", "definition and (1-1-128 or 3-3-7)",
         "tiles and (17 or 80 or 96)", "tiles and not (17 or 80 or 96)", "not definition and not tiles",
     ),
     "flash_attn_with_kvcache": ("dtype3", "not dtype3"),  # of a GPU's two

@@ -14,6 +14,8 @@ import torch
 from glm4v_ext import add_rms_norm, interpolate_pos_embed, patchify, rms_norm, rms_norm_add, swiglu
 from glm4v_ext.testing import DTYPES, forced_isa, isa_levels
 
+pytestmark = pytest.mark.long
+
 LARGE = 16 << 20  # bytes, from csrc/cpu/parallel.h
 
 

@@ -1,22 +1,26 @@
 // Forward of flash_attn_varlen for Hopper (sm_90a), head dims 64 and 128. A block stays for the whole launch and takes
 // tiles of M packed rows as they come: one warp copies by TMA what two warp groups multiply by wgmma, 64 rows each. The
 // exponentials of one step run beside P V of the step before, and beside the other group's products: the groups issue
-// theirs in turns. Dims as in flash_attn_varlen_parts.cuh; G divides M, so that a tile of Q is one box.
+// theirs in turns. Segments of 64 rows or fewer in the mean would leave the second group idle: blocks have one group
+// there, and a processor has two blocks. Dims as in flash_attn_varlen_parts.cuh; G divides M, so that a tile of Q is
+// one box.
 #include "kernels/flash_attn_varlen_sm90.cuh"
 
 namespace glm4v::cuda {
 
 namespace {
 
-template <int D>
+template <int D, int G>
 struct Sm90Tile {
-  static constexpr int M = 128, N = 128, PANELS = D / panel_columns, STAGES = D == 128 ? 2 : 4;
+  static constexpr int GROUPS = G, M = 64 * GROUPS, N = 64 * GROUPS;
+  static constexpr int PANELS = D / panel_columns, STAGES = D == 128 ? 2 : 4;
   static constexpr int Q_PANEL = M * panel_row_bytes, KV_PANEL = N * panel_row_bytes;  // bytes
   static constexpr int Q_BYTES = PANELS * Q_PANEL, KV_BYTES = PANELS * KV_PANEL;
-  static constexpr int GROUPS = 2, THREADS = 128 * (1 + GROUPS), CONSUMER_WARPS = 4 * GROUPS;
-  // What the producer has and what a consumer has, of 168 a thread at the launch.
-  static constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
-  static_assert(PRODUCER_REGISTERS + GROUPS * CONSUMER_REGISTERS <= 168 * (1 + GROUPS));
+  static constexpr int THREADS = 128 * (1 + GROUPS), CONSUMER_WARPS = 4 * GROUPS, BLOCKS = GROUPS == 1 ? 2 : 1;
+  // Of a thread: at the launch, what the producer keeps and what a consumer has then.
+  static constexpr int REGISTERS = GROUPS == 1 ? 128 : 168;
+  static constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = GROUPS == 1 ? 216 : 232;
+  static_assert(PRODUCER_REGISTERS + GROUPS * CONSUMER_REGISTERS <= REGISTERS * (1 + GROUPS));
 };
 
 // A tile of rows and the keys that they see, in blocks of N.
@@ -26,9 +30,8 @@ struct Work {
 };
 
 // Shared memory of a block.
-template <int D>
+template <class Sizes>
 struct Sm90Shared {
-  using Sizes = Sm90Tile<D>;
   unsigned char q[Sizes::Q_BYTES];
   unsigned char k[Sizes::STAGES][Sizes::KV_BYTES];
   unsigned char v[Sizes::STAGES][Sizes::KV_BYTES];
@@ -79,10 +82,9 @@ __device__ __forceinline__ void find_work(const FlashAttnForward& a, TileSearch&
 }
 
 // The producer: one warp finds the work, its first lane copies.
-template <int D>
+template <int D, class Sizes>
 __device__ __forceinline__ void produce(const FlashAttnForward& a, const TensorMap& q_map, const TensorMap& k_map,
-                                        const TensorMap& v_map, Sm90Shared<D>& shared) {
-  using Sizes = Sm90Tile<D>;
+                                        const TensorMap& v_map, Sm90Shared<Sizes>& shared) {
   constexpr int M = Sizes::M, N = Sizes::N, STAGES = Sizes::STAGES;
   const int lane = threadIdx.x % 32, group = a.heads / a.kv_heads;
   const auto copy_keys = [&](const TensorMap& map, auto& to, Barrier* full, Barrier* empty, const Work& work, int key,
@@ -167,14 +169,20 @@ struct Softmax {
 };
 
 // A consumer: 64 rows of every tile.
-template <class T, int D, bool CAPPED>
-__device__ __forceinline__ void consume(const FlashAttnForward& a, Sm90Shared<D>& shared) {
-  using Sizes = Sm90Tile<D>;
+template <class T, int D, bool CAPPED, class Sizes>
+__device__ __forceinline__ void consume(const FlashAttnForward& a, Sm90Shared<Sizes>& shared) {
   constexpr int N = Sizes::N, STAGES = Sizes::STAGES, THREADS = 128 * Sizes::GROUPS;
   const int group_index = threadIdx.x / 128 - 1, warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32;
   const int warp_row = group_index * 64 + warp * 16, group = a.heads / a.kv_heads;
-  const int own_turn = 1 + group_index, other_turn = 2 - group_index;  // named barriers
-  if (group_index == 1) named_arrive(other_turn, THREADS);             // the first group begins
+  // Two groups issue their products in turns: named barriers.
+  const int own_turn = 1 + group_index, other_turn = 2 - group_index;
+  const auto begin_turn = [&] {
+    if constexpr (Sizes::GROUPS == 2) named_sync(own_turn, THREADS);
+  };
+  const auto end_turn = [&] {
+    if constexpr (Sizes::GROUPS == 2) named_arrive(other_turn, THREADS);
+  };
+  if (group_index == 1) end_turn();  // the first group begins
   const auto release = [&](Barrier* empty) {
     __syncwarp();
     if (lane == 0) barrier_arrive(empty);
@@ -235,23 +243,28 @@ __device__ __forceinline__ void consume(const FlashAttnForward& a, Sm90Shared<D>
       softmax.apply(p);
     };
 
+    const auto release_keys = [&](int block) {  // of the products of this block
+      release(shared.k_empty + turn % STAGES);
+      if (block + 1 == work.blocks) release(&shared.q_empty);
+    };
+
     if (work.blocks > 0) {
       barrier_wait(shared.k_full + turn % STAGES, turn / STAGES % 2);
       multiply_keys(turn % STAGES);
       product_wait<0>();
-      release(shared.k_empty + turn % STAGES);
+      release_keys(0);
       weigh(0);
       pack_operand<T, N>(weights, p);
       for (int block = 1; block < work.blocks; ++block) {
         const uint32_t last = turn++;
         barrier_wait(shared.k_full + turn % STAGES, turn / STAGES % 2);
-        named_sync(own_turn, THREADS);
+        begin_turn();
         multiply_keys(turn % STAGES);
         barrier_wait(shared.v_full + last % STAGES, last / STAGES % 2);
         multiply_values(last % STAGES, block > 1);
-        named_arrive(other_turn, THREADS);
+        end_turn();
         product_wait<1>();
-        release(shared.k_empty + turn % STAGES);
+        release_keys(block);
         weigh(block);
         product_wait<0>();
         release(shared.v_empty + last % STAGES);
@@ -261,7 +274,6 @@ __device__ __forceinline__ void consume(const FlashAttnForward& a, Sm90Shared<D>
         pack_operand<T, N>(weights, p);
       }
     }
-    release(&shared.q_empty);  // Q has been read, and `work`
     if (work.blocks > 0) {
       barrier_wait(shared.v_full + turn % STAGES, turn / STAGES % 2);
       multiply_values(turn % STAGES, work.blocks > 1);
@@ -269,6 +281,7 @@ __device__ __forceinline__ void consume(const FlashAttnForward& a, Sm90Shared<D>
       release(shared.v_empty + turn % STAGES);
       ++turn;
     } else {
+      release(&shared.q_empty);
 #pragma unroll
       for (int i = 0; i < D / 2; ++i) out[i] = 0;
     }
@@ -288,12 +301,12 @@ __device__ __forceinline__ void consume(const FlashAttnForward& a, Sm90Shared<D>
   }
 }
 
-template <class T, int D, bool CAPPED>
-__global__ void __launch_bounds__(Sm90Tile<D>::THREADS, 1)
+template <class T, int D, int GROUPS, bool CAPPED>
+__global__ void __launch_bounds__(Sm90Tile<D, GROUPS>::THREADS, Sm90Tile<D, GROUPS>::BLOCKS)
     flash_attn_varlen_sm90_kernel(FlashAttnForward a, const __grid_constant__ TensorMap q_map,
                                   const __grid_constant__ TensorMap k_map, const __grid_constant__ TensorMap v_map) {
-  using Sizes = Sm90Tile<D>;
-  auto& shared = *static_cast<Sm90Shared<D>*>(dynamic_shared_at(swizzle_bytes));
+  using Sizes = Sm90Tile<D, GROUPS>;
+  auto& shared = *static_cast<Sm90Shared<Sizes>*>(dynamic_shared_at(swizzle_bytes));
   if (threadIdx.x == 0) {
     prefetch_map(q_map), prefetch_map(k_map), prefetch_map(v_map);
     barrier_init(&shared.q_full, 1), barrier_init(&shared.q_empty, Sizes::CONSUMER_WARPS);
@@ -313,9 +326,9 @@ __global__ void __launch_bounds__(Sm90Tile<D>::THREADS, 1)
   }
 }
 
-template <class T, int D>
-cudaError_t launch_dim(DType dtype, const FlashAttnForward& a, cudaStream_t stream) {
-  using Sizes = Sm90Tile<D>;
+template <class T, int D, int GROUPS>
+cudaError_t launch_groups(DType dtype, const FlashAttnForward& a, cudaStream_t stream) {
+  using Sizes = Sm90Tile<D, GROUPS>;
   const int group = a.heads / a.kv_heads;
   TensorMap q, k, v;
   cudaError_t error = make_ragged_map(q, dtype, a.q, a.heads, D, group, Sizes::M / group);
@@ -326,14 +339,21 @@ cudaError_t launch_dim(DType dtype, const FlashAttnForward& a, cudaStream_t stre
   if (error == cudaSuccess) error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (error != cudaSuccess) return error;
-  // As many tiles as the segments can have at most, padding included, or a block to every processor.
+  // As many tiles as the segments can have at most, padding included, or what the processors hold.
   const int64_t tiles = (a.tokens_q * group / Sizes::M + a.segments + 1) * a.kv_heads;
-  const dim3 grid(static_cast<unsigned>(min(tiles, static_cast<int64_t>(processors))));
-  constexpr int bytes = sizeof(Sm90Shared<D>) + swizzle_bytes;
-  static_assert(bytes <= 227 << 10, "what a block can have");
-  return a.softcap > 0
-             ? launch(flash_attn_varlen_sm90_kernel<T, D, true>, grid, Sizes::THREADS, bytes, stream, a, q, k, v)
-             : launch(flash_attn_varlen_sm90_kernel<T, D, false>, grid, Sizes::THREADS, bytes, stream, a, q, k, v);
+  const dim3 grid(static_cast<unsigned>(min(tiles, int64_t{processors} * Sizes::BLOCKS)));
+  constexpr int bytes = sizeof(Sm90Shared<Sizes>) + swizzle_bytes;
+  static_assert(Sizes::BLOCKS * (bytes + (1 << 10)) <= 228 << 10, "what a processor has");
+  const auto kernel = a.softcap > 0 ? flash_attn_varlen_sm90_kernel<T, D, GROUPS, true>
+                                    : flash_attn_varlen_sm90_kernel<T, D, GROUPS, false>;
+  return launch(kernel, grid, Sizes::THREADS, bytes, stream, a, q, k, v);
+}
+
+template <class T, int D>
+cudaError_t launch_dim(DType dtype, const FlashAttnForward& a, cudaStream_t stream) {
+  const int group = a.heads / a.kv_heads;
+  const bool short_segments = group <= 64 && a.tokens_q * group <= int64_t{64} * a.segments;
+  return short_segments ? launch_groups<T, D, 1>(dtype, a, stream) : launch_groups<T, D, 2>(dtype, a, stream);
 }
 
 }  // namespace

@@ -17,10 +17,16 @@ from torch.autograd import forward_ad
 _library = torch.library.Library("glm4v_ext", "IMPL")
 
 
-def differentiable(name: str, setup: Callable[..., None] | None, backward: Callable[..., Any]) -> None:
+def differentiable(
+    name: str,
+    setup: Callable[..., None] | None,
+    backward: Callable[..., Any],
+    on_gpu: Callable[..., Any] | None = None,
+) -> None:
     """Registers ``setup(ctx, inputs, output)``, which keeps what ``backward(ctx, *douts)`` needs.
 
-    ``inputs`` are all of the op's, and ``backward`` gives a gradient for each, None where there is none.
+    ``inputs`` are all of the op's, and ``backward`` gives a gradient for each, None where there is none. ``on_gpu`` is
+    the op in functions of torch's own where a GPU's tensors need gradients: theirs don't wait for Python.
     """
     op = getattr(torch.ops.glm4v_ext, name).default
     # The dispatcher leaves out trailing arguments that have their default values.
@@ -44,6 +50,8 @@ def differentiable(name: str, setup: Callable[..., None] | None, backward: Calla
     def kernel(keyset: torch._C.DispatchKeySet, *inputs: Any) -> Any:
         refuse_tangents(name, inputs)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
+            if on_gpu is not None and inputs[0].is_cuda:
+                return on_gpu(*inputs)
             if not torch._C._are_functorch_transforms_active():
                 return function.apply(*inputs)
             # torch.func calls this kernel once for each of its levels, where a function must be of one level.

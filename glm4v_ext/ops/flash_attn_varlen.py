@@ -147,6 +147,7 @@ def _setup(ctx, inputs, output) -> None:
     q, k, v, cu_q, cu_k, max_q, max_k, _dropout_p, scale, causal, left, right, softcap, _alibi, block_table = inputs
     out, lse, statistics = output  # [2, H, Tq]: maximum and sum of each softmax
     ctx.mark_non_differentiable(lse, statistics)
+    ctx.set_materialize_grads(False)  # zeros for those two
     ctx.save_for_backward(q, k, v, out, statistics, cu_q, cu_k, block_table)
     ctx.options = (max_q, max_k, scale, causal, left, right, softcap)
 

@@ -11,7 +11,7 @@ from .fake import fake
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x @ weight.T + bias``, by the path that reaches the machine's peak.
+    """``x @ weight.T + bias``, by the path that reaches the machine's peak. A GPU computes gradients by torch's own.
 
     Args:
         x: ``[..., K]``, float32, bfloat16 or float16; any strides, transposed views are read in place.
@@ -59,5 +59,5 @@ def _backward(ctx, dout: Tensor):
     return linear_backward(dout, x, weight, ctx.needs_input_grad)
 
 
-differentiable("linear", _setup, _backward)
+differentiable("linear", _setup, _backward, on_gpu=torch.nn.functional.linear)
 autocast("linear", lower)

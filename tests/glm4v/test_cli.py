@@ -18,6 +18,8 @@ from glm4v.chat import Chat, shown, whole
 from glm4v.generate import stream
 from tests.glm4v.mock_model import MockModel
 
+pytestmark = pytest.mark.long
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 KEYS = ["text", "thinking", "answer", "box", "token_ids", "prompt_tokens", "finish_reason"]
 

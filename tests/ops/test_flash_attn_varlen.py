@@ -68,7 +68,9 @@ def assert_definition(inputs, function=flash_attn_varlen_func, definition=refere
 
 @pytest.mark.parametrize(("device", "dtype"), attention_cases())
 @pytest.mark.parametrize("options", MASKS, ids=str)
-@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(2, 2, 64), (4, 1, 80), (6, 2, 96), (2, 1, 128), (3, 3, 7)])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim"), [(2, 2, 64), (4, 1, 80), (6, 2, 96), (2, 1, 128), (1, 1, 128), (3, 3, 7)]
+)
 def test_definition(heads, kv_heads, dim, options, dtype, device):
     assert_definition(sample(LENGTHS, heads, kv_heads, dim, dtype, device, padding=3), **options)
 

@@ -122,6 +122,12 @@ def test_opcheck_and_compile(device):
 
 
 @pytest.mark.parametrize("device", devices())
+def test_whose_gradients(device):
+    x, weight = (x.requires_grad_() for x in sample((3, 64, 48, False), torch.float32, device))
+    assert ("glm4v_ext_linear" in linear(x, weight).grad_fn.name()) == (device == "cpu")
+
+
+@pytest.mark.parametrize("device", devices())
 def test_expanded_gradients(device):
     assert_takes_expanded_gradients(linear, reference.linear, sample((4, 24, 8, True), torch.float32, device))
 

@@ -43,6 +43,8 @@ from rlcs.prompts import Prompt
 from rlcs.run import load_model
 from rlcs.types import Sample
 
+pytestmark = pytest.mark.long
+
 T, SIDE = 512, 12  # tokens of a sample, patches of a picture's edge
 PICTURE = SIDE * SIDE
 

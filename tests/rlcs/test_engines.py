@@ -29,6 +29,8 @@ from rlcs.failures import told
 from rlcs.prompts import make
 from rlcs.rollout import RolloutSettings
 
+pytestmark = pytest.mark.long
+
 # --- what it says ---
 
 

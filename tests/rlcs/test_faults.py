@@ -18,6 +18,8 @@ from rlcs.rollout import NotFinite
 from rlcs.supervised import sft
 from rlcs.trainer import train
 
+pytestmark = pytest.mark.long
+
 
 def with_run(config, **changes):
     return dataclasses.replace(config, run=dataclasses.replace(config.run, **changes))

@@ -12,6 +12,8 @@ from fake_server import STYLES, fake, short_pauses  # noqa: F401 (a fixture)
 
 from rlcs.engines import EngineFault
 
+pytestmark = pytest.mark.long
+
 
 def refusing(when, status, path):
     """A fault of the fake server: what it says to ``path`` once ``when`` is set."""

@@ -19,6 +19,8 @@ from rlcs.config import ParallelSettings, plain
 from rlcs.failures import told
 from rlcs.run import Run
 
+pytestmark = pytest.mark.long
+
 
 def torchrun(config, count, folder):
     """A run by torchrun."""

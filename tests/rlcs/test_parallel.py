@@ -31,6 +31,8 @@ from rlcs.supervised import sft
 from rlcs.trainer import train
 from rlcs.types import Sample
 
+pytestmark = pytest.mark.long
+
 # --- the same step ---
 
 

@@ -24,6 +24,8 @@ from rlcs.logs import read_metrics
 from rlcs.rollout import RolloutSettings
 from rlcs.run import Run, check_tasks
 
+pytestmark = pytest.mark.long
+
 LONG, PICTURE = ([{"role": "user", "content": content}] for content in ("word " * 3000, "<image>"))
 
 

@@ -8,6 +8,8 @@ import pytest
 from rlcs import demo
 from rlcs.logs import read_metrics
 
+pytestmark = pytest.mark.long
+
 
 def test_the_demo_goes_from_nothing_to_an_answer(tmp_path, monkeypatch, capsys):
     for name, value in {"COLD_SCANS": 20, "COLD_SAMPLES": 60, "PROMPTS": 60, "HELD_OUT": 2}.items():

@@ -25,6 +25,8 @@ from rlcs.shards import BadRows
 from rlcs.supervised import Lessons, Making, Samples, sft
 from rlcs.trainer import Trainer, train
 
+pytestmark = pytest.mark.long
+
 
 def sharded(demo, folder, suffix="jsonl"):
     """The demo's answers in three files; in tables with the pictures' bytes."""

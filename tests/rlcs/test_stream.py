@@ -22,6 +22,8 @@ from rlcs.feed import Feed, WorkerDied
 from rlcs.shards import BadRows, files_of, rows_of
 from rlcs.stream import Stream, from_memory, shared
 
+pytestmark = pytest.mark.long
+
 COUNTS = (13, 1, 40, 9)  # rows of the files
 
 

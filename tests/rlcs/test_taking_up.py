@@ -18,6 +18,8 @@ from rlcs.run import Run
 from rlcs.supervised import sft
 from rlcs.trainer import train
 
+pytestmark = pytest.mark.long
+
 
 def waves(folder, first, last, since=0):
     log, tasks = Log(folder, since), tasks_of()

@@ -30,6 +30,8 @@ from rlcs.supervised import Samples, lessons_of, read_lessons, sft
 from rlcs.trainer import Trainer, train
 from rlcs.types import Sample
 
+pytestmark = pytest.mark.long
+
 
 def comparable(folder):
     """Metrics without times."""

@@ -18,6 +18,8 @@ from rlcs.logs import read_metrics
 from rlcs.progress import Bar
 from rlcs.trainer import Trainer, train
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def lively(monkeypatch):

@@ -8,6 +8,8 @@ import sys
 import pytest
 
 pytest.importorskip("triton")
+
+pytestmark = pytest.mark.long
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 # What runs each kernel and branch at least once.
