@@ -1,5 +1,5 @@
 # make demo   sets everything up and teaches a tiny GLM-4.1V to see and answer
-# make test   sets everything up and runs every test; make test-fast those that take three minutes
+# make test   sets everything up and runs the tests; make test-fast those of three minutes, make test-slow installs, soaks
 # make bench  races every op against its peers; table, JSON and page go to OUT; ARGS="--quick --op linear" chooses
 # make gpu-check   on a machine with a GPU: tests, races, benchmarks; the record goes to bench/results/
 PYTHON ?= python3

@@ -14,11 +14,11 @@ import pytest
 import torch
 from transformers import DynamicCache, Glm4vForConditionalGeneration
 
-from bench.shapes import PATCH_VALUES, cases
+from bench.peers import AGREEMENT_OF_LAYERS
+from bench.shapes import PATCH_VALUES, TOWER_GRIDS, cases
 from examples.make_checkpoint import make_checkpoint
 from glm4v_ext.integrations import transformers as dropin
 
-GRIDS = {"336x336": (1, 24, 24), "784x784": (1, 56, 56), "1344x1344": (1, 96, 96)}
 CONTEXTS = {"S4096": 4096}
 STEP = {"336x336": (1, 24, 24), "1344x1344": (1, 96, 96)}
 MOST_ON_CPU = 56 * 56  # patches
@@ -48,16 +48,13 @@ def pair(request, tmp_path_factory):
     return get
 
 
-def within(dtype: torch.dtype) -> float:
-    return 5e-2 if dtype == torch.bfloat16 else 1e-4  # layers of rounding on both sides
-
-
 def race_of(race, pair, run, dtype, **options):
     ours, stock = pair
-    race({"glm4v_ext": lambda: run(ours), "transformers": lambda: run(stock)}, tolerance=within(dtype), **options)
+    peers = {"glm4v_ext": lambda: run(ours), "transformers": lambda: run(stock)}
+    race(peers, tolerance=AGREEMENT_OF_LAYERS[dtype], **options)
 
 
-@pytest.mark.parametrize("grid", cases(GRIDS, quick=GRIDS))
+@pytest.mark.parametrize("grid", cases(TOWER_GRIDS, quick=TOWER_GRIDS))
 def bench_tower(race, pair, device, dtype, grid):
     _, h, w = grid
     if device == "cpu" and h * w > MOST_ON_CPU:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers.models.glm4v.modeling_glm4v import Glm4vVisionConfig, Glm4vVisionEmbeddings
 
-from bench.shapes import GRIDS, VISION_HEADS, VISION_WIDTH, cases
+from bench.shapes import GRIDS, VISION_HEADS, VISION_WIDTH, block_positions, cases
 from glm4v_ext import interpolate_pos_embed, reference
 
 
@@ -13,10 +13,8 @@ def setting(device, dtype, grid):
     config = Glm4vVisionConfig(hidden_size=VISION_WIDTH, num_heads=VISION_HEADS, image_size=336, patch_size=14)
     module = Glm4vVisionEmbeddings(config).to(device, dtype)
     grid_thw = torch.tensor([grid], device=device)
-    cells = torch.stack(torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"), -1)
-    cells = cells.view(h // 2, 2, w // 2, 2, 2).transpose(1, 2).reshape(-1, 2).repeat(t, 1).to(device)
     x = torch.randn(t * h * w, VISION_WIDTH, device=device).to(dtype)
-    return module, x, grid_thw, cells.unbind(-1)
+    return module, x, grid_thw, block_positions(*grid).to(device).unbind(-1)
 
 
 @pytest.mark.parametrize("grid", cases(GRIDS, quick=["336x336", "1344x1344"]))

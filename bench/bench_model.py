@@ -17,11 +17,11 @@ import pytest
 import torch
 from transformers import DynamicCache, Glm4vForConditionalGeneration
 
-from bench.shapes import PATCH_VALUES, TEXT_WIDTH, cases
+from bench.peers import AGREEMENT_OF_LAYERS
+from bench.shapes import PATCH_VALUES, TEXT_WIDTH, TOWER_GRIDS, cases
 from examples.make_checkpoint import make_checkpoint
 from glm4v import Glm4v, KVCache
 
-GRIDS = {"336x336": (1, 24, 24), "784x784": (1, 56, 56), "1344x1344": (1, 96, 96)}
 CONTEXTS = {"S4096": 4096, "S8192": 8192}
 MOST_ON_CPU = {"patches": 56 * 56, "tokens": 4096}
 TOWER, DECODER = (24, 1), (1, 2)
@@ -48,7 +48,7 @@ def pair(request, tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize("grid", cases(GRIDS, quick=GRIDS))
+@pytest.mark.parametrize("grid", cases(TOWER_GRIDS, quick=TOWER_GRIDS))
 def bench_tower(race, pair, device, dtype, grid):
     _, h, w = grid
     if device == "cpu" and h * w > MOST_ON_CPU["patches"]:
@@ -61,7 +61,7 @@ def bench_tower(race, pair, device, dtype, grid):
             "glm4v_ext": lambda: ours.visual(patches, thw),
             "transformers": lambda: theirs.model.visual(patches, grid_thw=thw).pooler_output,
         },
-        tolerance=5e-2 if dtype == torch.bfloat16 else 1e-4,  # 24 layers of rounding on both sides
+        tolerance=AGREEMENT_OF_LAYERS[dtype],
     )
 
 
@@ -85,7 +85,7 @@ def bench_prefill_layers(race, pair, device, dtype, context):
                 inputs_embeds=x[None], position_ids=positions[:, None], use_cache=False
             ).last_hidden_state[0],
         },
-        tolerance=5e-2 if dtype == torch.bfloat16 else 1e-4,
+        tolerance=AGREEMENT_OF_LAYERS[dtype],
     )
 
 
@@ -113,7 +113,7 @@ def bench_decode_layers(race, pair, device, dtype, context):
         )
         return out.last_hidden_state[0]
 
-    race({"glm4v_ext": decode, "transformers": their_decode}, tolerance=5e-2 if dtype == torch.bfloat16 else 1e-4)
+    race({"glm4v_ext": decode, "transformers": their_decode}, tolerance=AGREEMENT_OF_LAYERS[dtype])
 
 
 ANSWER = """

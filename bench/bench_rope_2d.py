@@ -9,13 +9,8 @@ from transformers.models.glm4v.modeling_glm4v import (
 )
 
 from bench.peers import compiled
-from bench.shapes import GRIDS, HEAD_DIM, VISION_HEADS, VISION_WIDTH, cases
+from bench.shapes import GRIDS, HEAD_DIM, VISION_HEADS, VISION_WIDTH, block_positions, cases
 from glm4v_ext import reference, rope_2d, rope_2d_
-
-
-def block_positions(t, h, w):
-    cells = torch.stack(torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"), -1)
-    return cells.view(h // 2, 2, w // 2, 2, 2).transpose(1, 2).reshape(-1, 2).repeat(t, 1)
 
 
 @pytest.mark.parametrize("grid", cases(GRIDS, quick=["1344x1344"]))

@@ -60,8 +60,8 @@ def _compare(results: Results) -> Any:
     return figure
 
 
-def _gained(run: Sequence[Mapping[str, Any]], i: int, domain: str = "all") -> float:
-    return 100 * (run[i]["scores"][domain] - run[0]["scores"][domain])
+def _gained(run: Sequence[Mapping[str, Any]], i: int) -> float:
+    return 100 * (run[i]["scores"]["all"] - run[0]["scores"]["all"])
 
 
 def _bundle(axes: Any, curves: Sequence[tuple[Sequence[float], Sequence[float]]], arm: str) -> None:

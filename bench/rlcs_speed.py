@@ -224,12 +224,11 @@ def _reward(task: Task, text: str) -> float:
 
 def _assert_agree(trainer: Trainer, plain: Plain, tasks: list[Task]) -> float:
     """The largest difference of our rollouts' log-probabilities from transformers' for the same tokens."""
-    groups: list[Group] = answer(
-        trainer.run_.model, tasks, trainer.run_.prompts, 2, (0,), trainer.config.rollout
-    )  # fmt: skip
+    run = trainer.run_
+    groups: list[Group] = answer(run.model, tasks, run.prompts, 2, (0,), trainer.config.rollout)
     worst = 0.0
     for group in groups:
-        prompt = trainer.run_.prompts(group.task.id, group.task.messages)
+        prompt = run.prompts(group.task.id, group.task.messages)
         for rollout in group.rollouts:
             ids = torch.from_numpy(rollout.token_ids)[None]
             with torch.no_grad():

@@ -1,5 +1,5 @@
 // Table of contents: the schema of every op, a line each. Schemas are append-only. Implementations register themselves
-// in cpu/<op>.cpp and cuda/<op>.cu; contracts are in ops/<op>.h; dims are explained in glm4v_ext/ops/<op>.py.
+// in cpu/<op>.cpp and cuda/<op>.cpp; contracts are in ops/<op>.h; dims are explained in glm4v_ext/ops/<op>.py.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(glm4v_ext, m) {

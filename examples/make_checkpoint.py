@@ -20,8 +20,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import GenerationConfig, Glm4vConfig, Glm4vForConditionalGeneration
 from transformers.utils import logging
 
+from glm4v.answer import TAGS
+from glm4v.processor import IMAGES, VIDEOS
 from glm4v.prompt import CHAT_TEMPLATE
-from rlcs.tiny import ANSWER_TOKENS, CONTROL_TOKENS, STOP_TOKENS, picture_settings
+from rlcs.tiny import CONTROL_TOKENS, STOP_TOKENS, picture_settings
 
 # GLM's splitting rule: contractions, words, numbers of up to three digits, punctuation, line ends, spaces.
 WORDS = (
@@ -39,6 +41,7 @@ Is there a person in the photograph? No, there is not. Yes, there is one person 
 Compare the first image with the second image. They are the same size, but the second one is darker than the first.
 """
 
+# The rotary sections sum to half of the rotary half of a head: 8 of 32 dims, 32 of 128.
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {
         "vision": {"hidden_size": 64, "num_heads": 4, "intermediate_size": 160, "image_size": 84},
@@ -50,7 +53,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "text": {"hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 2, "intermediate_size": 13696},
         "mrope_section": [8, 12, 12],
     },
-}  # the rotary sections sum to half of the rotary half of a head: 8 of 32 dims, 32 of 128
+}
 
 
 def make_tokenizer(vocab: int) -> Tokenizer:
@@ -67,7 +70,7 @@ def make_tokenizer(vocab: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(vocab_size=vocab, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(CORPUS.splitlines(keepends=True), trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
-    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in ANSWER_TOKENS])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in TAGS])
     return tokenizer
 
 
@@ -169,13 +172,13 @@ def make_checkpoint(
         },
         "preprocessor_config.json": {
             "image_processor_type": "Glm4vImageProcessor",
-            **picture_settings(12544, 9_633_792),
+            **picture_settings(IMAGES.min_pixels, IMAGES.max_pixels),
         },
         "video_preprocessor_config.json": {
             "video_processor_type": "Glm4vVideoProcessor",
-            "fps": 2,
-            "max_duration": 300,
-            **picture_settings(12544, 47_040_000),
+            "fps": VIDEOS.fps,
+            "max_duration": VIDEOS.max_duration,
+            **picture_settings(VIDEOS.min_pixels, VIDEOS.max_pixels),
         },
     }
     for name, content in files.items():

@@ -53,9 +53,8 @@ def main():
     ask(model, options.side)  # the first call warms both up
     stock, stock_s = ask(model, options.side)
 
-    glm4v_ext.integrations.transformers.enable(
-        model
-    )  # before loading: enable(); one op less: enable(model, rope=False)
+    # Before loading: enable(); one op less: enable(model, rope=False).
+    glm4v_ext.integrations.transformers.enable(model)
     ours, ours_s = ask(model, options.side)
     print(f"transformers {stock} in {stock_s:.3f} s")
     print(f"with the ops {ours} in {ours_s:.3f} s")

@@ -125,6 +125,7 @@ def test_library_loads_once_per_process():
 
 
 CU, GRID = torch.tensor([0, 4]), torch.tensor([[1, 2, 2]])
+# By op; rms_norm_add shares rms_norm's backward, and the others' backward is made of ops that have gradients.
 SECOND_GRADIENTS = {
     "rms_norm": (glm4v_ext.rms_norm, [(3, 8), (8,)]),
     "add_rms_norm": (glm4v_ext.add_rms_norm, [(3, 8), (3, 8), (8,)]),
@@ -132,7 +133,7 @@ SECOND_GRADIENTS = {
     "interpolate_pos_embed": (lambda x, table: glm4v_ext.interpolate_pos_embed(x, table, GRID), [(4, 8), (9, 8)]),
     "token_logprob": (lambda hidden, weight: glm4v_ext.token_logprob(hidden, weight, CU), [(2, 8), (5, 8)]),
     "flash_attn_varlen": (lambda *qkv: glm4v_ext.flash_attn_varlen_func(*qkv, CU, CU, 4, 4), [(4, 2, 8)] * 3),
-}  # by op; rms_norm_add shares rms_norm's backward, and the others' backward is made of ops that have gradients
+}
 
 
 @pytest.mark.parametrize("op", SECOND_GRADIENTS)

@@ -1,4 +1,4 @@
-// What the contracts of flash_attn_varlen and flash_attn_with_kvcache share: what the mask and the scores take.
+// What the contracts of flash_attn_varlen and flash_attn_with_kvcache share: pages, mask and scores.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -7,6 +7,8 @@
 #include "common/check.h"
 
 namespace glm4v {
+
+constexpr int64_t FLASH_ATTN_PAGE_MULTIPLE = 16;
 
 // Defaults filled in. Negative left or right: unbounded.
 struct FlashAttnOptions {

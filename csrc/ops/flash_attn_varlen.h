@@ -4,8 +4,6 @@
 
 namespace glm4v {
 
-constexpr int64_t FLASH_ATTN_PAGE_MULTIPLE = 16;
-
 struct FlashAttnShape {
   DType dtype;
   int64_t tokens_q, tokens_k, segments, heads, kv_heads, dim;

@@ -78,8 +78,8 @@ inline KvCacheShape check_flash_attn_with_kvcache(
     check_index_is_int64(op, "block_table", *block_table);
     check_shape(op, "block_table", *block_table, {batch, -1}, "[B, max_pages]");
     check_same_device(op, "block_table", *block_table, "q", q);
-    check(capacity > 0 && capacity % 16 == 0, op, ": k_cache must have a page size that is a multiple of 16, got ",
-          capacity);
+    check(capacity > 0 && capacity % FLASH_ATTN_PAGE_MULTIPLE == 0, op,
+          ": k_cache must have a page size that is a multiple of ", FLASH_ATTN_PAGE_MULTIPLE, ", got ", capacity);
     max_pages = block_table->size(1);
   } else if (!cache_batch_idx) {
     check(rows >= batch, op, ": k_cache must have at least B = ", batch, " rows, got ", rows);

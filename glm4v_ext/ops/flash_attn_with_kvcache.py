@@ -35,9 +35,10 @@ def flash_attn_with_kvcache(
 ):
     """``softmax(softmax_scale * q k^T) v`` against the cached keys of each sequence, for decoding. Forward only.
 
-    Sequence ``b`` sees its keys ``cache_leftpad[b] ... cache_seqlens[b] + Sn``. With ``causal``, query ``i`` sees keys
-    up to ``cache_seqlens[b] + Sn - Sq + i`` (bottom-right aligned). ``k`` and ``v`` are first written into the caches,
-    in place, behind the ``cache_seqlens[b]`` keys that are there. A query that sees no key gives zeros.
+    Sequence ``b`` sees its keys from ``cache_leftpad[b]`` to before ``cache_seqlens[b] + Sn``. With ``causal``, query
+    ``i`` sees those up to and with ``cache_seqlens[b] + Sn - Sq + i`` (bottom-right aligned). ``k`` and ``v`` are
+    first written into the caches, in place, behind the ``cache_seqlens[b]`` keys that are there. A query that sees no
+    key gives zeros.
 
     Args:
         q: ``[B, Sq, H, D]``, float32, bfloat16 or float16; D up to 256; H a multiple of K.

@@ -16,10 +16,11 @@ def token_logprob(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """``log_softmax(hidden @ weight.T / temperature)`` at the targets, without ever holding ``[T, V]``.
 
-    Logits exist for a chunk of the vocabulary at a time, 16 MiB or 1024 columns of it, and are rounded to the dtype of
-    ``hidden``, as those of a linear layer; softmax and entropy are fp32. The backward computes them again: it makes
-    four products of that size where plain PyTorch makes three, less one for ``hidden`` or ``weight`` that requires no
-    grad. Besides the gradients it holds ``[T, C]`` in fp32. Deterministic.
+    Logits exist for a chunk of the vocabulary at a time: 16 MiB of them, 32 on a GPU, but 1024 columns at least. They
+    are rounded to the dtype of ``hidden``, as those of a linear layer; softmax and entropy are fp32. The backward
+    computes them again: forward and backward make four products of that size where plain PyTorch makes three, one less
+    for ``hidden`` or ``weight`` that requires no grad. Besides the gradients it holds ``[T, C]`` in fp32.
+    Deterministic.
 
     Args:
         hidden: ``[T, C]``, float32, bfloat16 or float16.

@@ -25,26 +25,19 @@ from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
 
 from . import weights
+from .answer import TAGS
 from .config import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, Config, TextConfig, VisionConfig
 from .config import checkpoint_folder as folder_of
 from .errors import InputError
 from .files import json_text, read_json, write_text
 from .model import Glm4v
+from .processor import BORDERS, IMAGES, VIDEOS
 from .prompt import CHAT_TEMPLATE
 from .tokenizer import load_tokenizer
 
 MROPE_SHARES = (2, 3, 3)  # of eight: 8, 12 and 12 of 32 frequencies in the released model
 TOKENIZER_FILE = "tokenizer.json"
 KEPT_FILES = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
-PICTURE_TOKENS = {
-    "image_start_token_id": "<|begin_of_image|>",
-    "image_end_token_id": "<|end_of_image|>",
-    "video_start_token_id": "<|begin_of_video|>",
-    "video_end_token_id": "<|end_of_video|>",
-    "image_token_id": "<|image|>",
-    "video_token_id": "<|video|>",
-}
-ANSWER_TOKENS = ("<think>", "</think>", "<answer>", "</answer>", "<|begin_of_box|>", "<|end_of_box|>")
 
 
 def assemble(
@@ -267,14 +260,12 @@ def _check(tensors: dict[str, Tensor], config: Config) -> None:
 def _tokenizer(folder: Path, vocab_size: int) -> tuple[Tokenizer, dict[str, Any]]:
     """The decoder's tokenizer with what it lacks of GLM-4.1V's tokens, and the ids of the six picture tokens."""
     tokenizer = load_tokenizer(folder)
-    tokenizer.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in PICTURE_TOKENS.values()]
-    )
-    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in ANSWER_TOKENS])
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in BORDERS.values()])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in TAGS])
     if (size := tokenizer.get_vocab_size()) > vocab_size:
         path, expectation = folder / TOKENIZER_FILE, f"at most vocab_size = {vocab_size}"
         raise InputError(f"assemble: {path}: tokens, those of pictures included, must be {expectation}, got {size}")
-    return tokenizer, {name: tokenizer.token_to_id(token) for name, token in PICTURE_TOKENS.items()}
+    return tokenizer, {name: tokenizer.token_to_id(token) for name, token in BORDERS.items()}
 
 
 def _text_files(source: Path, tokenizer: Tokenizer) -> dict[str, str]:
@@ -285,17 +276,17 @@ def _text_files(source: Path, tokenizer: Tokenizer) -> dict[str, str]:
             content = read_json(source / name, "assemble")
             content.pop("chat_template", None)  # the decoder's knows no pictures
             texts[name] = json_text(content)
-    for name, kind, longest_edge in (("preprocessor", "Image", 9_633_792), ("video_preprocessor", "Video", 47_040_000)):
+    for name, kind, settings in (("preprocessor", "Image", IMAGES), ("video_preprocessor", "Video", VIDEOS)):
         content = {
             f"{kind.lower()}_processor_type": f"Glm4v{kind}Processor",
             "processor_class": "Glm4vProcessor",
-            "size": {"shortest_edge": 12_544, "longest_edge": longest_edge},
-            "image_mean": [0.48145466, 0.4578275, 0.40821073],
-            "image_std": [0.26862954, 0.26130258, 0.27577711],
+            "size": {"shortest_edge": settings.min_pixels, "longest_edge": settings.max_pixels},
+            "image_mean": list(settings.mean),
+            "image_std": list(settings.std),
             "patch_size": PATCH_SIZE,
             "temporal_patch_size": TEMPORAL_PATCH_SIZE,
             "merge_size": MERGE_SIZE,
         }
-        content |= {"fps": 2, "max_duration": 300} if kind == "Video" else {}
+        content |= {"fps": settings.fps, "max_duration": settings.max_duration} if kind == "Video" else {}
         texts[f"{name}_config.json"] = json_text(content)
     return texts

@@ -66,3 +66,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     frames = extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     return 1, f"{type(error).__name__}: {line}{where}"
+
+
+if __name__ == "__main__":
+    main()

@@ -18,6 +18,7 @@ from .errors import InputError
 from .files import json_text, read_json, write_text
 
 CHANNELS, PATCH_SIZE, TEMPORAL_PATCH_SIZE, MERGE_SIZE = 3, 14, 2, 2
+# What the kernels are written for; another value is an error.
 FIXED: dict[str, Any] = {
     "hidden_act": "silu",
     "attention_dropout": 0.0,
@@ -25,7 +26,7 @@ FIXED: dict[str, Any] = {
     "patch_size": PATCH_SIZE,
     "temporal_patch_size": TEMPORAL_PATCH_SIZE,
     "spatial_merge_size": MERGE_SIZE,
-}  # what the kernels are written for; another value is an error
+}
 DTYPES = ("float64", "float32", "bfloat16", "float16")  # that weights are read in
 
 
@@ -65,9 +66,8 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         _divides("vision_config", "hidden_size", self.hidden_size, "num_heads", self.num_heads)
-        _expect(
-            self.head_dim % 4 == 0, "vision_config", "hidden_size / num_heads", "a multiple of 4", self.head_dim
-        )  # a row angle and a column angle per pair of values
+        # A row angle and a column angle per pair of values.
+        _expect(self.head_dim % 4 == 0, "vision_config", "hidden_size / num_heads", "a multiple of 4", self.head_dim)
         _divides("vision_config", "image_size", self.image_size, "patch_size", PATCH_SIZE)
         _expect(self.rope_theta > 0, "vision_config", "rope_theta", "above 0", self.rope_theta)
 

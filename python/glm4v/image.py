@@ -25,6 +25,7 @@ from .source import Source, find
 ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray"
 
 ORIENTATION = 0x0112
+# By EXIF orientation; from 5 on, height and width change places.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -33,7 +34,7 @@ UPRIGHT = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # by EXIF orientation; from 5 on, height and width change places
+}
 
 
 def smart_resize(

@@ -55,18 +55,21 @@ BORDERS = {
 
 @dataclass(frozen=True)
 class PixelSettings:
-    """How pictures become patches; ``min_pixels`` and ``max_pixels`` count all frames, an image counts as two."""
+    """How pictures become patches; ``min_pixels`` and ``max_pixels`` count all frames, an image counts as two.
 
-    min_pixels: int
-    max_pixels: int
+    Defaults are the release's, for images.
+    """
+
+    min_pixels: int = 112 * 112
+    max_pixels: int = 9_633_792
     mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
     fps: float = 2
     max_duration: float = 300
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], longest_edge: int, where: str) -> PixelSettings:
-        """Settings of a preprocessor's file; ``where`` says in an error whose they are."""
+    def from_dict(cls, data: Mapping[str, Any], release: PixelSettings, where: str) -> PixelSettings:
+        """Settings of a preprocessor's file, the release's for the rest; ``where`` says in an error whose they are."""
 
         def stated(key: str, default: Any, expectation: str, fits: Callable[[Any], bool]) -> Any:
             value = default if data.get(key) is None else data[key]
@@ -86,16 +89,19 @@ class PixelSettings:
         def edges(value: Any) -> bool:
             return isinstance(value, dict) and all(positive(value.get(key, 1)) for key in size)
 
-        size = {"shortest_edge": 112 * 112, "longest_edge": longest_edge}
+        size = {"shortest_edge": release.min_pixels, "longest_edge": release.max_pixels}
         size |= stated("size", {}, f"positive numbers named {' and '.join(size)}", edges)
         return cls(
             min_pixels=size["shortest_edge"],
             max_pixels=size["longest_edge"],
-            mean=tuple(stated("image_mean", cls.mean, "3 numbers", three)),
-            std=tuple(stated("image_std", cls.std, "3 positive numbers", lambda x: three(x) and min(x) > 0)),
-            fps=stated("fps", cls.fps, "a positive number", positive),
-            max_duration=stated("max_duration", cls.max_duration, "a positive number", positive),
+            mean=tuple(stated("image_mean", release.mean, "3 numbers", three)),
+            std=tuple(stated("image_std", release.std, "3 positive numbers", lambda x: three(x) and min(x) > 0)),
+            fps=stated("fps", release.fps, "a positive number", positive),
+            max_duration=stated("max_duration", release.max_duration, "a positive number", positive),
         )
+
+
+IMAGES, VIDEOS = PixelSettings(), PixelSettings(max_pixels=47_040_000)  # the release's
 
 
 @dataclass(frozen=True)
@@ -305,6 +311,6 @@ def _pixel_settings(folder: Path) -> tuple[PixelSettings, PixelSettings]:
             if settings.get(key) not in (None, value):
                 raise InputError(f"processor: {folder}: {key} of {name} must be {value}, got {settings[key]}")
     return (
-        PixelSettings.from_dict(image, 9_633_792, f"{folder}, images"),
-        PixelSettings.from_dict(video, 47_040_000, f"{folder}, videos"),
+        PixelSettings.from_dict(image, IMAGES, f"{folder}, images"),
+        PixelSettings.from_dict(video, VIDEOS, f"{folder}, videos"),
     )

@@ -23,6 +23,7 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
+from .answer import CLOSE_ANSWER, CLOSE_BOX, CLOSE_THINK, OPEN_ANSWER, OPEN_BOX, OPEN_THINK
 from .errors import InputError
 from .files import read_json
 from .kinds import is_list, is_number
@@ -54,7 +55,7 @@ CHAT_TEMPLATE = """\
 
 ROLES = ("system", "user", "assistant")
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-ANSWER_MARKS = ("<answer>", "</answer>", "<|begin_of_box|>", "<|end_of_box|>")
+ANSWER_MARKS = (OPEN_ANSWER, CLOSE_ANSWER, OPEN_BOX, CLOSE_BOX)
 
 
 @dataclass(frozen=True)
@@ -134,9 +135,9 @@ def _outline(part: Any) -> str:
 
 def answer_text(text: str) -> str:
     """What of an earlier answer stays in the history: no thinking, no marks around the answer and its box."""
-    if "</think>" not in text and text.lstrip().startswith("<think>"):  # cut off while thinking
+    if CLOSE_THINK not in text and text.lstrip().startswith(OPEN_THINK):  # cut off while thinking
         return ""
-    kept = text.rpartition("</think>")[2]
+    kept = text.rpartition(CLOSE_THINK)[2]
     for mark in ANSWER_MARKS:
         kept = kept.replace(mark, "")
     return text if kept == text else kept.strip()
@@ -176,9 +177,10 @@ def load_named_tokens(folder: Path) -> dict[str, str]:
 @lru_cache(maxsize=16)
 def _compiled(source: str) -> jinja2.Template:
     """Kept here, since it can be neither copied nor pickled. It runs in a sandbox: it is foreign code."""
+    # transformers' settings and names, which templates are written for.
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationBlock]
-    )  # transformers' settings and names, which templates are written for
+    )
     environment.filters["tojson"] = _tojson
     environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
     return environment.from_string(source)

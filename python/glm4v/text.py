@@ -63,6 +63,8 @@ class Layer(nn.Module):
 
 
 class LanguageModel(nn.Module):
+    """Embedding, decoder layers and last norm; the head is `Glm4v`'s."""
+
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.recompute = False  # see Glm4v.recompute_activations
@@ -72,8 +74,8 @@ class LanguageModel(nn.Module):
 
     def forward(
         self,
-        x: Tensor,  # [T, C]
-        position_ids: Tensor,  # [3, T]
+        x: Tensor,  # [T, C], dtype of the weights
+        position_ids: Tensor,  # [3, T], integers
         cu_seqlens: Tensor,  # int32 [N + 1]
         max_seqlen: int,
         cache: KVCache | None = None,  # empty, N rows

@@ -106,6 +106,8 @@ class Merger(nn.Module):
 
 
 class VisionTower(nn.Module):
+    """From patches to embeddings of the language model: patch embedding, blocks, 2x2 downsample, merger."""
+
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         c = config.hidden_size
@@ -119,7 +121,8 @@ class VisionTower(nn.Module):
         self.post_layernorm = RMSNorm(c, config.rms_norm_eps)
 
     def forward(self, patches: Tensor, grid_thw: Tensor) -> Tensor:
-        """``[P, 1176]`` and ``[I, 3]`` to ``[P / 4, C_out]``."""
+        """``patches [P, 1176]``, in the dtype of the weights, of the pictures ``grid_thw [I, 3]``, integers, whose
+        h and w are even, to embeddings ``[P / 4, C_out]``. The host reads the grids, so it waits for those of a GPU."""
         units = [(h, w) for t, h, w in grid_thw.tolist() for _ in range(t)]
         lengths = torch.tensor([0, *(h * w for h, w in units)], device="cpu")
         index = (grid_thw, patch_positions(units), lengths.cumsum(0, dtype=torch.int32))

@@ -12,6 +12,7 @@ from .types import Group, Rollout, Task
 
 
 def state_of(group: Group) -> dict[str, Any]:
+    """A group without its task, whose id stands for it."""
     rows = [
         {
             "token_ids": r.token_ids.tolist(),

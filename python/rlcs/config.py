@@ -24,6 +24,22 @@ from .rollout import RolloutSettings
 Part = Literal["vision", "merger", "language"]
 
 
+def _expect_at_least(where: str, settings: Any, **least: float) -> None:
+    """An error that names the first setting below its least value; None is none."""
+    for name, limit in least.items():
+        value = getattr(settings, name)
+        if value is not None and value < limit:
+            raise ValueError(f"{where}: {name} must be {limit} or more, got {value}")
+
+
+def _key_in(where: str, variable: str | None) -> str:
+    """What the environment variable holds; empty where none is named."""
+    key = os.environ.get(variable, "") if variable else ""
+    if variable and not key:
+        raise ValueError(f"{where}: key_variable must name a variable that is set, got {variable}")
+    return key
+
+
 @dataclass(frozen=True)
 class ModelSettings:
     """Which model, and what of it is trained."""
@@ -37,8 +53,7 @@ class ModelSettings:
     activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        if self.lora_rank < 0:
-            raise ValueError(f"model: lora_rank must be 0 or more, got {self.lora_rank}")
+        _expect_at_least("model", self, lora_rank=0)
 
 
 @dataclass(frozen=True)
@@ -57,9 +72,7 @@ class RunSettings:
     resume: bool = True  # take up the run that is in the folder, if there is one
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("seed", 0), ("save_every", 0), ("keep", 1), ("eval_every", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"run: {name} must be {least} or more, got {getattr(self, name)}")
+        _expect_at_least("run", self, steps=1, seed=0, save_every=0, keep=1, eval_every=0)
         if self.seconds is not None and not self.seconds > 0:
             raise ValueError(f"run: seconds must be above 0, got {self.seconds}")
 
@@ -74,8 +87,7 @@ class EvalSettings:
     greedy: bool = True  # also one answer at temperature 0
 
     def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"eval: limit must be 1 or more, got {self.limit}")
+        _expect_at_least("eval", self, limit=1)
         if self.samples < 0 or not (self.samples or self.greedy):
             raise ValueError(f"eval: samples must be 1 or more without greedy, else 0 or more, got {self.samples}")
 
@@ -99,9 +111,7 @@ class JudgeSettings:
         """Hands what rules leave open to these judges, if there are any."""
         if not self.urls:
             return
-        key = os.environ.get(self.key_variable, "") if self.key_variable else ""
-        if self.key_variable and not key:
-            raise ValueError(f"judge: key_variable must name a variable that is set, got {self.key_variable}")
+        key = _key_in("judge", self.key_variable)
         limits = (self.timeout_s, Endpoint.tries, self.concurrency, self.requests_per_minute)
         pairs = zip(self.urls, self.models, strict=True)
         use_judge(Judge([Endpoint(url, model, key, *limits) for url, model in pairs]))
@@ -128,9 +138,7 @@ class EngineSettings:
     extra: str = "{}"  # JSON that goes into every request
 
     def __post_init__(self) -> None:
-        for name, least in (("concurrency", 1), ("refresh_every", 1), ("staleness", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"engine: {name} must be {least} or more, got {getattr(self, name)}")
+        _expect_at_least("engine", self, concurrency=1, refresh_every=1, staleness=0)
         for name in ("timeout_s", "patience_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"engine: {name} must be above 0, got {getattr(self, name)}")
@@ -162,13 +170,12 @@ class EngineSettings:
 
     @property
     def key(self) -> str:
-        key = os.environ.get(self.key_variable, "") if self.key_variable else ""
-        if self.key_variable and not key:
-            raise ValueError(f"engine: key_variable must name a variable that is set, got {self.key_variable}")
-        return key
+        """The servers' key, read from the environment; empty where they want none."""
+        return _key_in("engine", self.key_variable)
 
     @property
     def more(self) -> dict[str, Any]:
+        """``extra`` as an object."""
         return json.loads(self.extra)
 
 
@@ -197,13 +204,8 @@ class SftConfig:
     max_skipped: int = 10  # steps in a row whose gradient is not finite, before the run ends
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("batch", 1), ("tokens", 1), ("max_bad_rows", 0), ("buffer", 1), ("workers", 0), ("ahead", 1),
-            ("max_skipped", 1),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"sft: {name} must be {least} or more, got {value}")
+        least = {"batch": 1, "tokens": 1, "max_bad_rows": 0, "buffer": 1, "workers": 0, "ahead": 1, "max_skipped": 1}
+        _expect_at_least("sft", self, **least)
 
 
 @dataclass(frozen=True)
@@ -240,12 +242,8 @@ class TrainConfig:
     max_skipped: int = 10  # steps in a row whose gradient is not finite, before the run ends
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("groups", 1), ("updates", 1), ("tokens", 1), ("max_bad_rows", 0), ("workers", 0), ("ahead", 1),
-            ("max_skipped", 1),
-        ):  # fmt: skip
-            if getattr(self, name) < least:
-                raise ValueError(f"train: {name} must be {least} or more, got {getattr(self, name)}")
+        least = {"groups": 1, "updates": 1, "tokens": 1, "max_bad_rows": 0, "workers": 0, "ahead": 1, "max_skipped": 1}
+        _expect_at_least("train", self, **least)
         if not self.rollout.temperature > 0:
             raise ValueError("train: rollout.temperature must be above 0: a group's answers would be one, got 0")
         if self.overlap and self.refill:

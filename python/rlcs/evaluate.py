@@ -6,6 +6,7 @@ Sampled answers at temperature 1 are what RL moves; greedy ones are what a user 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,20 +16,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from glm4v import Glm4v
+from glm4v import Glm4v, Processor
+from glm4v.answer import CLOSE_ANSWER
 
 from . import parallel
-from .config import JudgeSettings
+from .admission import check_tasks, eval_tasks
+from .config import EvalSettings, JudgeSettings
 from .engines import Engine
 from .engines.native import Native
 from .files import write_text
+from .progress import Bar
 from .prompts import Prompts
 from .rewards import concurrency, verify
 from .rollout import Answer, RolloutSettings
 from .types import Group, Rollout, Task
 
-CLOSE_ANSWER = "</answer>"
 STREAM = (0, 0, 2)  # behind a seed: numpy fills up with zeros what is shorter, so no other stream begins like this
 ROLLOUT, JUDGE = RolloutSettings(), JudgeSettings()  # defaults
 Progress = Callable[[int, int], None]
@@ -252,16 +256,6 @@ def evaluate_files(
         rollout: how answers are made.
         judge: who judges what rules leave open.
     """
-    import json
-
-    import torch
-
-    from glm4v import Processor
-
-    from .config import EvalSettings
-    from .progress import Bar
-    from .run import check_tasks, eval_tasks
-
     how = EvalSettings(tasks, limit, samples, greedy)
     if threads is not None:
         torch.set_num_threads(threads)

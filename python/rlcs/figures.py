@@ -94,7 +94,7 @@ def curves(
 
 def stack(
     name: str, x: np.ndarray, parts: Mapping[str, np.ndarray], colours: Sequence[str], x_label: str, y_label: str,
-    *, share: bool = False, marks: Sequence[float] = (),
+    *, share: bool = False,
 ) -> str | None:  # fmt: skip
     """Parts of a whole, one on the other; with ``share`` of one."""
     kept = {label: np.nan_to_num(y) for label, y in parts.items() if np.nan_to_num(y).any()}

@@ -54,7 +54,7 @@ class Settings:
 
 
 class Ledger:
-    """What is known of each prompt: rollouts passed and failed (fractions count in parts), and by which category."""
+    """What is known of each prompt: its category, and rollouts passed and failed, in which fractions count in parts."""
 
     def __init__(self, tasks: Iterable[Any], settings: Settings) -> None:
         rows = [_row(task) for task in tasks]
@@ -80,6 +80,7 @@ class Ledger:
         return len(self.ids)
 
     def add(self, at: int, rewards: np.ndarray, draw: int) -> None:
+        """Takes in the rewards ``[G]`` in [0, 1] of prompt ``at``, seen after so many draws."""
         keep = self.settings.forget
         self.passed[at] = self.passed[at] * keep + rewards.sum()
         self.failed[at] = self.failed[at] * keep + (1 - rewards).sum()
@@ -87,6 +88,7 @@ class Ledger:
         self.seen[at] = draw
 
     def age(self) -> None:
+        """Lets all that is known fade, once for each draw."""
         self.passed *= self.settings.fade
         self.failed *= self.settings.fade
 
@@ -104,6 +106,7 @@ class Ledger:
         return self.passed + prior * rate, self.failed + prior * (1 - rate)
 
     def pass_rate(self) -> np.ndarray:
+        """[P] mean of each prompt's posterior."""
         alpha, beta = self.posterior()
         return alpha / (alpha + beta)
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from .data import stands_inside
-from .files import write_text
+from .files import whole, write_text
 from .types import Group
 
 WANDB_ID = "wandb-id.txt"
@@ -189,10 +189,11 @@ def _shown(part: Mapping[str, Any], folder: Path, name: str, index: int) -> dict
     film = kind == "video" and each[0] is source
     file = Path("pictures") / f"{file_name(name)}-{index}.{'mp4' if film else 'png'}"
     if not (folder / file).exists():
-        if film:
-            (folder / file).write_bytes(find(kind, source).data)  # type: ignore[arg-type]
-        else:
-            found = [Picture(one) for one in each]
-            array = np.concatenate([picture.pixels(picture.height, picture.width) for picture in found], axis=1)
-            Image.fromarray(array).save(folder / file)
+        with whole(folder / file) as place:
+            if film:
+                place.write_bytes(find(kind, source).data)  # type: ignore[arg-type]
+            else:
+                found = [Picture(one) for one in each]
+                array = np.concatenate([picture.pixels(picture.height, picture.width) for picture in found], axis=1)
+                Image.fromarray(array).save(place, "PNG")
     return {"type": "video", "video": str(file)} if film else {"type": "image", "image": str(file)}

@@ -18,13 +18,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LossSettings:
+    """What is clipped and added, and what the mean is over."""
+
     clip_low: float = 0.2
     clip_high: float = 0.28
     kl: float = 0.0  # times E[exp(d) - d - 1], d = log p_ref - log p_new
     mean: Literal["sample", "token"] = "sample"
-    truncate_importance: float = (
-        2.0  # most weight of p_old over p_behaviour, where the engine's log-probabilities differ
-    )
+    # Most weight of p_old over p_behaviour, where the engine's log-probabilities differ.
+    truncate_importance: float = 2.0
 
     def __post_init__(self) -> None:
         if not (0 < self.clip_low < 1 and self.clip_high > 0 and self.kl >= 0 and self.truncate_importance >= 1):

@@ -99,5 +99,5 @@ def figure(title: str, svg: str, caption: str, wide: bool = False) -> str:
     return f"<figure{kind}><h4>{escape(title)}</h4>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def folded(title: str, body: str, opened: bool = False) -> str:
-    return f"<details{' open' if opened else ''}><summary>{escape(title)}</summary>{body}</details>"
+def folded(title: str, body: str) -> str:
+    return f"<details><summary>{escape(title)}</summary>{body}</details>"

@@ -49,14 +49,12 @@ def held_out(records: Sequence[Record]) -> list[Panel]:
         panels += kept((f"Before and after, {mode}", svg, "Bars are one standard error over tasks."))
     for axis, label in (("seconds", "seconds of training"), ("rollouts", "rollouts")):
         shown = [record for record in records if axis == "seconds" or record.waves]
-        series = [one for i, r in enumerate(shown) for one in _scores(r, records, "all", axis, _colour(records, r), i)]
+        series = [one for r in shown for one in _scores(r, records, "all", axis, _colour(records, r))]
         svg = figures.curves(f"held-out-{axis}", series, label, "score, points", smooth=False)
         title = "Held-out score over " + ("time" if axis == "seconds" else "rollouts")
         panels += kept((title, svg, "Mean over domains, one standard error as a band. Solid: sampled; dashed: greedy."))
     small = {
-        domain: [
-            one for i, r in enumerate(records) for one in _scores(r, records, domain, "seconds", _colour(records, r), i)
-        ]
+        domain: [one for r in records for one in _scores(r, records, domain, "seconds", _colour(records, r))]
         for domain in domains
     }
     svg = figures.multiples("held-out-domains", small, "seconds of training", "score, points")
@@ -76,7 +74,7 @@ def history(record: Record, records: Sequence[Record]) -> list[Row]:
     return [{**start[0], "step": 0, "seconds": 0.0}, *record.evals]
 
 
-def _scores(record: Record, records: Sequence[Record], domain: str, axis: str, colour: str, index: int) -> list[Series]:
+def _scores(record: Record, records: Sequence[Record], domain: str, axis: str, colour: str) -> list[Series]:
     rows, found = history(record, records), []
     x = column(rows, "seconds") if axis == "seconds" else [record.rollouts_at(row.get("step") or 0) for row in rows]
     for mode in record.modes:

@@ -25,6 +25,7 @@ from .costs import (
 )
 
 GIB = 2**30
+VALUE = 2  # bytes of bf16, which the model computes in
 
 
 @dataclass(frozen=True)
@@ -111,24 +112,22 @@ class Plan:
             raise ValueError(f"plan: prompt + answer must be {most}, got {self.prompt + self.answer}")
 
 
-def plan(config: Config, run: Plan, hardware: Hardware | None = None, dtype: str = "bfloat16") -> dict[str, Any]:
-    """Bytes of a GPU, seconds of a wave by phase and by what bounds it, tokens a second, and what does not fit."""
+def plan(config: Config, run: Plan, hardware: Hardware | None = None) -> dict[str, Any]:
+    """Bytes of a GPU, seconds of a wave by phase and by what bounds it, tokens a second, and what does not fit; the
+    model computes in bf16."""
     gpu = hardware or GPUS[run.gpu]
     shards, several = run.gpus // run.replicate, run.gpus > 1
-    state = state_bytes(config, dtype, shards if several else None)
+    state = state_bytes(config, shards=shards if several else None)
     micro = _micro_steps(run)
     memory = {name: size for name, size in state.items() if size}
-    value = 4 if dtype == "float32" else 2
-    in_block, outside = gathered_bytes(config, shards, value) if several else (0.0, 0.0)
-    activations = activation_bytes(
-        config, run.context, micro["rows"], micro["patches"], run.activation_checkpointing, value
-    )
+    in_block, outside = gathered_bytes(config, shards) if several else (0.0, 0.0)
+    activations = activation_bytes(config, run.context, micro["rows"], micro["patches"], run.activation_checkpointing)
     if several:
         memory |= {"whole, in a block's backward pass": in_block, "whole, outside of blocks": outside}
     memory["activations"] = activations
     step = state.pop("gradients in fp32")
     training = sum(state.values()) + max(in_block + activations, outside, step)
-    phases = {"update": _update(config, run, gpu, shards, micro, value)}
+    phases = {"update": _update(config, run, gpu, shards, micro)}
     problems, peaks = [], {"training": training}
     if training > gpu.room:
         more = "" if run.activation_checkpointing else ", or take --activation-checkpointing"
@@ -138,9 +137,9 @@ def plan(config: Config, run: Plan, hardware: Hardware | None = None, dtype: str
         )
     if run.algorithm == "rlcs":
         # Gradients are gone by then; ranks put the whole weights together for the rollouts.
-        whole = value * sum(parameters(config).values()) if several else 0
+        whole = VALUE * sum(parameters(config).values()) if several else 0
         held = whole + sum(state.values()) - state["gradients"]
-        cache, phases["prefill"], phases["decode"] = _rollout(config, run, gpu, gpu.room - held, value)
+        cache, phases["prefill"], phases["decode"] = _rollout(config, run, gpu, gpu.room - held)
         if several:
             phases["weights for rollouts"] = _longest(traffic=_traffic(run, gpu, shards, whole))
             memory["whole weights (rollout)"] = whole
@@ -162,7 +161,7 @@ def plan(config: Config, run: Plan, hardware: Hardware | None = None, dtype: str
         "peak_gib": {name: size / GIB for name, size in peaks.items()}, "usable_gib": gpu.room / GIB,
         "micro_steps": micro["steps"], "phases": phases, "seconds": wave,
         "tokens_per_s": {"trained": answers / wave, "read": run.gpus * micro["tokens"] / wave},
-        "breaks_first": _strain(run, phases, micro["steps"], {name: size / gpu.room for name, size in peaks.items()}),
+        "breaks_first": _strain(phases, micro["steps"], {name: size / gpu.room for name, size in peaks.items()}),
         "problems": problems,
     }  # fmt: skip
 
@@ -187,9 +186,7 @@ def _micro_steps(run: Plan) -> dict[str, float]:
     }
 
 
-def _update(
-    config: Config, run: Plan, gpu: Hardware, shards: int, micro: dict[str, float], value: int
-) -> dict[str, Any]:
+def _update(config: Config, run: Plan, gpu: Hardware, shards: int, micro: dict[str, float]) -> dict[str, Any]:
     group = run.group if run.algorithm == "rlcs" else 1
     prompts, answers = run.groups * micro["units"], run.groups * group
     seen = run.image_tokens * MERGED
@@ -197,7 +194,7 @@ def _update(
     flops = text_flops(config, prompts * run.prompt + answers * run.answer, pairs, answers * run.answer)
     flops += vision_flops(config, prompts * seen, prompts * seen**2)
     work = flops.update(run.activation_checkpointing)
-    gathered, summed = moved_bytes(config, value)
+    gathered, summed = moved_bytes(config)
     traffic = _traffic(run, gpu, shards, gathered + summed)
     if run.replicate > 1:  # each GPU sums its rows up with those of the other copies
         network = gpu.network_gbps if run.gpus > run.gpus_per_node else gpu.link_gbps
@@ -207,14 +204,12 @@ def _update(
     return {"pflops": work / 1e15, **_longest(compute=work / run.gpus / gpu.flops_s, traffic=traffic)}
 
 
-def _rollout(
-    config: Config, run: Plan, gpu: Hardware, room: float, value: int
-) -> tuple[float, dict[str, Any], dict[str, Any]]:
+def _rollout(config: Config, run: Plan, gpu: Hardware, room: float) -> tuple[float, dict[str, Any], dict[str, Any]]:
     """Bytes of the cache, prefill and decoding. Rows that end make room for others (`rollout`); each has pages for its
     longest answer from the start, and shares those of its prompt, of which four times as many are held (`pages`)."""
     groups, each = run.groups * run.expansion, parameters(config)
     rows = groups * run.group / run.gpus
-    row = kv_bytes(config, value) * (run.longest_answer + 4 * run.prompt / run.group)
+    row = kv_bytes(config) * (run.longest_answer + 4 * run.prompt / run.group)
     together = min(math.ceil(rows), max(0, int(room // row)))
     seen = run.image_tokens * MERGED
     read = text_flops(config, run.prompt, run.prompt**2 / 2, 1) + vision_flops(config, seen, seen**2)
@@ -224,8 +219,8 @@ def _rollout(
     decode = groups * run.group * said.forward
     # All rows go on until the last that began ends: at best as long as one of the longest.
     steps = run.longest_answer + max(0.0, rows / max(together, 1) - 1) * run.answer
-    weights = steps * value * each["text"]  # the head is read in place of the embedding, which is as large
-    keys = rows * run.answer * late * kv_bytes(config, value)
+    weights = steps * VALUE * each["text"]  # the head is read in place of the embedding, which is as large
+    keys = rows * run.answer * late * kv_bytes(config)
     compute = decode / run.gpus / gpu.flops_s
     return (
         float(together * row),
@@ -252,7 +247,7 @@ def _longest(**seconds: float) -> dict[str, Any]:
     return {"seconds": seconds[bound], "bound": bound, **{f"{name}_seconds": s for name, s in seconds.items()}}
 
 
-def _strain(run: Plan, phases: dict[str, Any], micro_steps: float, peaks: dict[str, float]) -> dict[str, float]:
+def _strain(phases: dict[str, Any], micro_steps: float, peaks: dict[str, float]) -> dict[str, float]:
     """How near each limit is, 1 is there; the worst first. A cache fills what it finds, so memory counts in training
     alone."""
     update = phases["update"]

@@ -132,7 +132,7 @@ class Record:
         return sorted(int(file.stem) for file in files if file.stem.isdigit())
 
     def groups(self, step: int) -> list[Row]:
-        """Groups of one wave; pictures with whole paths. Raises ValueError where the wave isn't kept."""
+        """Groups of one wave; `pictures` finds their files. Raises ValueError where the wave isn't kept."""
         if step not in self.steps_shown:
             raise ValueError(f"run: step must be one of {_ranges(self.steps_shown)} of {self.folder}, got {step}")
         path = self.folder / "rollouts" / f"{step:06d}.jsonl"
@@ -197,6 +197,14 @@ def column(rows: Sequence[Row], name: str) -> np.ndarray:
 def names(rows: Sequence[Row], prefix: str) -> list[str]:
     """What follows the prefix, in the order of appearance."""
     return list(dict.fromkeys(key[len(prefix) :] for row in rows for key in row if key.startswith(prefix)))
+
+
+def by_flag(settings: Row, at: str = "") -> Row:
+    """Settings by their flags' names: ``{"run": {"seed": 0}}`` as ``{"run.seed": 0}``."""
+    found: Row = {}
+    for key, value in settings.items():
+        found |= by_flag(value, f"{at}{key}.") if isinstance(value, dict) else {f"{at}{key}": value}
+    return found
 
 
 def pictures(group: Row, folder: Path) -> list[tuple[str, list[Path]]]:

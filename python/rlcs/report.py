@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from . import panels
 from .gallery import gallery
 from .page import document, figure, folded, table, tile, write
 from .panels import POINTS
-from .record import Record, Result, Row, before, column, span
+from .record import Record, Result, Row, before, by_flag, column, span
 
 SURE = 2.0  # standard errors from which a difference is told as one
 GALLERY = (
@@ -140,7 +139,7 @@ def _arms(records: Sequence[Record], gains: Mapping[str, Result]) -> dict[str, R
     """Gains by arm: runs that differ in seed and files alone are one, with the standard error over its runs."""
     arms: dict[str, list[Record]] = {}
     for record in records:
-        settings = {key: value for key, value in _flat(record.config) if key not in SEED_AND_FILES}
+        settings = {key: value for key, value in by_flag(record.config).items() if key not in SEED_AND_FILES}
         arms.setdefault(f"{settings or record.name}", []).append(record)
     found = {}
     for runs in arms.values():
@@ -265,18 +264,11 @@ def alarms(record: Record) -> list[str]:
 
 def differences(records: Sequence[Record]) -> str:
     """Settings that all runs have and in which they differ, as a table."""
-    flat = [dict(_flat(record.config)) for record in records]
+    flat = [by_flag(record.config) for record in records]
     keys = [key for key in flat[0] if key != "run.out" and all(key in one for one in flat)]
     unlike = [key for key in keys if len({repr(one[key]) for one in flat}) > 1]
     rows = [("", [escape(key), *(escape(str(one[key])) for one in flat)]) for key in unlike]
     return table([[("setting", 1), *((record.name, 1) for record in records)]], rows, "words") if rows else ""
-
-
-def _flat(config: Row, at: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for key, value in config.items():
-        found += _flat(value, f"{at}{key}.") if isinstance(value, dict) else [(f"{at}{key}", value)]
-    return found
 
 
 # --- formats ---

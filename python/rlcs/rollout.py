@@ -124,11 +124,6 @@ class Statistics:
     prefill_s: float = 0.0
     decode_s: float = 0.0
 
-    @property
-    def mean_rows(self) -> float:
-        """Answers that a step continued, on average."""
-        return self.row_steps / max(1, self.steps)
-
 
 class Rollouts:
     """Iterates over ``(prompt index, its G answers)``, each as soon as the group is complete. See `rollouts`."""

@@ -13,7 +13,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ import torch
 from glm4v import Glm4v, Processor
 from glm4v.layers import Linear
 
-from . import checkpoint, evaluate, lora, parallel, rewards
+from . import checkpoint, evaluate, lora, parallel
+from .admission import check_tasks, eval_tasks
 from .config import EvalSettings, ModelSettings, Part, RunSettings, SftConfig, TrainConfig, plain
 from .data import read_tasks
 from .files import write_text
@@ -32,9 +33,9 @@ from .logs import Log, Silence
 from .optimizer import Optimizer
 from .progress import Bar
 from .prompts import Prompts
+from .record import by_flag
 from .rollout import NotFinite, RolloutSettings
 from .shards import BadRows
-from .types import Task
 
 CARRIED_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
@@ -43,8 +44,6 @@ CARRIED_FILES = (
 
 TIED = ("model.dtype", "model.freeze", "model.lora_rank", "model.lora_alpha")
 """What a checkpoint's optimizer state hangs on."""
-
-MANY, STRIDE = 20_000, 500  # tasks whose check is worth a bar, and how often that moves
 
 
 class Run:
@@ -274,70 +273,6 @@ def _carry(source: Path, folder: Path) -> None:
             shutil.copyfile(source / name, folder / name)
 
 
-def eval_tasks(settings: EvalSettings) -> list[Task]:
-    """Held-out tasks, at most ``limit`` of each domain."""
-    if settings.tasks is None:
-        return []
-    tasks, counts = [], dict[str, int]()
-    for task in read_tasks(settings.tasks):
-        counts[task.domain] = counts.get(task.domain, 0) + 1
-        if settings.limit is None or counts[task.domain] <= settings.limit:
-            tasks.append(task)
-    return tasks
-
-
-def check_tasks(
-    tasks: Sequence[Task],
-    rollout: RolloutSettings,
-    processor: Processor,
-    bad: BadRows | None = None,
-    budget: int | None = None,
-) -> list[Task]:
-    """The tasks that the model can be asked and whose answers can be judged, before anything is computed.
-
-    Raises:
-        ValueError: answers or a prompt are longer than the context (or, with ``budget``, than a micro-step), a picture
-            cannot be read, a verifier cannot judge. Prompts are left out, and noted, where ``bad`` allows it.
-    """
-    bad = bad or BadRows("fatal", 0, print)
-    if not tasks:
-        return []
-    context = processor.config.text_config.max_position_embeddings
-    if rollout.max_new_tokens >= context:
-        most = f"below {context}, the model's context"
-        raise ValueError(f"rollout: max_new_tokens must be {most}, got {rollout.max_new_tokens}")
-    for domain in dict.fromkeys(task.domain for task in tasks):
-        rewards.check(domain)
-    good = []
-    for task in _shown(tasks):
-        try:
-            length = sum(processor.count_tokens([list(task.messages)]))  # type: ignore[arg-type]
-            if length >= context:
-                raise ValueError(f"the prompt must be below {context} tokens, the model's context, got {length}")
-            whole = min(length + rollout.max_new_tokens, context)
-            if budget is not None and whole > budget:
-                raise ValueError(f"prompt and answer must fit the {budget} tokens of a micro-step, got up to {whole}")
-            good.append(task)
-        except ValueError as error:
-            bad(f"task {task.id!r}", error)
-    if not good:
-        raise ValueError("data: a task must fit the model, got none that does")
-    return good
-
-
-def _shown(tasks: Sequence[Task]) -> Iterator[Task]:
-    """The tasks in turn, with a bar where that takes more than seconds."""
-    if len(tasks) < MANY:
-        yield from tasks
-        return
-    with Bar("checking tasks", quiet=not parallel.first()) as bar:
-        for i, task in enumerate(tasks):
-            if i % STRIDE == 0:
-                bar(i, len(tasks))
-            yield task
-        bar(len(tasks), len(tasks))
-
-
 def eval_settings(rollout: RolloutSettings) -> RolloutSettings:
     """Answers of an evaluation are as long as those of training, with one thinking budget for all."""
     return dataclasses.replace(rollout, random_budgets=None)
@@ -354,7 +289,7 @@ def _taken_up(saved: checkpoint.Saved, config: SftConfig | TrainConfig, note: Ca
     state = saved.state()
     if not {"config", "seconds"} <= state.keys():
         raise ValueError(f"checkpoint: {saved.folder}/state.json must hold config and seconds, got neither or one")
-    before, now = _flat(state["config"]), _flat(json.loads(json.dumps(plain(config))))
+    before, now = by_flag(state["config"]), by_flag(json.loads(json.dumps(plain(config))))
     kinds = ["train" if "tasks" in settings else "sft" for settings in (before, now)]
     if kinds[0] != kinds[1]:
         out = f"a folder of `rlcs {kinds[1]}`, got one of `rlcs {kinds[0]}`: {config.run.out}"
@@ -366,13 +301,3 @@ def _taken_up(saved: checkpoint.Saved, config: SftConfig | TrainConfig, note: Ca
     said = ", ".join(f"{name} {before[name]} -> {now[name]}" for name in now if name in changed)
     note(f"going on from {saved.folder}" + (f", with changed settings: {said}" if said else ""))
     return state
-
-
-def _flat(settings: Any, at: str = "") -> dict[str, Any]:
-    """Settings by their flags' names."""
-    if not isinstance(settings, dict):
-        return {at: settings}
-    flat: dict[str, Any] = {}
-    for key, part in settings.items():
-        flat |= _flat(part, f"{at}.{key}" if at else key)
-    return flat

@@ -111,9 +111,7 @@ def rows_of(file: Path, start: int = 0) -> Iterator[Row]:
             yield row
     except FileNotFoundError:
         raise  # a wrong path, not a bad file
-    except OSError as error:  # pyarrow's own are ValueErrors or OSErrors
-        raise Unreadable(_unreadable(file, number, error)) from None
-    except ValueError as error:
+    except (OSError, ValueError) as error:  # pyarrow's own are among them
         raise Unreadable(_unreadable(file, number, error)) from None
 
 

@@ -18,7 +18,9 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from glm4v import Glm4v
-from glm4v.config import Config, TextConfig, VisionConfig
+from glm4v.answer import CLOSE_ANSWER, TAGS
+from glm4v.config import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, Config, TextConfig, VisionConfig
+from glm4v.processor import IMAGES
 from glm4v.prompt import CHAT_TEMPLATE
 
 CONTROL_TOKENS = (
@@ -26,14 +28,13 @@ CONTROL_TOKENS = (
     "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>",
     "<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>", "<|image|>", "<|video|>",
 )  # fmt: skip
-ANSWER_TOKENS = ("<think>", "</think>", "<answer>", "</answer>", "<|begin_of_box|>", "<|end_of_box|>")
-STOP_TOKENS = ("<|endoftext|>", "<|user|>", "<|observation|>", "</answer>")
-CONTEXT = 2048
+STOP_TOKENS = ("<|endoftext|>", "<|user|>", "<|observation|>", CLOSE_ANSWER)
+CONTEXT, MERGES = 2048, 128
 BRANCH = 0.2  # what a block adds at first, over what it reads
 EMBED = 0.5
 
 
-def make_tokenizer(texts: Iterable[str], merges: int = 128) -> Tokenizer:
+def make_tokenizer(texts: Iterable[str]) -> Tokenizer:
     """A byte-level BPE of 256 bytes and some merges learned from ``texts``, then GLM's special tokens in GLM's order.
 
     Digits stay apart: each is one scan. Tags in the texts are special tokens, so they take no part.
@@ -44,11 +45,11 @@ def make_tokenizer(texts: Iterable[str], merges: int = 128) -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=256 + merges, initial_alphabet=alphabet, show_progress=False)
-    tags = re.compile("|".join(map(re.escape, ANSWER_TOKENS)))
+    trainer = trainers.BpeTrainer(vocab_size=256 + MERGES, initial_alphabet=alphabet, show_progress=False)
+    tags = re.compile("|".join(map(re.escape, TAGS)))
     tokenizer.train_from_iterator((piece for text in texts for piece in tags.split(text)), trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
-    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in ANSWER_TOKENS])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in TAGS])
     return tokenizer
 
 
@@ -103,11 +104,11 @@ def picture_settings(shortest_edge: int, longest_edge: int) -> dict[str, Any]:
         "do_rescale": True,
         "do_normalize": True,
         "rescale_factor": 1 / 255,
-        "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "image_std": [0.26862954, 0.26130258, 0.27577711],
-        "patch_size": 14,
-        "temporal_patch_size": 2,
-        "merge_size": 2,
+        "image_mean": list(IMAGES.mean),
+        "image_std": list(IMAGES.std),
+        "patch_size": PATCH_SIZE,
+        "temporal_patch_size": TEMPORAL_PATCH_SIZE,
+        "merge_size": MERGE_SIZE,
     }
 
 
@@ -118,7 +119,7 @@ def make_checkpoint(folder: str | Path, texts: Iterable[str], seed: int = 0) -> 
     tokenizer = make_tokenizer(texts)
     make_model(tokenizer, seed).save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
-    pictures = picture_settings(28 * 28, 9_633_792)  # the release's least would enlarge a scan
+    pictures = picture_settings(28 * 28, IMAGES.max_pixels)  # the release's least would enlarge a scan
     files = {
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",

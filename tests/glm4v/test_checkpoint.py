@@ -4,7 +4,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, Glm4vForConditionalGeneration
 
-from examples.make_checkpoint import ANSWER_TOKENS, CONTROL_TOKENS, STOP_TOKENS, make_checkpoint
+from examples.make_checkpoint import CONTROL_TOKENS, STOP_TOKENS, make_checkpoint
+from glm4v.answer import TAGS
 
 
 def test_transformers_reads_it(tiny_checkpoint):
@@ -22,7 +23,7 @@ def test_transformers_reads_it(tiny_checkpoint):
 def test_special_tokens_are_single_and_agree_with_the_config(tiny_checkpoint):
     tokenizer = Tokenizer.from_file(str(tiny_checkpoint / "tokenizer.json"))
     config = json.loads((tiny_checkpoint / "config.json").read_text())
-    ids = [tokenizer.token_to_id(token) for token in CONTROL_TOKENS + ANSWER_TOKENS]
+    ids = [tokenizer.token_to_id(token) for token in CONTROL_TOKENS + TAGS]
     assert ids == list(range(ids[0], ids[0] + len(ids)))  # in GLM's order, without gaps
     assert config["image_token_id"] == tokenizer.token_to_id("<|image|>")
     assert config["text_config"]["eos_token_id"] == [tokenizer.token_to_id(token) for token in STOP_TOKENS]

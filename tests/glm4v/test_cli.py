@@ -46,7 +46,7 @@ def photo(photos, tmp_path):
 
 
 def start(*arguments, **options):
-    command = [sys.executable, "-c", "from glm4v.cli import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-m", "glm4v.cli", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'python'}"}
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     return subprocess.Popen(command, env=environment, text=True, **{**pipes, **options})

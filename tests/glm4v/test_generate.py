@@ -1,4 +1,4 @@
-"""The engine, on a mock model: what comes out, in which order, for whom. Parity with transformers is in test_parity."""
+"""The engine, on a mock model: what comes out, in which order, for whom. Against transformers: test_greedy."""
 
 import math
 

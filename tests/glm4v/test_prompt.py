@@ -6,12 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from examples.make_checkpoint import ANSWER_TOKENS, CONTROL_TOKENS
+from examples.make_checkpoint import CONTROL_TOKENS
 from glm4v import InputError
+from glm4v.answer import TAGS
 from glm4v.prompt import CHAT_TEMPLATE, Conversation, answer_text, load_chat_template, load_named_tokens, render
 from glm4v.tokenizer import TextCodec
 
-SPECIALS = CONTROL_TOKENS + ANSWER_TOKENS
+SPECIALS = CONTROL_TOKENS + TAGS
 
 
 def pieces(processor, messages):

@@ -99,9 +99,8 @@ def test_random_budgets_differ_and_follow_the_seed(demo, tmp_path):
         how = RolloutSettings(max_new_tokens=20, random_budgets=(0, 12))
         once, again = (asked.rollouts(settings=how, version=version) for version in (0, 1))
     assert len({int(a.sampled.argmin()) for group in once.values() for a in group}) > 3
-    assert all(
-        np.array_equal(a.token_ids, b.token_ids) for i in once for a, b in zip(once[i], again[i], strict=True)
-    )  # to the bit, as this server draws by the seed alone
+    # To the bit, as this server draws by the seed alone.
+    assert all(np.array_equal(a.token_ids, b.token_ids) for i in once for a, b in zip(once[i], again[i], strict=True))
 
 
 @given(
@@ -158,6 +157,10 @@ def test_pictures_become_data_urls_that_hold_the_same_pixels(demo):
     assert torch.equal(a.input_ids, b.input_ids) and torch.equal(a.pixel_values_videos, b.pixel_values_videos)
     again, mime = video_bytes(base64.b64decode(url.partition(",")[2]))
     assert mime == "video/mp4" and Video(again).num_frames == Video(messages[0]["content"][0]["video"], 1.0).num_frames
+    frames = np.random.default_rng(0).integers(0, 256, (30, 28, 28, 3), dtype=np.uint8)  # no rate: a second and more
+    messages = [{"role": "user", "content": [{"type": "video", "video": frames}, {"type": "text", "text": "?"}]}]
+    a, b = processor(messages), processor(wire(messages))
+    assert torch.equal(a.input_ids, b.input_ids) and torch.equal(a.pixel_values_videos, b.pixel_values_videos)
     text = [{"role": "user", "content": "Hi"}, {"role": "user", "content": [{"type": "text", "text": "a"}]}]
     assert wire(text) == text
     linked = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x/y.png"}}]}]

@@ -17,12 +17,13 @@ from small_runs import sft_config, train_config
 
 from glm4v import Processor
 from rlcs import checkpoint, rewards
+from rlcs.admission import check_tasks
 from rlcs.cli import COMMANDS, main
 from rlcs.config import EvalSettings, JudgeSettings, ModelSettings, RunSettings, plain
 from rlcs.data import read_tasks
 from rlcs.logs import read_metrics
 from rlcs.rollout import RolloutSettings
-from rlcs.run import Run, check_tasks
+from rlcs.run import Run
 
 pytestmark = pytest.mark.long
 
@@ -144,8 +145,8 @@ def test_many_tasks_are_checked_behind_a_bar(demo, monkeypatch, capfd):
     tasks = read_tasks(demo / "train.jsonl")
     processor = Processor.from_pretrained(demo / "model")
     assert check_tasks(tasks, RolloutSettings(), processor) == tasks and not capfd.readouterr().err
-    monkeypatch.setattr("rlcs.run.MANY", len(tasks))
-    monkeypatch.setattr("rlcs.run.STRIDE", 16)
+    monkeypatch.setattr("rlcs.admission.MANY", len(tasks))
+    monkeypatch.setattr("rlcs.admission.STRIDE", 16)
     assert check_tasks(tasks, RolloutSettings(), processor) == tasks
     assert "checking tasks: 33%" in (said := capfd.readouterr().err) and "checking tasks: 100%" in said
 

@@ -146,7 +146,7 @@ def test_neighbours_change_nothing(model, prompts, rows, options):
     apart, run = answers_of(model, prompts, group=5, rows=rows, **options)
     for i in together:
         same(apart[i], together[i])
-    assert run.statistics.answers == 30 and run.statistics.mean_rows <= rows
+    assert run.statistics.answers == 30 and run.statistics.row_steps <= rows * run.statistics.steps
     (alone,) = dict(rollouts(model, prompts[1:2], 2, [(11, 1)], RolloutSettings(24, **options))).values()
     same(alone, together[1][:2])
 

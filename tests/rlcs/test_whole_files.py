@@ -5,13 +5,16 @@ import json
 import os
 import signal
 
+import numpy as np
 import pytest
-from small_runs import train_config
+from PIL import Image
+from small_runs import groups_of, tasks_of, train_config
 
 from rlcs import files
 from rlcs.curriculum import Curriculum
+from rlcs.logs import Log
 from rlcs.progress import Bar
-from rlcs.record import Record
+from rlcs.record import Record, pictures
 from rlcs.trainer import Trainer, train
 
 
@@ -34,6 +37,26 @@ def test_a_write_that_fails_leaves_the_older_file(tmp_path):
         part.write_text("tw")
         raise OSError("full")
     assert path.read_text() == "one" and [one.name for one in path.parent.iterdir()] == ["file"]
+
+
+def test_a_picture_of_a_prompt_is_written_anew_where_it_was_cut_off(tmp_path, monkeypatch):
+    picture = np.full((28, 28, 3), 7, dtype=np.uint8)
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": "?"}]
+    task = dataclasses.replace(tasks_of()[0], messages=[{"role": "user", "content": content}])
+    log = Log(tmp_path)
+
+    def cut_off(image, path, *rest):
+        path.write_bytes(b"half")
+        raise OSError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", cut_off)
+        with pytest.raises(OSError, match="full"):
+            log.rollouts(1, groups_of([task], 1), [], [])
+    log.rollouts(1, groups_of([task], 1), [], [])
+    log.close()
+    ((_, [file]),) = pictures(Record(tmp_path, "run", [], {}).groups(1)[0], tmp_path)
+    assert np.array_equal(np.asarray(Image.open(file)), picture)
 
 
 def test_the_ledger_is_exported_with_every_checkpoint(demo, tmp_path):

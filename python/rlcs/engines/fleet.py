@@ -180,7 +180,7 @@ class Fleet:
             try:
                 self._counts.add("told", persist(lambda: once(server), goes_on, self._stop.wait))
                 ready.set()
-            except Exception as error:
+            except Exception as error:  # a thread's: told with the others' faults, where the caller waits
                 faults[server.url] = f"{server.url}: {error if isinstance(error, Fault) else repr(error)}"
 
         threads = [threading.Thread(target=one, args=(server,), daemon=True) for server in self.servers]

@@ -177,10 +177,10 @@ SERVERS: dict[str, OpenAI] = {one.name: one for one in (OpenAI(), Vllm(), Sglang
 class Told:
     """How weights go in where the settings say so: a request or a command, {path}, {version} and {url} filled in."""
 
-    path: str | None = None
-    body: str = '{"path": "{path}", "version": "{version}"}'
-    command: str | None = None
-    timeout_s: float = 600.0
+    path: str | None
+    body: str
+    command: str | None
+    timeout_s: float  # of the command
 
     def tell(self, call: Call, url: str, weights: Weights) -> None:
         names = {"path": str(weights.path), "version": weights.label, "url": url}

@@ -1,0 +1,81 @@
+"""The tasks that a run begins with: those that are held out, and of all, those that its model can be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from glm4v import Processor
+
+from . import parallel, rewards
+from .config import EvalSettings
+from .data import read_tasks
+from .progress import Bar
+from .rollout import RolloutSettings
+from .shards import BadRows
+from .types import Task
+
+MANY, STRIDE = 20_000, 500  # tasks whose check is worth a bar, and how often that moves
+
+
+def eval_tasks(settings: EvalSettings) -> list[Task]:
+    """Held-out tasks, at most ``limit`` of each domain."""
+    if settings.tasks is None:
+        return []
+    tasks, counts = [], dict[str, int]()
+    for task in read_tasks(settings.tasks):
+        counts[task.domain] = counts.get(task.domain, 0) + 1
+        if settings.limit is None or counts[task.domain] <= settings.limit:
+            tasks.append(task)
+    return tasks
+
+
+def check_tasks(
+    tasks: Sequence[Task],
+    rollout: RolloutSettings,
+    processor: Processor,
+    bad: BadRows | None = None,
+    budget: int | None = None,
+) -> list[Task]:
+    """The tasks that the model can be asked and whose answers can be judged, before anything is computed.
+
+    Raises:
+        ValueError: answers or a prompt are longer than the context (or, with ``budget``, than a micro-step), a picture
+            cannot be read, a verifier cannot judge. Prompts are left out, and noted, where ``bad`` allows it.
+    """
+    bad = bad or BadRows("fatal", 0, print)
+    if not tasks:
+        return []
+    context = processor.config.text_config.max_position_embeddings
+    if rollout.max_new_tokens >= context:
+        most = f"below {context}, the model's context"
+        raise ValueError(f"rollout: max_new_tokens must be {most}, got {rollout.max_new_tokens}")
+    for domain in dict.fromkeys(task.domain for task in tasks):
+        rewards.check(domain)
+    good = []
+    for task in _shown(tasks):
+        try:
+            length = sum(processor.count_tokens([list(task.messages)]))  # type: ignore[arg-type]
+            if length >= context:
+                raise ValueError(f"the prompt must be below {context} tokens, the model's context, got {length}")
+            whole = min(length + rollout.max_new_tokens, context)
+            if budget is not None and whole > budget:
+                raise ValueError(f"prompt and answer must fit the {budget} tokens of a micro-step, got up to {whole}")
+            good.append(task)
+        except ValueError as error:
+            bad(f"task {task.id!r}", error)
+    if not good:
+        raise ValueError("data: a task must fit the model, got none that does")
+    return good
+
+
+def _shown(tasks: Sequence[Task]) -> Iterator[Task]:
+    """The tasks in turn, with a bar where that takes more than seconds."""
+    if len(tasks) < MANY:
+        yield from tasks
+        return
+    with Bar("checking tasks", quiet=not parallel.first()) as bar:
+        for i, task in enumerate(tasks):
+            if i % STRIDE == 0:
+                bar(i, len(tasks))
+            yield task
+        bar(len(tasks), len(tasks))
