@@ -16,7 +16,7 @@ from torch import Tensor
 from glm4v import Glm4v
 from glm4v_ext import token_logprob
 
-from . import parallel
+from . import fsdp, parallel
 from .batches import cost_of, filler, inputs, units
 from .costs import packing_cost
 from .memory import first_line, out_of_memory
@@ -89,7 +89,7 @@ class Learner:
             found = target_logprobs(self.model, batch, known, temperature)[0].float().cpu().numpy()
             for i, start, end in zip(step.samples, batch.cu_seqlens, batch.cu_seqlens[1:], strict=False):
                 mine[i] = np.append(np.float32(0), found[start : end - 1])  # of the token itself
-        parallel.drop_gathered(self.model)
+        fsdp.drop_gathered(self.model)
         for of_rank in parallel.gather(mine):
             for i, old in of_rank.items():
                 out[i] = replace(samples[i], old=old)

@@ -85,6 +85,7 @@ class Plan:
     algorithm: Literal["rlcs", "sft"] = "rlcs"
     replicate: int = 1  # copies of the sharded weights, `parallel.replicate`: nodes, say
     activation_checkpointing: bool = True
+    lora_rank: int = 0  # of adapters; 0 trains the weights themselves
     prompt: int = 2048  # tokens, pictures included
     image_tokens: int = 1024  # of the prompt: one picture
     answer: int = 4096  # tokens, on average
@@ -98,6 +99,8 @@ class Plan:
         for name in ("gpus", "context", "gpus_per_node", "prompt", "answer", "group", "groups", "updates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"plan: {name} must be 1 or more, got {getattr(self, name)}")
+        if self.lora_rank < 0:
+            raise ValueError(f"plan: lora_rank must be 0 or more, got {self.lora_rank}")
         if self.replicate < 1 or self.gpus % self.replicate:
             raise ValueError(f"plan: replicate must divide the {self.gpus} GPUs, got {self.replicate}")
         if not self.expansion >= 1:
@@ -115,11 +118,11 @@ def plan(config: Config, run: Plan, hardware: Hardware | None = None, dtype: str
     """Bytes of a GPU, seconds of a wave by phase and by what bounds it, tokens a second, and what does not fit."""
     gpu = hardware or GPUS[run.gpu]
     shards, several = run.gpus // run.replicate, run.gpus > 1
-    state = state_bytes(config, dtype, shards if several else None)
+    state = state_bytes(config, dtype, shards if several else None, run.lora_rank)
     micro = _micro_steps(run)
     memory = {name: size for name, size in state.items() if size}
     value = 4 if dtype == "float32" else 2
-    in_block, outside = gathered_bytes(config, shards, value) if several else (0.0, 0.0)
+    in_block, outside = gathered_bytes(config, shards, value, run.lora_rank) if several else (0.0, 0.0)
     activations = activation_bytes(
         config, run.context, micro["rows"], micro["patches"], run.activation_checkpointing, value
     )
@@ -194,10 +197,11 @@ def _update(
     prompts, answers = run.groups * micro["units"], run.groups * group
     seen = run.image_tokens * MERGED
     pairs = prompts * run.prompt**2 / 2 + answers * run.answer * (run.prompt + run.answer / 2)
-    flops = text_flops(config, prompts * run.prompt + answers * run.answer, pairs, answers * run.answer)
-    flops += vision_flops(config, prompts * seen, prompts * seen**2)
+    read = prompts * run.prompt + answers * run.answer
+    flops = text_flops(config, read, pairs, answers * run.answer, run.lora_rank)
+    flops += vision_flops(config, prompts * seen, prompts * seen**2, run.lora_rank)
     work = flops.update(run.activation_checkpointing)
-    gathered, summed = moved_bytes(config, value)
+    gathered, summed = moved_bytes(config, value, run.lora_rank)
     traffic = _traffic(run, gpu, shards, gathered + summed)
     if run.replicate > 1:  # each GPU sums its rows up with those of the other copies
         network = gpu.network_gbps if run.gpus > run.gpus_per_node else gpu.link_gbps
