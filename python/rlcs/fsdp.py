@@ -97,6 +97,13 @@ def drop_gathered(model: Glm4v) -> None:
         cast("FSDPModule", model).reshard()
 
 
+def sum_over_copies(model: Glm4v, on: bool) -> None:
+    """Whether the next backward pass sums gradients up over copies. Where it doesn't, they are kept for one that does:
+    all of these passes must run the same parts of the model."""
+    if sharded(model) and parallel.copies() > 1:
+        cast("FSDPModule", model).set_requires_all_reduce(on)
+
+
 @contextmanager
 def whole(model: Glm4v) -> Iterator[Glm4v]:
     """A plain model with the whole weights, for rollouts; it is the same one where nothing is sharded."""

@@ -72,7 +72,8 @@ class Learner:
     """``update(samples, prompts, loss, rate)`` makes one step of the optimizer; `with_old` prepares several.
 
     All ranks are given the same samples and share them out alike. Each makes as many micro-steps as the others, in
-    which all run the same parts of the model: weights are gathered and gradients summed by all together.
+    which all run the same parts of the model: weights are gathered and gradients summed by all together. Copies of the
+    sharded weights sum theirs up in the last one.
     """
 
     def __init__(self, model: Glm4v, optimizer: Optimizer, tokens: int) -> None:
@@ -95,6 +96,10 @@ class Learner:
                 out[i] = replace(samples[i], old=old)
         return out
 
+    def share(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> list[int]:
+        """Which of a step's samples this rank will read; outlines of their prompts will do to know."""
+        return [i for step in self._plan(samples, prompts)[0] for i in step.samples]
+
     def _plan(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> tuple[list[Step], int]:
         """Micro-steps of this rank, and the tokens that all ranks read. Samples of one prompt stay together as far as
         the budget allows."""
@@ -108,6 +113,8 @@ class Learner:
             mine, seen = each[parallel.rank()], pictured[parallel.rank()]
             if any(each):
                 steps.append(Step(mine, not mine or (any(pictured) and not seen), any(pictured)))
+        if parallel.copies() > 1 and any(step.pictured for step in steps):  # `fsdp.sum_over_copies` wants them alike
+            steps = [step if step.pictured else replace(step, fill=True, pictured=True) for step in steps]
         return steps, sum(tokens for _, tokens in whole)
 
     def _batch(
@@ -151,6 +158,7 @@ class Learner:
             raise ValueError("update: samples must hold a token to train on, got none")
         sums = dict[str, Tensor]()  # on the device: the host waits for them once, at the end of the step
         for step in steps:
+            fsdp.sum_over_copies(self.model, step is steps[-1])
             batch, known = self._batch(step, samples, prompts)
             self._held = batch, known
             new, entropy = target_logprobs(self.model, batch, known, temperature)

@@ -126,6 +126,11 @@ def mesh() -> DeviceMesh | None:
     return _world.mesh
 
 
+def copies() -> int:
+    """How often all ranks together have the weights."""
+    return _world.mesh.size(0) if _world.mesh is not None and _world.mesh.ndim > 1 else 1
+
+
 def first() -> bool:
     """Whether this is the process that logs, prints and writes."""
     return _world.rank == 0

@@ -202,12 +202,13 @@ def _update(
     flops += vision_flops(config, prompts * seen, prompts * seen**2, run.lora_rank)
     work = flops.update(run.activation_checkpointing)
     gathered, summed = moved_bytes(config, value, run.lora_rank)
-    traffic = _traffic(run, gpu, shards, gathered + summed)
-    if run.replicate > 1:  # each GPU sums its rows up with those of the other copies
+    traffic = micro["steps"] * _traffic(run, gpu, shards, gathered + summed)
+    if (
+        run.replicate > 1
+    ):  # each GPU sums its rows up with those of the other copies, in the last micro-step of an update
         network = gpu.network_gbps if run.gpus > run.gpus_per_node else gpu.link_gbps
         rows = 2 * (run.replicate - 1) / run.replicate * summed / shards
-        traffic += rows / (network * 1e9 * gpu.bandwidth_share)
-    traffic *= micro["steps"]
+        traffic += run.updates * rows / (network * 1e9 * gpu.bandwidth_share)
     return {"pflops": work / 1e15, **_longest(compute=work / run.gpus / gpu.flops_s, traffic=traffic)}
 
 

@@ -141,6 +141,47 @@ def test_the_step_does_not_depend_on_the_number_of_ranks(case, world, demo, step
         assert np.allclose(found, expected, rtol=0, atol=5e-2 if low else 1e-5)
 
 
+def summing_job(demo, *, folder):
+    """Two copies sum gradients up as often as there are groups of weights, however many micro-steps there are."""
+    parallel.join("cpu", ParallelSettings(2, 60.0))
+    model = load_model(ModelSettings(path=demo / "model"))
+    learner = Learner(model, Optimizer(model, STEP), 60)
+    samples, prompts = samples_of(demo)
+    texts = [sample for sample in samples if sample.source == 1]
+    samples = [samples[0], *(dataclasses.replace(text, source=i) for i in range(1, 9) for text in texts)]
+    prompts = [prompts[0], *[prompts[1]] * 8]
+    steps = learner._plan(samples, prompts)[0]
+    seen = parallel.gather([any(samples[i].source == 0 for i in step.samples) for step in steps])
+    assert {True, False} == {any(each) for each in zip(*seen, strict=True)} and all(step.pictured for step in steps)
+    between, counts, gradients = parallel.mesh().get_group("replicate"), [0, 0, 0], []
+    whole, all_reduce = fsdp.sum_over_copies, torch.distributed.all_reduce
+
+    def counted(tensor, *arguments, group=None, **how):
+        counts[len(gradients)] += group is between
+        return all_reduce(tensor, *arguments, group=group, **how)
+
+    def step(rate):
+        gradients.append({name: parallel.plain(w.grad) for name, w in model.named_parameters()})
+        model.zero_grad()
+        return 0.0
+
+    learner.optimizer.step, torch.distributed.all_reduce = step, counted
+    for each in (whole, lambda model, on: whole(model, True)):  # and so in every micro-step
+        fsdp.sum_over_copies = each
+        learner.update(samples, prompts, policy, 0.0)
+    fsdp.sum_over_copies, torch.distributed.all_reduce = whole, all_reduce
+    groups = len(fsdp.blocks_of(model)) + (fsdp.embedding_of(model) is not None) + 1
+    assert counts == [groups, groups * len(steps), 0]
+    for name, expected in gradients[1].items():
+        assert torch.allclose(gradients[0][name], expected, rtol=0, atol=1e-5 * float(expected.abs().max())), name
+    (folder / f"{parallel.rank()}").touch()
+
+
+def test_copies_sum_gradients_up_in_the_last_micro_step(demo, tmp_path):
+    in_worlds([(4, summing_job, (demo,))], tmp_path)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
 # --- whole runs ---
 
 
