@@ -82,10 +82,10 @@ def test_samples_are_the_same_over_workers(demo, tmp_path):
     processor = Processor.from_pretrained(demo / "model")
     made = []
     for workers in (0, 2):
-        config = sft_config(demo, tmp_path / "run", data=data, buffer=16, workers=workers)
+        config = sft_config(demo, tmp_path / "run", data=data, buffer=16, workers=workers, batch=12)
         lessons = Lessons(config, BadRows("fatal", 0, print))
         lessons.start({}, Making(Prompts(processor), Samples(processor, True, (2,)), demo / "model", config.tokens))
-        made.append(lessons.take(12))
+        made.append(lessons.take())
         lessons.close()
     for (a, p), (b, q) in zip(zip(*made[0], strict=True), zip(*made[1], strict=True), strict=True):
         assert (a.token_ids == b.token_ids).all() and (a.trained == b.trained).all() and a.source == b.source
