@@ -61,7 +61,7 @@ class Run:
             torch.set_num_threads(run.threads)
         if run.wandb is not None and find_spec("wandb") is None:
             raise ValueError("run: wandb must be installed to log to it: pip install wandb")
-        config.judge.use()
+        config.judge.use(parallel.started_as()[1])
         parallel.join(config.model.device, config.parallel)
         note = parallel.by_first(note)
         self.config, self.settings, self.note = config, run, note
