@@ -195,9 +195,15 @@ class Lessons:
 
     def _begin(self) -> None:
         self._good = self.position.get("epoch", 0)
-        wanted = (one for one in self._behind(self.position) if one[0].id not in self.skipped)
-        self._made = self._feed(((lesson, self._share is None), (lesson, position)) for lesson, position in wanted)
+        self._made = self._feed(((one[0], self._share is None), one) for one in self._wanted())
         self._decoded = self._feed(self._mine())
+
+    def _wanted(self) -> Iterator[tuple[Lesson, Position]]:
+        for lesson, position in self._behind(self.position):
+            if lesson.id not in self.skipped:
+                yield lesson, position
+            else:
+                self._expect_good(position)
 
     def take(self) -> tuple[list[Sample], list[Prompt]]:
         drawn = self._draw() if self._share is None else self._draw_decoded()
@@ -221,6 +227,10 @@ class Lessons:
     def _skip(self, lesson: Lesson, error: ValueError, position: Position) -> None:
         self.skipped.add(lesson.id)
         self.bad(lesson.place, error)
+        self._expect_good(position)
+
+    def _expect_good(self, position: Position) -> None:
+        """An error where a whole pass has none."""
         if len(self.skipped) == self._count or position["epoch"] > self._good + 1:
             raise ValueError(f"data: {self.config.data} must hold a good row, got none")
 

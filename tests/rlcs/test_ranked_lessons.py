@@ -31,7 +31,7 @@ def noting_job(config, *, folder):
     (folder / f"noted-{parallel.size()}-{parallel.rank()}").write_text(json.dumps(noted))
 
 
-@pytest.mark.parametrize(("damaged", "workers"), [(False, 0), (True, 0), (True, 1)])
+@pytest.mark.parametrize(("damaged", "workers"), [(False, 0), (True, 1)])
 def test_a_rank_decodes_what_it_learns_from(damaged, workers, demo, tmp_path):
     """Damaged pictures are left out by all ranks, which see it in a rank's decoding alone, and the run is the same."""
     data = demo / "train-answers.jsonl"
@@ -39,13 +39,13 @@ def test_a_rank_decodes_what_it_learns_from(damaged, workers, demo, tmp_path):
         with_damaged_pictures(demo, tmp_path)
         data = shutil.copy(data, tmp_path / "answers.jsonl")
     several, alone = (
-        cold_config(demo, tmp_path / name, steps=5, data=data, bad_rows="skip", workers=workers if name == "2" else 0)
+        cold_config(demo, tmp_path / name, steps=4, data=data, bad_rows="skip", workers=workers if name == "2" else 0)
         for name in ("2", "1")
     )
     in_worlds([(2, noting_job, (several,))], tmp_path)
     noting_job(alone, folder=tmp_path)
     expected = rows_of(tmp_path / "1")
-    assert (expected[-1]["samples"] > 5 * alone.batch) == damaged
+    assert (expected[-1]["samples"] > 4 * alone.batch) == damaged
     expect_close(rows_of(tmp_path / "2"), expected)
     whole, *each = (json.loads((tmp_path / f"noted-{name}").read_text()) for name in ("1-0", "2-0", "2-1"))
     for (pictured, decoded), *by_rank in zip(whole, *each, strict=True):

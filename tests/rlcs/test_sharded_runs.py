@@ -114,6 +114,17 @@ def test_a_picture_that_is_damaged_is_left_out_in_the_middle_of_a_run(buffer, de
         sft(dataclasses.replace(config, max_bad_rows=0, run=dataclasses.replace(config.run, out=tmp_path / "g")))
 
 
+@pytest.mark.parametrize("buffer", [None, 4])
+def test_pictures_that_are_all_damaged_end_a_run(buffer, demo, tmp_path):
+    shutil.copytree(demo / "train", tmp_path / "train")
+    for path in (tmp_path / "train").glob("*.png"):
+        path.write_bytes(path.read_bytes()[:-30])
+    rows = (demo / "train-answers.jsonl").read_text().splitlines()
+    (tmp_path / "rows.jsonl").write_text("\n".join([row for row in rows if ".png" in row and '"video"' not in row][:6]))
+    with pytest.raises(ValueError, match=r"rows.jsonl must hold a good row, got none"):
+        sft(sft_config(demo, tmp_path / "run", data=tmp_path / "rows.jsonl", buffer=buffer, bad_rows="skip"))
+
+
 def with_pictures_inside(demo, folder, suffix):
     """The demo's tasks about pictures, which stand in the rows."""
     found = []
