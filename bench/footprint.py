@@ -18,7 +18,7 @@ from torch import multiprocessing
 
 from glm4v import Glm4v
 from glm4v.config import Config, TextConfig, VisionConfig
-from rlcs import parallel
+from rlcs import fsdp, parallel
 from rlcs.config import ModelSettings, ParallelSettings
 from rlcs.costs import gathered_bytes, gathered_together, parameters, state_bytes
 from rlcs.learner import target_logprobs
@@ -97,7 +97,7 @@ def measured(folder: Path) -> list[int]:
     peak = resident("VmHWM") - start
     optimizer.step(1e-6)
     before = resident()
-    with parallel.whole(model):
+    with fsdp.whole(model):
         whole = resident() - before
     return [loaded, between, peak, peak, whole]
 

@@ -68,8 +68,7 @@ def _read_file(path: Path, like: Callable[[str], Tensor] | None) -> dict[str, Te
         for name in file.keys():  # noqa: SIM118 (no mapping)
             room = None if like is None else like(name)
             if room is not None and parallel.lies_apart(room):
-                start, stop = parallel.rows_of(room)
-                room.to_local().copy_(file.get_slice(name)[start:stop])
+                parallel.fill(room, file.get_slice(name))
                 found[name] = room
             else:
                 found[name] = file.get_tensor(name)

@@ -100,19 +100,21 @@ class JudgeSettings:
     models: tuple[str, ...] = ()  # one for each url
     key_variable: str | None = None  # the environment variable that holds the key
     timeout_s: float = 60.0
-    concurrency: int = 16  # requests at once, to each url
-    requests_per_minute: float = 0.0  # 0: no limit
+    concurrency: int = 16  # requests at once, to each url: of all processes together, each of which makes at least one
+    requests_per_minute: float = 0.0  # likewise; 0: no limit
 
     def __post_init__(self) -> None:
         if len(self.urls) != len(self.models):
             raise ValueError(f"judge: models must be one for each url ({len(self.urls)}), got {len(self.models)}")
 
-    def use(self) -> None:
-        """Hands what rules leave open to these judges, if there are any."""
+    def use(self, processes: int = 1) -> None:
+        """Hands what rules leave open to these judges, if there are any. Each of several processes has an equal share
+        of the limits."""
         if not self.urls:
             return
         key = _key_in("judge", self.key_variable)
-        limits = (self.timeout_s, Endpoint.tries, self.concurrency, self.requests_per_minute)
+        shares = max(1, self.concurrency // processes), self.requests_per_minute / processes
+        limits = (self.timeout_s, Endpoint.tries, *shares)
         pairs = zip(self.urls, self.models, strict=True)
         use_judge(Judge([Endpoint(url, model, key, *limits) for url, model in pairs]))
 

@@ -2,7 +2,7 @@
 
 A FLOP is a multiplication or an addition in a matrix product; norms, rotations and activations are left out (below 1 %
 at the released sizes). Dims: T tokens, P patches, M = P / 4 merged rows, C width, L layers, I inner size, H query
-heads, K kv heads, D head dim, V vocab, R ranks that share the weights (`parallel`).
+heads, K kv heads, D head dim, V vocab, R ranks that share the weights (`fsdp`).
 """
 
 from __future__ import annotations
@@ -30,8 +30,14 @@ def parameters(config: Config) -> dict[str, int]:
     }
 
 
+def adapters(config: Config, lora_rank: int) -> int:
+    """Parameters of adapters on all linear layers but the head."""
+    v, t, widths = config.vision_config, config.text_config, _adapted_widths(config)
+    return lora_rank * (v.depth * widths["tower"] + widths["merger"] + t.num_hidden_layers * widths["layer"])
+
+
 def gathered_together(config: Config) -> dict[str, int]:
-    """Parameters that ranks gather in one (`parallel.shard`): those of the largest block, of the embedding where the
+    """Parameters that ranks gather in one (`fsdp.shard`): those of the largest block, of the embedding where the
     head has others, and of the root, which has all that is in no block."""
     v, t, block = config.vision_config, config.text_config, _of_a_block(config)
     table = 0 if config.tie_word_embeddings else t.vocab_size * t.hidden_size
@@ -52,24 +58,26 @@ class Flops:
     patches: float = 0.0  # the first layer, whose input needs no gradient
     merger: float = 0.0
     head: float = 0.0
+    adapters: float = 0.0  # of blocks, and of the merger, which is not computed again
+    merger_adapters: float = 0.0
 
     def __add__(self, other: Flops) -> Flops:
         return Flops(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     @property
     def forward(self) -> float:
-        return self.blocks + self.pairs + self.patches + self.merger + self.head
+        return sum(getattr(self, f.name) for f in fields(self))
 
     def update(self, recompute: bool) -> float:
         """Forward and backward. Attention's backward makes five products for the forward's two, since it makes the
-        scores again; so does the head's with its logits."""
-        again = int(recompute)
-        return (
-            (3 + again) * self.blocks + (3.5 + again) * self.pairs + 2 * self.patches + 3 * self.merger + 4 * self.head
-        )
+        scores again; so does the head's with its logits. What has adapters gives no gradient to its weights."""
+        again, weights = int(recompute), int(not self.adapters)
+        frozen = (2 + again) * self.blocks + (3.5 + again) * self.pairs + self.patches + 2 * self.merger + 3 * self.head
+        adapters = (3 + again) * self.adapters + 3 * self.merger_adapters
+        return frozen + adapters + weights * (self.blocks + self.patches + self.merger + self.head)
 
 
-def text_flops(config: Config, tokens: float, pairs: float, rows: float = 0) -> Flops:
+def text_flops(config: Config, tokens: float, pairs: float, rows: float = 0, lora_rank: int = 0) -> Flops:
     """Of ``tokens`` whose queries see ``pairs`` keys in all (T (T + 1) / 2 in a causal sequence of T), with logits of
     ``rows`` of them."""
     t = config.text_config
@@ -77,10 +85,11 @@ def text_flops(config: Config, tokens: float, pairs: float, rows: float = 0) -> 
         blocks=2 * tokens * t.num_hidden_layers * _layer_weights(config),
         pairs=4 * pairs * t.num_hidden_layers * t.num_attention_heads * t.head_dim,
         head=2 * rows * t.hidden_size * t.vocab_size,
+        adapters=2 * tokens * t.num_hidden_layers * lora_rank * _adapted_widths(config)["layer"],
     )
 
 
-def vision_flops(config: Config, patches: float, pairs: float) -> Flops:
+def vision_flops(config: Config, patches: float, pairs: float, lora_rank: int = 0) -> Flops:
     """Of pictures of so many patches, which see ``pairs`` others in all (P * P in a picture of P)."""
     v = config.vision_config
     c, out = v.hidden_size, v.out_hidden_size
@@ -90,6 +99,8 @@ def vision_flops(config: Config, patches: float, pairs: float) -> Flops:
         pairs=4 * pairs * v.depth * c,
         patches=2 * patches * PATCH * c,
         merger=2 * patches / MERGED * merger,
+        adapters=2 * patches * v.depth * lora_rank * _adapted_widths(config)["tower"],
+        merger_adapters=2 * patches / MERGED * lora_rank * _adapted_widths(config)["merger"],
     )
 
 
@@ -108,41 +119,45 @@ def kv_bytes(config: Config, value: int = 2) -> int:
     return 2 * value * t.num_hidden_layers * t.num_key_value_heads * t.head_dim
 
 
-def state_bytes(config: Config, dtype: str = "bfloat16", shards: int | None = None) -> dict[str, float]:
+def state_bytes(
+    config: Config, dtype: str = "bfloat16", shards: int | None = None, lora_rank: int = 0
+) -> dict[str, float]:
     """What a process holds for the weights. Alone, it has them in ``dtype``; those in bf16 have fp32 masters
     (`optimizer.Optimizer`), and their gradients are in fp32 as well for the moment of the step. A rank of several has
-    the rows of its shard, all in fp32."""
-    rows = sum(parameters(config).values()) / (shards or 1)
-    value, half = (2, 1) if shards is None and dtype != "float32" else (4, 0)
-    return {
-        "weights": value * rows,
-        "gradients": value * rows,
-        "masters": half * 4 * rows,
-        "moments": 8 * rows,
-        "gradients in fp32": half * 4 * rows,
-    }
+    the rows of its shard, all in fp32. With adapters those are fp32, and what is frozen is in ``dtype``."""
+    value, rows = 4 if dtype == "float32" else 2, sum(parameters(config).values()) / (shards or 1)
+    if lora_rank:
+        trained = adapters(config, lora_rank) / (shards or 1)
+        sizes = (value * rows + 4 * trained, 4 * trained, 0.0, 8 * trained, 0.0)
+    else:
+        value, half = (value, 4 - value) if shards is None else (4, 0)
+        sizes = (value * rows, value * rows, 2 * half * rows, 8 * rows, 2 * half * rows)
+    return dict(zip(("weights", "gradients", "masters", "moments", "gradients in fp32"), sizes, strict=True))
 
 
-def gathered_bytes(config: Config, shards: int, value: int = 2) -> tuple[float, float]:
+def gathered_bytes(config: Config, shards: int, value: int = 2, lora_rank: int = 0) -> tuple[float, float]:
     """Weights and gradients that one of several ranks has whole in a micro-step behind the first: the most in a block's
     backward pass, beside activations, and the most outside of blocks, where there are none.
 
     The root's weights stay from the forward pass on, as does the head's gradient. Beside them are a block's weights and
     gradients, the next block's weights as they came in, and the gradients of the block before in fp32, which ranks have
     summed up. At the beginning the weights of root and embedding are there as they came in and as they are read; at the
-    end the root's gradients are summed in fp32, and those of the embedding wait.
+    end the root's gradients are summed in fp32, and those of the embedding wait. With adapters these alone have
+    gradients: there are but the weights.
     """
     of, head = gathered_together(config), config.text_config.vocab_size * config.text_config.hidden_size
     ends = value * (of["root"] + of["embedding"])
+    if lora_rank:
+        return value * (of["root"] + 2 * of["block"]), 2 * ends
     in_block = value * (of["root"] + head) + (3 * value + 4) * of["block"]
     return in_block, max(2 * ends, ends + 4 * of["root"] * (1 + 1 / shards))
 
 
-def moved_bytes(config: Config, value: int = 2) -> tuple[int, int]:
+def moved_bytes(config: Config, value: int = 2, lora_rank: int = 0) -> tuple[int, int]:
     """Whole weights that ranks gather for a micro-step, and gradients that they sum up, in fp32. A block's are gathered
     forward and backward, the embedding's forward, the root's once for both."""
-    every, of = sum(parameters(config).values()), gathered_together(config)
-    return value * (2 * every - of["embedding"] - of["root"]), 4 * every
+    every, of, added = sum(parameters(config).values()), gathered_together(config), adapters(config, lora_rank)
+    return value * (2 * (every + added) - of["embedding"] - of["root"]), 4 * (added or every)
 
 
 def activation_bytes(
@@ -184,6 +199,18 @@ def _of_a_block(config: Config) -> dict[str, int]:
         "tower": 2 * c + 4 * c * c + (3 * c if v.attention_bias else 0) + 3 * c * out,
         "merger": out * out + 2 * out + 3 * out * v.intermediate_size,
         "layer": _layer_weights(config) + width + 2 * kv + 4 * width,
+    }
+
+
+def _adapted_widths(config: Config) -> dict[str, int]:
+    """Of a block's linear layers: what goes in and what comes out, all together."""
+    v, t = config.vision_config, config.text_config
+    c, out, width = v.hidden_size, v.out_hidden_size, t.hidden_size
+    heads, kv = t.num_attention_heads * t.head_dim, t.num_key_value_heads * t.head_dim
+    return {
+        "tower": 4 * c + 2 * c + 2 * (c + out) + out,  # qkv, proj; gate and up, down
+        "merger": 2 * out + 2 * (out + v.intermediate_size) + v.intermediate_size,
+        "layer": 4 * width + 2 * (heads + kv) + 2 * (width + t.intermediate_size) + t.intermediate_size,
     }
 
 

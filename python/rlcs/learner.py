@@ -16,7 +16,7 @@ from torch import Tensor
 from glm4v import Glm4v
 from glm4v_ext import token_logprob
 
-from . import parallel
+from . import fsdp, parallel
 from .batches import cost_of, filler, inputs, units
 from .costs import packing_cost
 from .memory import first_line, out_of_memory
@@ -72,7 +72,8 @@ class Learner:
     """``update(samples, prompts, loss, rate)`` makes one step of the optimizer; `with_old` prepares several.
 
     All ranks are given the same samples and share them out alike. Each makes as many micro-steps as the others, in
-    which all run the same parts of the model: weights are gathered and gradients summed by all together.
+    which all run the same parts of the model: weights are gathered and gradients summed by all together. Copies of the
+    sharded weights sum theirs up in the last one.
     """
 
     def __init__(self, model: Glm4v, optimizer: Optimizer, tokens: int) -> None:
@@ -89,11 +90,15 @@ class Learner:
             found = target_logprobs(self.model, batch, known, temperature)[0].float().cpu().numpy()
             for i, start, end in zip(step.samples, batch.cu_seqlens, batch.cu_seqlens[1:], strict=False):
                 mine[i] = np.append(np.float32(0), found[start : end - 1])  # of the token itself
-        parallel.drop_gathered(self.model)
+        fsdp.drop_gathered(self.model)
         for of_rank in parallel.gather(mine):
             for i, old in of_rank.items():
                 out[i] = replace(samples[i], old=old)
         return out
+
+    def share(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> list[int]:
+        """Which of a step's samples this rank will read; outlines of their prompts will do to know."""
+        return [i for step in self._plan(samples, prompts)[0] for i in step.samples]
 
     def _plan(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> tuple[list[Step], int]:
         """Micro-steps of this rank, and the tokens that all ranks read. Samples of one prompt stay together as far as
@@ -108,6 +113,8 @@ class Learner:
             mine, seen = each[parallel.rank()], pictured[parallel.rank()]
             if any(each):
                 steps.append(Step(mine, not mine or (any(pictured) and not seen), any(pictured)))
+        if parallel.copies() > 1 and any(step.pictured for step in steps):  # `fsdp.sum_over_copies` wants them alike
+            steps = [step if step.pictured else replace(step, fill=True, pictured=True) for step in steps]
         return steps, sum(tokens for _, tokens in whole)
 
     def _batch(
@@ -151,6 +158,7 @@ class Learner:
             raise ValueError("update: samples must hold a token to train on, got none")
         sums = dict[str, Tensor]()  # on the device: the host waits for them once, at the end of the step
         for step in steps:
+            fsdp.sum_over_copies(self.model, step is steps[-1])
             batch, known = self._batch(step, samples, prompts)
             self._held = batch, known
             new, entropy = target_logprobs(self.model, batch, known, temperature)

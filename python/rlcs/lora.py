@@ -3,12 +3,14 @@
 model as it was. They multiply in the weights' type, and the sum is B's product's: peft would write ``B (A x)`` in fp32
 and pass over it three times, with which an update on a GPU took 1.4 times as long (bench/LOG.md).
 
-On disk they are in peft's own format, under the names that transformers has for the layers.
+On disk they are in peft's own format, under the names that transformers has for the layers. Where several processes
+share the weights (`fsdp`), they share these too, by rows.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -23,6 +25,8 @@ from glm4v import Glm4v
 from glm4v.weights import parts
 from glm4v_ext import linear
 
+from . import parallel
+
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
 
@@ -36,19 +40,36 @@ def check_installed() -> None:
         raise ValueError("model: lora_rank above 0 needs peft, got none: pip install 'glm4v-ext[lora]'")
 
 
-def add(model: Glm4v, layers: Iterable[str], rank: int, alpha: float, seed: int) -> None:
-    """Adapters on these linear layers; all else of the model is frozen."""
+def add(model: Glm4v, layers: Iterable[str], rank: int, alpha: float) -> None:
+    """Adapters on these linear layers, without values: see `begin` and `load`. All else of the model is frozen."""
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(r=rank, target_modules=list(layers))
     config.lora_alpha = alpha  # type: ignore[assignment]  # declared whole, though any number will do
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        inject_adapter_in_model(config, model, NAME)
+    inject_adapter_in_model(config, model, NAME, low_cpu_mem_usage=True)  # on the meta device
     for layer in adapted(model).values():
-        layer.lora_A.float()
-        layer.lora_B.float()
+        base: Any = layer.base_layer
+        for matrices in (layer.lora_A, layer.lora_B):
+            matrices.float().to_empty(device=base.weight.device)
         layer.__class__ = _summing(type(layer))
+
+
+def add_as_in(other: Glm4v, model: Glm4v) -> None:
+    """The adapters that another model has, without their values."""
+    layers: dict[str, Any] = adapted(other)
+    if layers:
+        first = next(iter(layers.values()))
+        add(model, layers, first.r[NAME], first.lora_alpha[NAME])
+
+
+@torch.no_grad()
+def begin(model: Glm4v, seed: int) -> None:
+    """Draws where training begins, as peft does: A uniform below 1 / sqrt(C_in), B zeros. All ranks draw the same."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in adapted(model).values():
+        a, b = _matrices(layer)
+        parallel.fill(a, nn.init.kaiming_uniform_(torch.empty(a.shape), math.sqrt(5), generator=generator))
+        nn.init.zeros_(b)
 
 
 @functools.cache
@@ -71,6 +92,13 @@ def adapted(model: Glm4v) -> dict[str, LoraLayer]:
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
 
 
+@torch.no_grad()
+def merge(layer: Any) -> Tensor:
+    """A layer's whole weights with its adapter in them."""
+    weight, a, b = (parallel.plain(x.detach()) for x in (layer.base_layer.weight, *_matrices(layer)))
+    return (weight.float() + layer.scaling[NAME] * (b @ a)).to(weight.dtype)
+
+
 @contextmanager
 def merged(model: Glm4v) -> Iterator[None]:
     """In here the model has plain layers with the adapters in their weights; then the same adapters again."""
@@ -79,8 +107,7 @@ def merged(model: Glm4v) -> Iterator[None]:
         for name, layer in layers.items():
             base = layer.base_layer
             whole = nn.Linear(base.in_features, base.out_features, base.bias is not None, device="meta")
-            weight = base.weight.detach()
-            whole.weight = nn.Parameter((weight.float() + layer.get_delta_weight(NAME).detach()).to(weight.dtype))
+            whole.weight = nn.Parameter(merge(layer))
             whole.bias = base.bias
             model.set_submodule(name, whole)
         yield
@@ -90,21 +117,25 @@ def merged(model: Glm4v) -> Iterator[None]:
 
 
 def save(model: Glm4v, base: Path, folder: Path) -> None:
-    """The adapters alone, as ``PeftModel.from_pretrained(transformers_model, folder)`` takes them."""
-    from peft import LoraConfig
-
+    """The adapters alone, as ``PeftModel.from_pretrained(transformers_model, folder)`` takes them. By the first rank;
+    all must call."""
     layers: dict[str, Any] = adapted(model)
     tensors = {}
     for name, layer in layers.items():
-        a, b = _matrices(layer)
-        for on_disk, rows in zip(names := _on_disk(name), b.detach().chunk(len(names)), strict=True):
-            tensors[f"base_model.model.{on_disk}.lora_A.weight"] = a.detach().clone()  # fused layers share theirs
+        a, b = (parallel.plain(matrix.detach()).cpu() for matrix in _matrices(layer))
+        for on_disk, rows in zip(names := _on_disk(name), b.chunk(len(names)), strict=True):
+            tensors[f"base_model.model.{on_disk}.lora_A.weight"] = a.clone()  # fused layers share theirs
             tensors[f"base_model.model.{on_disk}.lora_B.weight"] = rows.contiguous()
-    first = next(iter(layers.values()))
+    parallel.on_first(lambda: _write(tensors, next(iter(layers.values())), list(layers), base, folder))
+
+
+def _write(tensors: dict[str, Tensor], layer: Any, names: Iterable[str], base: Path, folder: Path) -> None:
+    from peft import LoraConfig
+
     config = LoraConfig(
-        r=first.r[NAME],
-        lora_alpha=first.lora_alpha[NAME],
-        target_modules=[on_disk for name in layers for on_disk in _on_disk(name)],
+        r=layer.r[NAME],
+        lora_alpha=layer.lora_alpha[NAME],
+        target_modules=[on_disk for name in names for on_disk in _on_disk(name)],
         base_model_name_or_path=str(base),
         inference_mode=True,
     )
@@ -122,10 +153,15 @@ def load(model: Glm4v, folder: Path) -> None:
             found = [f"base_model.model.{on_disk}" for on_disk in _on_disk(name)]
             a, b = _matrices(layer)
             with torch.no_grad():
-                a.copy_(tensors[f"{found[0]}.lora_A.weight"])
-                b.copy_(torch.cat([tensors[f"{one}.lora_B.weight"] for one in found]))
+                parallel.fill(a, tensors[f"{found[0]}.lora_A.weight"])
+                parallel.fill(b, torch.cat([tensors[f"{one}.lora_B.weight"] for one in found]))
     except Exception as error:  # the library raises its own, torch its own
         raise ValueError(f"checkpoint: {path} cannot be read: {error}") from None
+
+
+def without(name: str) -> str:
+    """What a parameter is called in the model without adapters."""
+    return name.replace(".base_layer.", ".")
 
 
 def _matrices(layer: Any) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from . import parallel
+from . import fsdp, parallel
 
 FIRST = 0.1  # share of the rate at the very first step, which would else be wasted
 
@@ -64,7 +64,7 @@ class Optimizer:
 
     def __init__(self, model: nn.Module, settings: OptimizerSettings) -> None:
         self.settings = settings
-        self.rounded = parallel.dtype_of(model) != torch.float32  # what a checkpoint has of the weights
+        self.rounded = fsdp.dtype_of(model) != torch.float32  # what a checkpoint has of the weights
         self.names, self.weights = [], []
         for name, weight in model.named_parameters():
             if weight.requires_grad:

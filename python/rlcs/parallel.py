@@ -1,12 +1,7 @@
-"""One run on several processes: who takes part, how the model lies on them, and what they tell each other.
+"""One run on several processes: who takes part, what they tell each other, and tensors of which each has rows.
 
-`torchrun` starts the processes and restarts nothing; FSDP2 shards the weights, distributed checkpoints keep them. A
-process alone is a world of its own, for which every function here does next to nothing. Gradients are sums over ranks
-of losses that are weighted already, so they don't depend on how many ranks there are.
-
-Weights lie in fp32 by rows, one share a rank (one a rank of a replica, with ``replicate``); blocks gather theirs when
-they run, in the type that the model computes in, and give gradients back in fp32. Rollouts read a plain model that has
-the whole weights for as long as they need it.
+`torchrun` starts the processes and restarts nothing. A process alone is a world of its own, for which every function
+here does next to nothing. How the model lies on them: `fsdp`.
 """
 
 from __future__ import annotations
@@ -16,23 +11,16 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-
-from glm4v import Glm4v
-from glm4v.weights import Rows, parts
+from torch import Tensor
 
 if TYPE_CHECKING:  # a second to import, which one process has no use for
     from torch.distributed.device_mesh import DeviceMesh
-    from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
@@ -73,7 +61,6 @@ class World:
 
 _world = World()
 _store: dist.Store | None = None
-_computes: WeakKeyDictionary[nn.Module, torch.dtype] = WeakKeyDictionary()  # in what type sharded models compute
 
 
 # --- who takes part ---
@@ -132,6 +119,16 @@ def size() -> int:
 
 def rank() -> int:
     return _world.rank
+
+
+def mesh() -> DeviceMesh | None:
+    """How ranks lie: copies, where there are several, by the shares of each."""
+    return _world.mesh
+
+
+def copies() -> int:
+    """How often all ranks together have the weights."""
+    return _world.mesh.size(0) if _world.mesh is not None and _world.mesh.ndim > 1 else 1
 
 
 def first() -> bool:
@@ -254,122 +251,7 @@ def expect_same(name: str, value: Any) -> None:
         raise Apart(f"parallel: {name} must be the same on all ranks, got another one on rank {other[0]}")
 
 
-# --- the model ---
-
-
-def load(folder: Path, dtype: torch.dtype | None, device: torch.device) -> Glm4v:
-    """A checkpoint's model over all ranks, each of which reads the rows that it keeps."""
-    model = Glm4v.without_weights(folder)
-    rows = Rows(model, folder)
-    shard(model, rows.dtype if dtype is None else dtype)
-    tied: dict[int, nn.Parameter] = {}
-    state: dict[str, nn.Parameter] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if id(parameter) not in tied:
-            tied[id(parameter)] = _share_of(parameter, rows, name, device)
-        state[name] = tied[id(parameter)]
-    model.load_state_dict(state, assign=True)
-    return model
-
-
-def shard(model: Glm4v, compute: torch.dtype) -> None:
-    """Lays a model in fp32 over the ranks: each block of the tower and the decoder, the merger, and the rest."""
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-
-    model.float()
-    low = None if compute == torch.float32 else compute
-    policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32)
-    blocks = blocks_of(model)
-    for block in blocks:
-        fully_shard(block, mesh=_world.mesh, mp_policy=policy)
-    if (table := embedding_of(model)) is not None:
-        blocks.append(table)
-        fully_shard(table, mesh=_world.mesh, mp_policy=policy).set_unshard_in_backward(False)
-    # The head's weights are read behind the forward pass, so the root keeps its own up to the backward one.
-    fully_shard(model, mesh=_world.mesh, mp_policy=policy, reshard_after_forward=False)
-    for module in (*blocks, model):
-        sharding = cast("FSDPModule", module)
-        sharding.set_force_sum_reduction_for_comms(True)
-        sharding.set_gradient_divide_factor(1.0)
-    register_fsdp_forward_method(model, "hidden")
-    _computes[model] = compute
-
-
-def blocks_of(model: Glm4v) -> list[nn.Module]:
-    """What gathers its weights by itself; the rest does so together."""
-    return [*model.visual.blocks, model.visual.merger, *model.language_model.layers]
-
-
-def embedding_of(model: Glm4v) -> nn.Module | None:
-    """The embedding, which gathers its weights for the forward pass alone, where the head has others."""
-    return None if model.config.tie_word_embeddings else model.language_model.embed_tokens
-
-
-def sharded(model: nn.Module) -> bool:
-    return model in _computes
-
-
-def dtype_of(model: nn.Module) -> torch.dtype:
-    """In which a model computes."""
-    return _computes[model] if model in _computes else next(model.parameters()).dtype
-
-
-def drop_gathered(model: Glm4v) -> None:
-    """Lets go of weights that a pass without a backward one has left gathered: the next step makes them old."""
-    if sharded(model):
-        cast("FSDPModule", model).reshard()
-
-
-@contextmanager
-def whole(model: Glm4v) -> Iterator[Glm4v]:
-    """A plain model with the whole weights, for rollouts; it is the same one where nothing is sharded."""
-    if not sharded(model):
-        yield model
-        return
-    plain = Glm4v(model.config, device="meta")
-    kept: dict[int, nn.Parameter] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if id(parameter) not in kept:
-            kept[id(parameter)] = nn.Parameter(_gathered(parameter, dtype_of(model)), requires_grad=False)
-        owner, _, leaf = name.rpartition(".")
-        setattr(plain.get_submodule(owner), leaf, kept[id(parameter)])
-    plain.folder, plain.generation_config = model.folder, model.generation_config
-    if "processor" in vars(model):
-        plain.processor = model.processor
-    yield plain.eval()
-
-
-class Later:
-    """Rows of a tensor as they stand on disk, put together from all ranks when they are written: all must ask."""
-
-    def __init__(self, parameter: Tensor, dtype: torch.dtype, piece: int, pieces: int) -> None:
-        self.parameter, self.dtype, self.piece, self.pieces = parameter, dtype, piece, pieces
-        self.shape = torch.Size([parameter.shape[0] // pieces, *parameter.shape[1:]])
-        self.nbytes = self.shape.numel() * dtype.itemsize
-        self.asked = False
-
-    def cpu(self) -> Tensor:
-        self.asked = True
-        return _gathered(self.parameter, self.dtype).chunk(self.pieces)[self.piece].cpu()
-
-
-def write(model: Glm4v, folder: Path) -> None:
-    """A sharded model in Hugging Face layout, by the first rank: never more than one tensor of it is whole."""
-    later = {
-        name: Later(parameter, dtype_of(model), i, len(names))
-        for parameter, names in ((parameter, parts(name)) for name, parameter in model.named_parameters())
-        for i, name in enumerate(names)
-    }
-    failed = None
-    if first():
-        try:
-            model.save_pretrained(folder, tensors=later)
-        except Exception as error:
-            failed = error
-    for tensor in later.values():
-        if not tensor.asked:
-            tensor.cpu()
-    on_first(lambda: _raise(failed))
+# --- tensors that lie on them ---
 
 
 def plain(tensor: Tensor) -> Tensor:
@@ -391,6 +273,15 @@ def rows_of(tensor: DTensor) -> tuple[int, int]:
     return start, min(rows, start + each)
 
 
+def fill(tensor: Tensor, whole: Tensor) -> None:
+    """Gives a tensor the values of ``whole``, or the rows of it that are here."""
+    if lies_apart(tensor):
+        start, stop = rows_of(tensor)
+        tensor.to_local().copy_(whole[start:stop])
+    else:
+        tensor.copy_(whole)
+
+
 def like(tensor: DTensor, local: Tensor) -> DTensor:
     """A tensor that lies on the ranks as another one does, of which ``local`` is this rank's share."""
     from torch.distributed.tensor import DTensor
@@ -398,18 +289,3 @@ def like(tensor: DTensor, local: Tensor) -> DTensor:
     return DTensor.from_local(
         local, tensor.device_mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
     )
-
-
-def _raise(error: Exception | None) -> None:
-    if error is not None:
-        raise error
-
-
-def _share_of(parameter: nn.Parameter, rows: Rows, name: str, device: torch.device) -> nn.Parameter:
-    assert lies_apart(parameter)
-    local = rows(name, *rows_of(parameter)).to(device, torch.float32, copy=True)
-    return nn.Parameter(like(parameter, local), requires_grad=parameter.requires_grad)
-
-
-def _gathered(parameter: Tensor, dtype: torch.dtype) -> Tensor:
-    return plain(parameter.detach().to(dtype))

@@ -86,6 +86,7 @@ class Plan:
     algorithm: Literal["rlcs", "sft"] = "rlcs"
     replicate: int = 1  # copies of the sharded weights, `parallel.replicate`: nodes, say
     activation_checkpointing: bool = True
+    lora_rank: int = 0  # of adapters; 0 trains the weights themselves
     prompt: int = 2048  # tokens, pictures included
     image_tokens: int = 1024  # of the prompt: one picture
     answer: int = 4096  # tokens, on average
@@ -99,6 +100,8 @@ class Plan:
         for name in ("gpus", "context", "gpus_per_node", "prompt", "answer", "group", "groups", "updates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"plan: {name} must be 1 or more, got {getattr(self, name)}")
+        if self.lora_rank < 0:
+            raise ValueError(f"plan: lora_rank must be 0 or more, got {self.lora_rank}")
         if self.replicate < 1 or self.gpus % self.replicate:
             raise ValueError(f"plan: replicate must divide the {self.gpus} GPUs, got {self.replicate}")
         if not self.expansion >= 1:
@@ -117,10 +120,10 @@ def plan(config: Config, run: Plan, hardware: Hardware | None = None) -> dict[st
     model computes in bf16."""
     gpu = hardware or GPUS[run.gpu]
     shards, several = run.gpus // run.replicate, run.gpus > 1
-    state = state_bytes(config, shards=shards if several else None)
+    state = state_bytes(config, shards=shards if several else None, lora_rank=run.lora_rank)
     micro = _micro_steps(run)
     memory = {name: size for name, size in state.items() if size}
-    in_block, outside = gathered_bytes(config, shards) if several else (0.0, 0.0)
+    in_block, outside = gathered_bytes(config, shards, lora_rank=run.lora_rank) if several else (0.0, 0.0)
     activations = activation_bytes(config, run.context, micro["rows"], micro["patches"], run.activation_checkpointing)
     if several:
         memory |= {"whole, in a block's backward pass": in_block, "whole, outside of blocks": outside}
@@ -191,16 +194,17 @@ def _update(config: Config, run: Plan, gpu: Hardware, shards: int, micro: dict[s
     prompts, answers = run.groups * micro["units"], run.groups * group
     seen = run.image_tokens * MERGED
     pairs = prompts * run.prompt**2 / 2 + answers * run.answer * (run.prompt + run.answer / 2)
-    flops = text_flops(config, prompts * run.prompt + answers * run.answer, pairs, answers * run.answer)
-    flops += vision_flops(config, prompts * seen, prompts * seen**2)
+    read = prompts * run.prompt + answers * run.answer
+    flops = text_flops(config, read, pairs, answers * run.answer, run.lora_rank)
+    flops += vision_flops(config, prompts * seen, prompts * seen**2, run.lora_rank)
     work = flops.update(run.activation_checkpointing)
-    gathered, summed = moved_bytes(config)
-    traffic = _traffic(run, gpu, shards, gathered + summed)
-    if run.replicate > 1:  # each GPU sums its rows up with those of the other copies
+    gathered, summed = moved_bytes(config, lora_rank=run.lora_rank)
+    traffic = micro["steps"] * _traffic(run, gpu, shards, gathered + summed)
+    # Each GPU sums its rows up with those of the other copies, in the last micro-step of an update.
+    if run.replicate > 1:
         network = gpu.network_gbps if run.gpus > run.gpus_per_node else gpu.link_gbps
         rows = 2 * (run.replicate - 1) / run.replicate * summed / shards
-        traffic += rows / (network * 1e9 * gpu.bandwidth_share)
-    traffic *= micro["steps"]
+        traffic += run.updates * rows / (network * 1e9 * gpu.bandwidth_share)
     return {"pflops": work / 1e15, **_longest(compute=work / run.gpus / gpu.flops_s, traffic=traffic)}
 
 

@@ -23,7 +23,7 @@ import torch
 from glm4v import Glm4v, Processor
 from glm4v.layers import Linear
 
-from . import checkpoint, evaluate, lora, parallel
+from . import checkpoint, evaluate, fsdp, lora, parallel
 from .admission import check_tasks, eval_tasks
 from .config import EvalSettings, ModelSettings, Part, RunSettings, SftConfig, TrainConfig, plain
 from .data import read_tasks
@@ -60,7 +60,7 @@ class Run:
             torch.set_num_threads(run.threads)
         if run.wandb is not None and find_spec("wandb") is None:
             raise ValueError("run: wandb must be installed to log to it: pip install wandb")
-        config.judge.use()
+        config.judge.use(parallel.started_as()[1])
         parallel.join(config.model.device, config.parallel)
         note = parallel.by_first(note)
         self.config, self.settings, self.note = config, run, note
@@ -80,7 +80,7 @@ class Run:
             self.tasks = check_tasks(tasks, config.rollout, processor, self.bad, config.tokens)
         # What is wrong with files has been said by now: a large model takes minutes to read.
         self.model = load_model(config.model, run.seed, None if saved is None else saved.folder)
-        processor.dtype = parallel.dtype_of(self.model)
+        processor.dtype = fsdp.dtype_of(self.model)
         self.prompts, self.model.processor = Prompts(processor), processor
         self.eval_prompts = self.prompts.apart()  # held-out tasks may have the ids of others
         self.optimizer = Optimizer(self.model, config.optimizer)
@@ -193,7 +193,7 @@ class Run:
         if not self.eval_tasks:
             return []
         how: EvalSettings = self.config.eval
-        with parallel.whole(self.model) as model:
+        with fsdp.whole(self.model) as model:
             scores = evaluate.evaluate(
                 model,
                 self.eval_tasks,
@@ -216,33 +216,37 @@ def load_model(settings: ModelSettings, seed: int = 0, checkpoint: Path | None =
     Weights are its own, not those mapped from the file. With adapters, whose start ``seed`` draws, a run goes on from
     the unmerged weights.
     """
-    rank, processes = settings.lora_rank, parallel.size()
-    if rank:
+    if settings.lora_rank:
         lora.check_installed()
-        if processes > 1:
-            raise ValueError(f"model: lora_rank must be 0 on several processes, got {rank} on {processes}")
     device = parallel.device(settings.device)
     dtype = None if settings.dtype is None else getattr(torch, settings.dtype)
-    folder = settings.path if rank else checkpoint or settings.path
-    if processes > 1:
-        model = parallel.load(folder, dtype, device)
+    folder = settings.path if settings.lora_rank else checkpoint or settings.path
+    if parallel.size() > 1:
+        model = fsdp.load(folder, dtype, device, lambda model: _choose(model, settings))
     else:
         model = Glm4v.from_pretrained(folder, dtype, device)
         for weight in model.parameters():
             weight.data = weight.data.clone()
+        _choose(model, settings)
+    if settings.lora_rank and checkpoint is not None:
+        lora.load(model, checkpoint / lora.FOLDER)
+    elif settings.lora_rank:
+        lora.begin(model, seed)
     model.train()
     model.recompute_activations(settings.activation_checkpointing)
+    return model
+
+
+def _choose(model: Glm4v, settings: ModelSettings) -> None:
+    """Freezes what isn't trained; adds adapters to the rest."""
     for name, weight in model.named_parameters():
         weight.requires_grad_(part_of(name) not in settings.freeze)
-    if rank:
+    if settings.lora_rank:
         linear = [name for name, layer in model.named_modules() if isinstance(layer, Linear) and name != "lm_head"]
         layers = [name for name in linear if part_of(name) not in settings.freeze]
         if not layers:
             raise ValueError("model: freeze must leave a part to train, got all of them")
-        lora.add(model, layers, rank, settings.lora_alpha, seed)
-        if checkpoint is not None:
-            lora.load(model, checkpoint / lora.FOLDER)
-    return model
+        lora.add(model, layers, settings.lora_rank, settings.lora_alpha)
 
 
 def part_of(name: str) -> Part:
@@ -257,8 +261,8 @@ def write_model(model: Glm4v, source: Path, folder: Path) -> None:
 
     Adapters are merged into it, and stand beside it in a folder of their own.
     """
-    if parallel.sharded(model):
-        parallel.write(model, folder)
+    if fsdp.sharded(model):
+        fsdp.write(model, folder)
     else:
         with lora.merged(model):
             model.save_pretrained(folder)

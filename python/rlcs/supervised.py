@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from .evaluate import Score
 from .feed import Feed
 from .learner import sft_loss
 from .progress import Bar
-from .prompts import Prompt, Prompts
+from .prompts import Prompt, Prompts, make
 from .run import Run
 from .shards import BadRows, Row, files_of
 from .stream import Position, Stream, from_memory
@@ -102,13 +102,21 @@ class Samples:
 
 
 class Making:
-    """``making(lesson) -> (Sample, Prompt)``, here or in another process: pickled it is the folder of the tokenizer."""
+    """``making((lesson, pixels)) -> (Sample, Prompt)``, here or in another process: pickled it is the folder of the
+    tokenizer. Without ``pixels`` the prompt is an outline; of None nothing is made."""
 
     def __init__(self, prompts: Prompts, samples: Samples, folder: Path, most_tokens: int) -> None:
         self.prompts, self.samples, self.folder, self.most_tokens = prompts, samples, folder, most_tokens
 
-    def __call__(self, lesson: Lesson) -> tuple[Sample, Prompt]:
-        prompt = self.prompts(lesson.id, lesson.messages, self.samples.prompt_processor(lesson))
+    def __call__(self, asked: tuple[Lesson, bool] | None) -> tuple[Sample, Prompt] | None:
+        if asked is None:
+            return None
+        lesson, pixels = asked
+        how = self.samples.prompt_processor(lesson)
+        if pixels:
+            prompt = self.prompts(lesson.id, lesson.messages, how)
+        else:
+            prompt = make(lesson.messages, how, pixels=False)
         sample = self.samples(lesson, prompt, 0)
         if len(sample) > self.most_tokens:
             raise ValueError(f"tokens must be at most {self.most_tokens}, got {len(sample)}")
@@ -145,8 +153,19 @@ def read_lessons(config: SftConfig, bad: BadRows) -> list[Lesson]:
     return [lesson for found in read_rows(config.data, row_of, bad) for lesson in found]
 
 
+@dataclass
+class Drawn:
+    """A step's samples, and the position behind them."""
+
+    lessons: list[Lesson] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    prompts: list[Prompt] = field(default_factory=list)
+    position: Position = field(default_factory=dict)
+
+
 class Lessons:
-    """``take(n)``: the next samples that can be made, with their prompts, from memory or from a stream of the files."""
+    """``take()``: the samples of the next step that can be made, with their prompts, from memory or from a stream of
+    the files. Of several ranks each decodes the pictures that it will read; the other prompts are outlines."""
 
     def __init__(self, config: SftConfig, bad: BadRows) -> None:
         self.config, self.bad = config, bad
@@ -166,28 +185,82 @@ class Lessons:
                 files_of(config.data), lambda row: lessons_in(config, row), config.buffer, seed, bad
             ).behind
 
-    def start(self, position: Position, making: Making) -> None:
-        """Goes on behind a position that a checkpoint holds."""
+    def start(self, position: Position, making: Making, share: Share | None = None) -> None:
+        """Goes on behind a position that a checkpoint holds. ``share`` says which of a step's samples, by outlines of
+        their prompts, this rank will read; None: all of them."""
         self.position = {name: position[name] for name in POSITION if name in position}
-        self._good = self.position.get("epoch", 0)
-        wanted = (one for one in self._behind(self.position) if one[0].id not in self.skipped)
+        self._share = share
         self._feed = Feed(making, self.config.workers, self.config.ahead)
-        self._made = self._feed(wanted)
+        self._begin()
 
-    def take(self, n: int) -> tuple[list[Sample], list[Prompt]]:
-        samples, prompts = list[Sample](), list[Prompt]()
-        while len(samples) < n:
-            lesson, made, self.position = next(self._made)
+    def _begin(self) -> None:
+        self._good = self.position.get("epoch", 0)
+        self._made = self._feed(((one[0], self._share is None), one) for one in self._wanted())
+        self._decoded = self._feed(self._mine())
+
+    def _wanted(self) -> Iterator[tuple[Lesson, Position]]:
+        for lesson, position in self._behind(self.position):
+            if lesson.id not in self.skipped:
+                yield lesson, position
+            else:
+                self._expect_good(position)
+
+    def take(self) -> tuple[list[Sample], list[Prompt]]:
+        drawn = self._draw() if self._share is None else self._draw_decoded()
+        self.position = drawn.position
+        return drawn.samples, drawn.prompts
+
+    def _draw(self) -> Drawn:
+        drawn = Drawn()
+        while len(drawn.samples) < self.config.batch:
+            _, made, (lesson, drawn.position) = next(self._made)
             if isinstance(made, ValueError):
-                self.skipped.add(lesson.id)
-                self.bad(lesson.place, made)
-                if len(self.skipped) == self._count or self.position["epoch"] > self._good + 1:
-                    raise ValueError(f"data: {self.config.data} must hold a good row, got none")
+                self._skip(lesson, made, drawn.position)
                 continue
-            self._good = self.position["epoch"]
-            samples.append(replace(made[0], source=len(prompts)))
-            prompts.append(made[1])
-        return samples, prompts
+            assert made is not None
+            self._good = drawn.position["epoch"]
+            drawn.lessons.append(lesson)
+            drawn.samples.append(replace(made[0], source=len(drawn.prompts)))
+            drawn.prompts.append(made[1])
+        return drawn
+
+    def _skip(self, lesson: Lesson, error: ValueError, position: Position) -> None:
+        self.skipped.add(lesson.id)
+        self.bad(lesson.place, error)
+        self._expect_good(position)
+
+    def _expect_good(self, position: Position) -> None:
+        """An error where a whole pass has none."""
+        if len(self.skipped) == self._count or position["epoch"] > self._good + 1:
+            raise ValueError(f"data: {self.config.data} must hold a good row, got none")
+
+    def _mine(self) -> Iterator[tuple[tuple[Lesson, bool] | None, tuple[int, Drawn]]]:
+        """What this rank decodes, step after step; None behind each."""
+        assert self._share is not None
+        while True:
+            drawn = self._draw()
+            for i in self._share(drawn.samples, drawn.prompts):
+                if drawn.prompts[i].patches:
+                    yield (drawn.lessons[i], True), (i, drawn)
+            yield None, (0, drawn)
+
+    def _draw_decoded(self) -> Drawn:
+        """A step whose pictures all ranks can decode: where one cannot, all draw it again without that sample."""
+        while True:
+            errors = dict[int, str]()
+            for asked, made, (i, drawn) in self._decoded:
+                if asked is None:
+                    break
+                if isinstance(made, ValueError):
+                    errors[i] = str(made)
+                elif made is not None:
+                    drawn.prompts[i] = made[1]
+            errors = {i: error for of_rank in parallel.gather(errors) for i, error in of_rank.items()}
+            if not errors:
+                return drawn
+            for i in sorted(errors):
+                self._skip(drawn.lessons[i], ValueError(errors[i]), drawn.position)
+            self._begin()
 
     @property
     def epoch(self) -> float:
@@ -198,6 +271,7 @@ class Lessons:
         self._feed.close()
 
 
+Share = Callable[[Sequence[Sample], Sequence[Prompt]], list[int]]
 POSITION = ("position", "epoch", "block", "file", "row", "taken")  # of `Position`, in a checkpoint
 
 
@@ -209,7 +283,8 @@ def sft(config: SftConfig, note: Callable[[str], None] = print) -> list[Score]:
     run = Run(config, note)
     stop = run.model.generation_config.get("eos_token_id") or []
     samples_of = Samples(run.prompts.processor, config.thinking, stop if isinstance(stop, list) else [stop])
-    lessons.start(run.state, Making(run.prompts, samples_of, config.model.path, config.tokens))
+    making = Making(run.prompts, samples_of, config.model.path, config.tokens)
+    lessons.start(run.state, making, run.learner.share if parallel.size() > 1 else None)
     scores = list[Score]()
     with Bar("SFT", quiet=not parallel.first()) as bar, run.stoppable(), contextlib.closing(lessons):
         bad.note = bar.note
@@ -218,7 +293,7 @@ def sft(config: SftConfig, note: Callable[[str], None] = print) -> list[Score]:
             scores = run.evaluate(bar)
         while run.progress < 1:
             with run.training():
-                samples, prompts = lessons.take(config.batch)
+                samples, prompts = lessons.take()
                 facts = run.learner.update(samples, prompts, sft_loss, run.rate())
                 run.step += 1
                 run.count_skipped(bool(facts["skipped"]))

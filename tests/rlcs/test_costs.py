@@ -25,10 +25,12 @@ from worlds import in_worlds
 from glm4v import Glm4v
 from glm4v.cache import PagedCache
 from glm4v.config import Config, TextConfig, VisionConfig
-from rlcs import parallel
+from glm4v.layers import Linear
+from rlcs import fsdp, lora, parallel
 from rlcs.config import ModelSettings, ParallelSettings
 from rlcs.costs import (
     activation_bytes,
+    adapters,
     gathered_bytes,
     gathered_together,
     kv_bytes,
@@ -64,9 +66,22 @@ def sizes(width=192, layers=4, inner=512, vocab=512):
     )  # fmt: skip
 
 
-def step_of(config, samples=1, tokens=T, dtype=torch.float32, recompute=False):
+def with_adapters(model, lora_rank):
+    lora.add(
+        model,
+        [name for name, layer in model.named_modules() if type(layer) is Linear and name != "lm_head"],
+        lora_rank,
+        1.0,
+    )
+    lora.begin(model, 0)
+    return model
+
+
+def step_of(config, samples=1, tokens=T, dtype=torch.float32, recompute=False, lora_rank=0):
     """A learner, and samples that each begin with a picture and learn the second half."""
     model = Glm4v(config, dtype).train()
+    if lora_rank:
+        with_adapters(model, lora_rank)
     model.recompute_activations(recompute)
     return (learner_of(model, samples * tokens), *samples_of(config, samples, tokens, dtype))
 
@@ -94,9 +109,9 @@ def causal(tokens):
     return tokens * (tokens + 1) / 2
 
 
-def flops_of(config, samples=1, tokens=T):
-    text = text_flops(config, samples * tokens, samples * causal(tokens), samples * tokens / 2)
-    return text + vision_flops(config, samples * PICTURE, samples * PICTURE**2)
+def flops_of(config, samples=1, tokens=T, lora_rank=0):
+    text = text_flops(config, samples * tokens, samples * causal(tokens), samples * tokens / 2, lora_rank)
+    return text + vision_flops(config, samples * PICTURE, samples * PICTURE**2, lora_rank)
 
 
 # --- counts ---
@@ -110,20 +125,28 @@ def test_parameters_are_the_models(tied):
     assert parameters(config)["vision"] == sum(p.numel() for p in model.visual.parameters())
 
 
+def test_adapters_are_on_all_linear_layers_but_the_head():
+    model = with_adapters(Glm4v(Config(), device="meta"), 16)
+    assert adapters(Config(), 16) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_state_is_what_the_optimizer_holds(dtype):
-    learner, samples, prompts = step_of(sizes(), dtype=getattr(torch, dtype))
+def test_state_is_what_the_optimizer_holds(dtype, lora_rank):
+    learner, samples, prompts = step_of(sizes(), dtype=getattr(torch, dtype), lora_rank=lora_rank)
     learner.update(samples, prompts, sft_loss, 1e-4)
-    expected, held = state_bytes(sizes(), dtype), learner.optimizer.state_dict()
+    expected, held = state_bytes(sizes(), dtype, lora_rank=lora_rank), learner.optimizer.state_dict()
     assert expected["weights"] == sum(p.nbytes for p in learner.model.parameters())
+    assert expected["gradients"] == sum(p.nbytes for p in learner.model.parameters() if p.requires_grad)
     assert expected["moments"] == sum(x.nbytes for name, x in held.items() if name.startswith("exp_avg"))
-    assert expected["masters"] == sum(x.nbytes for name, x in held.items() if name.startswith("master"))
+    masters = [m for m, w in zip(learner.optimizer.masters, learner.optimizer.weights, strict=True) if m is not w]
+    assert expected["masters"] == sum(x.nbytes for x in masters)
 
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_what_ranks_gather_together_is_as_the_trainer_shards_it(tied):
     model = Glm4v(replace(Config(), tie_word_embeddings=tied), device="meta")
-    table, blocks = parallel.embedding_of(model), [set(block.parameters()) for block in parallel.blocks_of(model)]
+    table, blocks = fsdp.embedding_of(model), [set(block.parameters()) for block in fsdp.blocks_of(model)]
     apart = set().union(*blocks, () if table is None else table.parameters())
     assert gathered_together(model.config) == {
         "block": max(sum(p.numel() for p in block) for block in blocks),
@@ -195,6 +218,7 @@ OURS = {
     torch.ops.glm4v_ext.token_logprob_backward: raw(
         lambda dout, dentropy, x, weight, *rest, out_val: 6 * len(x) * weight.numel()
     ),
+    torch.ops.aten.addmm_: lambda out, a, b, out_val=None, **_: 2 * a[0] * a[1] * b[1],  # of adapters
     torch.ops.glm4v_ext.flash_attn_varlen: attention,
     torch.ops.glm4v_ext.flash_attn_varlen_backward: attention_backward,
 }
@@ -208,6 +232,20 @@ def test_flops_of_an_update_are_those_of_its_ops(recompute):
     with FlopCounterMode(display=False, custom_mapping=OURS) as counted:
         learner.update(samples, prompts, sft_loss, 1e-4)
     assert flops_of(config, 2).update(recompute) == pytest.approx(counted.get_total_flops(), rel=1e-3)
+
+
+def test_flops_of_an_update_with_adapters_are_those_of_its_ops():
+    """But for the gradient of what the tower's first block reads, for which nobody asks."""
+    config, rank = sizes(), 8
+    learner, samples, prompts = step_of(config, samples=2, lora_rank=rank)
+    frozen_head = raw(lambda dout, dentropy, x, weight, *rest, out_val: 4 * len(x) * weight.numel())
+    ours = {**OURS, torch.ops.glm4v_ext.token_logprob_backward: frozen_head}
+    with FlopCounterMode(display=False, custom_mapping=ours) as counted:
+        learner.update(samples, prompts, sft_loss, 1e-4)
+    c = config.vision_config.hidden_size
+    spared = 2 * 2 * PICTURE * (c * 3 * c + rank * c)
+    said = flops_of(config, 2, lora_rank=rank).update(False) - spared
+    assert said == pytest.approx(counted.get_total_flops(), rel=1e-3)
 
 
 # --- bytes ---
@@ -262,13 +300,16 @@ def test_the_most_live_bytes_of_a_micro_step_are_as_said(recompute, dtype):
 
 
 RANKS, SHORT = 2, 64  # tokens of a rank's sample
-CASES = [(vocab, dtype) for vocab in (512, 16384) for dtype in ("float32", "bfloat16")]
+CASES = [(vocab, dtype, 0) for vocab in (512, 16384) for dtype in ("float32", "bfloat16")] + [
+    (512, "float32", 1),
+    (16384, "bfloat16", 1),
+]
 
 
-def micro_steps_of(vocab, dtype, *, folder):
+def micro_steps_of(vocab, dtype, lora_rank, *, folder):
     """What a rank of several holds at most in its second micro-step, in a file."""
     parallel.join("cpu", ParallelSettings(timeout_s=60.0))
-    model = load_model(ModelSettings(path=folder / str(vocab), dtype=dtype))
+    model = load_model(ModelSettings(path=folder / str(vocab), dtype=dtype, lora_rank=lora_rank))
     learner = learner_of(model, SHORT)
     learner.optimizer.step = lambda rate: 0.0
     made, prompts = samples_of(model.config, RANKS, SHORT, getattr(torch, dtype))
@@ -277,7 +318,7 @@ def micro_steps_of(vocab, dtype, *, folder):
         gc.collect()
         live.most = 0
         learner.update(made, prompts, sft_loss, 1e-4)
-    torch.save(live.most, folder / f"{vocab}-{dtype}-{parallel.rank()}")
+    torch.save(live.most, folder / f"{vocab}-{dtype}-{lora_rank}-{parallel.rank()}")
 
 
 @pytest.fixture(scope="module")
@@ -286,20 +327,21 @@ def most_of_ranks(tmp_path_factory):
     for vocab in (512, 16384):
         Glm4v(sizes(vocab=vocab)).save_pretrained(folder / str(vocab))
     in_worlds([(RANKS, micro_steps_of, case) for case in CASES], folder)
-    return {case: [torch.load(folder / f"{case[0]}-{case[1]}-{rank}") for rank in range(RANKS)] for case in CASES}
+    names = {case: "-".join(map(str, case)) for case in CASES}
+    return {case: [torch.load(folder / f"{names[case]}-{rank}") for rank in range(RANKS)] for case in CASES}
 
 
-@pytest.mark.parametrize(("vocab", "dtype"), CASES)
-def test_the_most_live_bytes_of_a_rank_are_as_said(vocab, dtype, most_of_ranks):
+@pytest.mark.parametrize(("vocab", "dtype", "lora_rank"), CASES)
+def test_the_most_live_bytes_of_a_rank_are_as_said(vocab, dtype, lora_rank, most_of_ranks):
     """The most is in a block with a small vocabulary, and outside of blocks with a large one. In a block, activations
     and gradients are not at their most in the same moment: the plan is above."""
     config, value = sizes(vocab=vocab), 4 if dtype == "float32" else 2
     activations = activation_bytes(config, SHORT, SHORT / 2, PICTURE, False, value)
-    in_block, outside = gathered_bytes(config, RANKS, value)
+    in_block, outside = gathered_bytes(config, RANKS, value, lora_rank)
     pictures = PICTURE * 1176 * value
-    said = state_bytes(config, shards=RANKS)["gradients"] + pictures + max(in_block + activations, outside)
+    said = state_bytes(config, dtype, RANKS, lora_rank)["gradients"] + pictures + max(in_block + activations, outside)
     assert (in_block + activations > outside) == (vocab == 512)
-    for most in most_of_ranks[vocab, dtype]:
+    for most in most_of_ranks[vocab, dtype, lora_rank]:
         assert said == pytest.approx(most, rel=0.1 if vocab == 512 else 0.02)
 
 

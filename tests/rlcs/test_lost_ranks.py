@@ -111,3 +111,19 @@ def test_a_rank_that_is_killed_ends_the_run_and_it_goes_on_to_the_bit(rank, demo
     assert process.returncode == 0, said
     assert rows_of(cut.run.out) == rows_of(whole.run.out)
     expect_equal(tensors_of(cut.run.out), tensors_of(whole.run.out))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
+@pytest.mark.parametrize("rank", [None, 1])
+def test_sigterm_saves_and_torchrun_alone_calls_it_a_failure(rank, demo, tmp_path):
+    """It raises when it gets the signal, whatever its workers return; where a worker gets it, all end with 0."""
+    config = rl_config(demo, tmp_path / "run", steps=400)
+    process = torchrun(config, 2, tmp_path)
+    while process.poll() is None and len(checkpoint.every(config.run.out / "checkpoints")) < 1:
+        time.sleep(0.02)
+    os.kill(process.pid if rank is None else worker_of(process, rank), signal.SIGTERM)
+    out, said = process.communicate(timeout=120)
+    step = checkpoint.latest(config.run.out / "checkpoints").step
+    assert f"step {step} is saved in" in out and "has lost another one" not in said
+    assert process.returncode == (1 if rank is None else 0), said

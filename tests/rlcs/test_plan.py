@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from glm4v.config import Config
-from rlcs.costs import gathered_together, moved_bytes, parameters
+from rlcs.costs import adapters, gathered_together, moved_bytes, parameters
 from rlcs.plan import GPUS, MODELS, Plan, plan
 
 
@@ -22,6 +22,18 @@ def test_state_is_shared_out_and_the_rest_is_not():
     assert one["memory_gib"]["activations"] == eight["memory_gib"]["activations"]
     assert "training needs" in one["problems"][0] and not eight["problems"]
     assert one["phases"]["update"]["compute_seconds"] == pytest.approx(8 * eight["phases"]["update"]["compute_seconds"])
+
+
+def test_with_adapters_only_they_have_gradients_and_moments():
+    whole, few = (plan(Config(), Plan(gpus=8, lora_rank=n)) for n in (0, 16))
+    added, every = adapters(Config(), 16), sum(parameters(Config()).values())
+    assert few["memory_gib"]["weights"] == pytest.approx((2 * every + 4 * added) / 8 / 2**30)
+    assert few["memory_gib"]["moments"] == pytest.approx(whole["memory_gib"]["moments"] * added / every)
+    for name in ("update", "decode"):
+        assert few["phases"][name]["compute_seconds"] <= whole["phases"][name]["compute_seconds"]
+    assert few["peak_gib"]["training"] < whole["peak_gib"]["training"]
+    moved = {name: 2 * count for name, count in gathered_together(Config()).items()}
+    assert moved_bytes(Config(), lora_rank=16) == (4 * (every + added) - moved["embedding"] - moved["root"], 4 * added)
 
 
 def test_a_micro_step_moves_what_the_trainer_moves():
@@ -38,7 +50,7 @@ def test_copies_gather_inside_a_node_and_sum_up_over_nodes():
     full, copies = (plan(Config(), Plan(gpus=64, replicate=n)) for n in (1, 8))
     assert copies["shards"] == 8 and full["shards"] == 64
     inside = copies["micro_steps"] * sum(moved_bytes(Config())) * 7 / 8 / (450e9 * 0.7)
-    between = copies["micro_steps"] * 2 * 7 / 8 * moved_bytes(Config())[1] / 8 / (50e9 * 0.7)
+    between = 2 * 7 / 8 * moved_bytes(Config())[1] / 8 / (50e9 * 0.7)
     assert copies["phases"]["update"]["traffic_seconds"] == pytest.approx(inside + between)
     assert copies["peak_gib"]["training"] > full["peak_gib"]["training"]
 
@@ -62,7 +74,7 @@ def test_rows_that_wait_take_the_places_of_those_that_end():
     run = Plan(gpus=8, groups=64, expansion=1)
     decode = plan(Config(), run)["phases"]["decode"]
     rows = 64 * 8 / 8
-    assert 0 < decode["rows"] < rows
+    assert decode["rows"] == min(rows, decode["rows"]) < rows
     assert decode["steps"] == pytest.approx(run.longest_answer + (rows / decode["rows"] - 1) * run.answer, abs=1)
 
 
@@ -76,6 +88,7 @@ def test_what_breaks_first_is_named_first():
     ("changes", "said"),
     [
         ({"gpus": 0}, "gpus must be 1 or more, got 0"),
+        ({"lora_rank": -1}, "lora_rank must be 0 or more, got -1"),
         ({"gpus": 8, "replicate": 3}, "replicate must divide the 8 GPUs, got 3"),
         ({"expansion": 0.5}, "expansion must be 1 or more, got 0.5"),
         ({"image_tokens": 4096}, "image_tokens must be from 0 to prompt = 2048, got 4096"),

@@ -16,12 +16,13 @@ from safetensors.torch import load_file
 from small_runs import sft_config, train_config
 
 from glm4v import Processor
-from rlcs import checkpoint, rewards
+from rlcs import checkpoint, parallel, rewards
 from rlcs.admission import check_tasks
 from rlcs.cli import COMMANDS, main
 from rlcs.config import EvalSettings, JudgeSettings, ModelSettings, RunSettings, plain
 from rlcs.data import read_tasks
 from rlcs.logs import read_metrics
+from rlcs.rewards import Judge
 from rlcs.rollout import RolloutSettings
 from rlcs.run import Run
 
@@ -286,3 +287,15 @@ def test_a_judge_from_the_settings(monkeypatch):
     assert rewards.DOMAINS["general"].judge.concurrency == rewards.concurrency("general") == 5
     assert "secret" not in json.dumps(plain(judge))
     rewards.check("general")
+
+
+@pytest.mark.parametrize(("processes", "concurrency", "pause_s"), [(1, 5, 0.5), (2, 2, 1.0), (8, 1, 4.0)])
+def test_processes_share_a_judge_s_limits(processes, concurrency, pause_s, demo, tmp_path, monkeypatch):
+    monkeypatch.setattr(rewards, "DOMAINS", dict(rewards.DOMAINS))
+    monkeypatch.setattr(parallel, "started_as", lambda: (0, processes))
+    monkeypatch.setattr(parallel, "join", lambda *_: None)
+    used = []
+    monkeypatch.setattr("rlcs.config.Judge", lambda endpoints: used.extend(endpoints) or Judge(endpoints))
+    judge = JudgeSettings(("http://127.0.0.1/v1",), ("one",), concurrency=5, requests_per_minute=120)
+    Run(sft_config(demo, tmp_path, judge=judge), lambda _: None).log.close()
+    assert [(one.concurrency, one._pace._step_s) for one in used] == [(concurrency, pause_s)]

@@ -84,10 +84,10 @@ def test_samples_are_the_same_over_workers(demo, tmp_path):
     processor = Processor.from_pretrained(demo / "model")
     made = []
     for workers in (0, 2):
-        config = sft_config(demo, tmp_path / "run", data=data, buffer=16, workers=workers)
+        config = sft_config(demo, tmp_path / "run", data=data, buffer=16, workers=workers, batch=12)
         lessons = Lessons(config, BadRows("fatal", 0, print))
         lessons.start({}, Making(Prompts(processor), Samples(processor, True, (2,)), demo / "model", config.tokens))
-        made.append(lessons.take(12))
+        made.append(lessons.take())
         lessons.close()
     for (a, p), (b, q) in zip(zip(*made[0], strict=True), zip(*made[1], strict=True), strict=True):
         assert (a.token_ids == b.token_ids).all() and (a.trained == b.trained).all() and a.source == b.source
@@ -114,6 +114,17 @@ def test_a_picture_that_is_damaged_is_left_out_in_the_middle_of_a_run(buffer, de
         sft(dataclasses.replace(config, bad_rows="fatal", run=dataclasses.replace(config.run, out=tmp_path / "f")))
     with pytest.raises(ValueError, match="bad rows must be at most 0"):
         sft(dataclasses.replace(config, max_bad_rows=0, run=dataclasses.replace(config.run, out=tmp_path / "g")))
+
+
+@pytest.mark.parametrize("buffer", [None, 4])
+def test_pictures_that_are_all_damaged_end_a_run(buffer, demo, tmp_path):
+    shutil.copytree(demo / "train", tmp_path / "train")
+    for path in (tmp_path / "train").glob("*.png"):
+        path.write_bytes(path.read_bytes()[:-30])
+    rows = (demo / "train-answers.jsonl").read_text().splitlines()
+    (tmp_path / "rows.jsonl").write_text("\n".join([row for row in rows if ".png" in row and '"video"' not in row][:6]))
+    with pytest.raises(ValueError, match=r"rows.jsonl must hold a good row, got none"):
+        sft(sft_config(demo, tmp_path / "run", data=tmp_path / "rows.jsonl", buffer=buffer, bad_rows="skip"))
 
 
 def with_pictures_inside(demo, folder, suffix):

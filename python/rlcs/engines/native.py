@@ -9,7 +9,7 @@ import torch
 
 from glm4v import Glm4v
 
-from .. import parallel
+from .. import fsdp, parallel
 from ..prompts import Prompt
 from ..rollout import Answer, RolloutSettings, rollouts
 from ..types import Task
@@ -31,9 +31,9 @@ class Native:
     def renew(self, version: int) -> int:
         if not self.apart:
             return version
-        if parallel.sharded(self.model):
+        if fsdp.sharded(self.model):
             self.speaker = None  # the old one goes before the new one is put together
-            with parallel.whole(self.model) as self.speaker:
+            with fsdp.whole(self.model) as self.speaker:
                 pass
         elif self.speaker is None:
             self.speaker = copy.deepcopy(self.model, {id(self.model.processor): self.model.processor})
@@ -59,7 +59,7 @@ class Native:
         if self.speaker is not None:
             yield from rollouts(self.speaker, prompts, group, seeds, settings, progress)
             return
-        with parallel.whole(self.model) as model:
+        with fsdp.whole(self.model) as model:
             yield from rollouts(model, prompts, group, seeds, settings, progress)
 
     def metrics(self) -> dict[str, float]:
