@@ -3,6 +3,8 @@ heads, K kv heads, D head dim, Bc cache rows of capacity S each."""
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
@@ -67,8 +69,8 @@ def flash_attn_with_kvcache(
 
     Source: names, order and meaning of flash-attention 2's function.
     """
-    if isinstance(cache_seqlens, int):
-        cache_seqlens = torch.full((q.shape[0],), cache_seqlens, dtype=torch.int32, device=q.device)
+    if isinstance(cache_seqlens, Integral):
+        cache_seqlens = torch.full((q.shape[0],), int(cache_seqlens), dtype=torch.int32, device=q.device)
     out, lse = torch.ops.glm4v_ext.flash_attn_with_kvcache(
         q,
         k_cache,
