@@ -339,6 +339,8 @@ RANK = "Rank the currents I, J and K through the bulbs, the largest first."
         (0, "IV", "IR", OHM), (0, "IRR", "IR", OHM), (1, "tghm", "mght", TANK), (1, "mh gt", "mght", TANK),
         (0, "mghh", "mght", TANK), (0, "RI", "IR", None), (0, "KJI", "IJK", RANK), (0, "mali", "lima", OHM),
         (0, "BA", "AB", "The points A and B move. Which comes first?"), (0, "mali", "lima", TANK),
+        (1, "RI", "IR", "电流I流过电阻R, 求电压"), (0, "CAT", "TAC", "A pairs with T, G with C. What pairs with ATG?"),
+        (1, "AP", "PA", "What force does a pressure P on an area A make?"),
         (1, "mgdμ", "μmgd", None), (1, "mg\\sin\\theta", "mgsinθ", None), (0, "mgcosθ", "mgsinθ", None),
     ],
 )  # fmt: skip

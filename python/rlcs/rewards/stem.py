@@ -28,8 +28,8 @@ _OR = re.compile(r"\s+(?:or|and)\s+|[或和]")
 _WORD = re.compile(r"[^\W\d_]{3,}[\w ]*|[\u3400-\u9fff]+")
 
 _GREEK = frozenset("αβγδεζηθικλμνξρστυφχψωΓΔΘΛΞΠΣΦΨΩ")
-_ALONE = re.compile(r"(?<![^\W\d_])[^\W\d_](?![^\W\d_])")
-_LABELS = frozenset("ABCDEFGHPQRSXYZ")
+_ALONE = re.compile(r"(?<![A-Za-z\\])[A-Za-zα-ω](?![A-Za-z])")
+_LABELS = [frozenset(run) for run in ("ABCDEFGH", "PQRS", "XYZ", "ACGTU")]
 _ORDER = re.compile(r"\b(?:order|rank|arrang|sort|sequen|codon|strand|path|route)|[排序]", re.IGNORECASE)
 
 
@@ -155,13 +155,13 @@ def _spelt(text: str) -> bool:
 
 
 def _product(text: str, question: str | None) -> bool:
-    """Whether letters are factors, as IR and mght are: the question names each by itself, not all of them are labels
-    (A, B, C; P, Q, R), and it asks for no order. Greek among Latin letters is mathematics anyway."""
+    """Whether letters are factors, as IR and mght are: the question names each by itself, they are no labels (A, B, C;
+    P, Q, R) or bases, and it asks for no order. Greek among Latin letters is mathematics anyway."""
     letters = set(re.sub(r"[\s,]", "", text))
     if letters & _GREEK and not letters <= _GREEK:
         return True
     named = set(_ALONE.findall(question or ""))
-    return letters <= named and not letters <= _LABELS and not _ORDER.search(question or "")
+    return letters <= named and not any(letters <= run for run in _LABELS) and not _ORDER.search(question or "")
 
 
 def _mathematical(text: str) -> bool:
