@@ -275,7 +275,7 @@ def flash_attn_with_kvcache(
         pages = row if block_table is None else block_table[b]
         slots = (pages.to(q.device).long()[:, None] * size + torch.arange(size, device=q.device)).flatten()
         lengths = len(slots) if cache_seqlens is None else cache_seqlens
-        end = lengths if isinstance(lengths, int) else int(lengths[b])
+        end = int(lengths[b] if isinstance(lengths, Tensor) else lengths)
         begin = 0 if cache_leftpad is None else int(cache_leftpad[b])
         if k is not None and v is not None:
             new = slots[end : end + k.shape[1]]

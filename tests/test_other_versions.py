@@ -31,7 +31,7 @@ def decode_image(input, mode=ImageReadMode.UNCHANGED, apply_exif_orientation=Fal
     image = PIL.Image.open(input if isinstance(input, str) else io.BytesIO(input.numpy().tobytes()))
     return torch.from_numpy(numpy.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
 """
-OLDEST = ["transformers==5.0.0", "transformers==4.57.6"]
+OLDER = ["transformers==5.23.0", "transformers==5.0.0", "transformers==4.57.6"]
 pytestmark = pytest.mark.slow
 
 
@@ -75,7 +75,7 @@ def passed(python, file):
     assert "SKIPPED" not in report
 
 
-@pytest.mark.parametrize("package", OLDEST)
+@pytest.mark.parametrize("package", OLDER)
 def test_older_transformers(package, tmp_path):
     passed(python_with(tmp_path, package), "integrations/test_any_version.py")
 

@@ -82,6 +82,9 @@ def replacing(replacement: Any, stock: Any) -> Any:
 
 
 def _blank(replacement: Any, stock: Any) -> Replacement:
+    from .transformers import register_attention  # a process that only loads has none, and configurations name it
+
+    register_attention()
     cls = replacing(replacement, stock)
     return cls.__new__(cls)
 

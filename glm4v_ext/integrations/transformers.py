@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import sys
 import threading
 import warnings
 import weakref
@@ -48,7 +49,7 @@ HOOKS = (
 OPS = ("flash_attn", *dict.fromkeys(hook.op for hook in HOOKS))
 
 _one_at_a_time = threading.Lock()  # threads that load a model each may enable at once
-_mapped: list[str] = []  # the towers whose patch mappings are ours
+_mapped: dict[str, type[nn.Module]] = {}  # the towers whose patch mappings are ours
 # Enabled towers and heads, and what a tower's attention was.
 _enabled: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
 # Modules whose forward another library has wrapped while it was ours.
@@ -90,7 +91,7 @@ def enable(model: nn.Module | None = None, **ops: bool) -> None:
             reason = f"it is made of {made_of.__name__}, and what it changes is not known"
             warnings.warn(f"glm4v_ext leaves {kind.__name__} alone: {reason}", stacklevel=2)
     with _one_at_a_time:
-        _register_attention()
+        register_attention()
         if model is None:
             _unmap_towers()
             _map_towers(chosen)
@@ -209,7 +210,7 @@ def _wrapped(module: nn.Module) -> str | None:
 # --- attention --------------------------------------------------------------------------------------------------------
 
 
-def _register_attention() -> None:
+def register_attention() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     from .attention import attention, attention_mask
@@ -275,16 +276,24 @@ def _map_towers(ops: frozenset[str]) -> None:
             continue
         for name, cls in vars(file).copy().items():
             if isinstance(cls, type) and _family(cls) == family and name.endswith(TOWERS):
-                register_patch_mapping({name: _self_enabling(cls, ops)})
-                _mapped.append(name)
+                mapped = _self_enabling(cls, ops)
+                register_patch_mapping({name: mapped})
+                _mapped[name] = mapped
 
 
 def _unmap_towers() -> None:
-    if _mapped:
-        from transformers.monkey_patching import unregister_patch_mapping
+    if not _mapped:
+        return
+    from transformers.monkey_patching import get_patch_mapping, unregister_patch_mapping
 
-        unregister_patch_mapping(_mapped)
-        _mapped.clear()
+    registered = get_patch_mapping()  # others may have cleared it
+    unregister_patch_mapping([name for name, cls in _mapped.items() if registered.get(name) is cls])
+    # A `from_pretrained` that ends in an exception leaves the classes of the mapping in transformers' modules.
+    for module in [m for name, m in sys.modules.copy().items() if name.startswith("transformers.")]:
+        for name, cls in _mapped.items():
+            if vars(module).get(name) is cls:
+                setattr(module, name, cls.__base__)
+    _mapped.clear()
 
 
 def _self_enabling(stock: type[nn.Module], ops: frozenset[str]) -> type[nn.Module]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from .autocast import autocast, lower
 from .differentiable import differentiable
 from .fake import fake
+from .flops import flops, lengths
 from .refuse import refuse_second_grad
 
 
@@ -158,6 +159,17 @@ def _backward(ctx, dout: Tensor, *_ignored: Tensor):
     return dq, dk, dv, *(None,) * 12
 
 
+def _flops(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, *options, products: int = 2) -> int:
+    pairs = zip(lengths(cu_seqlens_q, max_seqlen_q), lengths(cu_seqlens_k, max_seqlen_k), strict=True)
+    return products * 2 * q.shape[1] * q.shape[2] * sum(rows * keys for rows, keys in pairs)
+
+
+def _flops_backward(dout, q, k, v, out, statistics, *rest) -> int:
+    return _flops(q, k, v, *rest, products=5)
+
+
 differentiable("flash_attn_varlen", _setup, _backward)
 autocast("flash_attn_varlen", lower)
+flops("flash_attn_varlen", _flops)
+flops("flash_attn_varlen_backward", _flops_backward)
 refuse_second_grad("flash_attn_varlen")

@@ -3,12 +3,15 @@ heads, K kv heads, D head dim, Bc cache rows of capacity S each."""
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
 from .autocast import autocast
 from .fake import fake
 from .flash_attn_varlen import pair
+from .flops import flops, known
 from .refuse import refuse_grad
 
 
@@ -68,8 +71,8 @@ def flash_attn_with_kvcache(
 
     Source: names, order and meaning of flash-attention 2's function.
     """
-    if isinstance(cache_seqlens, int):
-        cache_seqlens = torch.full((q.shape[0],), cache_seqlens, dtype=torch.int32, device=q.device)
+    if isinstance(cache_seqlens, Integral):
+        cache_seqlens = torch.full((q.shape[0],), int(cache_seqlens), dtype=torch.int32, device=q.device)
     out, lse = torch.ops.glm4v_ext.flash_attn_with_kvcache(
         q,
         k_cache,
@@ -97,6 +100,15 @@ def _fake(q: Tensor, *args: object) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32)
 
 
+def _flops(q, k_cache, v_cache, k, v, cos, sin, cache_seqlens, batch_idx, cache_leftpad, block_table, *options) -> int:
+    capacity = k_cache.shape[1] * (1 if block_table is None else block_table.shape[1])
+    new = 0 if k is None else k.shape[1]
+    keys = [n + new for n in cache_seqlens.tolist()] if known(cache_seqlens) else [capacity] * q.shape[0]
+    before = cache_leftpad.tolist() if known(cache_leftpad) else []
+    return 4 * q.shape[1:].numel() * (sum(keys) - sum(before))
+
+
+flops("flash_attn_with_kvcache", _flops)
 refuse_grad(
     "flash_attn_with_kvcache",
     inputs="q k_cache v_cache k v",

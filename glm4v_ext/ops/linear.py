@@ -8,6 +8,7 @@ from torch import Tensor
 from .autocast import autocast, lower
 from .differentiable import differentiable
 from .fake import fake
+from .flops import flops, product
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -61,3 +62,4 @@ def _backward(ctx, dout: Tensor):
 
 differentiable("linear", _setup, _backward, on_gpu=torch.nn.functional.linear)
 autocast("linear", lower)
+flops("linear", product)

@@ -8,6 +8,7 @@ from torch import Tensor
 from .autocast import autocast, lower
 from .differentiable import differentiable
 from .fake import fake
+from .flops import flops, product
 from .linear import linear_backward
 
 
@@ -52,3 +53,4 @@ def _backward(ctx, dout: Tensor):
 
 differentiable("merge_patches", _setup, _backward)
 autocast("merge_patches", lower)
+flops("merge_patches", product)

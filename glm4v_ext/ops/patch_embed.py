@@ -8,6 +8,7 @@ from torch import Tensor
 from .autocast import autocast, lower
 from .differentiable import differentiable
 from .fake import fake
+from .flops import flops, product
 from .linear import linear_backward
 
 
@@ -59,5 +60,10 @@ def _backward(ctx, dout: Tensor):
     return dpatches, dweight if dweight is None else dweight.reshape(weight.shape), dbias, None
 
 
+def _flops(patches: Tensor, weight: Tensor, bias: Tensor, still: bool) -> int:
+    return product(patches, weight) // (weight.shape[2] if still else 1)
+
+
 differentiable("patch_embed", _setup, _backward)
 autocast("patch_embed", lower)
+flops("patch_embed", _flops)

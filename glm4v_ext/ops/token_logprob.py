@@ -8,6 +8,7 @@ from torch import Tensor
 from .autocast import autocast, lower
 from .differentiable import differentiable
 from .fake import fake
+from .flops import flops, product
 from .refuse import refuse_second_grad
 
 
@@ -83,6 +84,13 @@ def _backward(ctx, dlogprob: Tensor | None, dentropy: Tensor | None, _: None):
     return *(g if needed else None for g, needed in zip(gradients, needs, strict=True)), None, None, None
 
 
+def _flops_backward(dlogprob: Tensor, dentropy: Tensor | None, hidden: Tensor, weight: Tensor, *rest) -> int:
+    needs_dhidden, needs_dweight = rest[-2:]
+    return product(hidden, weight) * (1 + needs_dhidden + needs_dweight)
+
+
 differentiable("token_logprob", _setup, _backward)
 autocast("token_logprob", lower)
+flops("token_logprob", product)
+flops("token_logprob_backward", _flops_backward)
 refuse_second_grad("token_logprob")

@@ -168,6 +168,7 @@ class Chat:
         """Asks the model. An interrupted turn is as if it had not been, its files stay for the next question.
 
         Files that cannot be read, though their headers could, are dropped: every question would fail like this one.
+        Those of earlier turns are not, since the conversation would be another without them.
         """
         content = [*self.files, {"type": "text", "text": question}]
         messages = [*self.messages, {"role": "user", "content": content}]
@@ -178,13 +179,24 @@ class Chat:
         except KeyboardInterrupt:
             self.note("\nstopped; the question is forgotten")
             return
-        except InputError:
+        except InputError as error:
+            if self.earlier_files_fail():
+                raise InputError(f"{error}; it is of an earlier question: put it back, or /reset") from None
             self.files = []
             raise
         if not self.last.answer:
             self.note(f"no answer within {len(self.last.token_ids)} tokens")
         self.messages = [*messages, {"role": "assistant", "content": self.last.answer}]
         self.files = []
+
+    def earlier_files_fail(self) -> bool:
+        """Whether a file that the conversation holds can no longer be read."""
+        try:
+            if self.messages:
+                self.model.processor(self.messages)
+        except InputError:
+            return True
+        return False
 
     def note(self, text: str) -> None:
         self.notes.out(visible(text), highlight=False)

@@ -64,14 +64,17 @@ class Sampling:
 
     @classmethod
     def from_defaults(cls, defaults: Mapping[str, Any], **given: float | None) -> Sampling:
-        """What is given, and for the rest what a checkpoint's ``generation_config.json`` says."""
+        """What is given, and for the rest what a checkpoint's ``generation_config.json`` says.
+
+        One that samples means transformers' temperature 1 and top_k 50 where it names none.
+        """
         known = {f.name: defaults[f.name] for f in fields(cls) if defaults.get(f.name) is not None}
         sample = defaults.get("do_sample") or False
         expect(isinstance(sample, bool), "the checkpoint's do_sample", "true or false", repr(sample))
         if not sample:
             known["temperature"] = 0.0
-        elif "temperature" not in known:
-            known["temperature"] = 1.0
+        else:  # what such a file leaves out is what transformers takes then, and leaves out when it writes one
+            known = {"temperature": 1.0, "top_k": 50, **known}
         wanted: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         cls(**wanted)  # what is wrong with these is the caller's fault, what is wrong beside them the file's
         try:

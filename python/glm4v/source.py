@@ -16,6 +16,7 @@ from .errors import InputError
 DOWNLOAD_LIMIT_BYTES = 2**30
 DOWNLOAD_TIMEOUT_S = 60
 NAME_LIMIT = 300  # characters of a source that an error repeats
+SCHEMES = ("data", "file", "http", "https")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,12 @@ class Source:
         return InputError(f"{self.kind}: {self.name}: {reason}")
 
 
+def scheme(source: str | os.PathLike[str]) -> str:
+    """Of a URL, in lower case; empty for a path, whatever colons are in it."""
+    name, colon, _ = source.partition(":") if isinstance(source, str) else ("", "", "")
+    return name.lower() if colon and name.lower() in SCHEMES else ""
+
+
 def find(kind: str, source: str | os.PathLike[str] | bytes, allow_network: bool = False) -> Source:
     """Finds the bytes that ``source`` names; nothing is decoded.
 
@@ -42,14 +49,13 @@ def find(kind: str, source: str | os.PathLike[str] | bytes, allow_network: bool 
     """
     if isinstance(source, bytes):
         return Source(kind, f"{len(source)} bytes", source)
-    text = os.fspath(source)
-    scheme = text.partition(":")[0].lower() if isinstance(source, str) else ""
-    if scheme == "data":
+    text, read_as = os.fspath(source), scheme(source)
+    if read_as == "data":
         return _decode_data_url(kind, text)
-    if scheme in ("http", "https"):
+    if read_as in ("http", "https"):
         return _download(kind, text, allow_network)
     try:
-        path = Path(urllib.request.url2pathname(urllib.parse.urlsplit(text).path) if scheme == "file" else text)
+        path = Path(urllib.request.url2pathname(urllib.parse.urlsplit(text).path) if read_as == "file" else text)
         wrong = None if path.is_file() else "is not a file" if path.exists() else "no such file"
     except (OSError, ValueError) as error:  # longer than a name may be, in a folder that is closed, half a URL
         path, wrong = Path(), f"cannot be read: {getattr(error, 'strerror', None) or error}"

@@ -18,6 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from glm4v.source import scheme
+
 from .curriculum import TIERS
 from .rewards import find
 from .shards import BadRows, BadRule, Row, files_of, row_at, rows_of_all
@@ -232,7 +234,7 @@ def _place(path: Any, folder: Path) -> Any:
     """A path beside the file, if it is there; a video may be a list of frames; URLs and absolute paths stay."""
     if isinstance(path, list):
         return [_place(one, folder) for one in path]
-    if not isinstance(path, str) or re.match(r"[a-z]+:", path):
+    if not isinstance(path, str) or scheme(path):
         return path
     place = folder / path
     if not place.exists():

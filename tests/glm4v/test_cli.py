@@ -258,7 +258,7 @@ def chat(tiny_checkpoint):
             line = next(waiting, None)
             if line is None:
                 raise EOFError
-            return line
+            return line() if callable(line) else line
 
         talk = Chat(model, "Be brief.", ask, seed=0, max_new_tokens=4)
         talk.run()
@@ -295,6 +295,22 @@ def test_chat_gives_up_a_file_that_turns_out_to_be_damaged(chat, photo, capsys):
     err = capsys.readouterr().err
     assert err.count("cannot be read") == 1
     assert [message["content"] for message in talk.messages[1:2]] == [[{"type": "text", "text": "Hi"}]]
+
+
+def test_chat_keeps_its_turns_while_an_earlier_file_is_gone(chat, photo, capsys):
+    away, other = photo.with_name("away.jpg"), photo.with_name("other.jpg")
+    other.write_bytes(photo.read_bytes())
+
+    talk = chat(
+        f"/image {photo}",
+        "What?",
+        f"/image {other}",
+        lambda: photo.rename(away) and "And now?",
+        lambda: away.rename(photo) and "And now?",
+    )
+    assert "no such file; it is of an earlier question: put it back, or /reset" in capsys.readouterr().err
+    kinds = [[part["type"] for part in message["content"]] for message in talk.messages[1::2]]
+    assert kinds == [["image", "text"], ["image", "text"]]
 
 
 def test_an_interrupted_turn_is_forgotten(chat, capsys, monkeypatch):

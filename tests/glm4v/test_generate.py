@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -167,7 +168,10 @@ def test_defaults_come_from_the_checkpoint():
     assert Sampling.from_defaults(file, temperature=0.0) == Sampling(0.0, 0.6, 2)
     assert Sampling.from_defaults(file, top_k=0, top_p=None) == Sampling(0.8, 0.6, 0)
     assert Sampling.from_defaults({"do_sample": False, "temperature": 0.8}) == Sampling()
-    assert Sampling.from_defaults({"do_sample": True}) == Sampling(1.0)
+    unsaid = transformers.GenerationConfig._get_default_generation_params()
+    expected = Sampling(unsaid["temperature"], unsaid["top_p"], unsaid["top_k"])
+    assert Sampling.from_defaults({"do_sample": True}) == expected == Sampling(1.0, 1.0, 50)
+    assert Sampling.from_defaults({"do_sample": True, "top_k": 0}) == Sampling(1.0)
     assert Sampling.from_defaults({}, temperature=0.7) == Sampling(0.7)
     with pytest.raises(
         InputError, match=r"top_p must be above 0 .*, got 3 \(the checkpoint's generation_config.json\)"

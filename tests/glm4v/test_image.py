@@ -155,6 +155,13 @@ def test_every_source_gives_the_same_pixels(photos, tmp_path):
         assert np.array_equal(picture.pixels(50, 70), photo)
 
 
+@pytest.mark.parametrize("name", ["a:b.png", "c:data.png", "data", "http"])
+def test_names_of_files_that_look_like_urls(name, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_bytes(stated(photos[0]))
+    assert np.array_equal(Picture(name).pixels(*photos[0].shape[:2]), photos[0])
+
+
 def test_sizes_need_the_header_alone(photos):
     for kind in ("JPEG", "PNG", "GIF", "BMP"):
         file = stated(photos[0], kind)

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,7 +23,7 @@ from families import (
     results,
 )
 from transformers import ContinuousBatchingConfig
-from transformers.monkey_patching import get_patch_mapping
+from transformers.monkey_patching import clear_patch_mapping, get_patch_mapping
 
 from glm4v_ext.integrations import transformers as dropin
 from glm4v_ext.integrations.replacements import Replacement
@@ -198,6 +199,20 @@ def test_the_last_call_decides(tmp_path):
     assert kinds(model) == before
 
 
+def test_a_load_that_fails_leaves_nothing_behind(tmp_path):
+    """transformers then puts none of the classes back that it had taken for those of the mapping."""
+    make("glm4v").save_pretrained(tmp_path)
+    for clear in (disable, enable, clear_patch_mapping):
+        enable()
+        with pytest.raises((ImportError, ValueError)):
+            FAMILIES["glm4v"][1].from_pretrained(tmp_path, attn_implementation="none such")
+        clear()
+        disable()
+        assert not replaced(make("glm4v"))
+        with enabled(make("glm4v")) as model:
+            assert replaced(model)
+
+
 def test_threads_that_enable_at_once():
     switch, before = sys.getswitchinterval(), get_patch_mapping()
     sys.setswitchinterval(1e-6)
@@ -242,6 +257,16 @@ def test_copies_and_pickles():
             assert not replaced(twin) and {name for _, name in attentions(twin)} == {"sdpa"}
             twin(**inputs)
     type(model)(model.config)  # a model made from an enabled one's configuration
+
+
+def test_a_pickle_in_a_process_that_enables_nothing(tmp_path):
+    model, inputs = make("glm4v"), batch()
+    enable(model)
+    torch.save((model, inputs), file := tmp_path / "model.pt")
+    loaded = f"import torch; model, inputs = torch.load({str(file)!r}, weights_only=False)"
+    script = f"{loaded}; print(model(**inputs)[0].shape)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == f"{model(**inputs)[0].shape}\n", done.stderr
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -101,6 +102,7 @@ def test_options(options, dtype, device):
     inputs = sample(2, 5, 6, 2, 64, 150, dtype=dtype, device=device)
     check(inputs, cache_seqlens=torch.tensor([150, 90], device=device), **options)
     check(inputs, cache_seqlens=100, **options)
+    check(inputs, cache_seqlens=np.int64(100), **options)
     check(inputs, **options)
 
 

@@ -72,6 +72,9 @@ def test_a_picture_lies_beside_its_file_however_it_is_spelt(spelt, demo, tmp_pat
 
     assert task("here.png").messages[0]["content"][0] == {"type": "image", "image": str(tmp_path / "here.png")}
     assert make(task("here.png").messages, Processor.from_pretrained(demo / "model")).patches
+    (tmp_path / "a:b.png").write_bytes(picture.read_bytes())
+    assert task("a:b.png").messages[0]["content"][0]["image"] == str(tmp_path / "a:b.png")
+    assert task(picture.as_uri()).messages[0]["content"][0]["image"] == picture.as_uri()
     assert task("https://example.org/a.png").messages[0]["content"][0]["image"] == "https://example.org/a.png"
     with pytest.raises(ValueError, match=r"line 1: none\.png must be a file, got none at "):
         task("none.png")

@@ -143,7 +143,7 @@ def test_pictures_become_data_urls_that_hold_the_same_pixels(demo):
     tasks = {task.domain: task for task in read_tasks(demo / "train.jsonl")}
     array = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     path = Path(tasks["ocr"].messages[0]["content"][0]["image"])
-    for one in (array, str(path), path, path.read_bytes()):
+    for one in (array, str(path), path, path.as_uri(), path.read_bytes()):
         messages = [{"role": "user", "content": [{"type": "image", "image": one}, {"type": "text", "text": "?"}]}]
         sent = wire(messages)
         assert sent[0]["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")

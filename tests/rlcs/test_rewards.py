@@ -171,6 +171,27 @@ def test_10_powers_that_nobody_can_compute_are_wrong(answer):
     assert [verify("physics", kit.respond(answer), truth).outcome for truth in ("1 m", "2x")] == ["wrong"] * 2
 
 
+def test_10_only_a_truth_that_fails_too_is_an_error(monkeypatch):
+    """math-verify takes minutes for the first answer, pint for the second."""
+    from dataclasses import replace
+
+    hard = replace(rewards.DOMAINS["math"], deadline_s=2)
+    assert hard("1+x", "x+1", None).score == 1  # the worker and its libraries are there
+    endless = "x\\sin^9992+1"
+    verdict = hard(endless, "x^2+1", None)
+    assert verdict.outcome == "wrong" and "no result within 2 s" in verdict.detail
+    assert [hard("5 m^9^9^9", truth, None).outcome for truth in ("5 m", "5")] == ["wrong"] * 2
+    with pytest.raises(rewards.worker.WorkerFault, match="no result within 2 s"):
+        hard("x^2+1", endless, None)
+    monkeypatch.setattr(rewards.worker, "call", broken)
+    with pytest.raises(rewards.worker.WorkerFault, match="No module named 'math_verify'"):
+        hard(endless, "x^2+1", None)
+
+
+def broken(*arguments, **options):
+    raise rewards.worker.WorkerFault("ModuleNotFoundError: No module named 'math_verify'")
+
+
 # --- what else makes a verdict exact ----------------------------------------------------------------------------------
 
 
@@ -304,6 +325,27 @@ RIGHT = (
 @pytest.mark.parametrize(("expect", "domain", "answer", "truth"), [(0, *x) for x in WRONG] + [(1, *x) for x in RIGHT])
 def test_near_misses_and_other_spellings(expect, domain, answer, truth):
     assert score(domain, answer, truth) == expect
+
+
+OHM = "A current I flows through a resistor R. What is the voltage across it?"
+TANK = "A block of mass $m$ falls by h under gravity g within a time t. Give the product."
+RANK = "Rank the currents I, J and K through the bulbs, the largest first."
+
+
+@pytest.mark.parametrize(
+    ("expect", "answer", "truth", "question"),
+    [
+        (1, "RI", "IR", OHM), (1, "V=RI", "V=IR", None), (1, "RI", "V=IR", None), (1, "R I", "IR", OHM),
+        (0, "IV", "IR", OHM), (0, "IRR", "IR", OHM), (1, "tghm", "mght", TANK), (1, "mh gt", "mght", TANK),
+        (0, "mghh", "mght", TANK), (0, "RI", "IR", None), (0, "KJI", "IJK", RANK), (0, "mali", "lima", OHM),
+        (0, "BA", "AB", "The points A and B move. Which comes first?"), (0, "mali", "lima", TANK),
+        (1, "RI", "IR", "电流I流过电阻R, 求电压"), (0, "CAT", "TAC", "A pairs with T, G with C. What pairs with ATG?"),
+        (1, "AP", "PA", "What force does a pressure P on an area A make?"),
+        (1, "mgdμ", "μmgd", None), (1, "mg\\sin\\theta", "mgsinθ", None), (0, "mgcosθ", "mgsinθ", None),
+    ],
+)  # fmt: skip
+def test_products_of_letters_have_no_order(expect, answer, truth, question):
+    assert score("physics", answer, truth, question) == expect
 
 
 def test_a_name_of_the_question_is_no_unit():

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from glm4v.image import Picture
+from glm4v.source import find, scheme
 from glm4v.video import ASSUMED_FPS
 
 IMAGES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif", "BMP": "image/bmp"}
@@ -43,7 +44,7 @@ def _part(part: Mapping[str, Any]) -> dict[str, Any]:
     medium = kind.removesuffix("_url")
     source = next(part[key] for key in (kind, "url", "path") if key in part)
     source = source.get("url") if isinstance(source, Mapping) else source
-    if isinstance(source, str) and source.startswith(("http://", "https://", "data:")):
+    if isinstance(source, str) and scheme(source) in ("http", "https", "data"):
         url = source
     elif medium == "image":
         url = image_url(source)
@@ -55,7 +56,7 @@ def _part(part: Mapping[str, Any]) -> dict[str, Any]:
 def image_url(source: Any) -> str:
     """A data URL of an image file, of its bytes, of an array ``[H, W, 3]`` uint8 or of a PIL image."""
     if isinstance(source, bytes) or _is_path(source):
-        data = source if isinstance(source, bytes) else _read(source)
+        data = source if isinstance(source, bytes) else _read("image", source)
         with Image.open(io.BytesIO(data)) as image:
             mime = IMAGES.get(image.format or "")
         if mime is not None:
@@ -70,7 +71,7 @@ def video_bytes(source: Any, fps: float | None = None) -> tuple[bytes, str]:
     if isinstance(source, bytes):
         return source, "video/mp4"
     if _is_path(source):
-        return _read(source), mimetypes.guess_type(os.fspath(source))[0] or "video/mp4"
+        return _read("video", source), mimetypes.guess_type(os.fspath(source))[0] or "video/mp4"
     frames = [_pixels(frame) for frame in source]
     target = io.BytesIO()
     # bitexact: the same frames are the same bytes, by which servers know what they have read before.
@@ -101,9 +102,9 @@ def _is_path(source: Any) -> bool:
     return isinstance(source, str | os.PathLike)
 
 
-def _read(path: str | os.PathLike[str]) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()
+def _read(kind: str, path: str | os.PathLike[str]) -> bytes:
+    data = find(kind, path).data
+    return data if isinstance(data, bytes) else data.read_bytes()
 
 
 def _url(data: bytes, mime: str) -> str:

@@ -1,7 +1,7 @@
 """What servers differ in: what a request may say beyond the standard, how an answer is continued, how weights go in.
 
 Names of fields and addresses are those of the servers' own sources and documents, as of vLLM 0.32, SGLang of autumn
-2026 and transformers 5.23.
+2026 and transformers 5.24.
 """
 
 from __future__ import annotations

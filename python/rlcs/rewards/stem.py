@@ -27,6 +27,11 @@ _NO_UNITS = frozenset((*"abcekuBDPRπħ", "pi", "alpha", "gamma", "mu", "hbar"))
 _OR = re.compile(r"\s+(?:or|and)\s+|[或和]")
 _WORD = re.compile(r"[^\W\d_]{3,}[\w ]*|[\u3400-\u9fff]+")
 
+_GREEK = frozenset("αβγδεζηθικλμνξρστυφχψωΓΔΘΛΞΠΣΦΨΩ")
+_ALONE = re.compile(r"(?<![A-Za-z\\])[A-Za-zα-ω](?![A-Za-z])")
+_LABELS = [frozenset(run) for run in ("ABCDEFGH", "PQRS", "XYZ", "ACGTU")]
+_ORDER = re.compile(r"\b(?:order|rank|arrang|sort|sequen|codon|strand|path|route)|[排序]", re.IGNORECASE)
+
 
 @dataclass(frozen=True)
 class Stem:
@@ -59,14 +64,17 @@ class Stem:
         said = _OR.sub(", ", answer) if several else answer
         if (b is not None and a is None and not _SYMBOLS & set(answer)) or (hedges(said) and not hedges(truth)):
             return wrong("no single value")
-        if _mathematical(said) and _mathematical(truth) and not (_spelt(answer) and _spelt(truth)):
+        spelt = _spelt(answer) and _spelt(truth) and not _product(truth, question)
+        if _mathematical(said) and _mathematical(truth) and not spelt:
             try:
                 equal = worker.call(
                     "rlcs.rewards.symbolic:equal", said, truth, self.tolerance, deadline_s=self.deadline_s
                 )
             except worker.WorkerFault as fault:
                 if not str(fault).startswith("ValueError"):
-                    raise
+                    if not self._works("rlcs.rewards.symbolic:check", truth):
+                        raise
+                    return wrong(f"as mathematics: {fault}")
             else:
                 return judged(equal, "as mathematics")
         if self.judge is not None:
@@ -106,12 +114,23 @@ class Stem:
         return right("as numbers, the unit not asked for")
 
     def _ratio(self, mine: str, theirs: str) -> list[float] | None:
+        target = "rlcs.rewards.units:ratio_of_units"
         try:
-            return worker.call("rlcs.rewards.units:ratio_of_units", mine, theirs, deadline_s=self.deadline_s)
+            return worker.call(target, mine, theirs, deadline_s=self.deadline_s)
         except worker.WorkerFault as fault:
-            if str(fault).startswith("ValueError"):
-                return None  # not a unit that pint knows
+            known = theirs if mine != theirs else "m"
+            if str(fault).startswith("ValueError") or self._works(target, known, known):
+                return None  # not a unit that pint knows, or one that it cannot compute
             raise
+
+    def _works(self, target: str, *arguments: str) -> bool:
+        """Whether a function does its work without the answer. Then what failed is the answer's doing: it is wrong, and
+        not an error, which an answer could choose over a zero."""
+        try:
+            worker.call(target, *arguments, deadline_s=self.deadline_s)
+        except worker.WorkerFault:
+            return False
+        return True
 
 
 def _same_words(answer: str, truth: str) -> bool:
@@ -133,6 +152,16 @@ def _spelt(text: str) -> bool:
     (H2O); not so in a product like mgh."""
     letters = re.sub(r"[\s,]", "", text)
     return letters.isalnum() and letters[0].isalpha() and (len(letters) > 3 or (len(letters) > 1 and letters.isupper()))
+
+
+def _product(text: str, question: str | None) -> bool:
+    """Whether letters are factors, as IR and mght are: the question names each by itself, they are no labels (A, B, C;
+    P, Q, R) or bases, and it asks for no order. Greek among Latin letters is mathematics anyway."""
+    letters = set(re.sub(r"[\s,]", "", text))
+    if letters & _GREEK and not letters <= _GREEK:
+        return True
+    named = set(_ALONE.findall(question or ""))
+    return letters <= named and not any(letters <= run for run in _LABELS) and not _ORDER.search(question or "")
 
 
 def _mathematical(text: str) -> bool:
