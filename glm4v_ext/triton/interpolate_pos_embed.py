@@ -105,7 +105,9 @@ def interpolate_pos_embed_backward_kernel(
     start = cell * 0
     for image in range(images):
         t, h, w = load_grids(grid_thw, image, images)
-        frames = tl.where(start + t * h * w <= patches, t, 0)  # grids that hold more than there is are left out
+        # Grids that hold more than there is are left out, and so are empty ones that loops would not come to the end of.
+        fits = (t <= patches) & (h <= patches) & (w <= patches) & (start + t * h * w <= patches)
+        frames = tl.where(fits, t, 0)
         top, bottom = span(cell // SIDE, h, SIDE)
         left, right = span(cell % SIDE, w, SIDE)
         for frame in range(frames):
