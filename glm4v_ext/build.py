@@ -56,7 +56,8 @@ _OPS = {
     "rms_norm", "add_rms_norm", "rms_norm_add", "swiglu", "rope_2d", "rope_3d", "linear", "token_logprob", "patchify",
     "patch_embed", "merge_patches", "interpolate_pos_embed", "flash_attn_varlen", "flash_attn_with_kvcache",
 }  # fmt: skip
-_GPU_VERIFIED = {"C++": _OPS, "Triton": _OPS}
+# The last record's runs of these two twins failed, and what was wrong has been mended without a GPU.
+_GPU_VERIFIED = {"C++": _OPS, "Triton": _OPS - {"interpolate_pos_embed", "linear"}}
 
 
 def _has_kernel(op: str, device: str) -> bool:
