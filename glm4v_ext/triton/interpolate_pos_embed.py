@@ -105,7 +105,7 @@ def interpolate_pos_embed_backward_kernel(
     start = cell * 0
     for image in range(images):
         t, h, w = load_grids(grid_thw, image, images)
-        # Grids that hold more than there is are left out, and so are empty ones that loops would not come to the end of.
+        # Grids that hold more than there is are left out, and empty ones that loops would not come to the end of.
         fits = (t <= patches) & (h <= patches) & (w <= patches) & (start + t * h * w <= patches)
         frames = tl.where(fits, t, 0)
         top, bottom = span(cell // SIDE, h, SIDE)
