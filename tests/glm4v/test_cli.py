@@ -94,8 +94,10 @@ def test_closed_streams(command, tiny_checkpoint):
 def test_a_full_disk_is_not_the_inputs_fault():
     with open("/dev/full", "w") as full:
         process = start("info", stdout=full)
-        (line,) = process.communicate()[1].splitlines()
-    assert process.returncode == 1 and "No space left on device" in line
+        err = process.communicate()[1]
+    ours = [line for line in err.splitlines() if line.startswith("glm4v: ")]
+    assert process.returncode == 1 and len(ours) == 1 and "Traceback" not in err, err
+    assert "No space left on device" in ours[0]
 
 
 def test_a_terminal_of_few_characters(glm4v, tiny_checkpoint, capsys, monkeypatch):
