@@ -14,6 +14,8 @@ import glm4v_ext
 from glm4v_ext import _C
 from glm4v_ext.testing import DTYPES, forced_isa, isa_levels
 
+pytestmark = pytest.mark.long
+
 LIBC = ctypes.CDLL(None, use_errno=True)
 LIBC.mmap.restype = ctypes.c_void_p
 LIBC.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]

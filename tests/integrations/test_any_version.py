@@ -13,6 +13,8 @@ from families import FAMILIES, GREEDY, VERSION, assert_like_stock, batch, exact_
 from glm4v_ext.integrations.transformers import disable, enable
 from glm4v_ext.testing import devices
 
+pytestmark = pytest.mark.long
+
 # Of each tower, what its warning names.
 LEFT_ALONE = {(4, 57): {"VisionModel": "rope", "TextModel": "rope"}, (5, 0): {"VisionModel": "rope"}}.get(VERSION, {})
 # 4.57's experts know no double precision.

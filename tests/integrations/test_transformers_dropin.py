@@ -29,7 +29,7 @@ from glm4v_ext.integrations import transformers as dropin
 from glm4v_ext.integrations.replacements import Replacement
 from glm4v_ext.integrations.transformers import OPS, disable, enable
 
-pytestmark = pytest.mark.usefixtures("nothing_left_alone")
+pytestmark = [pytest.mark.usefixtures("nothing_left_alone"), pytest.mark.long]
 
 PADDED = {"rows": 3, "padding": "left"}
 

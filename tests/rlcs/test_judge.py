@@ -16,6 +16,8 @@ from rlcs.prompts import Prompts
 from rlcs.rewards import Endpoint, Judge, kit, verify
 from rlcs.rollout import RolloutSettings
 
+pytestmark = pytest.mark.long
+
 
 @contextmanager
 def served(replies):

@@ -11,6 +11,8 @@ from worlds import in_worlds
 from rlcs import parallel
 from rlcs.supervised import Lessons
 
+pytestmark = pytest.mark.long
+
 
 def noting_job(config, *, folder):
     """A run that notes for each step which samples have pictures, and which of these have been decoded here."""

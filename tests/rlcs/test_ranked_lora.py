@@ -17,6 +17,8 @@ from rlcs.config import ModelSettings, ParallelSettings
 from rlcs.optimizer import Optimizer
 from rlcs.run import load_model
 
+pytestmark = pytest.mark.long
+
 
 def adapters_of(folder):
     saved = checkpoint.latest(folder / "checkpoints").folder / lora.FOLDER

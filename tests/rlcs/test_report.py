@@ -18,6 +18,8 @@ from rlcs.cli import main
 from rlcs.record import Record, before, column
 from rlcs.report import page_of, report, verdicts
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 VOID = {"meta", "img", "br"}
 

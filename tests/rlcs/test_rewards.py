@@ -9,6 +9,8 @@ from rlcs import rewards
 from rlcs.rewards import Verdict, kit, verify
 from rlcs.rewards.answer import BOX_BEGIN, BOX_END, mixes_languages, repeats_itself
 
+pytestmark = pytest.mark.long
+
 
 def score(domain, answer, truth, question=None):
     verdict = verify(domain, kit.respond(answer), truth, question)
