@@ -36,6 +36,7 @@ from .evaluate import Progress, Score, Share, answer_share
 from .feed import Feed
 from .learner import Loss, Micro, target_logprobs
 from .loss import policy_loss
+from .means import means
 from .progress import Bar
 from .prompts import Making, Prompt
 from .run import Run, load_model, write_model
@@ -86,7 +87,7 @@ class Trainer:
                 chosen = self.curriculum.select([*self.carried, *groups], config.groups)
                 taken = {id(group) for group in chosen}
                 left = [group for group in valid if id(group) not in taken]
-            alarms = self._watch(groups, bar)
+            alarms = self._watch(groups)
             curriculum = self.curriculum.metrics()
             if config.overlap and (run.settings.seconds is not None or run.step + 1 < run.settings.steps):
                 self._begin(bar)
@@ -105,7 +106,7 @@ class Trainer:
             "trained_carried": sum(id(group) in old for group in chosen),
             "draws": draws,
             "lag": float(np.mean([run.step - group.wave for group in chosen] or [0])),
-            **_means(groups),
+            **means(groups),
             **{f"curriculum/{name}": value for name, value in curriculum.items()},
             **self.alarms.metrics(),
             **{f"engine/{name}": value for name, value in self.engine.metrics().items()},
@@ -259,7 +260,7 @@ class Trainer:
 
         return loss
 
-    def _watch(self, groups: Sequence[Group], bar: Bar) -> list[Any]:
+    def _watch(self, groups: Sequence[Group]) -> list[Any]:
         """Shows each domain's rollouts to the alarms, and acts on what they say."""
         config, facts = self.config, {}
         for domain in dict.fromkeys(group.task.domain for group in groups):
@@ -420,36 +421,6 @@ def _samples(group: Group, prompt: Prompt, source: int, normalise: bool) -> list
         for rollout, advantage in pairs
         if not np.isnan(advantage) and rollout.sampled.any()
     ]
-
-
-def _means(groups: Sequence[Group]) -> dict[str, float]:
-    """What a wave's answers were like, over all and by domain."""
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    known = [[r for r in group.rewards if r is not None] for group in groups]
-
-    def share(outcome: str) -> float:
-        return sum(r.verdict.outcome == outcome for r in rollouts) / len(rollouts)
-
-    row = {
-        "reward": float(np.mean([r for rewards in known for r in rewards] or [np.nan])),
-        "pass_at_k": float(np.mean([max(rewards) for rewards in known if rewards] or [np.nan])),
-        "length": float(np.mean([len(r.token_ids) for r in rollouts])),
-        "forced": sum(r.forced for r in rollouts) / len(rollouts),
-        "unfinished": sum(r.finish_reason == "length" for r in rollouts) / len(rollouts),
-        "format": share("format"),
-        "verifier_errors": share("error"),
-    }
-    forced = [r.reward for r in rollouts if r.forced and r.reward is not None]
-    if forced:
-        row["reward_forced"] = float(np.mean(forced))
-    for domain in dict.fromkeys(group.task.domain for group in groups):
-        here = [
-            rewards for group, rewards in zip(groups, known, strict=True) if group.task.domain == domain and rewards
-        ]
-        if here:
-            row[f"reward/{domain}"] = float(np.mean([r for rewards in here for r in rewards]))
-            row[f"pass_at_k/{domain}"] = float(np.mean([max(rewards) for rewards in here]))
-    return row
 
 
 def _ahead_state(groups: Sequence[Group], seconds: float) -> dict[str, Any]:

@@ -403,7 +403,7 @@ def test_the_alarms_see_the_proxy_of_a_domain(demo, tmp_path, monkeypatch):
     groups = answer(trainer.run_.model, tasks, trainer.run_.prompts, 4, (0,), trainer.config.rollout)
     seen = {}
     monkeypatch.setattr(trainer.alarms, "observe", lambda facts: seen.update(facts) or [])
-    trainer._watch(groups, None)
+    trainer._watch(groups)
     found = {d: (f.proxy, f.proxy_error, f.lenience, f.lenience_error) for d, f in seen.items()}
     assert found == {"math": (0.25, 0.1, 0.125, 0.05), "counting": (0.75, 0.3, None, 0.0)}
 

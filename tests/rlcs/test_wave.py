@@ -82,7 +82,7 @@ def test_a_domain_recovers_when_its_alarm_ends_and_an_empty_draw_is_an_error(dem
         trainer.alarms.observe(bad)
     with Bar("test") as bar:
         groups = judged(trainer, HALF)
-        trainer._watch(groups, bar)
+        trainer._watch(groups)
         factors = trainer.curriculum.state_dict()["factors"]
         assert all(factors[g.task.domain] == 1.0 for g in groups)
         away = set(domains) - {g.task.domain for g in groups}
