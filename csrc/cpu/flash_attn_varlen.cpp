@@ -126,15 +126,19 @@ std::tuple<Tensor, Tensor, Tensor> flash_attn_varlen(const Tensor& q, const Tens
 
   const FlashAttnPlan plan = GLM4V_PICK_BF16(flash_attn_varlen_plan)(args);
   const auto blocks = [&](int64_t n) { return (cu_q[n + 1] - cu_q[n] + plan.rows - 1) / plan.rows; };
+  const auto row_at = [&](int64_t n, int64_t block) {  // where a block of segment n begins, or the last one ends
+    const int64_t length = cu_q[n + 1] - cu_q[n], units = (length + plan.unit - 1) / plan.unit;
+    return std::min(length, units * block / blocks(n) * plan.unit);
+  };
   std::vector<int64_t> first_task{0};  // of each segment
   for (int64_t n = 0; n < shape.segments; ++n) first_task.push_back(first_task.back() + blocks(n) * shape.kv_heads);
   const auto loops = GLM4V_PICK_BF16(flash_attn_varlen_task);
   const auto task_at = [&](int64_t index) -> FlashAttnTask {
     const int64_t n = std::upper_bound(first_task.begin(), first_task.end(), index) - first_task.begin() - 1;
-    const int64_t i = index - first_task[n], length = cu_q[n + 1] - cu_q[n];
+    const int64_t i = index - first_task[n];
     const int64_t block =
         blocks(n) - 1 - i % blocks(n);  // the last rows first: under a causal mask they are the most work
-    return {n, i / blocks(n), length * block / blocks(n), length * (block + 1) / blocks(n)};
+    return {n, i / blocks(n), row_at(n, block), row_at(n, block + 1)};
   };
   parallel_runs(first_task.back(), plan.scratch_bytes, [&](auto claim, void* scratch) {
     FlashAttnTask tasks[3];  // previous, this and next

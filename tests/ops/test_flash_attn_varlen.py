@@ -141,6 +141,15 @@ def test_grouped_heads(group, dim, device):
     assert_definition(sample(([9, 30], [30, 31]), 2 * group, 2, dim, torch.bfloat16, device), causal=True)
 
 
+@pytest.mark.parametrize("level", isa_levels())
+@pytest.mark.parametrize("group", [1, 3, 12, 13, 24, 40, 250])
+def test_tasks_of_whole_vectors(group, level):  # segments are cut where the lanes of their rows fill vectors
+    rows = [1, 15, 17, 192 // group, 192 // group + 1, 500 // group + 7]
+    inputs = sample((rows, [n + 2 for n in rows]), group, 1, 8, torch.float32)
+    with forced_isa(level):
+        assert_definition(inputs, causal=True)
+
+
 @pytest.mark.parametrize(("device", "dtype"), attention_cases())
 @pytest.mark.parametrize("dim", [24, 64, 128])
 def test_neighbours_do_not_leak(dim, dtype, device):

@@ -23,7 +23,7 @@ FlashAttnPlan flash_attn_varlen_plan(const FlashAttnForward& args) {
     int64_t copies = 1;
     for (int64_t n = 0; n < args.segments; ++n)
       copies = max(copies, Scratch::copies_of(args, args.cu_q[n + 1] - args.cu_q[n], args.cu_k[n + 1] - args.cu_k[n]));
-    return {rows, Scratch::bytes(copies, lanes, args.dim)};
+    return {rows, rows_of_vectors(args), Scratch::bytes(copies, lanes, args.dim)};
   });
 }
 

@@ -43,10 +43,11 @@ struct FlashAttnTask {
   int64_t segment, kv_head, begin, end;
 };
 
-// How the glue cuts the forward into tasks: at most `rows` query rows each, equal within a segment; a worker owns
-// `scratch_bytes` (64-byte aligned, uninitialised, reused from task to task).
+// How the glue cuts the forward into tasks: at most `rows` query rows each, a multiple of `unit`, in pieces of `unit`
+// rows shared out equally within a segment; a worker owns `scratch_bytes` (64-byte aligned, uninitialised, reused from
+// task to task).
 struct FlashAttnPlan {
-  int64_t rows;
+  int64_t rows, unit;
   size_t scratch_bytes;
 };
 

@@ -306,7 +306,7 @@ FlashAttnPlan flash_attn_tiles_plan(const FlashAttnForward& args) {
   for (int64_t n = 0; n < args.segments; ++n) longest = most(longest, args.cu_q[n + 1] - args.cu_q[n]);
   const int64_t blocks = (longest * G + kTaskRows - 1) / kTaskRows;
   const int64_t rows = round_up((longest + blocks - 1) / blocks, kRows);
-  return {rows, lay_out(nullptr, round_up(least(rows, longest) * G, kRows) / kRows, round_up(args.dim, 32)).bytes};
+  return {rows, 1, lay_out(nullptr, round_up(least(rows, longest) * G, kRows) / kRows, round_up(args.dim, 32)).bytes};
 }
 
 void flash_attn_tiles_task(const FlashAttnForward& args, const FlashAttnTask& task, void* scratch) {

@@ -8,10 +8,19 @@
 namespace glm4v::GLM4V_ISA {
 namespace {
 
-constexpr int64_t LANES = 8 * TILE;
+// Small enough that no worker waits long for the last task of another, which some core of a shared machine slows down.
+constexpr int64_t LANES = 4 * TILE;
 constexpr int64_t MOST_COPIES = 128;  // key blocks that a worker keeps
 
-inline int64_t rows_per_task(const FlashAttnArgs& a) { return max(1, LANES / (a.heads / a.kv_heads)); }
+// The fewest rows whose lanes fill whole vectors; one where that is more than a task.
+inline int64_t rows_of_vectors(const FlashAttnArgs& a) {
+  const int64_t group = a.heads / a.kv_heads, rows = W / min(W, group & -group);
+  return rows * group <= LANES ? rows : 1;
+}
+inline int64_t rows_per_task(const FlashAttnArgs& a) {
+  const int64_t unit = rows_of_vectors(a);
+  return max(1, LANES / (a.heads / a.kv_heads * unit)) * unit;
+}
 
 template <class T>
 struct ForwardScratch {
