@@ -112,15 +112,15 @@ Tensor packed_linear(DType dtype, const Tensor& x, const Tensor& weight, const s
         n,
         static_cast<float*>(packed.mutable_data_ptr()),
         swapped};
-    // Parts of the output, of whole vectors, as many as two tasks for each thread need: of columns, and of rows where
-    // there are few columns, as in gradients of weights.
+    // Parts of the output, of whole vectors: of rows where there are few columns, as in gradients of weights, and of
+    // columns, which cost nothing. A thread takes many of them, since some core of a shared machine is slower.
     const int64_t threads = torch::stable::get_num_threads(), tasks = threads == 1 ? 1 : 2 * threads;
     const int64_t m_wanted = std::max(ceil(count, packed_rows), std::min(ceil(count, 32), ceil(tasks, ceil(n, 64))));
     const int64_t m_each = ceil(count, m_wanted), panel = m_each > 32 ? 48 : 16;
     const int64_t m_part = ceil(m_each, panel) * panel, m_parts = ceil(count, m_part);
-    const int64_t least = ceil(n, packed_columns), step = tasks / std::gcd(tasks, m_parts);
-    const int64_t wanted = std::max(least, std::min(ceil(n, 64), ceil(least, step) * step));
-    const int64_t n_part = ceil(ceil(n, wanted), 16) * 16, n_parts = ceil(n, n_part);
+    const int64_t n_wanted = std::max(ceil(n, packed_columns), std::min(ceil(n, 64), ceil(4 * tasks, m_parts)));
+    const int64_t shared = threads / std::gcd(threads, m_parts);  // as many parts for each thread
+    const int64_t n_part = ceil(ceil(n, ceil(n_wanted, shared) * shared), 16) * 16, n_parts = ceil(n, n_part);
     const int64_t slices = ceil(tasks, m_parts);
     parallel_tasks(m_parts * slices, 0, [&](int64_t task, int64_t, void*) {
       const int64_t m_begin = task / slices * m_part;

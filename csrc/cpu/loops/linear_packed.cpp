@@ -1,6 +1,7 @@
 // A matrix product that converts its operands while it packs them (GotoBLAS). The rows of x lie across the lanes of
-// vectors and the weight is broadcast: so the weight, mostly the larger of the two, needs no transposition. One step
-// multiplies floats or, where the machine can, pairs of bf16 that are neighbours along K.
+// vectors and the weight is broadcast: so the weight, mostly the larger of the two, needs no transposition, and where
+// its rows are steps already it is read as it lies. One step multiplies floats or, where the machine can, pairs of bf16
+// that are neighbours along K.
 //
 // x is packed once, as panels [K][up to 3 W rows]. Then per block of at most `depth` steps: `strip` rows of the weight
 // and a panel stay in L2; sums [panel][N][rows of the panel] in fp32, transposed when they are written out.
@@ -15,6 +16,8 @@ namespace {
 constexpr int64_t depth = W == 16 ? 1024 : 256, strip = W == 16 ? 128 : 256;
 // Steps that one chain of additions takes: longer ones lose digits.
 constexpr int64_t chain = 256;
+// Rows of the weight that every width of tile divides.
+constexpr int64_t tile_rows_most = 8;
 // Rows of the weight that lie side by side where its inputs are far apart.
 constexpr int64_t group = W > 8 ? W : 8;
 // Rows a power of two apart would fall into the same sets of the caches.
@@ -135,24 +138,24 @@ GLM4V_INLINE void tile(int64_t steps, const E* weight, int64_t stride, const E* 
 }
 
 template <int NV, bool row_major, class E>
-__attribute__((noinline)) void multiply_panel(int64_t rows, int64_t steps, const E* weight, const E* x, float* sums,
-                                              bool first, Ahead& ahead) {
-  constexpr int R = W == 16 || NV == 1 ? 8 : 4;  // of 32 registers, or of 16
+__attribute__((noinline)) void multiply_panel(int64_t rows, int64_t steps, const E* weight, int64_t stride, const E* x,
+                                              float* sums, bool first, Ahead& ahead) {
+  constexpr int R = W == 16 || NV == 1 ? tile_rows_most : tile_rows_most / 2;  // of 32 registers, or of 16
   for (int64_t r = 0; r < rows; r += R) {
     ahead.take();
-    const E* from = weight + (row_major ? r * weight_stride : r / group * (group * weight_stride) + r % group);
+    const E* from = weight + (row_major ? r * stride : r / group * (group * weight_stride) + r % group);
     for (int64_t s = 0; s < steps; s += chain)
-      tile<R, NV, row_major>(least(chain, steps - s), from + s * (row_major ? 1 : group),
-                             row_major ? weight_stride : group, x + s * NV * W, sums + r * NV * W, first && s == 0);
+      tile<R, NV, row_major>(least(chain, steps - s), from + s * (row_major ? 1 : group), stride, x + s * NV * W,
+                             sums + r * NV * W, first && s == 0);
   }
 }
 
 template <bool row_major, class E>
-void multiply_strip(int64_t rows, int64_t vectors, int64_t steps, const E* weight, const E* x, float* sums, bool first,
-                    Ahead& ahead) {
-  if (vectors == 1) multiply_panel<1, row_major>(rows, steps, weight, x, sums, first, ahead);
-  if (vectors == 2) multiply_panel<2, row_major>(rows, steps, weight, x, sums, first, ahead);
-  if (vectors == 3) multiply_panel<3, row_major>(rows, steps, weight, x, sums, first, ahead);
+void multiply_strip(int64_t rows, int64_t vectors, int64_t steps, const E* weight, int64_t stride, const E* x,
+                    float* sums, bool first, Ahead& ahead) {
+  if (vectors == 1) multiply_panel<1, row_major>(rows, steps, weight, stride, x, sums, first, ahead);
+  if (vectors == 2) multiply_panel<2, row_major>(rows, steps, weight, stride, x, sums, first, ahead);
+  if (vectors == 3) multiply_panel<3, row_major>(rows, steps, weight, stride, x, sums, first, ahead);
 }
 
 // Panels [begin, end) of `rows` rows of x, `inputs` of each; a row takes `stride` steps.
@@ -258,25 +261,32 @@ void product(const PackedProduct& a, int64_t m, int64_t rows, int64_t n, int64_t
   const int64_t wide = round_up(columns, group), panels = panel_count(rows);
   const int64_t all = (a.k + each - 1) / each, blocks = (all + depth - 1) / depth;
   const int64_t block = round_up((all + blocks - 1) / blocks, W) * each;
-  const auto multiply = a.weight_k == 1 ? multiply_strip<true, E> : multiply_strip<false, E>;
+  const bool row_major = a.weight_k == 1;
+  const auto multiply = row_major ? multiply_strip<true, E> : multiply_strip<false, E>;
+  // Whether a row of the weight is steps as it lies: copied first, it took 2 to 5 % more (bench/LOG.md).
+  const bool as_it_lies = row_major && sizeof(E) == each * sizeof(T) && a.k % each == 0 && a.weight_row % each == 0;
   for (int64_t k = 0; k < a.k; k += block) {
     const int64_t inputs = least(block, a.k - k), steps = (inputs + each - 1) / each;
     const bool first_block = k == 0, last_block = k + inputs == a.k;
-    for (int64_t c = 0; c < columns; c += strip) {
-      const int64_t width = least(strip, columns - c);
+    for (int64_t c = 0, width; c < columns; c += width) {
+      width = least(strip, columns - c);
+      const bool in_place = as_it_lies && width >= tile_rows_most;  // the last few rows are padded
+      if (in_place) width -= width % tile_rows_most;
       const T* from = weight + c * a.weight_row + k * a.weight_k;
-      pack_weight(from, a.weight_row, a.weight_k, width, inputs, ws);
+      if (!in_place) pack_weight(from, a.weight_row, a.weight_k, width, inputs, ws);
+      const E* strip_rows = in_place ? reinterpret_cast<const E*>(from) : reinterpret_cast<const E*>(ws);
+      const int64_t stride = in_place ? a.weight_row / each : row_major ? weight_stride : group;
       // The strip that follows: of this block, else the first one of the next.
-      const bool more = c + strip < columns;
-      const T* next = more ? from + strip * a.weight_row : weight + (k + inputs) * a.weight_k;
-      const int64_t next_rows = more ? least(strip, columns - c - strip) : last_block ? 0 : least(strip, columns);
+      const bool more = c + width < columns;
+      const T* next = more ? from + width * a.weight_row : weight + (k + inputs) * a.weight_k;
+      const int64_t next_rows = more ? least(strip, columns - c - width) : last_block ? 0 : least(strip, columns);
       const int64_t next_inputs = more ? inputs : least(block, a.k - k - inputs);
-      Ahead ahead(next, a.weight_row, a.weight_k == 1 ? next_rows : 0, next_inputs, panels * (width / 8 + 1));
+      Ahead ahead(next, a.weight_row, row_major ? next_rows : 0, next_inputs, panels * (width / 8 + 1));
       for (int64_t i = 0; i < panels; ++i) {
         const auto [first, vectors] = panel_at(rows, i);
         const float* panel = a.packed_x + (m + first) * x_stride(a.k, each) + k / each * vectors * W;
         float* to = blocks == 1 ? sums : sums + first * wide + c * vectors * W;
-        multiply(round_up(width, group), vectors, steps, reinterpret_cast<const E*>(ws),
+        multiply(round_up(width, row_major ? tile_rows_most : group), vectors, steps, strip_rows, stride,
                  reinterpret_cast<const E*>(panel), to, first_block, ahead);
         const T* bias = static_cast<const T*>(a.bias);
         if (last_block && a.swapped)

@@ -25,8 +25,8 @@ constexpr int64_t packed_x_floats(int64_t m, int64_t steps) { return (m + 15) / 
 
 // The largest part of the output that one call computes, and the bytes of 64-byte aligned scratch it takes. Parts begin
 // at multiples of 16 rows.
-constexpr int64_t packed_rows = 576, packed_columns = 640;
-constexpr size_t linear_packed_scratch = 2 << 20;
+constexpr int64_t packed_rows = 576, packed_columns = 128;
+constexpr size_t linear_packed_scratch = 1 << 20;
 
 // One of so many slices of rows [m_begin, m_end) of x to packed_x; linear_packed takes the same rows together.
 GLM4V_LOOPS_BF16(void linear_pack_x(DType dtype, const PackedProduct& args, int64_t m_begin, int64_t m_end,
