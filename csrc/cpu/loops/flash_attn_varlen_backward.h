@@ -94,12 +94,6 @@ struct BackwardTask {
         s(memory, heads, segment.rows, block_size, a.dim),
         ahead(s.ahead, a.dim * static_cast<int64_t>(sizeof(T))) {}
 
-  // Nearly equal parts of at most `most`, in whole `grains`.
-  static int64_t part_size(int64_t count, int64_t most, int64_t grain) {
-    const int64_t parts = max(1, (count + most - 1) / most);
-    return max(grain, round_up((count + parts - 1) / parts, grain));
-  }
-
   static int64_t block_size_of(const Segment& of) {
     return part_size(of.keys, of.rows > LONG_SEGMENT ? BACKWARD_LONG_KEYS : BACKWARD_KEYS, N * W);
   }

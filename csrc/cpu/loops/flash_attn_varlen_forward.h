@@ -25,7 +25,7 @@ inline int64_t rows_per_task(const FlashAttnArgs& a) {
 template <class T>
 struct ForwardScratch {
   static constexpr bool pairs = std::is_same_v<Element<T>, Pair>;
-  static constexpr int64_t KEYS = pairs ? 192 : 128;  // of a block
+  static constexpr int64_t KEYS = pairs ? 192 : 128;  // most of a block
 
   int32_t* copied;       // [MOST_COPIES], which key block a copy is of; this and the copies outlive a task
   float* copies;         // [copies] of k, [KEYS][key_stride], and v, [KEYS or pairs of them][value_stride]
@@ -155,7 +155,7 @@ struct ForwardTask {
   const FlashAttnTask& task;
   const FlashAttnTask* const next;
   const Segment segment;
-  const int64_t chain, group, padded, lanes, vectors, tiles, copies;
+  const int64_t chain, block_size, group, padded, lanes, vectors, tiles, copies;
   const ForwardScratch<T> s;
   Prefetch ahead;
 
@@ -166,6 +166,7 @@ struct ForwardTask {
         next(next_task),
         segment(args, t.segment),
         chain(chain_of<E>(segment)),
+        block_size(block_size_of(segment)),
         group(a.heads / a.kv_heads),
         padded(round_up(a.dim, W)),
         lanes((t.end - t.begin) * group),
@@ -190,7 +191,7 @@ struct ForwardTask {
   void run() {
     pack_queries();
     const Range seen = keys_of(segment, task);
-    for (int64_t i = seen.begin / KEYS; i * KEYS < seen.end; ++i) {
+    for (int64_t i = seen.begin / block_size; i * block_size < seen.end; ++i) {
       const Range block = block_of(i);
       ahead.clear();
       if (block.end >= seen.end)
@@ -212,7 +213,9 @@ struct ForwardTask {
     for (int64_t i = 0; i < tiles; ++i) write(tile(i));
   }
 
-  Range block_of(int64_t i) const { return {i * KEYS, min(segment.keys, (i + 1) * KEYS)}; }
+  // Keys of a block: of one size, since a last block of a few would cost nearly what a whole one does.
+  static int64_t block_size_of(const Segment& of) { return part_size(of.keys, KEYS, 8); }
+  Range block_of(int64_t i) const { return {i * block_size, min(segment.keys, (i + 1) * block_size)}; }
   int64_t copy_of(int64_t block) const { return min(block, copies - 1); }
 
   // A(key, d) of the scores. bf16 that is read only once, in pairs, needs no copy.
@@ -263,7 +266,7 @@ struct ForwardTask {
     for (int64_t h = 0; h < group; ++h)
       prefetch_rows<T>(ahead, a.q, of.q_begin + next->begin, next->kv_head * group + h, next->end - next->begin);
     if (copies == 1 || !same_head(*next))
-      prefetch_keys(of, next->kv_head, {keys.begin, min(keys.end, keys.begin + KEYS)});
+      prefetch_keys(of, next->kv_head, {keys.begin, min(keys.end, keys.begin + block_size_of(of))});
   }
 
   E* queries() const { return reinterpret_cast<E*>(s.q); }

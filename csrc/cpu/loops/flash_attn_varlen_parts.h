@@ -15,6 +15,12 @@ constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple -
 constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// Nearly equal parts of at most `most`, in whole grains.
+constexpr int64_t part_size(int64_t count, int64_t most, int64_t grain) {
+  const int64_t parts = max(1, (count + most - 1) / most);
+  return max(grain, round_up((count + parts - 1) / parts, grain));
+}
+
 struct Range {
   int64_t begin, end;
   int64_t size() const { return end > begin ? end - begin : 0; }
