@@ -256,6 +256,12 @@ def test_thinking_and_answer_go_separate_ways(capsys):
         assert err.strip() == notes
 
 
+def test_a_terminal_counts_thoughts_alone(capsys):
+    for said, counted in ((SAID, True), ("<answer>42</answer>", False)):
+        whole(shown(stream(MockModel({"Q": said}), ["Q"]), Console(stderr=True, force_terminal=True), folded=True))
+        assert ("thinking, " in capsys.readouterr().err) is counted  # an answer would be written over its beginning
+
+
 def test_a_terminal_obeys_no_answer(capsys, monkeypatch):
     for terminal, printed in ((False, "a\x1b[2Jb\tc\n"), (True, "a\ufffd[2Jb\tc\n")):
         monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
