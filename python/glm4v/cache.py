@@ -80,12 +80,13 @@ class KVCache:
             self._replayed = Replayed(step)
         return self._replayed
 
-    def select(self, rows: Tensor) -> None:
+    def select(self, rows: Tensor, used: int | None = None) -> None:
         """Keeps ``rows`` (indices ``[B']``, repeats allowed), in that order.
 
         Drops finished sequences, reorders, or shares one prompt's prefill among several continuations. One layer is
-        copied at a time. ``used`` keeps its value: it stays a bound.
+        copied at a time. ``used`` keeps its value, which stays a bound, unless the caller knows a lower one.
         """
+        self.used = self.used if used is None else used
         for tensors in (self.k, self.v):
             for layer, old in enumerate(tensors):
                 tensors[layer] = old.new_empty(len(rows), *old.shape[1:])
@@ -154,7 +155,7 @@ class PagedCache(KVCache):
         for tensor in (*self.k, *self.v):
             tensor[target] = tensor[source]
 
-    def select(self, rows: Tensor) -> None:
+    def select(self, rows: Tensor, used: int | None = None) -> None:
         """Refused: rows of this cache are pages, and `hold` says which sequences take part."""
         raise TypeError("cache: select must be asked of a cache with a row for each sequence, got one of pages")
 

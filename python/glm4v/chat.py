@@ -65,7 +65,7 @@ def shown(pieces: Iterable[Piece], notes: Console, folded: bool = False) -> Iter
             thinking.show(parts.thinking)
         elif not parts.answer:
             thoughts = count
-            if notes.is_terminal:
+            if notes.is_terminal and parts.thinking:
                 notes.out(f"thinking, {count} tokens", style="dim", highlight=False, end="\r")
         if parts.answer and not answer.shown and parts.thinking:
             notes.out(f"thought for {thoughts} tokens" if folded else "\n", style="dim", highlight=False)

@@ -78,6 +78,8 @@ def start(
         raise typer.Exit
     if context.invoked_subcommand is None:
         print(context.get_help())
+    else:
+        import numpy  # noqa: F401 - now, as a Ctrl-C would be lost while torch's C++ imports it
 
 
 @app.command()

@@ -32,7 +32,7 @@ class Model(Protocol):
     @property
     def processor(self) -> Any: ...  # messages -> batch; .tokenizer
 
-    def new_cache(self, batch_size: int, capacity: int) -> Any: ...  # with .select(rows)
+    def new_cache(self, batch_size: int, capacity: int) -> Any: ...  # with .select(rows, used)
 
     def prefill(self, batch: Any, cache: Any) -> Tensor: ...  # logits [N, V] of what follows
 
@@ -200,7 +200,7 @@ def _run(model: Model, batch: Any, running: list[_Request], sampler: Sampler, lo
             sampler.keep(rows)
             kept = torch.tensor(rows, device=logits.device)
             tokens = tokens[kept]
-            cache.select(kept)
+            cache.select(kept, max(request.prompt_tokens + len(request.token_ids) for request in running) - 1)
         positions = torch.tensor([request.position for request in running], device=logits.device)
         logits = model.decode(tokens, positions.repeat(3, 1), cache)
 

@@ -104,7 +104,7 @@ class Glm4v(nn.Module):
 
         Args:
             folder: the checkpoint.
-            dtype: of the weights; None keeps the file's.
+            dtype: of the weights; None keeps the file's, of most values where tensors differ.
             device: where they go.
             progress: called as ``progress(bytes_done, bytes_total)`` after each tensor.
 

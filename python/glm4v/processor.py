@@ -300,10 +300,12 @@ def _conversations(messages: Messages | Sequence[Messages]) -> Sequence[Messages
 
 
 def _pixel_settings(folder: Path) -> tuple[PixelSettings, PixelSettings]:
-    """Settings of images and videos. Newer transformers keep both in one file; what no file says is the release's."""
+    """Settings of images and videos, out of the file where transformers would find them: newer versions keep both in
+    one. Without any for videos, those of images hold. What no file says is the release's."""
     whole = read_settings(folder / "processor_config.json")
-    image = read_settings(folder / "preprocessor_config.json") or whole.get("image_processor", {})
-    video = read_settings(folder / "video_preprocessor_config.json") or whole.get("video_processor", {})
+    image_file = read_settings(folder / "preprocessor_config.json")
+    image = whole.get("image_processor") or image_file
+    video = whole.get("video_processor") or read_settings(folder / "video_preprocessor_config.json") or image_file
     for name, settings in (("images", image), ("videos", video)):
         if not isinstance(settings, dict):
             raise InputError(f"processor: {folder}: settings of {name} must be a JSON object, got {settings!r}")

@@ -81,8 +81,11 @@ def _download(kind: str, url: str, allow_network: bool) -> Source:
     try:
         with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as response:
             data = response.read(DOWNLOAD_LIMIT_BYTES + 1)
+            missing = response.length  # of what was announced; a read that is given a size doesn't tell
     except (OSError, ValueError, HTTPException) as error:
         raise Source(kind, url, b"").error(f"cannot be downloaded: {error}") from None
     if len(data) > DOWNLOAD_LIMIT_BYTES:
         raise Source(kind, url, b"").error(f"is larger than {DOWNLOAD_LIMIT_BYTES} bytes")
+    if missing:
+        raise Source(kind, url, b"").error(f"cannot be downloaded: the last {missing} bytes did not come")
     return Source(kind, url, data)

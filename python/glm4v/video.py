@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import struct
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import av
 import numpy as np
@@ -89,7 +90,9 @@ class Film:
         if present < promised:
             raise source.error(f"is cut off: {present} of {promised} frames are there")
         self._pts = [pts for pts, _ in known]  # in ticks of the file's own clock
-        span = (known[-1][0] + known[-1][1] - known[0][0]) * tick
+        # FLV and browsers' recordings say of no frame how long it lasts: the last one, as long as the one before it.
+        last = known[-1][1] or known[-1][0] - known[-2:][0][0]
+        span = (known[-1][0] + last - known[0][0]) * tick
         # Some containers round times to milliseconds; where the frame rate explains them, it is the exact duration.
         exact = len(known) / rate if rate else span
         self.duration = float(exact if abs(exact - span) <= 2 * tick else span)
@@ -104,10 +107,9 @@ class Film:
             for frame in container.decode(stream):
                 if frame.pts is None or frame.pts < wanted[done]:
                     continue
-                # A phone stores an upright film lying on its side, with the angle beside it.
-                upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+                upright = _upright(frame)
                 while done < len(wanted) and wanted[done] <= frame.pts:
-                    yield np.ascontiguousarray(upright)
+                    yield upright
                     done += 1
                 if done == len(wanted):
                     return
@@ -126,6 +128,18 @@ class Film:
         except (av.FFmpegError, OSError) as error:
             reason = getattr(error, "strerror", None) or error
             raise self.source.error(f"cannot be read as a video: {reason}") from None
+
+
+def _upright(frame: av.VideoFrame) -> np.ndarray:
+    """Pixels as they are shown: a phone stores an upright film lying on its side, or a selfie's in a mirror, and beside
+    it the matrix ``[a, b, u, c, d, v, ...]`` that takes (right, down) to (a right + c down, b right + d down)."""
+    pixels = frame.to_ndarray(format="rgb24")
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is not None:
+        a, b, _, c, d, *_ = struct.unpack("9i", bytes(matrix))
+        if a * d < b * c:  # the angle is that of what lies to the right; here, what lies down goes the other way
+            pixels = pixels[::-1]
+    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
 
 
 class Slides:

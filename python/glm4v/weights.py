@@ -10,8 +10,9 @@ A safetensors file is 8 bytes of header length, a JSON header (name to dtype, sh
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -65,7 +66,7 @@ def load(
         raise InputError(f"weights: dtype must be {computed} or None, got {dtype!r}")
     entries, wanted = _entries_of(model, folder), _parameters(model)
     if dtype is None:
-        dtype = entries[parts(next(iter(wanted)))[0]].dtype
+        dtype = _dtype(entries.values())
         if dtype not in COMPUTED:
             raise InputError(f"weights: {folder}: dtype must be given, one of {computed}, for weights of {dtype}")
     total, done = sum(e.stop - e.start for e in entries.values()), 0
@@ -96,7 +97,7 @@ class Rows:
 
     def __init__(self, model: nn.Module, folder: Path) -> None:
         self._entries = _entries_of(model, folder)
-        self.dtype = self._entries[parts(next(iter(_parameters(model))))[0]].dtype
+        self.dtype = _dtype(self._entries.values())
 
     def __call__(self, name: str, start: int, stop: int) -> Tensor:
         found: list[tuple[Entry, int, int]] = []
@@ -203,6 +204,11 @@ def _entries(folder: Path) -> dict[str, Entry]:
                 raise InputError(f"weights: {file}: tensor {name} is also in {entries[name].file.name}")
             entries[name] = entry
     return entries
+
+
+def _dtype(entries: Collection[Entry]) -> torch.dtype:
+    """That of most values: a few tensors, such as norms, may be kept in another."""
+    return max(CODES, key=lambda dtype: sum(math.prod(entry.shape) for entry in entries if entry.dtype == dtype))
 
 
 def _open(file: Path) -> dict[str, Entry]:

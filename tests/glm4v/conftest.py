@@ -34,7 +34,8 @@ def film(photos, tmp_path):
     """Encodes a camera move over a photograph; returns the file."""
 
     def encode(name="film.mp4", codec=H264, count=48, rate=24, size=(96, 64), ticks=None, rotation=None, photo=0):
-        """``ticks`` are the frames' times in milliseconds, where they are not evenly spaced."""
+        """``ticks`` are the frames' times in milliseconds, where they are not evenly spaced; ``rotation`` is an angle,
+        or an angle and whether it is mirrored then."""
         path, (width, height) = tmp_path / name, size
         with av.open(str(path), "w") as container:
             stream = container.add_stream(codec, rate=rate)
@@ -42,7 +43,7 @@ def film(photos, tmp_path):
             if ticks:
                 stream.codec_context.time_base = Fraction(1, 1000)
             if rotation:
-                stream.set_display_rotation(rotation)
+                stream.set_display_rotation(*(rotation if isinstance(rotation, tuple) else (rotation,)))
             for i in range(count):
                 top, left = i % (428 - height), (3 * i) % (641 - width)
                 crop = np.ascontiguousarray(photos[photo][top : top + height, left : left + width])

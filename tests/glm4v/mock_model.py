@@ -31,8 +31,9 @@ class MockCache:
         self.capacity = capacity
         self.batch_sizes: list[int] = []  # of each decode step
 
-    def select(self, rows: torch.Tensor) -> None:
+    def select(self, rows: torch.Tensor, used: int) -> None:
         self.rows = [list(self.rows[row]) for row in rows.tolist()]
+        assert max(map(len, self.rows)) == used
 
 
 class MockProcessor:

@@ -45,8 +45,8 @@ def photo(photos, tmp_path):
     return path
 
 
-def start(*arguments, **options):
-    command = [sys.executable, "-m", "glm4v.cli", *map(str, arguments)]
+def start(*arguments, command=(sys.executable, "-m", "glm4v.cli"), **options):
+    command = [*command, *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'python'}"}
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     return subprocess.Popen(command, env=environment, text=True, **{**pipes, **options})
@@ -72,6 +72,27 @@ def test_ctrl_c_ends_cleanly(tiny_checkpoint, tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert err.splitlines()[-1] == "glm4v: interrupted" and "Traceback" not in err
+
+
+def test_ctrl_c_is_not_lost_in_an_import(tiny_checkpoint):
+    """torch's C++ imports NumPy, and goes on without it where that fails, for whatever reason."""
+    program = """if True:
+        import signal, sys
+        from glm4v import cli
+
+        class Strike:
+            def find_spec(self, name, *_):
+                if name == "numpy.linalg":
+                    sys.meta_path.remove(self)
+                    signal.raise_signal(signal.SIGINT)
+
+        sys.meta_path.insert(0, Strike())
+        cli.main(sys.argv[1:])
+    """
+    arguments = ("generate", "--model", tiny_checkpoint, "--prompt", "x", "--max-new-tokens", 1)
+    process = start(*arguments, command=[sys.executable, "-c", program])
+    out, err = process.communicate()
+    assert (process.returncode, out, err) == (1, "", "glm4v: interrupted\n")
 
 
 def test_a_reader_may_leave(tiny_checkpoint):
@@ -233,6 +254,12 @@ def test_thinking_and_answer_go_separate_ways(capsys):
         out, err = capsys.readouterr()
         assert out == f"{answer.answer}\n" == "Forty 42\n"
         assert err.strip() == notes
+
+
+def test_a_terminal_counts_thoughts_alone(capsys):
+    for said, counted in ((SAID, True), ("<answer>42</answer>", False)):
+        whole(shown(stream(MockModel({"Q": said}), ["Q"]), Console(stderr=True, force_terminal=True), folded=True))
+        assert ("thinking, " in capsys.readouterr().err) is counted  # an answer would be written over its beginning
 
 
 def test_a_terminal_obeys_no_answer(capsys, monkeypatch):

@@ -1,6 +1,7 @@
 """The engine, on a mock model: what comes out, in which order, for whom. Against transformers: test_greedy."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -370,6 +371,17 @@ def test_a_prompt_must_fit():
     empty = {name: torch.zeros(n, dtype=torch.int32) for name, n in (("input_ids", 0), ("cu_seqlens", 1))}
     with pytest.raises(ValueError, match="generate: prompt must be one request or more, got 0"):
         stream(MockModel(), {**empty, "position_ids": torch.zeros(3, 0)})
+
+
+def test_the_context_ends_each_answer_by_itself(tiny_checkpoint):
+    model = Glm4v.from_pretrained(tiny_checkpoint)
+    model.config = replace(model.config, text_config=replace(model.config.text_config, max_position_embeddings=24))
+    model.generation_config = {}
+    prompts = [[{"role": "user", "content": "x" * length}] for length in (1, 12, 5)]
+    answers = model.generate(prompts)
+    assert [answer.prompt_tokens + len(answer.token_ids) for answer in answers] == [24] * 3
+    assert len({answer.prompt_tokens for answer in answers}) == 3
+    assert [answer.token_ids for answer in answers] == [model.generate(prompt)[0].token_ids for prompt in prompts]
 
 
 def test_what_is_neither_a_batch_nor_messages(tiny_checkpoint):

@@ -1,6 +1,8 @@
 import base64
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from io import BytesIO
 
 import numpy as np
@@ -217,9 +219,12 @@ def test_network_only_when_asked_for(monkeypatch, photos):
     file = stated(photos[0][:50, :70])
     asked = []
 
+    class Response(BytesIO):
+        length = None  # not announced
+
     def respond(url, timeout):
         asked.append(url)
-        return BytesIO(file)
+        return Response(file)
 
     monkeypatch.setattr("urllib.request.urlopen", respond)
     url = "HTTPS://example.org/photo.png"
@@ -235,6 +240,30 @@ def test_network_only_when_asked_for(monkeypatch, photos):
     with pytest.raises(InputError, match="is larger than 100 bytes"):
         Picture(url, allow_network=True)
     assert asked == [url, url]
+
+
+@pytest.mark.parametrize("lost", [0, 7])
+def test_a_download_that_is_cut_off(lost, photos, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    file = stated(photos[0][:50, :70])
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", len(file))
+            self.end_headers()
+            self.wfile.write(file[: len(file) - lost])
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server, ThreadPoolExecutor() as pool:
+        pool.submit(server.handle_request)
+        url = f"http://127.0.0.1:{server.server_port}/photo.png"
+        if lost:
+            with pytest.raises(
+                InputError, match=f"^image: {url}: cannot be downloaded: the last 7 bytes did not come$"
+            ):
+                find("image", url, allow_network=True)
+        else:
+            assert find("image", url, allow_network=True).data == file
 
 
 def test_extremes_when_asked_for(photos, processor, tiny_checkpoint):

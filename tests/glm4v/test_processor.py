@@ -220,6 +220,25 @@ def test_settings_come_from_the_checkpoint(tiny_checkpoint, tmp_path, photos, fi
     assert (released.image, released.video) == (standard.image, standard.video)
 
 
+@pytest.mark.parametrize("stated", ["pv", "p", "pvIV", "pvI", "pvV", "pV", "pI", "IV", "vI"])
+def test_settings_come_from_where_transformers_finds_them(stated, tiny_checkpoint, tmp_path):
+    """Of a checkpoint that a newer transformers saved again, both spellings (capitals: the newer) lie in the folder."""
+
+    def of(place):
+        side = 10 + "pvIV".index(place)
+        settings = {"size": {"shortest_edge": 784, "longest_edge": side * 28 * 28}, "image_mean": [1 / side] * 3}
+        return settings if place in stated else None
+
+    whole = {name: of(place) for name, place in (("image_processor", "I"), ("video_processor", "V")) if of(place)}
+    files = {"preprocessor_config": of("p"), "video_preprocessor_config": of("v"), "processor_config": whole}
+    folder = changed(tiny_checkpoint, tmp_path / "a", **files)
+    ours = Processor.from_pretrained(folder)
+    for own, theirs in ((ours.image, Glm4vImageProcessorPil), (ours.video, Glm4vVideoProcessor)):
+        expected = theirs.from_pretrained(folder)
+        assert own.max_pixels == expected.size["longest_edge"]
+        assert list(own.mean) == list(expected.image_mean)
+
+
 def test_patches_in_the_model_s_type(tiny_checkpoint, processor, photos):
     messages = [user(image(photos[0][:60, :90]))]
     half = Processor.from_pretrained(tiny_checkpoint, dtype=torch.bfloat16)(messages)

@@ -21,6 +21,7 @@ CODECS = [
     ("film8.webm", "libvpx"),
     ("film.mkv", "mpeg4"),
     ("film.gif", "gif"),
+    ("film.flv", "flv"),  # whose packets have no duration
 ]
 CODECS = [
     pytest.param(name, codec, marks=pytest.mark.skipif(codec not in (None, *av.codecs_available), reason="no encoder"))
@@ -117,12 +118,14 @@ def test_more_than_five_minutes(film):
     assert video.frames(28, 28).shape == (600, 28, 28, 3)
 
 
-@pytest.mark.parametrize("degrees", [90, 180, -90])
-def test_a_phone_film_stands_upright(degrees, film):
-    path = film(rotation=degrees)  # counterclockwise, as FFmpeg counts
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("degrees", [0, 90, 180, -90])
+def test_a_phone_film_stands_upright(degrees, mirrored, film):
+    path = film(rotation=(degrees, mirrored))  # counterclockwise, as FFmpeg counts; then left and right change places
     video = Video(path)
     lying = np.stack([decode_all(path)[i] for i in video.indices])
-    assert np.array_equal(video.frames(64, 96), np.rot90(lying, degrees // 90, (1, 2)))
+    upright = np.rot90(lying, degrees // 90, (1, 2))
+    assert np.array_equal(video.frames(64, 96), upright[:, :, ::-1] if mirrored else upright)
 
 
 def test_frames_with_a_rate(photos, tmp_path):

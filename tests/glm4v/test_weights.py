@@ -208,6 +208,17 @@ def test_weights_that_no_op_takes_are_converted_or_refused(tiny_checkpoint, tmp_
     assert_same(ours, dict(Glm4v.from_pretrained(tiny_checkpoint).named_parameters()))
 
 
+def test_a_few_tensors_of_another_type_do_not_decide(tiny_checkpoint, tmp_path):
+    shutil.copy(tiny_checkpoint / "config.json", tmp_path)
+    kept = ("embeddings.", "norm")
+    content = tensors(tiny_checkpoint)
+    content = {name: x if any(part in name for part in kept) else x.bfloat16() for name, x in content.items()}
+    save_file(content, tmp_path / "model.safetensors")
+    model = Glm4v.from_pretrained(tmp_path)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert weights.Rows(Glm4v.without_weights(tmp_path), tmp_path).dtype == torch.bfloat16
+
+
 def test_a_tensor_in_two_shards(tiny_checkpoint, tmp_path):
     model = Glm4v.from_pretrained(tiny_checkpoint)
     model.save_pretrained(tmp_path, max_shard_bytes=300_000)
