@@ -5,6 +5,9 @@ import sys
 
 def main() -> int:
     command, *arguments = sys.argv[1:] or [""]
+    if command in ("-h", "--help"):
+        print(__doc__)
+        return 0
     if command == "compare":
         from bench.compare import main as run
     elif command == "page":

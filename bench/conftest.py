@@ -50,8 +50,19 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.device == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError("--device must be cpu where torch finds no GPU, got 'cuda'")
     config.option.benchmark_quiet = True  # the table below replaces the plugin's
-    if file := _json(config):
+    for name, file in (("--benchmark-json", _json(config)), ("--bench-html", config.option.bench_html)):
+        if file is not None:
+            _make_room(name, file)
+
+
+def _make_room(option: str, file: Path) -> None:
+    """Before the hours whose results it is for."""
+    try:
         file.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise pytest.UsageError(f"{option} must be a file in a folder, got {str(file)!r}: {error.strerror}") from None
+    if file.is_dir():
+        raise pytest.UsageError(f"{option} must be a file, got the folder {str(file)!r}")
 
 
 def _json(config: pytest.Config) -> Path | None:
@@ -143,11 +154,15 @@ def _names(request: pytest.FixtureRequest) -> dict[str, str]:
     }
 
 
+def _names_in(text: str) -> set[str]:
+    return {name.strip() for name in text.split(",")} - {""}
+
+
 def _chosen(peers: dict[str, Peer], wanted: str | None, without: tuple[str, ...]) -> dict[str, Peer]:
     """Ours and the peers wanted."""
     ours, *others = peers
-    _peers.update(others)
-    kept = others if wanted is None else wanted.split(",")
+    _peers.update(peers)
+    kept = others if wanted is None else _names_in(wanted)
     return {name: peer for name, peer in peers.items() if name == ours or (name in kept and name not in without)}
 
 
@@ -208,8 +223,7 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None]:
     if _rows:  # for the roofs of the figures
         bandwidth_gbs(MOST_BYTES[option.device], option.device)
     yield
-    wanted = set(filter(None, (option.peers or "").split(",")))
-    if _peers and (unknown := sorted(wanted - _peers)):
+    if _peers and (unknown := sorted(_names_in(option.peers or "") - _peers)):
         known = ", ".join(sorted(_peers))
         pytest.exit(f"--peers must name peers of these benchmarks ({known}), got {unknown[0]!r}", returncode=4)
 

@@ -206,7 +206,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bench page: {error}", file=sys.stderr)
         return 2
     machine, commit, ceilings, rows = run["machine_info"], run["commit_info"], run["ceilings"], list(found.values())
-    print(write_page(asked.out or asked.results.with_suffix(".html"), machine, commit, ceilings, rows))
-    if asked.figures:
-        print(*save_figures(figures(rows, ceilings), asked.figures), sep="\n")
+    try:
+        print(write_page(asked.out or asked.results.with_suffix(".html"), machine, commit, ceilings, rows))
+        if asked.figures:
+            print(*save_figures(figures(rows, ceilings), asked.figures), sep="\n")
+    except OSError as error:
+        print(f"bench page: {error.filename2 or error.filename} cannot be written: {error.strerror}", file=sys.stderr)
+        return 2
     return 0

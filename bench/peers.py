@@ -35,6 +35,7 @@ def assert_agree(peers: dict[str, Peer], tolerance: float | None = None) -> None
         theirs = [t.detach() for t in _tensors(peers[name]())]
         assert len(theirs) == len(ours), f"{name}: {len(theirs)} outputs, expected {len(ours)}"
         for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            assert a.numel() == b.numel(), f"{name}: output {i} is {list(b.shape)}, expected {list(a.shape)}"
             bound = AGREEMENT.get(b.dtype, 0.0) if tolerance is None else tolerance
             distance = float((a - b.double().reshape(a.shape)).norm() / b.double().norm().clamp_min(1e-30))
             assert distance <= bound, (

@@ -143,6 +143,33 @@ def test_what_cannot_be_compared_is_said(tmp_path):
             assert done.stderr.endswith(f"{said}\n") and len(done.stderr.splitlines()) == 1
     done = run("bench", "guess")
     assert done.returncode == 2 and "must be compare or page, got 'guess'" in done.stderr
+    done = run("bench", "--help")
+    assert done.returncode == 0 and "bench compare A.json B.json" in done.stdout
+
+
+@pytest.mark.parametrize("threshold", ["-1", "nan"])
+def test_a_threshold_that_is_none(threshold, tmp_path):
+    done = run("bench", "compare", tmp_path, tmp_path, "--threshold", threshold)
+    assert done.returncode == 2 and done.stderr.startswith("bench compare: --threshold must be 0 or more, got ")
+
+
+@pytest.mark.parametrize("option", ["--out", "--figures"])
+def test_a_page_that_has_no_place(option, tmp_path):
+    file = results(tmp_path / "a.json", row("one", 1e6, {"glm4v_ext": 1e-3}))
+    where = file if option == "--figures" else tmp_path
+    done = run("bench", "page", file, option, where)
+    assert done.returncode == 2 and done.stderr.startswith(f"bench page: {where} cannot be written: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("option", ["--benchmark-json", "--bench-html"])
+def test_results_that_have_no_place(option, tmp_path):
+    """Said before anything is timed."""
+    done = pytest_bench("--op", "swiglu", option, tmp_path)
+    assert done.returncode == 4 and f"ERROR: {option} must be a file, got the folder '{tmp_path}'" in done.stderr
+    (file := tmp_path / "file").write_text("")
+    done = pytest_bench("--op", "swiglu", option, file / "results")
+    assert done.returncode == 4 and f"ERROR: {option} must be a file in a folder, got '{file}/results': " in done.stderr
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "bench" / "results").glob("cpu-*.json")), ids=lambda path: path.stem)
@@ -185,7 +212,7 @@ def test_an_entry_of_ten_lines(tmp_path):
     third = ',\n        "third": lambda: x * torch.rsqrt(x.float().square().mean(-1, True) + 1e-5).to(dtype) * weight}'
     (tmp_path / "bench" / "bench_theirs.py").write_text(entry.replace("weight, 1e-5)}", f"weight, 1e-5){third}"))
     json_file = tmp_path / "results" / "a.json"
-    options = ["--op", "theirs", "--dtype", "fp32", "--peers", "theirs"]
+    options = ["--op", "theirs", "--dtype", "fp32", "--peers", "glm4v_ext, theirs"]
     done = pytest_bench(*options, "--benchmark-json", json_file, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(json_file.read_text())
@@ -200,9 +227,13 @@ def test_an_entry_of_ten_lines(tmp_path):
     assert found["machine_info"]["hardware"] and found["machine_info"]["versions"]["torch"]
     assert "theirs" in done.stdout and "http" not in json_file.with_suffix(".html").read_text()
     done = pytest_bench("--op", "theirs", "--benchmark-disable", "--peers", "their", cwd=tmp_path)
-    assert done.returncode == 4 and "must name peers of these benchmarks (theirs, third), got 'their'" in done.stderr
+    said = "must name peers of these benchmarks (glm4v_ext, theirs, third), got 'their'"
+    assert done.returncode == 4 and said in done.stderr
     done = pytest_bench("--op", "their", cwd=tmp_path)
     assert done.returncode == 4 and re.search(r"--op must be one of .*, theirs, .*, got 'their'", done.stderr)
+    (tmp_path / "bench" / "bench_theirs.py").write_text(entry.replace("theirs(x,", "theirs(x[1:],"))
+    done = pytest_bench("--op", "theirs", "--benchmark-disable", "-k", "512 and forward", cwd=tmp_path)
+    assert done.returncode == 1 and "theirs: output 0 is [511, 1536], expected [512, 1536]" in done.stdout
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -108,6 +108,14 @@ class MRotaryEmbedding(nn.Module):
     def forward(self, positions: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """``positions [3, T]`` (or ``[T]`` for text), ``query [T, H * D]`` or ``[T, H, D]``, ``key`` with K heads;
         returns both turned, in their shapes."""
+        for name, x in (("query", query), ("key", key)):
+            if (
+                x.dim() not in (2, 3)
+                or x.shape[-1] % self.head_size
+                or (x.dim() == 3 and x.shape[-1] != self.head_size)
+            ):
+                expected = f"[T, heads * {self.head_size}] or [T, heads, {self.head_size}]"
+                raise RuntimeError(f"MRotaryEmbedding: {name} must be {expected}, got {list(x.shape)}")
         q, k = (x.flatten(1).unflatten(-1, (-1, self.head_size))[None] for x in (query, key))
         q, k = apply_rotary_pos_emb(q, k, positions.unsqueeze(-2), self.rotary, unsqueeze_dim=2)
         return q.reshape(query.shape), k.reshape(key.shape)

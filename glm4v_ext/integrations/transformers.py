@@ -61,7 +61,8 @@ def enable(model: nn.Module | None = None, **ops: bool) -> None:
 
     Args:
         model: a loaded model, or any module around one; None means every model that `from_pretrained` or `from_config`
-            makes from now on. The last call decides, for each model and for those to come.
+            makes from now on, but for a tower that is loaded by itself. The last call decides, for each model and for
+            those to come.
         ops: which ones, all True by default: ``flash_attn`` (attention of both towers, images of a batch in one call),
             ``rope``, ``rms_norm``, ``swiglu``, ``linear`` (with ``model`` also its head, ``lm_head``), ``patch_embed``,
             ``interpolate_pos_embed``, ``merge_patches`` (the downsample).
@@ -120,8 +121,8 @@ def _parts_in(model: nn.Module) -> Iterator[nn.Module]:
     for module in model.modules():
         if _is_tower(module):
             yield module
-        head = dict(module.named_children()).get("lm_head")
-        if isinstance(head, nn.Linear) and any(map(_is_tower, module.modules())):
+        head = dict(module.named_children()).get("lm_head")  # an adapter's, where one is around the linear layer
+        if head is not None and any(map(_is_tower, module.modules())):
             yield head
 
 

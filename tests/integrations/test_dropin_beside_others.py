@@ -6,6 +6,7 @@ import pytest
 import torch
 from families import assert_like_stock, batch, make, replaced, results
 
+from glm4v_ext.integrations.replacements import Replacement
 from glm4v_ext.integrations.transformers import disable, enable
 
 pytestmark = pytest.mark.usefixtures("nothing_left_alone")
@@ -17,7 +18,7 @@ def test_lora(first):
     inputs = batch(rows=2, padding="left")
 
     def adapted(model):
-        names = ["q_proj", "v_proj", "qkv", "gate_up_proj", "down_proj"]
+        names = ["q_proj", "v_proj", "qkv", "gate_up_proj", "down_proj", "lm_head"]
         adapter = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=names))
         torch.manual_seed(1)
         with torch.no_grad():
@@ -37,6 +38,9 @@ def test_lora(first):
     ours = results(model, inputs)
     assert len(ours) == len(stock) > 20
     assert_like_stock(ours, stock, exact, torch.float32)
+    assert isinstance(model.get_submodule("base_model.model.lm_head.base_layer"), Replacement)
+    disable(model)
+    assert not replaced(model)
 
 
 @pytest.mark.parametrize("first", ["enable", "peft"])

@@ -1,5 +1,7 @@
 """The rotary calls in transformers', vLLM's and SGLang's shapes, against transformers' tables and the definition."""
 
+import re
+
 import pytest
 import torch
 from transformers.models.glm4v import modeling_glm4v
@@ -78,6 +80,11 @@ def test_mrope_call_of_heads_apart():
     flat = layer(positions, query.flatten(1), key.flatten(1))
     for apart, one in zip(layer(positions, query, key), flat, strict=True):
         assert torch.equal(apart.flatten(1), one) and apart.dim() == 3
+    for shape in ((6, 4, 16), (6, 100), (6,), (1, 6, 4, 32)):  # the first has as many numbers as two heads of 32
+        told = re.escape(f"must be [T, heads * 32] or [T, heads, 32], got {list(shape)}")
+        for name, given in (("query", (torch.randn(shape), key)), ("key", (query, torch.randn(shape)))):
+            with pytest.raises(RuntimeError, match=f"^MRotaryEmbedding: {name} {told}"):
+                layer(positions, *given)
 
 
 @pytest.mark.parametrize(

@@ -349,3 +349,24 @@ def test_errors_name_the_argument_and_write_nothing():
     with pytest.raises(RuntimeError, match="v_cache must be contiguous in its last dim, got stride 2"):
         flash_attn_with_kvcache(q[..., :16], k_cache[..., :16], v_cache[..., ::2])
     assert torch.equal(before, k_cache)
+
+
+@torch.no_grad()
+def test_compiled_with_caches_in_one_tensor():
+    """Whose parts begin where dynamic sizes say."""
+
+    def layers(q, caches, k, v, cache_seqlens):
+        for k_cache, v_cache in zip(*caches.unbind(1), strict=True):
+            q = flash_attn_with_kvcache(q, k_cache, v_cache, k, v, cache_seqlens=cache_seqlens, causal=True)
+        k_cache, v_cache = caches[:, 0].unbind(0)
+        return q, flash_attn_with_kvcache(q, k_cache, v_cache, cache_seqlens=cache_seqlens)
+
+    with torch._inductor.config.patch(force_disable_caches=True):
+        compiled = torch.compile(layers, fullgraph=True, dynamic=True)
+        for capacity in (20, 31):
+            caches = torch.randn(2, 2, 3, capacity, 2, 8)
+            q, k, v = torch.randn(3, 1, 4, 8), torch.randn(3, 1, 2, 8), torch.randn(3, 1, 2, 8)
+            ours, theirs = caches.clone(), caches.clone()
+            given = (k, v, torch.tensor([3, 0, 7]))
+            torch.testing.assert_close(compiled(q, ours, *given), layers(q, theirs, *given), rtol=0, atol=0)
+            assert torch.equal(ours, theirs) and not torch.equal(ours, caches)
