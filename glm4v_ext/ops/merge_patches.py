@@ -43,12 +43,19 @@ def _setup(ctx, inputs, output) -> None:
 
 def _backward(ctx, dout: Tensor):
     x, weight = ctx.saved_tensors
-    blocks = x.reshape(x.shape[0] // 4, 4 * x.shape[1])  # [P/4, 4C]
-    by_patch = weight.permute(0, 2, 3, 1)  # [O, 2, 2, C]
-    dx, dweight, dbias = linear_backward(dout, blocks, by_patch.flatten(1), ctx.needs_input_grad)
+    blocks = x.reshape(x.shape[0] // 4, 4, x.shape[1])  # [P/4, 4, C]
+    rows = weight.permute(0, 2, 3, 1)  # [O, 2, 2, C]
+    by_channel = weight.is_contiguous()  # then patches are rearranged, in place of the weight and its gradient
+    if by_channel:
+        blocks, rows = blocks.transpose(1, 2), weight  # [P/4, C, 4], [O, C, 2, 2]
+    dx, dweight, dbias = linear_backward(dout, blocks.flatten(1), rows.flatten(1), ctx.needs_input_grad)
+    if dx is not None:
+        dx = dx.view(blocks.shape)
+        dx = (dx.transpose(1, 2) if by_channel else dx).reshape(x.shape)
     if dweight is not None:
-        dweight = dweight.view(by_patch.shape).permute(0, 3, 1, 2)
-    return dx if dx is None else dx.view(x.shape), dweight, dbias
+        dweight = dweight.view(rows.shape)
+        dweight = dweight if by_channel else dweight.permute(0, 3, 1, 2)
+    return dx, dweight, dbias
 
 
 differentiable("merge_patches", _setup, _backward)
