@@ -305,6 +305,8 @@ WRONG = (
     ("chemistry", "2H2O -> 2H2 + O2", "2H2 + O2 -> 2H2O"), ("chemistry", "SO4^{2+}", "SO4^2-"),
     ("vqa", "12", "1, 2"), ("vqa", "-5, 3", "5, 3"), ("vqa", "103:0", "10:30"), ("vqa", "!!!", "???"),
     ("vqa", "5 m", "5 cm"), ("long_document", "5 million", "5"), ("long_document", "2", "2 million"),
+    ("vqa", "5 or six", "5"), ("spatial", "5 six", "5"), ("video", "5 at most", "5"), ("chart", "100 or more", "100"),
+    ("chart", "100 or two hundred", "100"), ("chart", "2020 or later", "2020"),
     ("chart", "0.5, 3", "0.5, -3"), ("chart", "[12]", "[1, 2]"), ("chart", "Red: 5, Blue: -6", "Red: 5, Blue: 6"),
 )  # fmt: skip
 RIGHT = (

@@ -108,6 +108,8 @@ def read_number(text: str) -> Number | None:
     rest = found["rest"].strip().rstrip(".。")
     if rest[:1] in tuple("^*+-/!(=<>,") or any(char.isdigit() for char in _POWERS.sub("", rest)) or "=" in rest:
         return None  # a second number, or the beginning of an expression
+    if hedges(rest) or not WORDS.keys().isdisjoint(rest.casefold().split()):
+        return None  # 5 or more, 5 six
     value = _value(found)
     if value is None:
         return None
