@@ -29,12 +29,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         code = run(sys.argv[1:] if arguments is None else list(arguments))
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read the answer has left; Python must not flush to it at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read the answer has left
         code = 1
     except (Exception, KeyboardInterrupt) as error:
         code, line = explain(error)
         print(f"glm4v: {line}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # told above; Python would try again at exit, and tell it in its own way
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 

@@ -54,10 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _tell(f"rlcs {name}: interrupted{f': {stop}' if str(stop) else ''}")
         sys.exit(130)
     except BrokenPipeError:  # nobody reads on, as behind `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go()
         sys.exit(1)
     except (ValueError, OSError) as error:
         _tell(f"rlcs: {error}")
+        _let_go()
         sys.exit(2)
     except (RuntimeError, MemoryError) as error:
         from .failures import told
@@ -66,6 +67,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         _tell(f"rlcs: {said}")
         sys.exit(1)
+
+
+def _let_go() -> None:
+    """What stdout holds and cannot be rid of: Python would try again at exit, and tell it in its own way."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _with_others(command: Callable[[list[str]], Any], arguments: list[str]) -> int:

@@ -48,6 +48,7 @@ def photo(photos, tmp_path):
 def start(*arguments, command=(sys.executable, "-m", "glm4v.cli"), **options):
     command = [*command, *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'python'}"}
+    environment.pop("PYTHONUNBUFFERED", None)  # what is left in a buffer counts at exit
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     return subprocess.Popen(command, env=environment, text=True, **{**pipes, **options})
 
@@ -86,6 +87,7 @@ def test_ctrl_c_is_not_lost_in_an_import(tiny_checkpoint):
                     sys.meta_path.remove(self)
                     signal.raise_signal(signal.SIGINT)
 
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
         sys.meta_path.insert(0, Strike())
         cli.main(sys.argv[1:])
     """

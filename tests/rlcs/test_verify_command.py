@@ -1,6 +1,7 @@
 """`rlcs verify`: its table, its exit codes, users' verifiers and users' cases."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -43,3 +44,11 @@ def test_bad_input_is_one_line(tmp_path):
 
 def test_help():
     assert "verify" in rlcs("--help").stdout and "--cases" in rlcs("verify", "--help").stdout
+
+
+def test_a_full_disk_is_told_once():
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "rlcs.cli", "verify"]
+        done = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (2, "rlcs: [Errno 28] No space left on device\n")
