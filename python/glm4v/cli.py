@@ -14,6 +14,7 @@ from pathlib import Path
 from traceback import extract_tb
 
 from .errors import InputError
+from .output import let_go
 
 NEEDS = ("typer", "rich", "safetensors", "tokenizers", "jinja2", "PIL", "av")  # what the extra [model] brings
 
@@ -34,10 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (Exception, KeyboardInterrupt) as error:
         code, line = explain(error)
         print(f"glm4v: {line}", file=sys.stderr)
-    try:
-        sys.stdout.flush()
-    except OSError:  # told above; Python would try again at exit, and tell it in its own way
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    let_go()
     sys.exit(code)
 
 

@@ -17,6 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
+from glm4v.output import let_go
+
 NEEDS = (
     "tyro", "rich", "yaml", "pydantic", "tensorboard", "matplotlib", "pyarrow", "sympy", "math_verify", "pint",
     "safetensors", "tokenizers", "jinja2", "PIL", "av",
@@ -38,27 +40,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if several and not _first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (to the end of the process)
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or given[0] in ("-h", "--help"):
-        print(_overview())
-        sys.exit(0)
-    name, rest = given[0], given[1:]
-    if name not in COMMANDS:
-        _tell(f"rlcs: the command must be one of {', '.join(COMMANDS)}, got {name}")
-        sys.exit(2)
-    if several and name not in DISTRIBUTED:
-        _tell(f"rlcs: torchrun must start one of {', '.join(DISTRIBUTED)}, got {name}")
-        sys.exit(2)
+    name = given[0] if given else "--help"
     try:
-        sys.exit(_with_others(COMMANDS[name], rest) if several else COMMANDS[name](rest) or 0)
+        code = _run(name, given[1:], several)
+        sys.stdout.flush()
+        sys.exit(code)
     except KeyboardInterrupt as stop:
         _tell(f"rlcs {name}: interrupted{f': {stop}' if str(stop) else ''}")
         sys.exit(130)
     except BrokenPipeError:  # nobody reads on, as behind `| head`
-        _let_go()
+        let_go()
         sys.exit(1)
     except (ValueError, OSError) as error:
         _tell(f"rlcs: {error}")
-        _let_go()
+        let_go()
         sys.exit(2)
     except (RuntimeError, MemoryError) as error:
         from .failures import told
@@ -69,12 +64,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
-def _let_go() -> None:
-    """What stdout holds and cannot be rid of: Python would try again at exit, and tell it in its own way."""
+def _run(name: str, arguments: list[str], several: bool) -> Any:
+    """Exit code of a command, also where it leaves by itself, as behind its --help."""
+    if name in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if name not in COMMANDS:
+        _tell(f"rlcs: the command must be one of {', '.join(COMMANDS)}, got {name}")
+        return 2
+    if several and name not in DISTRIBUTED:
+        _tell(f"rlcs: torchrun must start one of {', '.join(DISTRIBUTED)}, got {name}")
+        return 2
     try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return (_with_others(COMMANDS[name], arguments) if several else COMMANDS[name](arguments)) or 0
+    except SystemExit as end:
+        return end.code
 
 
 def _with_others(command: Callable[[list[str]], Any], arguments: list[str]) -> int:

@@ -1,10 +1,11 @@
 """`rlcs verify`: its table, its exit codes, users' verifiers and users' cases."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 PATHS = str(Path(__file__).parents[2] / "python")
 
@@ -46,9 +47,10 @@ def test_help():
     assert "verify" in rlcs("--help").stdout and "--cases" in rlcs("verify", "--help").stdout
 
 
-def test_a_full_disk_is_told_once():
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+@pytest.mark.parametrize("arguments", [["verify", "--domain", "counting"], ["plan", "--help"], ["--help"]])
+def test_a_full_disk_is_told_once(arguments):
+    environment = {"PYTHONPATH": PATHS}  # and no PYTHONUNBUFFERED: what is left in a buffer counts at exit
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-m", "rlcs.cli", "verify"]
+        command = [sys.executable, "-m", "rlcs.cli", *arguments]
         done = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (2, "rlcs: [Errno 28] No space left on device\n")
