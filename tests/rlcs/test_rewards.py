@@ -307,6 +307,15 @@ WRONG = (
     ("vqa", "5 m", "5 cm"), ("long_document", "5 million", "5"), ("long_document", "2", "2 million"),
     ("vqa", "5 or six", "5"), ("spatial", "5 six", "5"), ("video", "5 at most", "5"), ("chart", "100 or more", "100"),
     ("chart", "100 or two hundred", "100"), ("chart", "2020 or later", "2020"),
+    ("math", "12", "12\\pi"), ("math", "4/3", "\\frac{4}{3}\\pi"), ("math", "25", "25\\pi cm^2"),
+    ("math", "2\\pi", "2\\pi r"),
+    ("math", "5", "5x"), ("math", "5", "5i"), ("math", "2", "2\\sin x"), ("math", "5", "5\\theta"),
+    ("math", "5", "5ab"),
+    ("math", "1/\\tan x", "\\tan^{-1} x"), ("math", "6$ \\foo $5", "5"), ("math", "\\sqrt{2} mm", "\\sqrt{2} cm"),
+    ("math", "\\sqrt{3} m", "\\sqrt{3}"), ("math", "2-sinxcosx", "2sinxcosx"), ("physics", "\\sqrt{3}", "\\sqrt{3} cm"),
+    ("physics", "2 m", "2mg"), ("biology", "AaBb", "AABB"), ("biology", "aabb", "AaBb"),
+    ("chemistry", "Na-", "Na+"), ("chemistry", "3-methylpentane", "2-methylpentane"),
+    ("chart", ">5%", "<5%"), ("chart", "5%", "<5%"), ("vqa", "18 24", "18-24"), ("counting", "3k", "3"),
     ("chart", "0.5, 3", "0.5, -3"), ("chart", "[12]", "[1, 2]"), ("chart", "Red: 5, Blue: -6", "Red: 5, Blue: 6"),
 )  # fmt: skip
 RIGHT = (
@@ -322,7 +331,22 @@ RIGHT = (
     ("physics", "5 m/s2", "5 m/s²"), ("physics", "5 g/cm3", "5000 kg/m3"),
     ("chemistry", "2H_2+O_2\\rightarrow 2H_2O", "2H2 + O2 -> 2H2O"), ("chemistry", "SO_4^{2-}", "SO4^2-"),
     ("long_document", "5 thousand", "5000"), ("vqa", "3 cats", "3"), ("video", "1990–2000", "1990-2000"),
-    ("chart", "3", "three"),
+    ("chart", "3", "three"), ("math", "37.69911184", "12\\pi"), ("math", "12 \\cdot \\pi", "37.6991"),
+    ("math", "2πr", "2\\pi r"),
+    ("math", "25\\pi", "25\\pi \\text{ cm}^2"), ("math", "25π cm²", "25\\pi"), ("math", "5", "5 sq. units"),
+    ("math", "5", "5 m^2"),
+    ("math", "5\\sqrt{2}\\text{ cm}", "5\\sqrt{2}"), ("math", "5\\sqrt{2}", "5\\sqrt{2} cm"),
+    ("math", "\\sqrt{3}\\text{ cm}^2", "\\sqrt{3} cm²"),
+    ("math", "\\sin^{-1}(0.5)", "30°"), ("math", "\\arctan x", "\\tan^{-1} x"), ("math", "1⁄2", "1/2"),
+    ("math", "‐5", "-5"),
+    ("math", "5 square centimeters", "5 cm^2"), ("physics", "9.8 meters per second squared", "9.8 m/s^2"),
+    ("physics", "3 \\AA", "3 Å"),
+    ("physics", "2\\pi rad", "360°"), ("physics", "3 m g R", "3mgR"), ("physics", "2 m g", "2mg"),
+    ("physics", "5 Nm", "5 N·m"),
+    ("physics", "\\hbar\\omega", "ħω"), ("chemistry", "Na⁺", "Na+"), ("chemistry", "Na+", "Na^+"),
+    ("chemistry", "1s^2 2s^2", "1s² 2s²"), ("chemistry", "2-methylpropane", "2-Methylpropane"),
+    ("chart", "5 km", "5 kilometers"), ("chart", "a, b, and c", "a, b, c"), ("chart", "a and b", "a, b"),
+    ("vqa", "18 - 24", "18-24"),
 )  # fmt: skip
 
 
@@ -352,7 +376,38 @@ def test_products_of_letters_have_no_order(expect, answer, truth, question):
     assert score("physics", answer, truth, question) == expect
 
 
+COLOURS = "Which colour?\nA. red\nB. blue"
+RIGHTS = "Which are right?\nA. I and II\nB. II only"
+VALUES = "What is it?\nA. 1/2\nB. yes"
+
+
+@pytest.mark.parametrize(
+    ("expect", "domain", "answer", "truth", "question"),
+    [
+        (1, "choice", "A", "A. red", COLOURS), (1, "choice", "red", "A. red", COLOURS),
+        (0, "choice", "B", "A. red", COLOURS),
+        (1, "choice", "Option B: blue", "B", COLOURS), (1, "choice", "I and II", "A", RIGHTS),
+        (0, "choice", "I", "A", RIGHTS),
+        (1, "choice", "B", "yes", VALUES), (0, "choice", "A", "yes", VALUES), (1, "math", "A", "1/2", VALUES),
+        (0, "math", "A, B", "1/2", VALUES), (1, "math", "0.5", "1/2", VALUES), (0, "math", "B", "1/2", VALUES),
+        (1, "chart", "A", "1/2", VALUES),
+    ],
+)  # fmt: skip
+def test_a_truth_may_be_an_option_s_text(expect, domain, answer, truth, question):
+    assert score(domain, answer, truth, question) == expect
+
+
+def test_no_length_of_an_answer_is_an_error_or_takes_minutes():
+    """Work that grows with the square of the length would take hours here; digits beyond 4300 raise in `int`."""
+    spaces = " " * 10**5
+    for domain in ("counting", "chart", "math", "vqa"):
+        for answer in ("三" * 5000, "1" * 10**5, "½" * 10**5, f"{spaces}5 5{spaces}", f"5{spaces}x"):
+            verdict = verify(domain, kit.respond(answer), "7")
+            assert verdict.outcome in ("wrong", "format"), verdict
+
+
 def test_a_name_of_the_question_is_no_unit():
+    assert score("math", "5", "5abc", "Let a, b and c be the sides.") == 0
     assert score("math", "5x", "5", "Find x.") == 0
     assert score("math", "5 apples", "5", "How many apples?") == 1
 

@@ -15,7 +15,7 @@ BOX_BEGIN, BOX_END = "<|begin_of_box|>", "<|end_of_box|>"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 _WHOLE = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
-_STOPS = re.compile(r"(?:\s*<\|(?:endoftext|user|observation)\|>)+\s*\Z")  # what generation stops at
+_STOPS = ("<|endoftext|>", "<|user|>", "<|observation|>")  # what generation stops at
 _BOX = re.compile(re.escape(BOX_BEGIN) + "(.*?)" + re.escape(BOX_END), re.DOTALL)
 _CJK = re.compile(r"[\u3400-\u9fff]")
 _LATIN_WORD = re.compile(r"[A-Za-z]{2,}")
@@ -55,7 +55,9 @@ def open_answer(response: str) -> str:
 
 def split_response(response: str) -> tuple[str, str]:
     """(thinking, answer), after every gate that the domains share."""
-    response = _STOPS.sub("", response)
+    response = response.rstrip()
+    while response.endswith(_STOPS):
+        response = response[: response.rindex("<|")].rstrip()
     for tag in TAGS:
         if response.count(tag) != 1:
             raise FormatFault(f"the response must hold {tag} once, got {response.count(tag)}")

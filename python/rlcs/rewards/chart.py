@@ -9,11 +9,12 @@ from .choice import judge_option, options_of
 from .judge import Judge
 from .number import LETTERS, MULTIPLES, Number, close, read_count, read_number, scaled
 from .text import hedges, same_words, tidy, truth_value
+from .units import unit_name
 from .verdict import Verdict, judged, right, wrong
 
 _YEARS = range(1000, 2200)
 _LIST = re.compile(r"\[(.*)\]|\((.*)\)", re.DOTALL)
-_SEPARATOR = re.compile(r"\s*[;；、，]\s*|\s*,\s+|,(?!\d{3}(?!\d))")
+_SEPARATOR = re.compile(r" ?[;；、，] ?| ?, (?:and )?| and |,(?!\d{3}(?!\d))")
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Chart:
 
     def _numbers(self, a: Number, b: Number) -> Verdict:
         (x, unit_a), (y, unit_b) = scaled(a, MULTIPLES | LETTERS), scaled(b, MULTIPLES | LETTERS)
-        if unit_a and unit_b and not same_words(unit_a, unit_b):
+        if unit_a and unit_b and not same_words(unit_a, unit_b) and unit_name(unit_a) != unit_name(unit_b):
             return wrong(f"{unit_a} is not {unit_b}")
         if close(x, y, self.tolerance):
             return right("as numbers")
@@ -74,7 +75,7 @@ class Chart:
 
 def entries(text: str) -> list[str]:
     """What a list holds, with or without brackets; commas within numbers don't part."""
-    text = text.strip()
+    text = tidy(text)
     if found := _LIST.fullmatch(text):
         text = found[1] if found[1] is not None else found[2]
     return [part.strip(" '\"") for part in _SEPARATOR.split(text) if part.strip()]

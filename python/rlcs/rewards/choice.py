@@ -34,23 +34,34 @@ def letters_of(text: str) -> frozenset[str] | None:
 
 
 def judge_option(answer: str, truth: str, question: str | None) -> Verdict | None:
-    """For a truth that is one or several option letters; None if it isn't, or can't be told from a name."""
-    expected = letters_of(truth)
-    if expected is None or (len(truth.strip()) == 1 and truth.strip() > "J" and not options_of(question)):
-        return None
+    """For a truth that is one or several option letters or an option's text; None if it isn't, if it can't be told from
+    a name, or if a text of no option answers a text."""
     options = options_of(question)
+    lettered = letters_of(truth)
+    expected = lettered or _listed(truth, options)
+    if expected is None or (len(truth.strip()) == 1 and truth.strip() > "J" and not options):
+        return None
     if (given := letters_of(answer)) is not None:
         return judged(given == expected, "by letter")
     if len(expected) > 1:
         return wrong("not the letters asked for") if options else None
     (letter,) = expected
-    text = _MARKUP.sub(lambda m: m[1] or "", answer).strip()
+    text = _CALLED.sub("", _MARKUP.sub(lambda m: m[1] or "", answer).strip())
+    if letter in options and same_words(text, options[letter]):
+        return right("by the option's text")
     if (named := _LETTER_AND_TEXT.fullmatch(text)) and not hedges(text):
         meant = named[1] == letter and (not options or same_words(named[2], options.get(letter, named[2])))
         return judged(meant, "by letter and text")
-    if options:
-        return judged(letter in options and same_words(text, options[letter]), "by the option's text")
-    return None
+    return wrong("not the option's text") if options and lettered else None
+
+
+def _listed(truth: str, options: dict[str, str]) -> frozenset[str] | None:
+    """The letter of a truth that is an option as it stands in the list, ``B. blue``, or its text alone."""
+    named = _LETTER_AND_TEXT.fullmatch(truth.strip())
+    if named and named[1] in options and same_words(named[2], options[named[1]]):
+        return frozenset(named[1])
+    letters = [letter for letter, text in options.items() if same_words(text, truth)]
+    return frozenset(letters) if len(letters) == 1 else None
 
 
 @dataclass(frozen=True)
@@ -67,10 +78,6 @@ class Words:
             return option
         if (yes := truth_value(truth)) is not None:
             return judged(truth_value(answer) is yes, "yes or no")
-        if (options := options_of(question)) and (letters := letters_of(answer)) is not None:
-            return judged(
-                any(same_words(options.get(x, ""), truth) for x in letters) and len(letters) == 1, "by letter"
-            )
         a, b = read_number(answer), read_number(truth)
         if b is not None:
             if a is not None:

@@ -20,6 +20,7 @@ _FUNCTIONS = {
     "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "asin", "acos", "atan", "exp", "log", "ln",
     "sqrt", "abs", "arcsin", "arccos", "arctan", "lg",
 }  # fmt: skip
+_INVERSES = {"sin": "asin", "cos": "acos", "tan": "atan"}  # written sin^{-1} x
 _ALIASES = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "ln": "log", "abs": "Abs"}
 _CONSTANTS = {"pi": sympy.pi, "π": sympy.pi, "e": sympy.E, "i": sympy.I, "inf": S.Infinity, "infinity": S.Infinity,
               "infty": S.Infinity, "∞": S.Infinity, "oo": S.Infinity}  # fmt: skip
@@ -65,7 +66,8 @@ class Around(tuple):
 
 def parse(text: str) -> Any:
     """A text of the small grammar as sympy's objects, :class:`Relation`, :class:`Choices` or :class:`Around`."""
-    text = re.sub(r"[\u20d7\u0304]|\\vec(?![A-Za-z])", "", unmark(text)).replace("根号", "√").replace("ℏ", "h_bar")
+    text = re.sub(r"[\u20d7\u0304]|\\vec(?![A-Za-z])", "", unmark(text)).replace("根号", "√")
+    text = re.sub(r"\\hbar(?![A-Za-z])", "ħ", text)
     text = re.sub(r"\\(?:cup)(?![A-Za-z])", "∪", text)
     text = re.sub(r"\\pm(?![A-Za-z])", "±", text)
     text = re.sub(r"\\(?:emptyset|varnothing)(?![A-Za-z])|∅", "{}", text)
@@ -320,6 +322,8 @@ class _Parser:
 
     def function(self, name: str) -> Any:
         exponent = self.signed_exponent()
+        if exponent == -1 and name in _INVERSES:
+            name, exponent = _INVERSES[name], None
         if name == "log" and self.take("_"):
             base = self.group() if self.token == "{" else self.atom()
             value = sympy.log(self.argument(), base)

@@ -17,7 +17,7 @@ from .text import hedges
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
 _VULGAR = re.compile("(?<=[0-9])?([¼½¾⅐-⅞])")
-_SIGNS = str.maketrans("−–×·⋅÷％\u00a0\u2009", "--***/%  ")
+_SIGNS = str.maketrans("−–‐×·⋅∗÷⁄∕％\u00a0\u2009", "---****///%  ")
 
 
 def _repeating(found: re.Match[str]) -> str:
@@ -51,13 +51,16 @@ _NUMBER = re.compile(
       |(?P<decimal>{_DECIMAL})(?P<on>\.\.\.|…)?
        (?:[eE](?P<e>[+-]?\d+)|\s*[*x]\s*10\s*(?:\^|\*\*)\s*[({{]?\s*(?P<ten>[+-]?\d+)\s*[)}}]?)?
        (?:\s*/\s*(?P<per>{_DECIMAL})(?!\w))?
-    )\s*\)?\s*(?P<percent>%|percent\b|per\ cent\b)?\s*(?P<rest>.*)""",
+    )\s*\)?\s*(?P<pi>\*?\s*(?:\\pi(?![A-Za-z])|π|pi\b))?\s*(?P<percent>%|percent\b|per\ cent\b)?\s*(?P<rest>.*)""",
     re.VERBOSE | re.DOTALL,
 )
 _NAMED = re.compile(r"([A-Za-z]\w{0,15}(?:\s*\([^()]{1,12}\))?)\s*(?:=|≈)\s*(?=[^=])")
 _CURRENCY = re.compile(r"^[\s]*(?:US)?[$€£¥￥]\s*")
 _POWERS = re.compile(r"\^\s*\{?[+-]?\d+\}?|[A-Za-zµμΩ°]\d")  # of a unit
 _MOST_DIGITS = 400  # longer ones are no answers, and Fraction would take its time
+_MOST_CHARS = 2000  # with markup
+_MOST_OF_COUNT = 200
+_PI = Fraction("3.14159265358979323846264338327950288419716939937510")
 
 _ONES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
@@ -74,9 +77,12 @@ _HAN = {char: i for i, char in enumerate("零一二三四五六七八九")} | {"
 _HAN_SCALES = {"十": 10, "百": 100, "千": 1000}
 
 
+_NO_THINGS = {*WORDS, *_SCALES, *MULTIPLES}
+
+
 @dataclass(frozen=True)
 class Number:
-    """``value`` with a percent sign already applied; ``unit`` is the text behind it, unread."""
+    """``value`` with a percent sign and a π behind it already applied; ``unit`` is the text behind it, unread."""
 
     value: Fraction
     unit: str = ""
@@ -97,6 +103,8 @@ def unmark(text: str) -> str:
 
 def read_number(text: str) -> Number | None:
     """The number that the whole text is, with its unit; None if it is anything else."""
+    if len(text) > _MOST_CHARS:
+        return None
     text = unmark(_CURRENCY.sub("", text))
     named = _NAMED.match(text)
     text = text[named.end() :] if named else text
@@ -115,10 +123,12 @@ def read_number(text: str) -> Number | None:
         return None
     if found["sign"] == "-":
         value = -value
+    if found["pi"]:
+        value *= _PI
     if found["percent"]:
         value /= 100
     digits = found["decimal"]
-    integer = bool(digits and digits.isdigit() and not (found["sign"] or rest or found["percent"]))
+    integer = bool(digits and digits.isdigit() and not (found["sign"] or rest or found["percent"] or found["pi"]))
     integer = integer and not (found["e"] or found["ten"] or found["per"] or found["on"])
     return Number(value, rest, bool(found["percent"]), integer, named[1] if named else "")
 
@@ -157,6 +167,8 @@ def _go_on(digits: str) -> Fraction:
 
 def read_count(text: str) -> int | None:
     """A number of things: digits or words of English or Chinese, with at most a few words that name the things."""
+    if len(text) > _MOST_OF_COUNT:
+        return None
     if (number := read_number(text)) is not None:
         plain = not number.percent and number.value.denominator == 1 and _names_things(number.unit)
         return int(number.value) if plain else None
@@ -174,7 +186,7 @@ def _names_things(rest: str) -> bool:
         len(words) <= 4
         and len(rest) <= 40
         and not hedges(rest)
-        and all(re.fullmatch(r"[^\W\d_][\w-]*", word) and word not in WORDS and word not in _SCALES for word in words)
+        and all(re.fullmatch(r"[^\W\d_][\w-]*", word) and word not in _NO_THINGS for word in words)
     )
 
 

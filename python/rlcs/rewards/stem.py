@@ -14,18 +14,29 @@ from .choice import judge_option, letters_of, options_of
 from .judge import Judge
 from .number import Number, close, read_number, unmark
 from .text import hedges, same_words, tidy, truth_value
-from .units import unit_name
+from .units import is_unit, unit_name
 from .verdict import Verdict, judged, right, wrong
 
 _SYMBOLS = frozenset("+-*/^=<>≤≥(){}[]\\√π∞±|!²³½")
 _MARKUP = frozenset("(){}[]\\^")
-_HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_]{2})|(?<=[^\W\d_]{2})-(?=[^\W\d_])|\*\*")  # x-ray, **bold**
+_HYPHEN = re.compile(
+    r"(?<=[^\W\d_])-(?=[^\W\d_]{2})|(?<=[^\W\d_]{2})-(?=[^\W\d_])|\*\*"  # x-ray, **bold**
+    r"|(?<=\d)-(?!sin|cos|tan|sec|csc|cot|log|exp|arc)(?=[^\W\d_][a-z]{5})"  # 2-methylpropane
+)
 _ARROW = re.compile(r"\\(?:long)?rightarrow(?![A-Za-z])|\\to(?![A-Za-z])|[→⟶]")
+_GENOTYPE = re.compile(r"(?:([A-Za-z])(?i:\1))+")  # AaBb
 _ION = re.compile(r"->|\^\d*[+-]")
 # What pint takes for a unit, and an answer of mathematics for a constant or a variable.
 _NO_UNITS = frozenset((*"abcekuBDPRπħ", "pi", "alpha", "gamma", "mu", "hbar"))
+# pint takes nearly any two letters for one.
+_SHORT_UNITS = frozenset(("ft", "in", "yd", "lb", "oz", "mi", "ha", "ms", "kV", "mV", "mA", "MW", "MB", "GB", *"KCF"))
 _OR = re.compile(r"\s+(?:or|and)\s+|[或和]")
 _WORD = re.compile(r"[^\W\d_]{3,}[\w ]*|[\u3400-\u9fff]+")
+_UNIT_BEHIND = re.compile(
+    r"(.*\S)\s*(?:\\(?:text|mathrm)\s*\{([^{}]+)\}(\^\{?\d\}?)?|\s([a-z]{2}(?:\^\{?\d\}?|[²³])?))\s*\$?", re.DOTALL
+)
+# In what stands behind a number: no letters of a product, nor a function.
+_NAME = re.compile(r"(?<![\\A-Za-z])(?!sin|cos|tan|log|exp)[A-Za-z]{3,}|[\u3400-\u9fff]")
 
 _GREEK = frozenset("αβγδεζηθικλμνξρστυφχψωΓΔΘΛΞΠΣΦΨΩ")
 _ALONE = re.compile(r"(?<![A-Za-z\\])[A-Za-zα-ω](?![A-Za-z])")
@@ -47,7 +58,7 @@ class Stem:
     judge: Judge | None = None
 
     def __call__(self, answer: str, truth: str, question: str | None) -> Verdict:
-        if tidy(answer) == tidy(truth):
+        if tidy(answer) == tidy(truth) or unmark(tidy(answer)) == unmark(tidy(truth)):
             return right("the same text")
         if (option := judge_option(answer, truth, question)) is not None:
             return option
@@ -58,21 +69,23 @@ class Stem:
             return judged(truth_value(answer) is yes, "yes or no")
         if b is None and _same_words(answer, truth):
             return right("the same words")
-        if _ION.search(formula := _formula(truth)) and formula == _formula(answer):
+        formula, given = _formula(truth), _formula(answer)
+        if formula == given and (_ION.search(formula) or given.endswith(("+", "-"))):
             return right("the same formula")
         several = b is None and _OR.search(answer) is not None  # x = 1 or x = 2
         said = _OR.sub(", ", answer) if several else answer
         if (b is not None and a is None and not _SYMBOLS & set(answer)) or (hedges(said) and not hedges(truth)):
             return wrong("no single value")
+        said, meant = self._without_unit(said, truth) if a is None or b is None else (said, truth)
         spelt = _spelt(answer) and _spelt(truth) and not _product(truth, question)
-        if _mathematical(said) and _mathematical(truth) and not spelt:
+        if _mathematical(said) and _mathematical(meant) and not spelt:
             try:
                 equal = worker.call(
-                    "rlcs.rewards.symbolic:equal", said, truth, self.tolerance, deadline_s=self.deadline_s
+                    "rlcs.rewards.symbolic:equal", said, meant, self.tolerance, deadline_s=self.deadline_s
                 )
             except worker.WorkerFault as fault:
                 if not str(fault).startswith("ValueError"):
-                    if not self._works("rlcs.rewards.symbolic:check", truth):
+                    if not self._works("rlcs.rewards.symbolic:check", meant):
                         raise
                     return wrong(f"as mathematics: {fault}")
             else:
@@ -88,7 +101,9 @@ class Stem:
             return None  # x = 5 and y = 5: two lines
         if mine == theirs or (not theirs and mine == "degree"):
             return judged(close(a.value, b.value, self.tolerance), "as numbers")
-        if not mine and (self.bare_numbers or theirs == "degree"):
+        if not mine and theirs and (theirs == "degree" or self.bare_numbers):
+            if not self._may_be_left_out(b.unit, theirs, question):
+                return None
             return judged(close(a.value, b.value, self.tolerance), "as numbers, the unit left out")
         if not mine and not a.value:
             return judged(not b.value, "zero of whatever")
@@ -102,10 +117,26 @@ class Stem:
             return self._known_unit(mine)
         factor = self._ratio(mine, theirs)
         if factor is None:
-            return None if len(mine) <= 2 and len(theirs) <= 2 else wrong(f"{a.unit} is not {b.unit}")
+            worded = _NAME.search(f"{a.unit} {b.unit}") and _letters(a.unit) != _letters(b.unit)
+            return wrong(f"{a.unit} is not {b.unit}") if worded else None
         turned = a.value * Fraction(factor[0]) + Fraction(factor[1])
         rounded = abs(turned - b.value) <= abs(Fraction(factor[1])) * Fraction(1, 10**12)  # 32 °F are 0 °C
         return judged(rounded or close(turned, b.value, max(self.tolerance, 1e-9)), "as quantities")
+
+    def _without_unit(self, answer: str, truth: str) -> tuple[str, str]:
+        """Both without the unit behind an expression (``5\\sqrt{2} cm``), where it is one or may be left out."""
+        (said, mine), (meant, theirs) = _unit_behind(answer), _unit_behind(truth)
+        if mine == theirs or not theirs or (not mine and self.bare_numbers):
+            return said, meant
+        return answer, truth
+
+    @staticmethod
+    def _may_be_left_out(unit: str, name: str, question: str | None) -> bool:
+        """Whether the truth names a unit or things that are counted, not a variable or a constant (the x of 5x)."""
+        if _NAME.search(unit):
+            return not _product(unit, question)
+        parts = re.findall(r"[^\W\d_]+", name)
+        return bool(parts) and all(is_unit(part) or part in _SHORT_UNITS for part in parts)
 
     def _known_unit(self, unit: str) -> Verdict | None:
         """The truth names no unit, so the question does: any unit will do, but not a variable or a word."""
@@ -114,7 +145,7 @@ class Stem:
         return right("as numbers, the unit not asked for")
 
     def _ratio(self, mine: str, theirs: str) -> list[float] | None:
-        target = "rlcs.rewards.units:ratio_of_units"
+        target = "rlcs.rewards.conversion:ratio_of_units"
         try:
             return worker.call(target, mine, theirs, deadline_s=self.deadline_s)
         except worker.WorkerFault as fault:
@@ -138,13 +169,14 @@ def _same_words(answer: str, truth: str) -> bool:
     if _SYMBOLS & set(_HYPHEN.sub("", truth)) or (_SYMBOLS - _MARKUP) & set(_HYPHEN.sub("", answer)):
         return False
     short = len(truth) <= 2 and truth.isalpha() and letters_of(truth) is None
-    return answer.strip() == truth if short else same_words(answer, truth)
+    return answer.strip() == truth if short or _GENOTYPE.fullmatch(truth) else same_words(answer, truth)
 
 
 def _formula(text: str) -> str:
     """A formula of chemistry, however its arrow, charges, indices and spaces are written."""
     text = re.sub(r"_\s*\{?(\d+)\}?", r"\1", _ARROW.sub("->", unmark(text)))
-    return re.sub(r"\s", "", re.sub(r"\^\s*\{(\d*[+-])\}", r"^\1", text))
+    text = re.sub(r"\s", "", re.sub(r"\^\s*\{(\d*[+-])\}", r"^\1", text))
+    return re.sub(r"\^(?=[+-]$)", "", text)
 
 
 def _spelt(text: str) -> bool:
@@ -152,6 +184,18 @@ def _spelt(text: str) -> bool:
     (H2O); not so in a product like mgh."""
     letters = re.sub(r"[\s,]", "", text)
     return letters.isalnum() and letters[0].isalpha() and (len(letters) > 3 or (len(letters) > 1 and letters.isupper()))
+
+
+def _unit_behind(text: str) -> tuple[str, str]:
+    """An expression and the everyday unit behind it; a bare letter may be a variable and is none."""
+    found = _UNIT_BEHIND.fullmatch(text)
+    name = unit_name(unmark(f"{found[2] or found[4]}{found[3] or ''}")) if found else ""
+    return (found[1], name) if found and is_unit(name) else (text, "")
+
+
+def _letters(text: str) -> list[str]:
+    """Of a product, whose order is no matter."""
+    return sorted(re.findall(r"[^\W\d_]", text))
 
 
 def _product(text: str, question: str | None) -> bool:

@@ -7,9 +7,11 @@ twenty digits, at random points of either sign: sympy's ``simplify`` would take 
 from __future__ import annotations
 
 import itertools
+import logging
 import random
 from typing import Any
 
+import math_verify
 import sympy
 from sympy import Expr, FiniteSet, Interval, Rational, S, Symbol, Tuple, Union
 
@@ -54,20 +56,17 @@ def check(truth: str) -> None:
 
 def _by_grammar(answer: str, truth: str) -> bool:
     """math-verify on LaTeX, whose timeouts by signals don't work here; the worker's deadline stands in for them."""
-    import logging
-
-    from math_verify import LatexExtractionConfig, parse, verify
-
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its timeouts are off
 
-    config = [LatexExtractionConfig()]
-    gold = parse(f"${truth.strip('$ ')}$", config, fallback_mode="no_fallback", parsing_timeout=None)
+    config = [math_verify.LatexExtractionConfig()]
+    answer, truth = (text.replace("$", " ") for text in (answer, truth))  # of several formulas it would take the last
+    gold = math_verify.parse(f"${truth}$", config, fallback_mode="no_fallback", parsing_timeout=None)
     if not gold:
         raise ValueError(f"the truth is no mathematics that can be read: {truth[:80]!r}")
-    found = parse(f"${answer.strip('$ ')}$", config, fallback_mode="no_fallback", parsing_timeout=None)
+    found = math_verify.parse(f"${answer}$", config, fallback_mode="no_fallback", parsing_timeout=None)
     endless = (S.Infinity, S.NegativeInfinity, S.ComplexInfinity, S.NaN)  # which it takes for any number
     found = [x for x in found if not (isinstance(x, Expr) and x.has(*endless))]
-    return bool(found) and bool(verify(gold, found, timeout_seconds=None))
+    return bool(found) and bool(math_verify.verify(gold, found, timeout_seconds=None))
 
 
 def _without_name(value: Any) -> Any:

@@ -8,8 +8,9 @@ import unicodedata
 _SPACES = re.compile(r"\s+")
 _ARTICLES = re.compile(r"\b(?:a|an|the)\s+(?=\w)")
 _DASHES = re.compile("[‐-―−]")
-# What says nothing in words: all signs but those within numbers (2019-2020, 10:30) and in front of them (-3, .5).
-_LOOSE = re.compile(r"[^\w\s%+#.\-/:]|[.\-/:](?!\d)|(?<!\d)[/:]|(?<=[^\W\d])[.\-]")
+# What says nothing in words: all signs but comparisons, those within numbers (2019-2020, 10:30) and in front of them
+# (-3, .5).
+_LOOSE = re.compile(r"[^\w\s%+#<>≤≥.\-/:]|[.\-/:](?!\d)|(?<!\d)[/:]|(?<=[^\W\d])[.\-]")
 _GAPS = re.compile(r"(?<!\d) | (?!\d)")
 _HEDGES = re.compile(
     r"\b(?:or|maybe|perhaps|possibly|probably|likely|unless|either|between|about|around|roughly|approximately|nearly"
@@ -29,7 +30,8 @@ def tidy(text: str) -> str:
 def plain(text: str) -> str:
     """For answers in words: case, articles, punctuation and markup dropped."""
     text = re.sub(r"\\(?:text|mathrm|mathbf|textbf)\{([^{}]*)\}", r"\1", unicodedata.normalize("NFKC", text))
-    text = _ARTICLES.sub("", re.sub(r"[*_`$]", "", _DASHES.sub("-", text)).casefold())
+    text = re.sub(r"(?<=\d)\s+-\s+(?=\d)", "-", _DASHES.sub("-", text))  # 18 - 24
+    text = _ARTICLES.sub("", re.sub(r"[*_`$]", "", text).casefold())
     return tidy(_LOOSE.sub(" ", text))
 
 

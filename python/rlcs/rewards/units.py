@@ -1,12 +1,11 @@
 """Units by their names: the everyday ones in English and Chinese as pint spells them.
 
-Two texts that name one unit need no conversion; the others go to pint, by :func:`ratio_of_units` in a worker.
+Two texts that name one unit need no conversion; the others go to pint (see conversion.py).
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any
 
 _NAMES = {
     "米": "m", "厘米": "cm", "毫米": "mm", "千米": "km", "公里": "km", "分米": "dm", "微米": "um", "纳米": "nm",
@@ -36,7 +35,7 @@ def is_unit(text: str) -> bool:
 
 def unit_name(text: str) -> str:
     """The unit as pint spells it, without markup: ``m s^{-2}`` is ``m*s^-2``, ``℃`` is ``degC``."""
-    text = re.sub(r"\\mu(?![A-Za-z])\s*", "u", text).replace("\\Omega", "Ω")
+    text = re.sub(r"\\mu(?![A-Za-z])\s*", "u", text).replace("\\Omega", "Ω").replace("\\AA", "Å")
     text = re.sub(r"\s+", " ", text.replace("{", "").replace("}", "").replace("\\", "")).strip(" .。")
     text = text.replace("μ", "u").replace("µ", "u").replace("° ", "°")
     text = re.sub(r"(?<=[A-Za-z])([23])(?![\w.])", r"^\1", text)  # m/s2
@@ -45,32 +44,8 @@ def unit_name(text: str) -> str:
             return _NAMES[known]
     if re.search(r"[\u3400-\u9fff]", text):
         return text
+    text = re.sub(r"\b(?:square|sq\.?) ([A-Za-z]+)|\b([A-Za-z]+) squared\b", lambda m: f"{m[1] or m[2]}^2", text)
+    text = re.sub(r"\bcubic ([A-Za-z]+)|\b([A-Za-z]+) cubed\b", lambda m: f"{m[1] or m[2]}^3", text)
+    text = re.sub(r" ?\bper\b ?", "/", text)
     text = re.sub(r"(?<=[A-Za-zΩ])\s*[*·]?\s+(?=[A-Za-zΩ])", "*", text)
-    parts = re.split(r"([*/()^]|\bper\b)", text)
-    return "".join("/" if part == "per" else _NAMES.get(part.strip(), part.strip()) for part in parts)
-
-
-_units: Any = None
-
-
-def ratio_of_units(answer: str, truth: str) -> list[float] | None:
-    """[factor, offset] that turn a number of the answer's unit into one of the truth's; None if they don't compare.
-
-    Raises:
-        ValueError: the truth's unit is unknown.
-    """
-    global _units
-    if _units is None:
-        import pint
-
-        _units = pint.UnitRegistry(autoconvert_offset_to_baseunit=True, cache_folder=None)
-    try:
-        target = _units.parse_units(truth)
-    except Exception as error:  # pint raises many kinds, from its tokenizer on
-        raise ValueError(f"the unit {truth!r} of the truth is unknown: {error}") from None
-    try:
-        source = _units.parse_units(answer)
-        at_0, at_1 = (_units.Quantity(x, source).to(target).magnitude for x in (0.0, 1.0))
-    except Exception:
-        return None
-    return [float(at_1 - at_0), float(at_0)]
+    return "".join(_NAMES.get(part.strip(), part.strip()) for part in re.split(r"([*/()^])", text))

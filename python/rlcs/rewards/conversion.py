@@ -1,0 +1,27 @@
+"""Numbers from one unit to another, by pint. For workers (see worker.py): pint may take any time and memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pint
+
+_units: Any = pint.UnitRegistry(autoconvert_offset_to_baseunit=True, cache_folder=None)
+
+
+def ratio_of_units(answer: str, truth: str) -> list[float] | None:
+    """[factor, offset] that turn a number of the answer's unit into one of the truth's; None if they don't compare.
+
+    Raises:
+        ValueError: the truth's unit is unknown.
+    """
+    try:
+        target = _units.parse_units(truth)
+    except Exception as error:  # pint raises many kinds, from its tokenizer on
+        raise ValueError(f"the unit {truth!r} of the truth is unknown: {error}") from None
+    try:
+        source = _units.parse_units(answer)
+        at_0, at_1 = (_units.Quantity(x, source).to(target).magnitude for x in (0.0, 1.0))
+    except Exception:
+        return None
+    return [float(at_1 - at_0), float(at_0)]
