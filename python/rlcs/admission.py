@@ -40,7 +40,7 @@ def check_tasks(
 
     Raises:
         ValueError: answers or a prompt are longer than the context (or, with ``budget``, than a micro-step), a picture
-            cannot be read, a verifier cannot judge. Prompts are left out, and noted, where ``bad`` allows it.
+            or a truth cannot be read, a verifier cannot judge. Tasks are left out, and noted, where ``bad`` allows it.
     """
     bad = bad or BadRows("fatal", 0, print)
     if not tasks:
@@ -54,6 +54,7 @@ def check_tasks(
     good = []
     for task in _shown(tasks):
         try:
+            rewards.check_truth(task.domain, task.truth)
             length = sum(processor.count_tokens([list(task.messages)]))  # type: ignore[arg-type]
             if length >= context:
                 raise ValueError(f"the prompt must be below {context} tokens, the model's context, got {length}")

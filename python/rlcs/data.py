@@ -237,6 +237,10 @@ def _place(path: Any, folder: Path) -> Any:
     if not isinstance(path, str) or scheme(path):
         return path
     place = folder / path
-    if not place.exists():
+    try:
+        there = place.exists()
+    except OSError as error:  # a name too long: a picture's bytes in base64, perhaps
+        raise ValueError(f"{path[:60]}... must be a file, a URL or data:image/...: {error.strerror}") from None
+    if not there:
         raise ValueError(f"{path} must be a file, got none at {place}")
     return str(place)

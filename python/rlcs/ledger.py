@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -178,8 +179,11 @@ def _row(task: Any) -> dict[str, Any]:
             raise ValueError(f"curriculum: tier of {name!r} must be one of {', '.join(TIERS)}, got {tier!r}")
         known, prior = 2.0, TIER_PASS_RATE[TIERS.index(tier)]
     if rate is not None:
-        attempts = float(get("attempts") or 4)
-        if not (0 <= rate <= 1 and attempts > 0):
-            raise ValueError(f"curriculum: pass_rate of {name!r} must be in [0, 1], got {rate} of {attempts} attempts")
+        attempts = get("attempts") or 4
+        known_both = isinstance(rate, Real) and isinstance(attempts, Real)
+        if not (known_both and 0 <= rate <= 1 and 0 < attempts < math.inf):
+            raise ValueError(
+                f"curriculum: pass_rate of {name!r} must be in [0, 1], got {rate!r} of {attempts!r} attempts"
+            )
         known, prior = known + attempts, (prior * known + rate * attempts) / (known + attempts)
     return {"id": name, "category": f"{domain}/{category}" if category else domain, "rate": prior, "attempts": known}

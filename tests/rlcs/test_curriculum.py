@@ -209,6 +209,11 @@ def test_the_ledger_is_exported_whole(tmp_path):
         (lambda: Curriculum([{"id": 3}]), "id must be a text, got 3"),
         (lambda: Curriculum([{"id": "a", "tier": "so so"}]), "tier of 'a' must be one of very easy"),
         (lambda: Curriculum([{"id": "a", "pass_rate": 2}]), "pass_rate of 'a'"),
+        (
+            lambda: Curriculum([{"id": "a", "pass_rate": "0.5"}]),
+            "pass_rate of 'a' must be in .*, got '0.5' of 4 attempts",
+        ),
+        (lambda: Curriculum([{"id": "a", "pass_rate": 0.5, "attempts": math.inf}]), "got 0.5 of inf attempts"),
         (lambda: Curriculum(["a"]).draw(0), "n must be a whole number of 1 or more, got 0"),
         (lambda: Curriculum(["a"]).draw(1.5), "n must be a whole number of 1 or more, got 1.5"),
         (lambda: Curriculum(["a"]).load_state_dict({}), "load_state_dict: state must .*, calibration is missing"),

@@ -7,8 +7,10 @@ import pytest
 from small_runs import sft_config
 
 from glm4v import Processor
+from rlcs.admission import check_tasks
 from rlcs.data import read_rows, read_tasks
 from rlcs.prompts import make
+from rlcs.rollout import RolloutSettings
 from rlcs.shards import BadRows
 from rlcs.supervised import read_lessons, sft
 
@@ -114,3 +116,55 @@ def test_what_no_file_or_number_can_hold_is_said_with_its_row(change, part, tmp_
     (tmp_path / "t.jsonl").write_text(json.dumps({**row, **change}))
     with pytest.raises(ValueError, match=rf"t.jsonl, line 1: {part}"):
         read_tasks(tmp_path / "t.jsonl")
+
+
+def test_a_picture_in_base64_without_its_scheme_is_a_bad_row(tmp_path):
+    """Its name is too long for the file system, which is no reason to end a run that leaves out bad rows."""
+    picture = {**TASK, "id": "b", "images": ["iVBORw0KGgo" * 999]}
+    path, notes = write(tmp_path / "tasks.jsonl", TASK, picture), []
+    assert [task.id for task in read_tasks(path, "skip", notes.append)] == ["a"]
+    assert (
+        len(notes) == 1 and "line 2: iVBORw0KGgo" in notes[0] and "must be a file" in notes[0] and len(notes[0]) < 400
+    )
+
+
+BOX = '{{"action_type": "click", "box_2d": [[{}]]}}'
+
+
+@pytest.mark.parametrize(
+    ("domain", "truth", "part"),
+    [
+        ("counting", "a few", "counting: truth must be a whole number, got 'a few'"),
+        ("grounding", "there", "grounding: truth must be boxes"),
+        ("grounding", "[100,100,1920,1080]", "coordinates are per mille, 0 to 1000), got 0 of 1 boxes"),
+        ("grounding", "[[10,10,20,20],[30,30,30,40]]", "got 1 of 2 boxes"),
+        ("gui_os", "click here", "gui: truth must be an action"),
+        ("gui_android", BOX.format("100,100,1080,1920"), "got click: 0.00"),
+        (
+            "math",
+            "<|begin_of_box|>1<|end_of_box|> <|begin_of_box|>2<|end_of_box|>",
+            "truth must hold at most one box, got 2",
+        ),
+    ],
+)
+def test_a_truth_that_no_answer_can_meet_is_refused_before_the_run(domain, truth, part, demo, tmp_path):
+    path = write(tmp_path / "tasks.jsonl", TASK, {**TASK, "id": "b", "domain": domain, "truth": truth})
+    tasks, processor, notes = read_tasks(path), Processor.from_pretrained(demo / "model"), []
+    with pytest.raises(ValueError) as error:
+        check_tasks(tasks, RolloutSettings(), processor)
+    assert str(error.value).startswith("data: task 'b': ") and part in str(error.value)
+    assert check_tasks(tasks, RolloutSettings(), processor, BadRows("skip", 1, notes.append)) == tasks[:1]
+    assert len(notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("domain", "truth"),
+    [
+        ("counting", "three"), ("grounding", "[0,0,1000,1000]"), ("gui_web", "CLICK(point=(1,2))"), ("gui_os", "W()"),
+        ("gui_android", BOX.format("1,2,30,40")), ("math", "a few"), ("ocr", ""), ("video", "[100,100,1920,1080]"),
+        ("counting", "<think>a</think><answer><|begin_of_box|>3<|end_of_box|></answer>"),
+    ],
+)  # fmt: skip
+def test_truths_that_an_answer_can_meet_are_kept(domain, truth, demo, tmp_path):
+    tasks = read_tasks(write(tmp_path / "tasks.jsonl", {**TASK, "domain": domain, "truth": truth}))
+    assert check_tasks(tasks, RolloutSettings(), Processor.from_pretrained(demo / "model")) == tasks

@@ -36,6 +36,7 @@ __all__ = [
     "Verdict",
     "Verifier",
     "check",
+    "check_truth",
     "concurrency",
     "find",
     "graded",
@@ -154,6 +155,18 @@ def check(domain: str) -> None:
             worker.call("rlcs.rewards:load_here", verifier.path, deadline_s=worker.START_S)
         except worker.WorkerFault as fault:
             raise ValueError(f"rewards: verifier {verifier.path} cannot be loaded: {fault}") from None
+
+
+def check_truth(domain: str, truth: str) -> None:
+    """Raises ValueError where the domain's rules cannot read a truth, or where it would be wrong as its own answer, as
+    boxes in pixels are: no answer could ever be right."""
+    verifier, expected = find(domain), true_answer(truth)
+    if not isinstance(verifier, Count | Grounding | Gui):
+        return
+    verdict = verifier(expected, expected, None)
+    if verdict.score < 1:
+        due = "must be right as its own answer (coordinates are per mille, 0 to 1000)"
+        raise ValueError(f"{domain}: truth {due}, got {verdict.detail} with {truth[:80]!r}")
 
 
 def concurrency(domain: str) -> int:
