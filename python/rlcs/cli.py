@@ -235,7 +235,7 @@ def _take(arguments: list[str], flag: str) -> str | None:
     for i, argument in enumerate(arguments):
         if argument == flag:
             if i + 1 == len(arguments):
-                raise ValueError(f"rlcs: {flag} must have a value, got none")
+                raise ValueError(f"{flag} must have a value, got none")
             value = arguments[i + 1]
             del arguments[i : i + 2]
             return value

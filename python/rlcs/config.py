@@ -106,6 +106,8 @@ class JudgeSettings:
     def __post_init__(self) -> None:
         if len(self.urls) != len(self.models):
             raise ValueError(f"judge: models must be one for each url ({len(self.urls)}), got {len(self.models)}")
+        if not self.timeout_s > 0:
+            raise ValueError(f"judge: timeout_s must be above 0, got {self.timeout_s}")
 
     def use(self, processes: int = 1) -> None:
         """Hands what rules leave open to these judges, if there are any. Each of several processes has an equal share
@@ -278,10 +280,21 @@ def read(kind: type[T], path: Path | None, under: Mapping[str, Any] | None = Non
         return build(kind, dict(under or {}), "the preset")
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """PyYAML takes the last of two values that have one name, and a section that stands twice loses its first."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            names = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+            if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
+                raise ValueError(f"config: {path}: a name must stand once in a section, got {twice!r} twice")
+            return super().construct_mapping(node, deep)
+
     try:
-        found = yaml.safe_load(path.read_text()) or {}
+        found = yaml.load(path.read_text(encoding="utf-8"), Loader) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"config: {path}: is not YAML: {str(error).splitlines()[0]}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"config: {path}: must be UTF-8, got byte {error.object[error.start]:#04x}") from None
     return build(kind, _over(under or {}, found), str(path))
 
 
@@ -294,8 +307,10 @@ def build(kind: type[T], found: Any, where: str) -> T:
         return pydantic.TypeAdapter(kind).validate_python(found)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        at, said = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
-        raise ValueError(f"config: {where}: {at + ': ' if at else ''}{said}, got {first['input']!r}") from None
+        at, said = ".".join(map(str, first["loc"])), first["msg"]
+        own = said.removeprefix("Value error, ")  # of a dataclass, which says where and what it got
+        said = own if own != said else f"{at + ': ' if at else ''}{said}, got {first['input']!r}"
+        raise ValueError(f"config: {where}: {said}") from None
 
 
 def _over(under: Mapping[str, Any], found: Any) -> Any:

@@ -118,8 +118,7 @@ def task_of(row: Mapping[str, Any], folder: Path) -> Task:
     for name in ("id", "domain", "truth"):
         if not isinstance(row.get(name), str) or (name != "truth" and not row[name]):
             raise ValueError(f"{name} must be a text, got {row.get(name)!r}")
-        if any("\ud800" <= char <= "\udfff" for char in row[name]):
-            raise ValueError(f"{name} must be Unicode, got half a pair of UTF-16 in {row[name][:60]!r}")
+        expect_unicode(name, row[name])
     try:
         find(row["domain"])
     except ValueError as error:
@@ -127,6 +126,7 @@ def task_of(row: Mapping[str, Any], folder: Path) -> Task:
     for name in ("category", "question"):
         if not isinstance(row.get(name, ""), str | None):
             raise ValueError(f"{name} must be a text, got {row[name]!r}")
+        expect_unicode(name, row.get(name) or "")
     if row.get("tier") not in (None, *TIERS):
         raise ValueError(f"tier must be one of {', '.join(TIERS)}, got {row['tier']!r}")
     rate, attempts = row.get("pass_rate"), row.get("attempts")
@@ -148,6 +148,12 @@ def task_of(row: Mapping[str, Any], folder: Path) -> Task:
         attempts=attempts,
         question=row.get("question"),
     )
+
+
+def expect_unicode(name: str, text: str) -> None:
+    """Raises ValueError for half a pair of UTF-16, which JSON can spell and no file or tokenizer can take."""
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        raise ValueError(f"{name} must be Unicode, got half a pair of UTF-16 in {text[:60]!r}")
 
 
 def read_tasks(path: Path, bad_rows: BadRule | BadRows = "fatal", note: Callable[[str], None] = print) -> list[Task]:

@@ -21,7 +21,7 @@ from glm4v.processor import BORDERS
 
 from . import parallel
 from .config import SftConfig
-from .data import conversation_of, document_of, read_rows
+from .data import conversation_of, document_of, expect_unicode, read_rows
 from .evaluate import Score
 from .feed import Feed
 from .learner import sft_loss
@@ -62,7 +62,8 @@ def lessons_of(messages: list[dict[str, Any]], turns: str, place: str) -> list[L
     for i in at if turns == "all" else at[-1:]:
         answer = messages[i]["content"]
         if not isinstance(answer, str):
-            raise ValueError("an assistant's content must be a text, got parts")
+            raise ValueError(f"an assistant's content must be a text, got {type(answer).__name__}")
+        expect_unicode("an answer", answer)
         if token := next((token for token in PICTURE_TOKENS if token in answer), None):
             raise ValueError(f"an answer must be without tokens of pictures, which have none there, got {token}")
         found.append(Lesson(f"{place}/{i}", place, messages[:i], answer))

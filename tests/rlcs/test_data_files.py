@@ -109,13 +109,27 @@ def test_tokens_of_pictures_in_an_answer_are_refused_with_their_line(token, demo
 
 @pytest.mark.parametrize(
     ("change", "part"),
-    [({"truth": "\ud83d"}, "truth must be Unicode"), ({"attempts": 10**400}, "attempts must be from 1 to")],
+    [
+        ({"truth": "\ud83d"}, "truth must be Unicode"),
+        ({"category": "\ud83d"}, "category must be Unicode"),
+        ({"question": "\ud83d"}, "question must be Unicode"),
+        ({"attempts": 10**400}, "attempts must be from 1 to"),
+    ],
 )
 def test_what_no_file_or_number_can_hold_is_said_with_its_row(change, part, tmp_path):
     row = {"id": "a", "domain": "math", "truth": "5", "messages": [{"role": "user", "content": "x"}], "pass_rate": 0.5}
     (tmp_path / "t.jsonl").write_text(json.dumps({**row, **change}))
     with pytest.raises(ValueError, match=rf"t.jsonl, line 1: {part}"):
         read_tasks(tmp_path / "t.jsonl")
+
+
+def test_half_an_emoji_in_an_answer_is_a_bad_row(demo, tmp_path):
+    def row(answer):
+        return {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}]}
+
+    path = write(tmp_path / "data.jsonl", row("fine"), json.dumps(row("half \ud83d")).encode())
+    with pytest.raises(ValueError, match="line 2: an answer must be Unicode, got half a pair of UTF-16 in 'half "):
+        read_lessons(sft_config(demo, tmp_path / "run", data=path), BadRows("fatal", 0, print))
 
 
 def test_a_picture_in_base64_without_its_scheme_is_a_bad_row(tmp_path):

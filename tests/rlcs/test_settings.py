@@ -27,8 +27,16 @@ def test_settings_from_files(tmp_path):
         ("run: 3", "run must be a mapping"),
         ("- 1", "the file must be a mapping"),
         ("a: [", "is not YAML"),
+        (
+            "run: {steps: 3}\ngroups: 7\nrun: {out: there}",
+            "config.yaml: a name must stand once in a section, got 'run' twice",
+        ),
+        ("run: {steps: 3, seed: 1, steps: 4}", "a name must stand once in a section, got 'steps' twice"),
+        ("run: {seconds: -1}", r"config\.yaml: run: seconds must be above 0, got -1\.0$"),
+        ("judge: {timeout_s: 0}", r"config\.yaml: judge: timeout_s must be above 0, got 0\.0$"),
+        (b"run: {out: f\xfcr}", r"config\.yaml: must be UTF-8, got byte 0xfc"),
     ):
-        file.write_text(text)
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
         with pytest.raises(ValueError, match=said):
             read(TrainConfig, file)
 
