@@ -26,7 +26,7 @@ from .admission import check_tasks, eval_tasks
 from .config import EvalSettings, JudgeSettings
 from .engines import Engine
 from .engines.native import Native
-from .files import write_text
+from .files import expect_writable, write_text
 from .progress import Bar
 from .prompts import Prompts
 from .rewards import concurrency, verify
@@ -259,6 +259,8 @@ def evaluate_files(
     how = EvalSettings(tasks, limit, samples, greedy)
     if threads is not None:
         torch.set_num_threads(threads)
+    if out is not None:
+        expect_writable(out)
     judge.use()
     processor = Processor.from_pretrained(model)
     chosen = check_tasks(eval_tasks(how), rollout, processor)

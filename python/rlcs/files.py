@@ -24,6 +24,16 @@ def whole(path: Path) -> Iterator[Path]:
     sync(path.parent)
 
 
+def expect_writable(path: Path) -> None:
+    """Raises ValueError or OSError now, before hours of work, where `write_text` would then."""
+    if path.is_dir():
+        raise ValueError(f"{path} must be a file, got a folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + PART)
+    part.touch()
+    part.unlink()
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole, its folder too where there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)

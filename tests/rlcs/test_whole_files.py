@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from small_runs import groups_of, tasks_of, train_config
 
-from rlcs import files
+from rlcs import evaluate, files
 from rlcs.curriculum import Curriculum
 from rlcs.logs import Log
 from rlcs.progress import Bar
@@ -78,3 +78,15 @@ def test_a_stopped_run_has_its_ledger(demo, tmp_path, monkeypatch):
         trainer.run()
     assert (tmp_path / "run" / "ledger.jsonl").exists()
     train(config)
+
+
+def test_scores_that_cannot_be_written_are_refused_before_anything_is_answered(demo, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "evaluate", lambda *_: pytest.fail("answers were made"))
+    (tmp_path / "file").write_text("")
+    for out, said in ((tmp_path, "must be a file, got a folder"), (tmp_path / "file" / "scores.json", "File exists")):
+        with pytest.raises((ValueError, OSError), match=said):
+            evaluate.evaluate_files(demo / "model", demo / "test.jsonl", out=out)
+    monkeypatch.setattr(evaluate, "evaluate", lambda *_: [])
+    out = tmp_path / "new" / "scores.json"
+    evaluate.evaluate_files(demo / "model", demo / "test.jsonl", out=out)
+    assert [path.name for path in out.parent.iterdir()] == ["scores.json"]
