@@ -307,6 +307,7 @@ WRONG = (
     ("vqa", "5 m", "5 cm"), ("long_document", "5 million", "5"), ("long_document", "2", "2 million"),
     ("vqa", "5 or six", "5"), ("spatial", "5 six", "5"), ("video", "5 at most", "5"), ("chart", "100 or more", "100"),
     ("chart", "100 or two hundred", "100"), ("chart", "2020 or later", "2020"),
+    ("geography", "5", "5 billion"), ("math", "5 million", "5"), ("math", "271", "270°"), ("math", "270", "1.5\\pi"),
     ("math", "12", "12\\pi"), ("math", "4/3", "\\frac{4}{3}\\pi"), ("math", "25", "25\\pi cm^2"),
     ("math", "2\\pi", "2\\pi r"),
     ("math", "5", "5x"), ("math", "5", "5i"), ("math", "2", "2\\sin x"), ("math", "5", "5\\theta"),
@@ -346,6 +347,8 @@ RIGHT = (
     ("physics", "\\hbar\\omega", "ħω"), ("chemistry", "Na⁺", "Na+"), ("chemistry", "Na+", "Na^+"),
     ("chemistry", "1s^2 2s^2", "1s² 2s²"), ("chemistry", "2-methylpropane", "2-Methylpropane"),
     ("chart", "5 km", "5 kilometers"), ("chart", "a, b, and c", "a, b, c"), ("chart", "a and b", "a, b"),
+    ("geography", "1,400 million", "1.4 billion"), ("math", "1.5\\pi", "270°"), ("math", "270°", "1.5\\pi"),
+    ("biology", "300", "300 bp"), ("biology", "5", "5 mM"), ("geography", "12", "12 ha"), ("math", "5", "5 sq. ft"),
     ("vqa", "18 - 24", "18-24"),
 )  # fmt: skip
 

@@ -6,13 +6,13 @@ Easy answers (numbers, options, equal texts) are judged here; the rest goes to s
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from . import worker
 from .choice import judge_option, letters_of, options_of
 from .judge import Judge
-from .number import Number, close, read_number, unmark
+from .number import MULTIPLES, Number, close, read_number, scaled, unmark
 from .text import hedges, same_words, tidy, truth_value
 from .units import is_unit, unit_name
 from .verdict import Verdict, judged, right, wrong
@@ -29,7 +29,11 @@ _ION = re.compile(r"->|\^\d*[+-]")
 # What pint takes for a unit, and an answer of mathematics for a constant or a variable.
 _NO_UNITS = frozenset((*"abcekuBDPRπħ", "pi", "alpha", "gamma", "mu", "hbar"))
 # pint takes nearly any two letters for one.
-_SHORT_UNITS = frozenset(("ft", "in", "yd", "lb", "oz", "mi", "ha", "ms", "kV", "mV", "mA", "MW", "MB", "GB", *"KCF"))
+_SHORT_UNITS = frozenset((
+    "ft", "in", "yd", "lb", "oz", "mi", "ha", "ly", "au", "AU", "ms", "kV", "mV", "mA", "MW", "GW", "kN", "eV", "dB",
+    "MB", "GB", "K", "C", "F", "bp", "kb", "Mb", "mM", "nM", "uM", "cM", "Da", "IU",
+))  # fmt: skip
+_SCALES = {word: scale for word, scale in MULTIPLES.items() if word not in ("k", "mn", "bn")}  # 3k may be a product
 _OR = re.compile(r"\s+(?:or|and)\s+|[或和]")
 _WORD = re.compile(r"[^\W\d_]{3,}[\w ]*|[\u3400-\u9fff]+")
 _UNIT_BEHIND = re.compile(
@@ -96,12 +100,15 @@ class Stem:
 
     def _numbers(self, a: Number, b: Number, question: str | None) -> Verdict | None:
         """None where the texts behind the numbers are no units."""
+        a, b = (replace(x, value=value, unit=unit) for x in (a, b) for value, unit in [scaled(x, _SCALES)])
         mine, theirs = unit_name(a.unit), unit_name(b.unit)
         if len(a.name) == len(b.name) == 1 and a.name != b.name and not (mine or theirs):
             return None  # x = 5 and y = 5: two lines
-        if mine == theirs or (not theirs and mine == "degree"):
+        if {mine, theirs} == {"", "degree"}:  # the sign left out, or the other in radians
+            return right("as degrees") if close(a.value, b.value, self.tolerance) else None
+        if mine == theirs:
             return judged(close(a.value, b.value, self.tolerance), "as numbers")
-        if not mine and theirs and (theirs == "degree" or self.bare_numbers):
+        if not mine and self.bare_numbers:
             if not self._may_be_left_out(b.unit, theirs, question):
                 return None
             return judged(close(a.value, b.value, self.tolerance), "as numbers, the unit left out")
