@@ -69,7 +69,15 @@ def test_sanitized_ops(tmp_path):
         "ASAN_OPTIONS": "detect_leaks=0",  # of Python's there are many
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
-    tests = ["tests/test_guard_pages.py", "tests/ops", "-m", "not slow", "-k", "guard_pages or isa_levels or errors"]
+    tests = [
+        "tests/test_guard_pages.py",
+        "tests/test_attention_levels.py",
+        "tests/ops",
+        "-m",
+        "not slow",
+        "-k",
+        "guard_pages or isa_levels or errors",
+    ]
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path), *tests],
         cwd=ROOT,

@@ -6,65 +6,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from packed_samples import MASKS, assert_definition, offsets, sample, with_options
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from glm4v_ext import flash_attn_func, flash_attn_varlen_func, reference
 from glm4v_ext.testing import (
     ATTENTION_DTYPES,
-    DTYPES,
     assert_as_accurate,
     assert_close_to_exact,
     assert_repeatable,
     attention_cases,
     devices,
-    forced_isa,
-    isa_levels,
     outputs_and_grads,
 )
 
 LENGTHS = ([1, 70, 0, 33, 130], [5, 64, 3, 0, 141])  # queries and keys of each sequence
-MASKS = [
-    {},
-    {"causal": True},
-    {"window_size": (20, 5)},
-    {"window_size": (3, 0)},
-    {"window_size": (2**63 - 1, 2**63 - 1)},
-    {"causal": True, "window_size": (9, 3), "softcap": 5.0, "softmax_scale": 0.3},
-]
-
-
-def offsets(lengths, dtype=torch.int32, device="cpu"):
-    return torch.tensor([0, *lengths], device=device).cumsum(0).to(dtype)
-
-
-def sample(lengths, heads, kv_heads, dim, dtype, device="cpu", padding=0):
-    rows, keys = lengths
-    q = torch.randn(sum(rows) + padding, heads, dim, device=device).to(dtype)
-    k, v = (torch.randn(sum(keys) + padding, kv_heads, dim, device=device).to(dtype) for _ in "kv")
-    return [
-        q,
-        k,
-        v,
-        offsets(rows, device=device),
-        offsets(keys, device=device),
-        max(rows, default=0),
-        max(keys, default=0),
-    ]
-
-
-def with_options(function, **options):
-    """out and lse of ``function``; a row that sees no key has lse -inf on both sides, which has no error: make it 0."""
-
-    def run(*inputs):
-        out, lse, probs = function(*inputs, return_attn_probs=True, **options)
-        assert probs is None
-        return out, lse.detach().masked_fill(lse == float("-inf"), 0)
-
-    return run
-
-
-def assert_definition(inputs, function=flash_attn_varlen_func, definition=reference.flash_attn_varlen_func, **options):
-    assert_as_accurate(with_options(function, **options), with_options(definition, **options), inputs)
 
 
 @pytest.mark.parametrize(("device", "dtype"), attention_cases())
@@ -76,78 +32,15 @@ def test_definition(heads, kv_heads, dim, options, dtype, device):
     assert_definition(sample(LENGTHS, heads, kv_heads, dim, dtype, device, padding=3), **options)
 
 
-@pytest.mark.parametrize("level", isa_levels())
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("options", MASKS[1:3], ids=str)
-@pytest.mark.parametrize("dim", [5, 33, 72, 128, 256])
-def test_isa_levels(level, dtype, options, dim):
-    with forced_isa(level):
-        assert_definition(sample(([61, 2], [150, 1]), 4, 2, dim, dtype), **options)
-
-
 @pytest.mark.parametrize(("device", "dtype"), attention_cases())
 def test_long_segments(device, dtype):  # several key blocks and query tiles in forward and backward
     assert_definition(sample(([300], [530]), 2, 1, 64, dtype, device), causal=True)
-
-
-@pytest.mark.parametrize("level", isa_levels())
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("options", [{"causal": True}, {"window_size": (400, 90), "softcap": 5.0}], ids=str)
-def test_long_and_short_segments(level, dtype, options):  # beyond 1024 rows backward takes larger key blocks
-    with forced_isa(level):
-        assert_definition(sample(([40, 1031, 7], [601, 805, 7]), 2, 1, 40, dtype), **options)
-
-
-@pytest.mark.parametrize("level", isa_levels())
-@pytest.mark.parametrize("options", [{}, {"causal": True, "softcap": 15.0}, {"window_size": (31, 7)}], ids=str)
-def test_one_query_in_fp32(options, level):
-    """Few results have no larger errors of others to hide behind: over many draws they err as plain PyTorch's do."""
-
-    def run(function):
-        return lambda *inputs: function(*inputs, **options)
-
-    def ratios(inputs):
-        ours = outputs_and_grads(run(flash_attn_func), inputs)
-        plain = outputs_and_grads(run(reference.flash_attn_func), inputs)
-        exact = outputs_and_grads(run(reference.flash_attn_func), [x.double() for x in inputs])
-        unit = torch.finfo(torch.float32).eps
-        return [
-            (((a - e).abs() - unit * e.abs()).max() / (p - e).abs().max()).item()
-            for a, p, e in zip(ours, plain, exact, strict=True)
-        ]
-
-    with forced_isa(level):
-        draws = [ratios([torch.randn(2, n, h, 40) for n, h in ((1, 6), (239, 2), (239, 2))]) for _ in range(60)]
-    median = torch.tensor(draws).median(0).values
-    assert (median <= 1.1).all(), median
-
-
-@pytest.mark.parametrize("level", isa_levels())
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("dim", [64, 256])
-@pytest.mark.parametrize(
-    ("rows", "keys"), [*((64, keys) for keys in (1, 2, 3, 4, 5, 8, 11, 132)), *((rows, 150) for rows in (1, 4, 8))]
-)
-def test_few_and_large_scores(rows, keys, dim, dtype, level):
-    """Backward repeats the bits of the scores: a weight errs by as much as they differ, and a large one by many ulp."""
-    inputs = [torch.randn(16, length, 4, dim).to(dtype) for length in (rows, keys, keys)]
-    with forced_isa(level):
-        assert_definition(inputs, flash_attn_func, reference.flash_attn_func, softmax_scale=1.0)
 
 
 @pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize(("group", "dim"), [(1, 16), (3, 16), (16, 16), (200, 16), (3, 64), (16, 64)])
 def test_grouped_heads(group, dim, device):
     assert_definition(sample(([9, 30], [30, 31]), 2 * group, 2, dim, torch.bfloat16, device), causal=True)
-
-
-@pytest.mark.parametrize("level", isa_levels())
-@pytest.mark.parametrize("group", [1, 3, 12, 13, 24, 40, 250])
-def test_tasks_of_whole_vectors(group, level):  # segments are cut where the lanes of their rows fill vectors
-    rows = [1, 15, 17, 192 // group, 192 // group + 1, 500 // group + 7]
-    inputs = sample((rows, [n + 2 for n in rows]), group, 1, 8, torch.float32)
-    with forced_isa(level):
-        assert_definition(inputs, causal=True)
 
 
 @pytest.mark.parametrize(("device", "dtype"), attention_cases())

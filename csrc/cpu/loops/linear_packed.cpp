@@ -281,7 +281,7 @@ void product(const PackedProduct& a, int64_t m, int64_t rows, int64_t n, int64_t
       const T* next = more ? from + width * a.weight_row : weight + (k + inputs) * a.weight_k;
       const int64_t next_rows = more ? least(strip, columns - c - width) : last_block ? 0 : least(strip, columns);
       const int64_t next_inputs = more ? inputs : least(block, a.k - k - inputs);
-      Ahead ahead(next, a.weight_row, row_major ? next_rows : 0, next_inputs, panels * (width / 8 + 1));
+      Ahead ahead(next, a.weight_row, row_major ? next_rows : 0, next_inputs, panels * (width / tile_rows_most + 1));
       for (int64_t i = 0; i < panels; ++i) {
         const auto [first, vectors] = panel_at(rows, i);
         const float* panel = a.packed_x + (m + first) * x_stride(a.k, each) + k / each * vectors * W;
