@@ -10,7 +10,7 @@
 
 namespace glm4v::GLM4V_ISA {
 
-constexpr int64_t kTileBytes = 1024;
+constexpr int64_t TILE_BYTES = 1024;
 
 // The compiler's own intrinsics order neither the loads nor the configuration against ordinary stores; `memory` does.
 template <int TILE>

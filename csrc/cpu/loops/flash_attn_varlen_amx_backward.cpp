@@ -12,9 +12,9 @@
 namespace glm4v::amx {
 namespace {
 
-constexpr int64_t kBlock = kKeys;            // rows of a query block, too
-constexpr int64_t kScoreRow = kBlock + 16;   // floats in a row of S^T and dQ^T
-constexpr int64_t kWeightRow = kBlock + 32;  // bf16 in a row of P^T, dS^T, K^T
+constexpr int64_t BLOCK = KEYS;             // rows of a query block, too
+constexpr int64_t SCORE_ROW = BLOCK + 16;   // floats in a row of S^T and dQ^T
+constexpr int64_t WEIGHT_ROW = BLOCK + 32;  // bf16 in a row of P^T, dS^T, K^T
 
 struct Range {
   int64_t begin, end;
@@ -25,11 +25,11 @@ struct Scratch {
   float *lse, *delta;                                     // [R]; lse in base 2, +inf where a row counts for nothing
   int32_t *lo, *hi;                                       // [R] visible keys
   Range* visible;                                         // [query blocks] their union
-  float *dq, *dk, *dv;                                    // [query blocks, C, kScoreRow], [L, C + 16] twice
+  float *dq, *dk, *dv;                                    // [query blocks, C, SCORE_ROW], [L, C + 16] twice
   bool *dq_started, *dk_started;                          // per block: nothing has been added yet
-  bf16 *k, *v, *k_columns;                                // key block [128, C + 32] twice, [C, kWeightRow]
-  float *s, *dp;                                          // [32 keys, kScoreRow]
-  bf16 *p, *ds;                                           // [128 keys, kWeightRow]
+  bf16 *k, *v, *k_columns;                                // key block [128, C + 32] twice, [C, WEIGHT_ROW]
+  float *s, *dp;                                          // [32 keys, SCORE_ROW]
+  bf16 *p, *ds;                                           // [128 keys, WEIGHT_ROW]
   char* ds_pairs;                                         // tiles [pair of row tiles][step of 32 keys][2]
   char* spill;
   size_t bytes;
@@ -41,18 +41,18 @@ Scratch lay_out(void* base, int64_t R, int64_t L, int64_t C) {
     p = reinterpret_cast<decltype(+p)>(static_cast<char*>(base) + at);
     at += round_up(count * static_cast<int64_t>(sizeof(*p)), 64);
   };
-  const int64_t rows = round_up(R, kBlock), keys = round_up(L, kBlock);
+  const int64_t rows = round_up(R, BLOCK), keys = round_up(L, BLOCK);
   Scratch x;
   take(x.q_columns, rows * C * 2), take(x.dout_columns, rows * C * 2);
   take(x.q_pairs, rows * C * 2), take(x.dout_pairs, rows * C * 2);
   take(x.lse, rows), take(x.delta, rows), take(x.lo, rows), take(x.hi, rows);
-  take(x.visible, rows / kBlock);
-  take(x.dq, rows / kBlock * C * kScoreRow), take(x.dk, keys * (C + 16)), take(x.dv, keys * (C + 16));
-  take(x.dq_started, rows / kBlock), take(x.dk_started, keys / kBlock);
-  take(x.k, kBlock * (C + 32)), take(x.v, kBlock * (C + 32)), take(x.k_columns, C * kWeightRow);
-  take(x.s, 32 * kScoreRow), take(x.dp, 32 * kScoreRow);
-  take(x.p, kBlock * kWeightRow), take(x.ds, kBlock * kWeightRow);
-  take(x.ds_pairs, kBlock * kBlock * 2), take(x.spill, 4 * kTileBytes);
+  take(x.visible, rows / BLOCK);
+  take(x.dq, rows / BLOCK * C * SCORE_ROW), take(x.dk, keys * (C + 16)), take(x.dv, keys * (C + 16));
+  take(x.dq_started, rows / BLOCK), take(x.dk_started, keys / BLOCK);
+  take(x.k, BLOCK * (C + 32)), take(x.v, BLOCK * (C + 32)), take(x.k_columns, C * WEIGHT_ROW);
+  take(x.s, 32 * SCORE_ROW), take(x.dp, 32 * SCORE_ROW);
+  take(x.p, BLOCK * WEIGHT_ROW), take(x.ds, BLOCK * WEIGHT_ROW);
+  take(x.ds_pairs, BLOCK * BLOCK * 2), take(x.spill, 4 * TILE_BYTES);
   x.bytes = at;
   return x;
 }
@@ -82,14 +82,14 @@ struct Task {
 
   void run() {
     find_visible();
-    for (int64_t b = 0; b * kBlock < L; ++b) x.dk_started[b] = false;
+    for (int64_t b = 0; b * BLOCK < L; ++b) x.dk_started[b] = false;
     for (int64_t head = task.head_begin; head < task.head_end; ++head) {
       open_head(head);
-      for (int64_t key = 0; key < L; key += kBlock) {
+      for (int64_t key = 0; key < L; key += BLOCK) {
         copy_keys(key);
-        for (int64_t row = 0; row < R; row += kBlock) {
-          const Range& seen = x.visible[row / kBlock];
-          if (seen.begin < key + kBlock && seen.end > key) pair(key, row);
+        for (int64_t row = 0; row < R; row += BLOCK) {
+          const Range& seen = x.visible[row / BLOCK];
+          if (seen.begin < key + BLOCK && seen.end > key) pair(key, row);
         }
       }
       drain(last, x.spill);
@@ -100,9 +100,9 @@ struct Task {
 
   // Rows beyond R, up to a multiple of 32, see no key.
   void find_visible() {
-    for (int64_t row = 0; row < R; row += kBlock) {
+    for (int64_t row = 0; row < R; row += BLOCK) {
       Range all{L, 0};
-      for (int64_t r = row; r < least(row + kBlock, round_up(R, 32)); ++r) {
+      for (int64_t r = row; r < least(row + BLOCK, round_up(R, 32)); ++r) {
         const int64_t i = r + L - R;
         const int64_t lo = args.left < 0 ? 0 : most(0, i - args.left);
         const int64_t hi = r >= R ? 0 : args.right < 0 ? L : least(L, i + args.right + 1);
@@ -110,7 +110,7 @@ struct Task {
         x.hi[r] = static_cast<int32_t>(hi);
         if (lo < hi) all = {least(all.begin, lo), most(all.end, hi)};
       }
-      x.visible[row / kBlock] = all;
+      x.visible[row / BLOCK] = all;
     }
   }
 
@@ -122,12 +122,12 @@ struct Task {
     pack_values(dout, R, D, C, x.dout_pairs);
     const bf16* out = static_cast<const bf16*>(args.out) + (token * args.heads + head) * D;
     for (int64_t r = 0; r < round_up(R, 32); ++r) {
-      x.lse[r] = kInf;
+      x.lse[r] = INF;
       x.delta[r] = 0;
       if (r >= R) continue;
       const int64_t at = head * args.tokens_q + token + r;
       const float lse = args.maximum[at] * (args.softcap > 0 ? 1 : args.scale) + __builtin_logf(args.sum[at]);
-      if (args.sum[at] != 0) x.lse[r] = lse * kLog2e;
+      if (args.sum[at] != 0) x.lse[r] = lse * LOG2E;
       __m512 sum = _mm512_setzero_ps();
       for (int64_t d = 0; d < D; d += 32) {
         const __m512i a = load_pairs(dout.data + r * dout.row + d, first_lanes(D - d));
@@ -136,13 +136,13 @@ struct Task {
       }
       x.delta[r] = _mm512_reduce_add_ps(sum);
     }
-    for (int64_t b = 0; b * kBlock < R; ++b) x.dq_started[b] = false;
+    for (int64_t b = 0; b * BLOCK < R; ++b) x.dq_started[b] = false;
   }
 
   // Rows of K and V, zeros beyond D and L; and K^T.
   void copy_keys(int64_t key) {
     const Head k = head_of(args.k, key_token + key, task.kv_head), v = head_of(args.v, key_token + key, task.kv_head);
-    const int64_t n = least(kBlock, L - key);
+    const int64_t n = least(BLOCK, L - key);
     for (int64_t d = 0; d < C; d += 32) {
       const __mmask32 lanes = first_lanes(D - d);
       for (int64_t j = 0; j < round_up(n, 32); ++j) {
@@ -162,9 +162,9 @@ struct Task {
         transpose_16x16(hi);
 #pragma GCC unroll 16
         for (int i = 0; i < 16; ++i) {
-          bf16* to = x.k_columns + (d + unpunpck(i)) * kWeightRow + j;
+          bf16* to = x.k_columns + (d + unpunpck(i)) * WEIGHT_ROW + j;
           _mm512_store_si512(to, lo[i]);
-          _mm512_store_si512(to + 4 * kWeightRow, hi[i]);
+          _mm512_store_si512(to + 4 * WEIGHT_ROW, hi[i]);
         }
       }
     }
@@ -172,21 +172,21 @@ struct Task {
 
   void multiply_to(int64_t steps, const bf16* a, int64_t a_row, const char* b, float* to, int64_t to_row, bool add) {
     char* const bytes = reinterpret_cast<char*>(to);
-    multiply(steps, reinterpret_cast<const char*>(a), a_row * 2, b, 2 * kTileBytes, {bytes, to_row * 4},
+    multiply(steps, reinterpret_cast<const char*>(a), a_row * 2, b, 2 * TILE_BYTES, {bytes, to_row * 4},
              add ? bytes : nullptr, last, idle);
   }
 
   // The five products of a key block and a query block.
   void pair(int64_t key, int64_t row) {
-    const int64_t steps = C / 32, keys = round_up(least(kBlock, L - key), 32),
-                  rows = round_up(least(kBlock, R - row), 32);
+    const int64_t steps = C / 32, keys = round_up(least(BLOCK, L - key), 32),
+                  rows = round_up(least(BLOCK, R - row), 32);
     bool masked = false;
     for (int64_t r = row; r < row + rows; ++r) masked |= x.lo[r] > key || x.hi[r] < key + keys;
     for (int64_t j = 0; j < keys; j += 32) {
       for (int64_t r = 0; r < rows; r += 32)
-        multiply_to(steps, x.k + j * (C + 32), C + 32, x.q_columns + (row + r) * C * 2, x.s + r, kScoreRow, false);
+        multiply_to(steps, x.k + j * (C + 32), C + 32, x.q_columns + (row + r) * C * 2, x.s + r, SCORE_ROW, false);
       for (int64_t r = 0; r < rows; r += 32)
-        multiply_to(steps, x.v + j * (C + 32), C + 32, x.dout_columns + (row + r) * C * 2, x.dp + r, kScoreRow, false);
+        multiply_to(steps, x.v + j * (C + 32), C + 32, x.dout_columns + (row + r) * C * 2, x.dp + r, SCORE_ROW, false);
       drain(last, x.spill);
       if (args.softcap > 0)
         differentiate<true, true>(key, j, row, rows);
@@ -195,25 +195,25 @@ struct Task {
       else
         differentiate<false, false>(key, j, row, rows);
     }
-    bool &dk_started = x.dk_started[key / kBlock], &dq_started = x.dq_started[row / kBlock];
+    bool &dk_started = x.dk_started[key / BLOCK], &dq_started = x.dq_started[row / BLOCK];
     for (int64_t j = 0; j < keys; j += 32)
       for (int64_t d = 0; d < C; d += 32) {
         const int64_t at = (key + j) * (C + 16) + d, tiles = value_tiles(row, d, C);
-        multiply_to(rows / 32, x.p + j * kWeightRow, kWeightRow, x.dout_pairs + tiles, x.dv + at, C + 16, dk_started);
-        multiply_to(rows / 32, x.ds + j * kWeightRow, kWeightRow, x.q_pairs + tiles, x.dk + at, C + 16, dk_started);
+        multiply_to(rows / 32, x.p + j * WEIGHT_ROW, WEIGHT_ROW, x.dout_pairs + tiles, x.dv + at, C + 16, dk_started);
+        multiply_to(rows / 32, x.ds + j * WEIGHT_ROW, WEIGHT_ROW, x.q_pairs + tiles, x.dk + at, C + 16, dk_started);
       }
     for (int64_t d = 0; d < C; d += 32)
       for (int64_t r = 0; r < rows; r += 32)
-        multiply_to(keys / 32, x.k_columns + d * kWeightRow, kWeightRow, x.ds_pairs + r * kBlock * 2,
-                    x.dq + (row / kBlock * C + d) * kScoreRow + r, kScoreRow, dq_started);
+        multiply_to(keys / 32, x.k_columns + d * WEIGHT_ROW, WEIGHT_ROW, x.ds_pairs + r * BLOCK * 2,
+                    x.dq + (row / BLOCK * C + d) * SCORE_ROW + r, SCORE_ROW, dq_started);
     dk_started = dq_started = true;
   }
 
   // P^T and dS^T of 32 keys from their scores.
   template <bool MASKED, bool CAPPED>
   void differentiate(int64_t key, int64_t j, int64_t row, int64_t rows) {
-    const __m512 c = _mm512_set1_ps(CAPPED ? kLog2e : args.scale * kLog2e), cap = _mm512_set1_ps(args.softcap);
-    const __m512 inner = _mm512_set1_ps(CAPPED ? 2 * kLog2e * args.scale / args.softcap : 0);
+    const __m512 c = _mm512_set1_ps(CAPPED ? LOG2E : args.scale * LOG2E), cap = _mm512_set1_ps(args.softcap);
+    const __m512 inner = _mm512_set1_ps(CAPPED ? 2 * LOG2E * args.scale / args.softcap : 0);
     const __m512 inverse = _mm512_set1_ps(CAPPED ? 1 / args.softcap : 0);
     for (int64_t r = 0; r < rows; r += 32)
       for (int64_t i = 0; i < 32; i += 2) {
@@ -223,7 +223,7 @@ struct Task {
           __m512 p[2], ds[2];
 #pragma GCC unroll 2
           for (int half = 0; half < 2; ++half) {
-            const int64_t lane = r + half * 16, at = (i + n) * kScoreRow + lane;
+            const int64_t lane = r + half * 16, at = (i + n) * SCORE_ROW + lane;
             const __m512 lse = _mm512_load_ps(x.lse + row + lane), delta = _mm512_load_ps(x.delta + row + lane);
             __m512 s = _mm512_load_ps(x.s + at);
             if constexpr (CAPPED) s = cap_tanh(cap, _mm512_mul_ps(s, inner));
@@ -243,12 +243,12 @@ struct Task {
           }
           weights[n] = (__m512i)_mm512_cvtne2ps_pbh(p[1], p[0]);
           gradients[n] = (__m512i)_mm512_cvtne2ps_pbh(ds[1], ds[0]);
-          _mm512_store_si512(x.p + (j + i + n) * kWeightRow + r, weights[n]);
-          _mm512_store_si512(x.ds + (j + i + n) * kWeightRow + r, gradients[n]);
+          _mm512_store_si512(x.p + (j + i + n) * WEIGHT_ROW + r, weights[n]);
+          _mm512_store_si512(x.ds + (j + i + n) * WEIGHT_ROW + r, gradients[n]);
         }
-        char* to = x.ds_pairs + r * kBlock * 2 + j / 32 * 2 * kTileBytes + i * 32;
+        char* to = x.ds_pairs + r * BLOCK * 2 + j / 32 * 2 * TILE_BYTES + i * 32;
         _mm512_store_si512(to, _mm512_unpacklo_epi16(gradients[0], gradients[1]));
-        _mm512_store_si512(to + kTileBytes, _mm512_unpackhi_epi16(gradients[0], gradients[1]));
+        _mm512_store_si512(to + TILE_BYTES, _mm512_unpackhi_epi16(gradients[0], gradients[1]));
       }
   }
 
@@ -258,15 +258,15 @@ struct Task {
     for (int64_t row = 0; row < R; row += 32)
       for (int64_t d = 0; d < C; d += 32)
         for (int64_t half = 0; half < 2; ++half) {
-          const int64_t block = row / kBlock;
-          const float* from = x.dq + (block * C + d) * kScoreRow + row % kBlock + half * 16;
+          const int64_t block = row / BLOCK;
+          const float* from = x.dq + (block * C + d) * SCORE_ROW + row % BLOCK + half * 16;
           __m512i a[16], b[16];
 #pragma GCC unroll 16
           for (int i = 0; i < 16; ++i) {
             a[i] = b[i] = _mm512_setzero_si512();
             if (!x.dq_started[block]) continue;
-            a[i] = _mm512_load_si512(from + i * kScoreRow);
-            b[i] = _mm512_load_si512(from + (i + 16) * kScoreRow);
+            a[i] = _mm512_load_si512(from + i * SCORE_ROW);
+            b[i] = _mm512_load_si512(from + (i + 16) * SCORE_ROW);
           }
           transpose_16x16(a);
           transpose_16x16(b);
@@ -283,7 +283,7 @@ struct Task {
   void write_keys() {
     for (int64_t j = 0; j < L; ++j) {
       const int64_t at = ((key_token + j) * args.kv_heads + task.kv_head) * D;
-      const bool started = x.dk_started[j / kBlock];
+      const bool started = x.dk_started[j / BLOCK];
       write_row(x.dk + j * (C + 16), started, args.scale, at, args.dk, args.dk_parts);
       write_row(x.dv + j * (C + 16), started, 1, at, args.dv, args.dv_parts);
     }

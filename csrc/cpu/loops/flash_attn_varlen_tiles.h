@@ -7,9 +7,9 @@
 namespace glm4v::amx {
 namespace {
 
-constexpr int64_t kRows = 32, kKeys = 128;
-constexpr float kLog2e = 1.44269504088896340736f, kLn2 = 0.69314718055994530942f;
-constexpr float kInf = __builtin_inff();
+constexpr int64_t ROWS = 32, KEYS = 128;
+constexpr float LOG2E = 1.44269504088896340736f, LN2 = 0.69314718055994530942f;
+constexpr float INF = __builtin_inff();
 
 GLM4V_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 GLM4V_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -35,7 +35,7 @@ GLM4V_INLINE Head head_of(const HeadRows& x, int64_t token, int64_t head) {
 inline void pack_keys(const Head& k, int64_t n, int64_t D, int64_t C, char* out) {
   for (int64_t key = 0; key < n; key += 32)
     for (int64_t d = 0; d < C; d += 32)
-      for (int64_t half = 0; half < 2; ++half, out += kTileBytes) {
+      for (int64_t half = 0; half < 2; ++half, out += TILE_BYTES) {
         const __mmask32 lanes = first_lanes(D - d);
         const bf16* row = k.data + (key + half * 16) * k.row + d;
         const int64_t rows = n - key - half * 16;
@@ -50,7 +50,7 @@ inline void pack_keys(const Head& k, int64_t n, int64_t D, int64_t C, char* out)
 
 // Bytes from the packed V to the pair of tiles at a key and a d, multiples of 32.
 GLM4V_INLINE int64_t value_tiles(int64_t key, int64_t d, int64_t C) {
-  return (key / kKeys * kKeys * C + d * kKeys + key % kKeys * 32) * static_cast<int64_t>(sizeof(bf16));
+  return (key / KEYS * KEYS * C + d * KEYS + key % KEYS * 32) * static_cast<int64_t>(sizeof(bf16));
 }
 
 // n rows of V as B tiles of P V: [block][pair of tiles along d][step of 32 keys][2][16 pairs of keys][16 of d].
@@ -64,7 +64,7 @@ inline void pack_values(const Head& v, int64_t n, int64_t D, int64_t C, char* pa
         const __m512i a = load_pairs(row + i * v.row, key + i < n ? lanes : 0);
         const __m512i b = load_pairs(row + (i + 1) * v.row, key + i + 1 < n ? lanes : 0);
         _mm512_store_si512(out + i * 32, _mm512_unpacklo_epi16(a, b));
-        _mm512_store_si512(out + kTileBytes + i * 32, _mm512_unpackhi_epi16(a, b));
+        _mm512_store_si512(out + TILE_BYTES + i * 32, _mm512_unpackhi_epi16(a, b));
       }
     }
 }
@@ -105,7 +105,7 @@ GLM4V_INLINE void step(const char* a, int64_t a_stride, const char* b, const Pen
   if constexpr (FIRST) exchange<0>(last, init, init_stride);
   tile_product<0, 4, 6>();
   between.template slot<0>();
-  tile_stream<7>(b + kTileBytes, 64);
+  tile_stream<7>(b + TILE_BYTES, 64);
   if constexpr (FIRST) exchange<1>(last, init, init_stride);
   tile_product<1, 4, 7>();
   between.template slot<1>();
