@@ -33,14 +33,27 @@ inline void check(bool condition, const Parts&... parts) {
   if (!condition) fail(parts...);
 }
 
-// "[2, *, 4]": sizes or strides; -1 stands for any size.
+// "[2, *, 4]": sizes or strides; -1 stands for any size. Text only where an error is written: every call comes through
+// its checks.
 template <class Values>
-std::string list_text(const Values& values) {
-  std::string text;
-  for (const int64_t value : values) text += (text.empty() ? "" : ", ") + (value < 0 ? "*" : std::to_string(value));
-  return "[" + text + "]";
+struct List {
+  Values values;
+};
+template <class Values>
+std::ostream& operator<<(std::ostream& out, const List<Values>& list) {
+  const char* between = "[";
+  for (const int64_t value : list.values) {
+    out << between;
+    value < 0 ? out << "*" : out << value;
+    between = ", ";
+  }
+  return out << (list.values.size() == 0 ? "[]" : "]");
 }
-inline std::string shape_text(const Tensor& t) { return list_text(t.sizes()); }
+template <class Values>
+List<Values> list_text(const Values& values) {
+  return {values};
+}
+inline auto shape_text(const Tensor& t) { return list_text(t.sizes()); }
 
 inline const char* dtype_text(ScalarType t) {
   switch (t) {

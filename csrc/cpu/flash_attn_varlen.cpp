@@ -11,7 +11,7 @@ namespace glm4v::cpu {
 namespace {
 
 std::vector<int64_t> host_values(const Tensor& index) {
-  const Tensor packed = contiguous(index);
+  const Tensor packed = row_major(index);
   std::vector<int64_t> values(packed.numel());
   if (packed.scalar_type() == ScalarType::Long)
     std::copy_n(static_cast<const int64_t*>(packed.const_data_ptr()), values.size(), values.begin());
@@ -38,13 +38,13 @@ std::vector<int64_t> host_cu_seqlens(const char* op, const char* name, const Ten
 }
 
 // The loops take any row and head stride, but a dense last dim.
-Tensor dense_rows(const Tensor& x) { return x.stride(2) == 1 || x.size(2) == 1 ? x : contiguous(x); }
+Tensor dense_rows(const Tensor& x) { return x.stride(2) == 1 || x.size(2) == 1 ? x : row_major(x); }
 HeadRows head_rows(const Tensor& x) { return {x.const_data_ptr(), x.stride(0), x.stride(1)}; }
 
 // Pages -> [Tk, K, D], one segment after the other. O(T), as everything here.
 Tensor gather_pages(const char* op, const Tensor& pages, const std::vector<int64_t>& block_table,
                     const std::vector<int64_t>& cu_k) {
-  const Tensor dense = contiguous(pages);
+  const Tensor dense = row_major(pages);
   const int64_t count = dense.size(0), page_size = dense.size(1), segments = static_cast<int64_t>(cu_k.size()) - 1;
   const int64_t columns = segments == 0 ? 0 : static_cast<int64_t>(block_table.size()) / segments;
   for (int64_t n = 0; n < segments; ++n) {
@@ -55,7 +55,7 @@ Tensor gather_pages(const char* op, const Tensor& pages, const std::vector<int64
       check(0 <= page && page < count, op, ": block_table must hold pages from 0 to ", count - 1, ", got ", page);
     }
   }
-  Tensor packed = torch::stable::new_empty(dense, {cu_k.back(), dense.size(2), dense.size(3)});
+  Tensor packed = empty(dense, {cu_k.back(), dense.size(2), dense.size(3)});
   const size_t row = dense.size(2) * dense.size(3) * dense.element_size();
   const char* from = static_cast<const char*>(dense.const_data_ptr());
   char* to = static_cast<char*>(packed.mutable_data_ptr());
@@ -110,8 +110,8 @@ std::tuple<Tensor, Tensor, Tensor> flash_attn_varlen(const Tensor& q, const Tens
   const Tensor kd = paged ? gather_pages(op, k, pages, cu_k) : dense_rows(k);
   const Tensor vd = paged ? gather_pages(op, v, pages, cu_k) : dense_rows(v);
   Tensor out = empty_contiguous(q);
-  Tensor lse = torch::stable::new_empty(q, {shape.heads, shape.tokens_q}, ScalarType::Float);
-  Tensor statistics = torch::stable::new_empty(q, {2, shape.heads, shape.tokens_q}, ScalarType::Float);
+  Tensor lse = empty(q, {shape.heads, shape.tokens_q}, ScalarType::Float);
+  Tensor statistics = empty(q, {2, shape.heads, shape.tokens_q}, ScalarType::Float);
   float* const maximum = static_cast<float*>(statistics.mutable_data_ptr());
   FlashAttnForward args{loop_args(shape, options, qd, kd, vd, cu_q, cu_k), out.mutable_data_ptr(),
                         static_cast<float*>(lse.mutable_data_ptr()), maximum, maximum + lse.numel()};
@@ -169,7 +169,7 @@ std::tuple<Tensor, Tensor, Tensor> flash_attn_varlen_backward(
   const auto cu_q = host_cu_seqlens(op, "cu_seqlens_q", cu_seqlens_q, "max_seqlen_q", max_seqlen_q, shape.tokens_q);
   const auto cu_k = host_cu_seqlens(op, "cu_seqlens_k", cu_seqlens_k, "max_seqlen_k", max_seqlen_k, shape.tokens_k);
   const Tensor qd = dense_rows(q), kd = dense_rows(k), vd = dense_rows(v), gd = dense_rows(dout);
-  const Tensor od = contiguous(out), sd = contiguous(statistics);
+  const Tensor od = row_major(out), sd = contiguous(statistics);
   Tensor dq = empty_contiguous(q), dk = empty_contiguous(k), dv = empty_contiguous(v);
   zero_padding(dq, cu_q.back());
   zero_padding(dk, cu_k.back());
@@ -186,7 +186,7 @@ std::tuple<Tensor, Tensor, Tensor> flash_attn_varlen_backward(
   const int64_t elements = cu_k.back() * shape.kv_heads * shape.dim;
   std::optional<Tensor> sums;
   if (parts > 1) {
-    sums = torch::stable::new_empty(k, {2, parts, shape.tokens_k, shape.kv_heads, shape.dim}, ScalarType::Float);
+    sums = empty(k, {2, parts, shape.tokens_k, shape.kv_heads, shape.dim}, ScalarType::Float);
     args.dk_parts = static_cast<float*>(sums->mutable_data_ptr());
     args.dv_parts = args.dk_parts + sums->numel() / 2;
   }

@@ -16,7 +16,7 @@ KvCacheStrides strides_of(const Tensor& cache) {
 
 // Copies the new rows [B, Sn, K, D] behind the keys that each sequence had.
 void append(const Tensor& fresh, Tensor& cache, const KvCacheShape& shape, const KvCacheRows& rows) {
-  const Tensor source = contiguous(fresh);
+  const Tensor source = row_major(fresh);
   const size_t element = shape.dtype == DType::f32 ? 4 : 2, bytes = shape.dim * element;
   const char* from = static_cast<const char*>(source.const_data_ptr());
   char* to = static_cast<char*>(cache.mutable_data_ptr());
@@ -74,9 +74,9 @@ std::tuple<Tensor, Tensor> flash_attn_with_kvcache(
     append(*k, k_cache, s, rows);
     append(*v, v_cache, s, rows);
   }
-  const Tensor qc = contiguous(q);
+  const Tensor qc = row_major(q);
   Tensor out = empty_contiguous(qc);
-  Tensor lse = torch::stable::new_empty(qc, {s.batch, s.heads, s.queries}, ScalarType::Float);
+  Tensor lse = empty(qc, {s.batch, s.heads, s.queries}, ScalarType::Float);
   if (out.numel() == 0) return {out, lse};
   const KvCacheArgs args{.dtype = s.dtype,
                          .q = qc.const_data_ptr(),
@@ -126,7 +126,7 @@ std::tuple<Tensor, Tensor> flash_attn_with_kvcache(
   }
 
   const int64_t floats = KV_TILE * (s.dim + 2);
-  Tensor workspace = torch::stable::new_empty(qc, {partial_count * floats}, ScalarType::Float);
+  Tensor workspace = empty(qc, {partial_count * floats}, ScalarType::Float);
   std::vector<KvCachePartial> partials(partial_count);
   for (int64_t i = 0; i < partial_count; ++i) {
     float* p = static_cast<float*>(workspace.mutable_data_ptr()) + i * floats;

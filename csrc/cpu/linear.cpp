@@ -17,7 +17,7 @@ namespace {
 using torch::stable::detail::from, torch::stable::detail::to;
 
 // Up to here the product is bound by reading the weight, which the libraries do at half of the memory's pace; the own
-// product pays for packing it up to twice as many rows.
+// product pays for packing it up to twice as many rows. Up to here, too, a row alone is the row of a batch to the bit.
 int64_t most_few_rows(DType dtype) { return product_of(dtype) == Product::own ? 24 : dtype == DType::f32 ? 16 : 4; }
 
 // Of the rows of x that an own product packs at a time.
@@ -45,11 +45,11 @@ Tensor torch_linear(const Tensor& x, const Tensor& weight, const std::optional<T
 
 Tensor few_rows_linear(DType dtype, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
   const int64_t n = weight.size(0), k = weight.size(1), m = x.numel() / k;
-  const Tensor wide = contiguous(dtype == DType::f32 ? x : torch::stable::to(x, ScalarType::Float));
+  const Tensor wide = row_major(dtype == DType::f32 ? x : torch::stable::to(x, ScalarType::Float));
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
   sizes.back() = n;
-  Tensor out = torch::stable::new_empty(x, sizes);
-  const Tensor row = bias ? contiguous(*bias) : out;
+  Tensor out = empty(x, sizes);
+  const Tensor row = bias ? row_major(*bias) : out;
   const FewRows args{static_cast<const float*>(wide.const_data_ptr()),
                      weight.const_data_ptr(),
                      bias ? row.const_data_ptr() : nullptr,
@@ -66,7 +66,7 @@ Tensor few_rows_linear(DType dtype, const Tensor& x, const Tensor& weight, const
 }
 
 Tensor with_unit_stride(const Tensor& matrix) {
-  return matrix.stride(0) == 1 || matrix.stride(1) == 1 ? matrix : contiguous(matrix);
+  return matrix.stride(0) == 1 || matrix.stride(1) == 1 ? matrix : row_major(matrix);
 }
 
 // Whether the own product multiplies pairs of inputs (loops/linear_packed.cpp), of two bytes each. On machines with
@@ -78,7 +78,7 @@ Tensor packed_linear(DType dtype, const Tensor& x, const Tensor& weight, const s
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
   sizes.back() = columns;
   Tensor out = empty(x, sizes);
-  const Tensor row = bias ? contiguous(*bias) : out;
+  const Tensor row = bias ? row_major(*bias) : out;
   const Tensor all_rows = with_unit_stride(torch::stable::reshape(x, {rows, k})),
                all_columns = with_unit_stride(weight);
   // Packing transposes what lies row by row: the weight is packed instead where x has more rows.
@@ -136,18 +136,19 @@ Tensor packed_linear(DType dtype, const Tensor& x, const Tensor& weight, const s
 }
 
 // Where torch's product is oneDNN's in bf16 without tiles. Row-major weights: ahead by up to 45 % where the weight
-// leaves the caches, else by 5 to 90 % up to 128 rows, if they fill their vectors, and by a few percent where all is
-// long. Others, those of gradients: ahead by 5 to 180 % where the weight or the output leaves the caches, level where
-// all is long.
+// leaves the caches, else by 5 to 90 % up to 128 rows, if they fill their vectors, more where oneDNN's 15 us of setting
+// up count, and by a few percent where all is long. Others, those of gradients: ahead by 5 to 180 % where the weight or
+// the output leaves the caches, level where all is long.
 bool own_is_ahead(DType dtype, const Tensor& x, const Tensor& weight) {
   if (!in_pairs(dtype)) return false;
   const int64_t n = weight.size(0), k = weight.size(1), m = x.numel() / k;
   if (weight.stride(1) != 1) return std::max(m, k) * n * 2 > cached_bytes || std::min({m, n, k}) > 512;
   if (std::min(m, n) >= 512) return true;
   if (n * k * 2 > cached_bytes) return m >= 8;
-  constexpr int64_t vector = 16;
+  constexpr int64_t vector = 16, small = 128 << 10;
   const bool filled = 8 * m >= 7 * ((m + vector - 1) / vector * vector);
-  return filled && (m <= 128 || std::min(n, k) >= 512);
+  if (m > 128) return filled && std::min(n, k) >= 512;
+  return filled || (10 <= m && m <= vector) || n * k <= small;
 }
 
 }  // namespace

@@ -13,7 +13,6 @@
 
 namespace glm4v::cpu {
 
-using torch::stable::contiguous;
 using torch::stable::parallel_for;
 
 // Rows per task so that a task touches at least 32k elements: below that a thread costs more than it brings.

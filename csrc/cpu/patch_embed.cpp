@@ -11,7 +11,7 @@ Tensor patch_embed(const Tensor& patches, const Tensor& weight, const Tensor& bi
   const PatchEmbedShape shape = check_patch_embed(patches, weight, bias);
   const auto [count, width, channels, frames, pixels, dtype] = shape;
   if (!still) return linear(patches, reshape(weight, {width, channels * frames * pixels}), bias);
-  const Tensor wc = contiguous(weight);
+  const Tensor wc = row_major(weight);
   Tensor folded = empty(wc, {width, channels * pixels});
   const auto loops = GLM4V_PICK(fold_frames);
   parallel_for(0, width * channels, grain_for(frames * pixels), [&](int64_t begin, int64_t end) {

@@ -16,6 +16,10 @@ from .fake import fake
 from .flops import flops, lengths
 from .refuse import refuse_second_grad
 
+# Looked up once, as in rms_norm_add.
+_flash_attn_varlen = torch.ops.glm4v_ext.flash_attn_varlen.default
+_WHOLE = (int, Integral, torch.SymInt)
+
 
 def flash_attn_varlen_func(
     q: Tensor,
@@ -67,7 +71,7 @@ def flash_attn_varlen_func(
 
     Source: names, order and semantics of flash-attention 2 (Dao 2023, arXiv 2307.08691).
     """
-    out, lse, _ = torch.ops.glm4v_ext.flash_attn_varlen(
+    out, lse, _ = _flash_attn_varlen(
         q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p, softmax_scale, causal,
         *pair("flash_attn_varlen_func", window_size), softcap, alibi_slopes, block_table,
     )  # fmt: skip
@@ -106,19 +110,22 @@ def flash_attn_func(
         if not isinstance(x, Tensor) or x.dim() != 4:
             found = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise RuntimeError(f"flash_attn_func: {name} must be {letters}, got {found}")
-    if not 1 <= q.shape[3] <= 256:
+    batch, rows, heads, dim = q.shape
+    _, keys, kv_heads, _ = k.shape
+    if not 1 <= dim <= 256:
         raise RuntimeError(f"flash_attn_func: q must be [B, Sq, H, D] with D from 1 to 256, got {list(q.shape)}")
     for name, x in (("k", k), ("v", v)):
-        expected = [q.shape[0], *k.shape[1:3], q.shape[3]]
-        if list(x.shape) != expected:
+        if x.shape != (batch, keys, kv_heads, dim):
+            expected = [batch, keys, kv_heads, dim]
             raise RuntimeError(f"flash_attn_func: {name} must be [B, Sk, K, D] = {expected}, got {list(x.shape)}")
-    if k.shape[2] < 1 or q.shape[2] < 1 or q.shape[2] % k.shape[2]:
-        heads = f"K a divisor of the {q.shape[2]} heads of q"
-        raise RuntimeError(f"flash_attn_func: k must be [B, Sk, K, D] with {heads}, got {list(k.shape)}")
-    batch, rows, keys = q.shape[0], q.shape[1], k.shape[1]
+    if kv_heads < 1 or heads < 1 or heads % kv_heads:
+        divisor = f"K a divisor of the {heads} heads of q"
+        raise RuntimeError(f"flash_attn_func: k must be [B, Sk, K, D] with {divisor}, got {list(k.shape)}")
     count = torch.arange(batch + 1, dtype=torch.int32, device=q.device)
-    out, lse, _ = torch.ops.glm4v_ext.flash_attn_varlen(
-        q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), count * rows, count * keys, rows, keys, dropout_p,
+    cu_seqlens_q = count * rows
+    cu_seqlens_k = cu_seqlens_q if keys == rows else count * keys
+    out, lse, _ = _flash_attn_varlen(
+        q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), cu_seqlens_q, cu_seqlens_k, rows, keys, dropout_p,
         softmax_scale, causal, *pair("flash_attn_func", window_size), softcap, alibi_slopes, None,
     )  # fmt: skip
     out = out.unflatten(0, (batch, rows))
@@ -127,8 +134,8 @@ def flash_attn_func(
 
 def pair(name: str, window_size: tuple[int, int]) -> tuple[int, int]:
     """``window_size``, of which the op sees two numbers: only here is it known whether there were two."""
-    sides = window_size if isinstance(window_size, tuple | list) else ()
-    if len(sides) != 2 or not all(isinstance(side, Integral | torch.SymInt) for side in sides):
+    sides = window_size if isinstance(window_size, (tuple, list)) else ()
+    if len(sides) != 2 or not (isinstance(sides[0], _WHOLE) and isinstance(sides[1], _WHOLE)):
         raise RuntimeError(f"{name}: window_size must be (left, right), two whole numbers, got {window_size!r}")
     return window_size[0], window_size[1]
 

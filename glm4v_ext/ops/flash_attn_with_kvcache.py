@@ -14,6 +14,9 @@ from .flash_attn_varlen import pair
 from .flops import flops, known
 from .refuse import refuse_grad
 
+# Looked up once, as in rms_norm_add.
+_flash_attn_with_kvcache = torch.ops.glm4v_ext.flash_attn_with_kvcache.default
+
 
 def flash_attn_with_kvcache(
     q: Tensor,
@@ -73,7 +76,7 @@ def flash_attn_with_kvcache(
     """
     if isinstance(cache_seqlens, Integral):
         cache_seqlens = torch.full((q.shape[0],), int(cache_seqlens), dtype=torch.int32, device=q.device)
-    out, lse = torch.ops.glm4v_ext.flash_attn_with_kvcache(
+    out, lse = _flash_attn_with_kvcache(
         q,
         k_cache,
         v_cache,

@@ -10,6 +10,9 @@ from .differentiable import differentiable
 from .fake import fake
 from .flops import flops, product
 
+# Looked up once, as in rms_norm_add.
+_linear = torch.ops.glm4v_ext.linear.default
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias``, by the path that reaches the machine's peak. A GPU computes gradients by torch's own.
@@ -27,7 +30,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Source: torch's ``F.linear``.
     """
-    return torch.ops.glm4v_ext.linear(x, weight, bias)
+    return _linear(x, weight, bias)
 
 
 def linear_backward(dout: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]):
@@ -43,7 +46,7 @@ def linear_backward(dout: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, 
 
 def _times(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b``: on a GPU cuBLAS's by the shortest way, else the op's."""
-    return a @ b if a.is_cuda else torch.ops.glm4v_ext.linear(a, b.t(), None)
+    return a @ b if a.is_cuda else _linear(a, b.t(), None)
 
 
 @fake("linear")

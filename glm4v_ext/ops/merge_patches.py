@@ -11,6 +11,9 @@ from .fake import fake
 from .flops import flops, product
 from .linear import linear_backward
 
+# Looked up once, as in rms_norm_add.
+_merge_patches = torch.ops.glm4v_ext.merge_patches.default
+
 
 def merge_patches(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """``conv2d(block, weight, bias)`` for every block of four consecutive patches; kernel and stride are the block.
@@ -29,7 +32,7 @@ def merge_patches(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     Source: the ``downsample`` of transformers' ``Glm4vVisionModel``.
     """
-    return torch.ops.glm4v_ext.merge_patches(x, weight, bias)
+    return _merge_patches(x, weight, bias)
 
 
 @fake("merge_patches")

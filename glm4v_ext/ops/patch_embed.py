@@ -11,6 +11,9 @@ from .fake import fake
 from .flops import flops, product
 from .linear import linear_backward
 
+# Looked up once, as in rms_norm_add.
+_patch_embed = torch.ops.glm4v_ext.patch_embed.default
+
 
 def patch_embed(patches: Tensor, weight: Tensor, bias: Tensor, still: bool = False) -> Tensor:
     """``conv3d(patch, weight, bias)`` for every patch; kernel and stride are the whole patch.
@@ -31,7 +34,7 @@ def patch_embed(patches: Tensor, weight: Tensor, bias: Tensor, still: bool = Fal
 
     Source: transformers' ``Glm4vVisionPatchEmbed``.
     """
-    return torch.ops.glm4v_ext.patch_embed(patches, weight, bias, still)
+    return _patch_embed(patches, weight, bias, still)
 
 
 @fake("patch_embed")

@@ -62,12 +62,26 @@ GLM4V_INLINE void block(const FewRows& a, int64_t m, int64_t n) {
       for (int r = 0; r < NB; ++r) totals[i][r] += sums[i][r];
   }
 
+  float results[MB * NB];
+  if constexpr (MB * NB == W) {
+    vf all[W];
+#pragma GCC unroll 4
+    for (int i = 0; i < MB; ++i)
+#pragma GCC unroll 8
+      for (int r = 0; r < NB; ++r) all[i * NB + r] = totals[i][r];
+    store(results, sums(all));
+  } else {
+#pragma GCC unroll 4
+    for (int i = 0; i < MB; ++i)
+#pragma GCC unroll 8
+      for (int r = 0; r < NB; ++r) results[i * NB + r] = total(totals[i][r]);
+  }
   const T* bias = static_cast<const T*>(a.bias);
 #pragma GCC unroll 4
   for (int i = 0; i < MB; ++i) {
     T* out = static_cast<T*>(a.out) + (m + i) * a.n + n;
 #pragma GCC unroll 8
-    for (int r = 0; r < NB; ++r) out[r] = from_float<T>(total(totals[i][r]) + (bias ? to_float(bias[n + r]) : 0.0f));
+    for (int r = 0; r < NB; ++r) out[r] = from_float<T>(results[i * NB + r] + (bias ? to_float(bias[n + r]) : 0.0f));
   }
 }
 

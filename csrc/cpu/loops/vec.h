@@ -125,18 +125,87 @@ static inline __attribute__((noinline)) void store(f16* p, vf v) {
 }
 #endif
 
+// N elements, of which n < 32 are read and the rest is zero; n of N that are written. Masks where there are some: a
+// copy of variable length costs as much as ten vectors, and a vector load right behind it waits.
+#if defined(__AVX512BW__)
+template <int N, class T>
+GLM4V_INLINE void read_first(T (&to)[N], const T* from, int64_t n) {
+  const uint32_t mask = (1u << n) - 1;
+  if constexpr (sizeof(T) == 4)
+    for (int i = 0; i < N; i += W)
+      _mm512_storeu_ps(to + i, _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask >> i), from + i));
+  else if constexpr (N == W)
+    _mm256_storeu_epi16(to, _mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), from));
+  else
+    _mm512_storeu_epi16(to, _mm512_maskz_loadu_epi16(mask, from));
+}
+template <int N, class T>
+GLM4V_INLINE void write_first(T* to, const T (&from)[N], int64_t n) {
+  const uint32_t mask = (1u << n) - 1;
+  if constexpr (sizeof(T) == 4)
+    for (int i = 0; i < N; i += W)
+      _mm512_mask_storeu_ps(to + i, static_cast<__mmask16>(mask >> i), _mm512_loadu_ps(from + i));
+  else if constexpr (N == W)
+    _mm256_mask_storeu_epi16(to, static_cast<__mmask16>(mask), _mm256_loadu_epi16(from));
+  else
+    _mm512_mask_storeu_epi16(to, mask, _mm512_loadu_epi16(from));
+}
+#elif defined(__AVX2__)
+// All bits of the first n of eight 32-bit lanes.
+GLM4V_INLINE __m256i first_words(int64_t n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+template <int N, class T>
+GLM4V_INLINE void read_first(T (&to)[N], const T* from, int64_t n) {
+  const int* const words = reinterpret_cast<const int*>(from);
+  const int64_t count = n * static_cast<int64_t>(sizeof(T)) / 4;
+  if constexpr (sizeof to == 16)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
+                     _mm_maskload_epi32(words, _mm256_castsi256_si128(first_words(count))));
+  else
+    for (int i = 0; i < static_cast<int>(sizeof to / 4); i += 8)
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(reinterpret_cast<int*>(to) + i),
+                          _mm256_maskload_epi32(words + i, first_words(count - i)));
+  if (sizeof(T) == 2 && n % 2 != 0) to[n - 1] = from[n - 1];
+}
+template <int N, class T>
+GLM4V_INLINE void write_first(T* to, const T (&from)[N], int64_t n) {
+  int* const words = reinterpret_cast<int*>(to);
+  const int64_t count = n * static_cast<int64_t>(sizeof(T)) / 4;
+  if constexpr (sizeof from == 16)
+    _mm_maskstore_epi32(words, _mm256_castsi256_si128(first_words(count)),
+                        _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  else
+    for (int i = 0; i < static_cast<int>(sizeof from / 4); i += 8)
+      _mm256_maskstore_epi32(
+          words + i, first_words(count - i),
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(reinterpret_cast<const int*>(from) + i)));
+  if (sizeof(T) == 2 && n % 2 != 0) to[n - 1] = from[n - 1];
+}
+#else
+template <int N, class T>
+GLM4V_INLINE void read_first(T (&to)[N], const T* from, int64_t n) {
+  memset(to, 0, sizeof to);
+  memcpy(to, from, n * sizeof(T));
+}
+template <int N, class T>
+GLM4V_INLINE void write_first(T* to, const T (&from)[N], int64_t n) {
+  memcpy(to, from, n * sizeof(T));
+}
+#endif
+
 // The first n < W lanes; the rest read as zero and are not written.
 template <class T>
 GLM4V_INLINE vf load_n(const T* p, int64_t n) {
-  T buffer[W] = {};
-  memcpy(buffer, p, n * sizeof(T));
+  T buffer[W];
+  read_first(buffer, p, n);
   return load(buffer);
 }
 template <class T>
 GLM4V_INLINE void store_n(T* p, vf v, int64_t n) {
   T buffer[W];
   store(buffer, v);
-  memcpy(p, buffer, n * sizeof(T));
+  write_first(p, buffer, n);
 }
 
 // A row, vector by vector: over(width, [&](int64_t i, auto lanes) { store(y + i, load(x + i, lanes), lanes); }) runs
@@ -279,8 +348,8 @@ GLM4V_INLINE vf2 load2(const T* p, AllLanes) {
 }
 template <class T>
 GLM4V_INLINE vf2 load2(const T* p, FirstLanes lanes) {
-  T buffer[2 * W] = {};
-  memcpy(buffer, p, lanes.n * sizeof(T));
+  T buffer[2 * W];
+  read_first(buffer, p, lanes.n);
   return load2(buffer);
 }
 template <class T>
@@ -291,7 +360,7 @@ template <class T>
 GLM4V_INLINE void store(T* p, vf2 v, FirstLanes lanes) {
   T buffer[2 * W];
   store(buffer, v);
-  memcpy(p, buffer, lanes.n * sizeof(T));
+  write_first(p, buffer, lanes.n);
 }
 template <class F>
 GLM4V_INLINE void over2(int64_t width, F&& body) {
@@ -396,6 +465,22 @@ GLM4V_INLINE float sum(vf v) {
   for (int half = W / 2; half > 0; half /= 2)
     for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
   return lanes[0];
+}
+
+// Lane i is sum(v[i]) to the bit, for a third of the instructions. Overwrites v.
+GLM4V_INLINE vf sums(vf (&v)[W]) {
+#pragma GCC unroll 4
+  for (int half = W / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) {
+      vi straight, crossed;  // lanes whose index has the bit `half` come from the second vector
+      for (int lane = 0; lane < W; ++lane) {
+        straight[lane] = lane & half ? W + lane : lane;
+        crossed[lane] = lane & half ? W + lane - half : lane + half;
+      }
+      v[i] = shuffle(v[i], v[i + half], straight) + shuffle(v[i], v[i + half], crossed);
+    }
+  return v[0];
 }
 
 }  // namespace glm4v::GLM4V_ISA
