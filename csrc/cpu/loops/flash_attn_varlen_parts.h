@@ -142,8 +142,8 @@ GLM4V_INLINE vf elements(const T* row, int64_t n, float) {
 }
 GLM4V_INLINE vf elements(const bf16* row, Pair) { return bitcast<vf>(load(reinterpret_cast<const Pair*>(row))); }
 GLM4V_INLINE vf elements(const bf16* row, int64_t n, Pair) {
-  bf16 buffer[2 * W] = {};
-  memcpy(buffer, row, n * sizeof(bf16));
+  bf16 buffer[2 * W];
+  read_first(buffer, row, n);
   return elements(buffer, Pair{});
 }
 

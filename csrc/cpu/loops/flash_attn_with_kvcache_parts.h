@@ -50,10 +50,10 @@ GLM4V_INLINE vf words(const T* row, int64_t d, int64_t n, float*) {
   return d + W <= n ? load(row + d) : load_n(row + d, n - d);
 }
 GLM4V_INLINE vf words(const bf16* row, int64_t d, int64_t n, uint32_t*) {
-  bf16 buffer[2 * W] = {};
-  const bool whole = 2 * (d + W) <= n;
-  if (!whole) memcpy(buffer, row + 2 * d, (n - 2 * d) * sizeof(bf16));
-  return load(reinterpret_cast<const float*>(whole ? row + 2 * d : buffer));
+  if (2 * (d + W) <= n) return load(reinterpret_cast<const float*>(row + 2 * d));
+  bf16 buffer[2 * W];
+  read_first(buffer, row + 2 * d, n - 2 * d);
+  return load(reinterpret_cast<const float*>(buffer));
 }
 
 // The rows of a task side by side, [words of D][KV_TILE], D padded to whole vectors of words with zeros.

@@ -40,17 +40,19 @@ struct Step<bf16> {
 };
 #endif
 
-// The first n lanes from p, and zeros. A whole vector has a return of its own: it would go through memory otherwise.
+// The first n lanes from p, and zeros. A whole vector has a way of its own: it would go through memory otherwise.
 template <class V, class T>
 GLM4V_INLINE V load_lanes(const T* p, int64_t n) {
-  if (n >= static_cast<int64_t>(sizeof(V) / sizeof(T))) {
-    V whole;
-    memcpy(&whole, p, sizeof whole);
-    return whole;
+  constexpr int64_t lanes = sizeof(V) / sizeof(T);
+  V v = {};
+  if (n >= lanes) {
+    memcpy(&v, p, sizeof v);
+  } else if (n > 0) {
+    T first[lanes];
+    read_first(first, p, n);
+    memcpy(&v, first, sizeof v);
   }
-  V some = {};
-  if (n > 0) memcpy(&some, p, n * sizeof(T));
-  return some;
+  return v;
 }
 // W steps of a row at p, which ends `left` inputs later; zeros behind its end.
 template <class T>
