@@ -65,17 +65,23 @@ def test_definition(dim, heads, dtype, device):
     check(inputs, cache_seqlens=lengths, causal=True)
 
 
-@pytest.mark.parametrize("level", isa_levels())
-@pytest.mark.parametrize("heads", [(3, 3), (4, 2), (3, 1), (4, 1), (5, 1)])
-def test_few_rows_of_short_heads(heads, level):
+FEW = [(3, 3), (4, 2), (3, 1), (4, 1), (5, 1), (8, 1), (9, 1)]  # up to four rows are few at the generic level
+
+
+@pytest.mark.parametrize(
+    ("level", "heads"),
+    [(level, heads) for level in isa_levels() for heads in (FEW[:4] if level == "generic" else FEW)],
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_few_rows(heads, dtype, level):
     lengths = torch.tensor([0, 1, 15, 16, 63, 64, 127, 128, 199])
     with forced_isa(level):
-        for dim in (32, 8, 31, 20):
-            inputs = sample(len(lengths), 1, *heads, dim, 201, new=1)
+        for dim in (8, 31, 64, 150):
+            inputs = sample(len(lengths), 1, *heads, dim, 201, new=1, dtype=dtype)
             poison(inputs, lengths)
             for options in ({}, {"window_size": (20, 0)}, {"softcap": 0.7}, {"cache_leftpad": lengths // 2}):
                 check(inputs, cache_seqlens=lengths, causal=True, **options)
-            inputs = sample(len(lengths), 2, heads[0], heads[0], dim, 201, new=2)
+            inputs = sample(len(lengths), 2, heads[0], heads[0], dim, 201, new=2, dtype=dtype)
             poison(inputs, lengths)
             check(inputs, cache_seqlens=lengths, causal=True, window_size=(30, 0))
 

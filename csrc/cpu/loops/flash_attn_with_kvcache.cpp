@@ -86,9 +86,9 @@ template <class Products>
 struct SoftmaxOf {
   using Type = Softmax<Products>;
 };
-template <int R>
-struct SoftmaxOf<FewProducts<R>> {
-  using Type = FewSoftmax<FewProducts<R>>;
+template <class T, int R>
+struct SoftmaxOf<FewProducts<T, R>> {
+  using Type = FewSoftmax<FewProducts<T, R>>;
 };
 
 // `next` is the task after this one, if known: its first keys are fetched ahead.
@@ -142,14 +142,11 @@ void run_task(const KvCacheArgs& a, const KvCacheTask& task, const KvCacheTask* 
 template <class T>
 void choose_products(const KvCacheArgs& a, const KvCacheTask& task, const KvCacheTask* next,
                      const KvCachePartial* partials, int64_t stride) {
-  if constexpr (std::is_same_v<T, float>) {
-    // Longer heads are read as fast by the products below, which wait less for memory.
-    const int64_t rows = a.dim <= 32 ? task.row_end - task.row_begin : KV_TILE;
-    if (rows == 1) return run_task<FewProducts<1>>(a, task, next, partials, stride);
-    if (rows == 2) return run_task<FewProducts<2>>(a, task, next, partials, stride);
-    if (rows == 3) return run_task<FewProducts<3>>(a, task, next, partials, stride);
-    if (rows == 4) return run_task<FewProducts<4>>(a, task, next, partials, stride);
-  }
+  const int64_t rows = task.row_end - task.row_begin;
+  if (rows <= 2) return run_task<FewProducts<T, 2>>(a, task, next, partials, stride);
+  if (rows <= 4) return run_task<FewProducts<T, 4>>(a, task, next, partials, stride);
+  if constexpr (W > 4)  // else more rows fill the vectors of the products below
+    if (rows <= 8) return run_task<FewProducts<T, 8>>(a, task, next, partials, stride);
 #if defined(__AVX512BF16__)
   if constexpr (std::is_same_v<T, bf16>) return run_task<BestBf16Products>(a, task, next, partials, stride);
 #endif
