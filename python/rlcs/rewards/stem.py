@@ -12,8 +12,8 @@ from fractions import Fraction
 from . import worker
 from .choice import judge_option, letters_of, options_of
 from .judge import Judge
-from .number import MULTIPLES, Number, close, read_number, scaled, unmark
-from .text import hedges, same_words, tidy, truth_value
+from .number import MULTIPLES, Number, close, percent_left_out, read_count, read_number, scaled, unmark
+from .text import asks_for_order, hedges, same_words, tidy, truth_value
 from .units import is_unit, unit_name
 from .verdict import Verdict, judged, right, wrong
 
@@ -23,9 +23,11 @@ _HYPHEN = re.compile(
     r"(?<=[^\W\d_])-(?=[^\W\d_]{2})|(?<=[^\W\d_]{2})-(?=[^\W\d_])|\*\*"  # x-ray, **bold**
     r"|(?<=\d)-(?!sin|cos|tan|sec|csc|cot|log|exp|arc)(?=[^\W\d_][a-z]{5})"  # 2-methylpropane
 )
-_ARROW = re.compile(r"\\(?:long)?rightarrow(?![A-Za-z])|\\to(?![A-Za-z])|[→⟶]")
+_ARROW = re.compile(r"\\(?:long)?rightarrow(?![A-Za-z])|\\to(?![A-Za-z])|[→⟶=]")
 _GENOTYPE = re.compile(r"(?:([A-Za-z])(?i:\1))+")  # AaBb
-_ION = re.compile(r"->|\^\d*[+-]")
+# What is written as a formula is: a reaction, an ion, atoms in numbers, shells of electrons.
+_CHEMICAL = re.compile(r"(?:[A-Z][a-z]?|[\d()\[\]])+")
+_WRITTEN = re.compile(r".*->.*|.*[+-]|(?=.*[A-Z])(?:[A-Z][a-z]?|[\d()\[\]])+|(?:\[[A-Z][a-z]\])?(?:\d[spdf]\d+)+|sp\d?")
 # What pint takes for a unit, and an answer of mathematics for a constant or a variable.
 _NO_UNITS = frozenset((*"abcekuBDPRπħ", "pi", "alpha", "gamma", "mu", "hbar"))
 # pint takes nearly any two letters for one.
@@ -44,8 +46,13 @@ _NAME = re.compile(r"(?<![\\A-Za-z])(?!sin|cos|tan|log|exp)[A-Za-z]{3,}|[\u3400-
 
 _GREEK = frozenset("αβγδεζηθικλμνξρστυφχψωΓΔΘΛΞΠΣΦΨΩ")
 _ALONE = re.compile(r"(?<![A-Za-z\\])[A-Za-zα-ω](?![A-Za-z])")
+_TRANSFORM = re.compile(
+    r"\b(?:simplif|expand|factor|evaluat|calculat|comput|rationali[sz])|化简|计算|分解|展开|求值", re.IGNORECASE
+)
 _LABELS = [frozenset(run) for run in ("ABCDEFGH", "PQRS", "XYZ", "ACGTU")]
-_ORDER = re.compile(r"\b(?:order|rank|arrang|sort|sequen|codon|strand|path|route)|[排序]", re.IGNORECASE)
+# Dates, times, ranges, scores and ratios: 2020-01-05, 2:30, 10-3 are no differences and quotients.
+_LABEL = re.compile(r"\d+(?:-\d+)+|\d+(?::\d+)+|\d+(?:/\d+){2,}")
+_YEAR = re.compile(r"\b(?:which|what|in|the|that) years?\b|\bwhen (?:was|were|is|did)\b|哪一?年|年份", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -66,26 +73,34 @@ class Stem:
             return right("the same text")
         if (option := judge_option(answer, truth, question)) is not None:
             return option
+        if _LABEL.fullmatch(label := _bare(truth)):
+            given = _bare(answer).rpartition("=")[2]
+            return judged(given.replace("/", ":") == label.replace("/", ":"), "as written")
         a, b = read_number(answer), read_number(truth)
         if a is not None and b is not None and (verdict := self._numbers(a, b, question)) is not None:
             return verdict
         if (yes := truth_value(truth)) is not None and not options_of(question):
             return judged(truth_value(answer) is yes, "yes or no")
+        count = read_count(truth) if (a is None) != (b is None) and not (b and b.unit) else None  # two for 2
+        if count is not None and count == read_count(answer):
+            return right("in words")
         if b is None and _same_words(answer, truth):
             return right("the same words")
         formula, given = _formula(truth), _formula(answer)
-        if formula == given and (_ION.search(formula) or given.endswith(("+", "-"))):
+        if formula == given and _WRITTEN.fullmatch(formula):
             return right("the same formula")
-        several = b is None and _OR.search(answer) is not None  # x = 1 or x = 2
-        said = _OR.sub(", ", answer) if several else answer
+        # x = 1 or x = 2 are two values
+        said, meant = (_OR.sub(", ", answer), _OR.sub(", ", truth)) if b is None else (answer, truth)
         if (b is not None and a is None and not _SYMBOLS & set(answer)) or (hedges(said) and not hedges(truth)):
             return wrong("no single value")
-        said, meant = self._without_unit(said, truth) if a is None or b is None else (said, truth)
+        said, meant = self._without_unit(said, meant) if a is None or b is None else (said, meant)
         spelt = _spelt(answer) and _spelt(truth) and not _product(truth, question)
         if _mathematical(said) and _mathematical(meant) and not spelt:
             try:
                 equal = worker.call(
-                    "rlcs.rewards.symbolic:equal", said, meant, self.tolerance, deadline_s=self.deadline_s
+                    "rlcs.rewards.symbolic:equal",
+                    *(said, meant, self.tolerance, asks_for_order(question)),
+                    deadline_s=self.deadline_s,
                 )
             except worker.WorkerFault as fault:
                 if not str(fault).startswith("ValueError"):
@@ -93,6 +108,8 @@ class Stem:
                         raise
                     return wrong(f"as mathematics: {fault}")
             else:
+                if equal and _copied(answer, truth, question):
+                    return wrong("what the question gives, not what it asks for")
                 return judged(equal, "as mathematics")
         if self.judge is not None:
             return self.judge.compare(answer, truth, question)
@@ -104,6 +121,10 @@ class Stem:
         mine, theirs = unit_name(a.unit), unit_name(b.unit)
         if len(a.name) == len(b.name) == 1 and a.name != b.name and not (mine or theirs):
             return None  # x = 5 and y = 5: two lines
+        if a.plain_integer and b.plain_integer and 1000 <= b.value < 2200 and _YEAR.search(question or ""):
+            return judged(a.value == b.value, "as years")
+        if percent_left_out(a, b, question):
+            return right("as per cent")
         if {mine, theirs} == {"", "degree"}:  # the sign left out, or the other in radians
             return right("as degrees") if close(a.value, b.value, self.tolerance) else None
         if mine == theirs:
@@ -133,6 +154,9 @@ class Stem:
     def _without_unit(self, answer: str, truth: str) -> tuple[str, str]:
         """Both without the unit behind an expression (``5\\sqrt{2} cm``), where it is one or may be left out."""
         (said, mine), (meant, theirs) = _unit_behind(answer), _unit_behind(truth)
+        factors = set(_letters(re.sub(r"\\[A-Za-z]+", "", truth)))
+        if mine and not theirs and set(_letters(answer[len(said) :])) <= factors:  # the mg of \mu mg
+            return answer, truth
         if mine == theirs or not theirs or (not mine and self.bare_numbers):
             return said, meant
         return answer, truth
@@ -147,7 +171,7 @@ class Stem:
 
     def _known_unit(self, unit: str) -> Verdict | None:
         """The truth names no unit, so the question does: any unit will do, but not a variable or a word."""
-        if unit in _NO_UNITS or self._ratio(unit, unit) is None:
+        if unit in _NO_UNITS or not (is_unit(unit) or self._ratio(unit, unit) is not None):
             return None
         return right("as numbers, the unit not asked for")
 
@@ -172,24 +196,42 @@ class Stem:
 
 
 def _same_words(answer: str, truth: str) -> bool:
-    """Words alone, to which no sign has come; of one or two letters (CO, Co; M, m) the case counts."""
+    """Words alone, to which no sign has come; of one or two letters (CO, Co; M, m) and in formulas (CoCl2, COCl2) the
+    case counts."""
+    answer, truth = unmark(answer), unmark(truth)
     if _SYMBOLS & set(_HYPHEN.sub("", truth)) or (_SYMBOLS - _MARKUP) & set(_HYPHEN.sub("", answer)):
         return False
     short = len(truth) <= 2 and truth.isalpha() and letters_of(truth) is None
-    return answer.strip() == truth if short or _GENOTYPE.fullmatch(truth) else same_words(answer, truth)
+    cased = short or _GENOTYPE.fullmatch(truth) or (_CHEMICAL.fullmatch(truth) and re.search(r"\d", truth))
+    return answer == truth if cased else same_words(answer, truth)
 
 
 def _formula(text: str) -> str:
-    """A formula of chemistry, however its arrow, charges, indices and spaces are written."""
+    """A formula of chemistry, however its arrow, charges, indices, shells and spaces are written."""
     text = re.sub(r"_\s*\{?(\d+)\}?", r"\1", _ARROW.sub("->", unmark(text)))
-    text = re.sub(r"\s", "", re.sub(r"\^\s*\{(\d*[+-])\}", r"^\1", text))
-    return re.sub(r"\^(?=[+-]$)", "", text)
+    text = re.sub(r"\s", "", re.sub(r"(?<=[spdf])\s*\^\s*\{?(\d+)\}?", r"\1", text))
+    return re.sub(r"\^\{?(\d*[+-])\}?(?=$|[-+\])])", r"\1", text)
+
+
+def _bare(text: str) -> str:
+    """A text without spaces, braces and signs of products, fractions with strokes."""
+    text = re.sub(r"\\frac\{([^{}]*)\}\{([^{}]*)\}", r"\1/\2", re.sub(r"\s", "", unmark(text)))
+    return re.sub("[{}*]", "", text).replace("\\sqrt", "√").replace("\\pi", "π").rstrip(".。")
+
+
+def _copied(answer: str, truth: str, question: str | None) -> bool:
+    """Whether an expression stands as it is in a question that asks for another form of it, as the truth is:
+    x(x + 1) where it is to be expanded."""
+    if not _TRANSFORM.search(question or ""):
+        return False
+    given, due, asked = (_bare(text) for text in (answer, truth, question or ""))
+    return given in asked and due not in asked
 
 
 def _spelt(text: str) -> bool:
     """Whether letters (and digits) stand in an order that matters: words, ranks (CBA), sequences (AUG), formulas
     (H2O); not so in a product like mgh."""
-    letters = re.sub(r"[\s,]", "", text)
+    letters = re.sub(r"[\s,]", "", unmark(text))
     return letters.isalnum() and letters[0].isalpha() and (len(letters) > 3 or (len(letters) > 1 and letters.isupper()))
 
 
@@ -208,11 +250,11 @@ def _letters(text: str) -> list[str]:
 def _product(text: str, question: str | None) -> bool:
     """Whether letters are factors, as IR and mght are: the question names each by itself, they are no labels (A, B, C;
     P, Q, R) or bases, and it asks for no order. Greek among Latin letters is mathematics anyway."""
-    letters = set(re.sub(r"[\s,]", "", text))
+    letters = set(re.sub(r"[\s,]", "", unmark(text)))
     if letters & _GREEK and not letters <= _GREEK:
         return True
     named = set(_ALONE.findall(question or ""))
-    return letters <= named and not any(letters <= run for run in _LABELS) and not _ORDER.search(question or "")
+    return letters <= named and not any(letters <= run for run in _LABELS) and not asks_for_order(question)
 
 
 def _mathematical(text: str) -> bool:
