@@ -334,7 +334,8 @@ WRONG = (
     ("choice", "A. cat B. dog", "A"), ("choice", "A cat", "A"), ("choice", "A. not B", "A"),
     ("math", "seat", "\\text{east}"), ("math", "\\vec{BA}", "\\vec{AB}"), ("chemistry", "COCl2", "CoCl2"),
     ("math", "2<x>-1", "(-1,2)"), ("math", "(-1,2)", "-1 \\le x < 2"), ("math", "x=2, y=1", "(1,2)"),
-    ("math", "g(x)=x^2", "f(x)=x^2"),
+    ("math", "g(x)=x^2", "f(x)=x^2"), ("math", "AB⊥CD", "AB∥CD"), ("math", "k>1且k≠0", "k<1且k≠0"),
+    ("math", "|x|=5", "x=5"), ("math", "√2:1", "1:\\sqrt{2}"), ("physics", "U/R", "R/U"), ("counting", "3x4", "3"),
 )  # fmt: skip
 RIGHT = (
     ("math", "2\\frac{1}{3}", "7/3"), ("math", "1½", "3/2"), ("math", "0.1\\overline{6}", "1/6"),
@@ -381,6 +382,9 @@ RIGHT = (
     ("chemistry", "Fe^{3+}", "Fe3+"), ("chemistry", "Ca(OH)2", "Ca(OH)_2"),
     ("chemistry", "2H2+O2=2H2O", "2H2 + O2 → 2H2O"), ("chemistry", "1s2 2s2 2p6", "1s^2 2s^2 2p^6"),
     ("chemistry", "sp3", "sp^3"), ("chemistry", "\\ce{Fe2O3}", "Fe2O3"), ("math", "evelyn", "\\text{Evelyn}"),
+    ("math", "(3,+\\infty)", "\\{x\\mid x>3\\}"), ("math", "{x|x≥2}", "[2,+∞)"), ("math", "k<1且k≠0", "k<1且k\\neq0"),
+    ("math", "\\boxed{6 \\text{ and } 8}", "6, 8"), ("math", "|AB|=5", "5"), ("math", "1:√2", "1:\\sqrt{2}"),
+    ("physics", "3i+4j", "3\\hat{i}+4\\hat{j}"), ("physics", "v_{\\max}=5 m/s", "5 m/s"),
 )  # fmt: skip
 
 
@@ -396,6 +400,7 @@ def test_no_length_of_an_answer_is_an_error_or_takes_minutes():
         for answer in ("三" * 5000, "1" * 10**5, "½" * 10**5, f"{spaces}5 5{spaces}", f"5{spaces}x"):
             verdict = verify(domain, kit.respond(answer), "7")
             assert verdict.outcome in ("wrong", "format"), verdict
+    assert verify("math", kit.respond(f"5{spaces}x"), "(1, 2)").outcome == "wrong"
 
 
 @pytest.mark.parametrize("answer", ["e^{e^{e^{e^9}}}", "\\pm(0,1)", "[0,1]\\cup 3", "|2x {} |", "\\pm[1,2]"])

@@ -33,7 +33,7 @@ def options_of(question: str | None) -> dict[str, str]:
 def letters_of(text: str) -> frozenset[str] | None:
     """The option letters that the whole text is: ``A``, ``(B)``, ``A, C``, ``AC``, ``B and D``."""
     text = _CALLED.sub("", _MARKUP.sub(lambda m: m[1] or "", text).strip(" .。"))
-    parts = re.split(r"\s*(?:,|，|、|;|/|&|\band\b|和)\s*|\s+", text)
+    parts = re.split(r"\s*(?:,|，|、|;|&|\band\b|和)\s*|\s+", text)
     if len(parts) == 1 and re.fullmatch(r"[A-H]{2,6}", text) and list(text) == sorted(set(text)):
         return frozenset(text)
     found = [_LETTERS.fullmatch(part) for part in parts]

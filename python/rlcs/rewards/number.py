@@ -28,6 +28,7 @@ def _repeating(found: re.Match[str]) -> str:
 
 
 _MARKUP: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
+    (re.compile(r"\A[\s$]*\\boxed\s*\{(.*)\}[\s$]*\Z", re.DOTALL), r"\1"),
     (re.compile(r"(\d{1,40})\.(\d{0,40})\\(?:overline|dot)\s*\{(\d{1,40})\}"), _repeating),
     (re.compile(r"\\(?:left|right|displaystyle|,|;|:|!|quad|qquad)(?![A-Za-z])|\$"), ""),
     (re.compile(r"\\[ ~]|(?<=\S)~"), " "),
@@ -54,7 +55,10 @@ _NUMBER = re.compile(
     )\s*\)?\s*(?P<pi>\*?\s*(?:\\pi(?![A-Za-z])|π|pi\b))?\s*(?P<percent>%|percent\b|per\ cent\b)?\s*(?P<rest>.*)""",
     re.VERBOSE | re.DOTALL,
 )
-_NAMED = re.compile(r"(?:∠|\\angle\s*)?([A-Za-z]\w{0,15}(?:\s*\([^()]{1,12}\))?)\s*(?:=|≈)\s*(?=[^=])")
+_NAMED = re.compile(
+    r"(?:∠|\\angle\s*|\|(?=[A-Z]{2}\|))?([A-Za-z]\w{0,15}(?:(?<=[A-Z]{2})\|)?(?:\s*\([^()]{1,12}\))?)"
+    r"\s*(?:=|≈)\s*(?=[^=])"
+)
 _CURRENCY = re.compile(r"^((?:[^=]{1,20}=)?\s*[+-]?)\s*(?:US ?)?\\?([$€£¥￥])|\\?([$€£¥￥])\s*$")
 _CURRENCIES = {"$": "dollar", "€": "euro", "£": "sterling", "¥": "yuan", "￥": "yuan"}  # as units.py names them
 _BOUND = re.compile(
@@ -212,7 +216,7 @@ def _names_things(rest: str) -> bool:
         len(words) <= 4
         and len(rest) <= 40
         and not (hedges(rest) or _BOUND.match(rest))
-        and all(re.fullmatch(r"[^\W\d_][\w-]*", word) and word not in _NO_THINGS for word in words)
+        and all(re.fullmatch(r"[^\W\d_](?:[^\W\d_]|-)*", word) and word not in _NO_THINGS for word in words)
         and _HAN.keys().isdisjoint(rest)  # 三分之一, 三点五
     )
 

@@ -36,7 +36,7 @@ _SHORT_UNITS = frozenset((
     "MB", "GB", "K", "C", "F", "bp", "kb", "Mb", "mM", "nM", "uM", "cM", "Da", "IU",
 ))  # fmt: skip
 _SCALES = {word: scale for word, scale in MULTIPLES.items() if word not in ("k", "mn", "bn")}  # 3k may be a product
-_OR = re.compile(r"\s+(?:or|and)\s+|[或和]")
+_OR = re.compile(r"(?<!\s)\s+(?:or|and)\s+|[或和]")
 _WORD = re.compile(r"[^\W\d_]{3,}[\w ]*|[\u3400-\u9fff]+")
 _UNIT_BEHIND = re.compile(
     r"(.*\S)\s*(?:\\(?:text|mathrm)\s*\{([^{}]+)\}(\^\{?\d\}?)?|\s([a-z]{2}(?:\^\{?\d\}?|[²³])?))\s*\$?", re.DOTALL
@@ -51,7 +51,7 @@ _TRANSFORM = re.compile(
 )
 _LABELS = [frozenset(run) for run in ("ABCDEFGH", "PQRS", "XYZ", "ACGTU")]
 # Dates, times, ranges, scores and ratios: 2020-01-05, 2:30, 10-3 are no differences and quotients.
-_LABEL = re.compile(r"\d+(?:-\d+)+|\d+(?::\d+)+|\d+(?:/\d+){2,}")
+_LABEL = re.compile(r"\d+(?:-\d+)+|\d*√?\d+(?::\d*√?\d+)+|\d+(?:/\d+){2,}")
 _YEAR = re.compile(r"\b(?:which|what|in|the|that) years?\b|\bwhen (?:was|were|is|did)\b|哪一?年|年份", re.IGNORECASE)
 
 
@@ -91,6 +91,8 @@ class Stem:
             return right("the same formula")
         # x = 1 or x = 2 are two values
         said, meant = (_OR.sub(", ", answer), _OR.sub(", ", truth)) if b is None else (answer, truth)
+        if "且" in said and "且" in meant:  # k < 1 and k ≠ 0
+            said, meant = (text.replace("且", ", ") for text in (said, meant))
         if (b is not None and a is None and not _SYMBOLS & set(answer)) or (hedges(said) and not hedges(truth)):
             return wrong("no single value")
         said, meant = self._without_unit(said, meant) if a is None or b is None else (said, meant)

@@ -22,6 +22,8 @@ from .number import CUT_OFF
 DIGITS, POINTS, AGREE = 40, 8, Rational(1, 10**20)
 _OPERATOR = re.compile(r"(?<!_)(?<!_\{)\\(?:sum|int|prod|lim|max|min|gcd|lcm|det)(?![A-Za-z])")
 _ARITHMETIC = re.compile(r"\\(?:times|cdot|div)(?![A-Za-z])|(?<=[\w)}])\s*[-+*/]")
+# {x | x > 3}
+_SET = re.compile(r"[\s$]*\\?\{\s*[A-Za-z]\s*(?:\||∣|\\mid|:)(.*?(?:[<>=≤≥≠]|\\[gln]e).*?)\\?\}[\s$]*")
 # f(x) = ..., x in ...
 _NAME = re.compile(r"\s*\$?[A-Za-z]\s*(?:(?:'|\^\{?-1\}?)?\s*\([A-Za-z]\)\s*=|∈|\\in(?![A-Za-z]))")
 
@@ -36,6 +38,7 @@ def equal(answer: str, truth: str, tolerance: float, ordered: bool = False) -> b
     """
     if _OPERATOR.search(answer) and not _OPERATOR.search(truth):
         return False
+    answer, truth = (found[1] if (found := _SET.fullmatch(text)) else text for text in (answer, truth))
     names = [_NAME.match(text) for text in (answer, truth)]
     if names.count(None) == 1:
         answer, truth = (text[name.end() if name else 0 :] for text, name in zip((answer, truth), names, strict=True))
