@@ -88,7 +88,9 @@ LETTERS = {"m": 10**6, "b": 10**9, "t": 10**12}  # of a chart's axis; elsewhere 
 _HAN = {char: i for i, char in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
 _HAN_SCALES = {"十": 10, "百": 100, "千": 1000}
 _THERE_ARE = re.compile(r"^\s*(?:there (?:is|are)\b|[总一]?共有?|有)", re.IGNORECASE)
-_NO_THINGS = {*WORDS, *_SCALES, *MULTIPLES, "st", "nd", "rd", "th"}
+_PARTS = "third fourth quarter fifth sixth seventh eighth ninth tenth hundredth thousandth"
+_NO_THINGS = {*WORDS, *_SCALES, *MULTIPLES, *_PARTS.split(), *(f"{part}s" for part in _PARTS.split()), "half", "halves",
+              "percent", "st", "nd", "rd", "th"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -194,26 +196,29 @@ def _go_on(digits: str) -> Fraction:
     return known + Fraction(int(tail[-period:]), (10**period - 1) * 10 ** (len(tail) - period))
 
 
-def read_count(text: str) -> int | None:
-    """A number of things: digits or words of English or Chinese, with at most a few words that name the things."""
+def read_count(text: str, named: bool = True) -> int | None:
+    """A number of things: digits or words of English or Chinese, with at most a few words that name the things; with
+    none if it must not be ``named``."""
     if len(text) > _MOST_OF_COUNT:
         return None
     text = _THERE_ARE.sub("", text)
     if (number := read_number(text)) is not None:
-        plain = not number.percent and number.value.denominator == 1 and _names_things(number.unit)
+        plain = not number.percent and number.value.denominator == 1 and _names_things(number.unit, named)
         return int(number.value) if plain else None
     tokens = re.findall(r"[a-z]+|[零〇一二两三四五六七八九十百千万]+|\S", unmark(text).casefold().rstrip(".。"))
     for end in range(len(tokens), 0, -1):
+        if end > 1 and tokens[end - 1] in ("-", "and"):
+            continue  # two and a half
         value = _in_words([t for t in tokens[:end] if t not in ("-", "and")] if end > 1 else tokens[:1])
         if value is not None:
-            return value if _names_things(" ".join(tokens[end:])) else None
+            return value if _names_things(" ".join(tokens[end:]), named) else None
     return None
 
 
-def _names_things(rest: str) -> bool:
+def _names_things(rest: str, named: bool) -> bool:
     words = rest.casefold().split()
     return (
-        len(words) <= 4
+        len(words) <= (4 if named else 0)
         and len(rest) <= 40
         and not (hedges(rest) or _BOUND.match(rest))
         and all(re.fullmatch(r"[^\W\d_](?:[^\W\d_]|-)*", word) and word not in _NO_THINGS for word in words)

@@ -46,10 +46,10 @@ _NAME = re.compile(r"(?<![\\A-Za-z])(?!sin|cos|tan|log|exp)[A-Za-z]{3,}|[\u3400-
 
 _GREEK = frozenset("αβγδεζηθικλμνξρστυφχψωΓΔΘΛΞΠΣΦΨΩ")
 _ALONE = re.compile(r"(?<![A-Za-z\\])[A-Za-zα-ω](?![A-Za-z])")
-_TRANSFORM = re.compile(
-    r"\b(?:simplif|expand|factor|evaluat|calculat|comput|rationali[sz])|化简|计算|分解|展开|求值", re.IGNORECASE
-)
+_REWRITE = re.compile(r"\b(?:simpl|reduc|lowest terms|convert|rewrite|express)|化简|约分|换算|化为|化成", re.IGNORECASE)
+_WORK_OUT = re.compile(r"\b(?:expand|factor|evaluat|calculat|comput|rationali[sz])|计算|分解|展开|求值", re.IGNORECASE)
 _LABELS = [frozenset(run) for run in ("ABCDEFGH", "PQRS", "XYZ", "ACGTU")]
+_STRAND = re.compile(r"\b(?:sequen|codon|strand|path|route)", re.IGNORECASE)
 # Dates, times, ranges, scores and ratios: 2020-01-05, 2:30, 10-3 are no differences and quotients.
 _LABEL = re.compile(r"\d+(?:-\d+)+|\d*√?\d+(?::\d*√?\d+)+|\d+(?:/\d+){2,}")
 _YEAR = re.compile(r"\b(?:which|what|in|the|that) years?\b|\bwhen (?:was|were|is|did)\b|哪一?年|年份", re.IGNORECASE)
@@ -71,19 +71,26 @@ class Stem:
     def __call__(self, answer: str, truth: str, question: str | None) -> Verdict:
         if tidy(answer) == tidy(truth) or unmark(tidy(answer)) == unmark(tidy(truth)):
             return right("the same text")
+        verdict = self._compare(answer, truth, question)
+        if verdict.score and question and _copied(answer, truth, question):
+            return wrong("what the question gives, not what it asks for")
+        return verdict
+
+    def _compare(self, answer: str, truth: str, question: str | None) -> Verdict:
         if (option := judge_option(answer, truth, question)) is not None:
             return option
-        if _LABEL.fullmatch(label := _bare(truth)):
-            given = _bare(answer).rpartition("=")[2]
+        if _LABEL.fullmatch(label := re.sub(r"\s", "", _bare(truth))):
+            given = re.sub(r"\s", "", _bare(answer)).rpartition("=")[2]
             return judged(given.replace("/", ":") == label.replace("/", ":"), "as written")
         a, b = read_number(answer), read_number(truth)
         if a is not None and b is not None and (verdict := self._numbers(a, b, question)) is not None:
             return verdict
         if (yes := truth_value(truth)) is not None and not options_of(question):
             return judged(truth_value(answer) is yes, "yes or no")
-        count = read_count(truth) if (a is None) != (b is None) and not (b and b.unit) else None  # two for 2
-        if count is not None and count == read_count(answer):
-            return right("in words")
+        if (a is None) != (b is None):  # two for 2
+            count = read_count(truth, named=False)
+            if count is not None and count == read_count(answer, named=False):
+                return right("in words")
         if b is None and _same_words(answer, truth):
             return right("the same words")
         formula, given = _formula(truth), _formula(answer)
@@ -110,8 +117,6 @@ class Stem:
                         raise
                     return wrong(f"as mathematics: {fault}")
             else:
-                if equal and _copied(answer, truth, question):
-                    return wrong("what the question gives, not what it asks for")
                 return judged(equal, "as mathematics")
         if self.judge is not None:
             return self.judge.compare(answer, truth, question)
@@ -216,18 +221,25 @@ def _formula(text: str) -> str:
 
 
 def _bare(text: str) -> str:
-    """A text without spaces, braces and signs of products, fractions with strokes."""
-    text = re.sub(r"\\frac\{([^{}]*)\}\{([^{}]*)\}", r"\1/\2", re.sub(r"\s", "", unmark(text)))
-    return re.sub("[{}*]", "", text).replace("\\sqrt", "√").replace("\\pi", "π").rstrip(".。")
+    """A text without braces and signs of products, fractions with strokes."""
+    text = re.sub(r"\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2", unmark(text))
+    return re.sub("[{}*]", "", text).replace("\\sqrt", "√").replace("\\pi", "π").rstrip(" .。")
 
 
-def _copied(answer: str, truth: str, question: str | None) -> bool:
-    """Whether an expression stands as it is in a question that asks for another form of it, as the truth is:
-    x(x + 1) where it is to be expanded."""
-    if not _TRANSFORM.search(question or ""):
+def _copied(answer: str, truth: str, question: str) -> bool:
+    """Whether the answer stands as it is in a question that asks for another form of it, as the truth is: x(x + 1)
+    where it is to be expanded, 36 km/h where m/s are asked for."""
+    a, b = read_number(answer), read_number(truth)
+    if a is not None and b is not None:
+        changed = "/" in _bare(answer + truth) or (a.unit, a.percent) != (b.unit, b.percent)
+        asks = changed and bool(_REWRITE.search(question))
+    else:
+        asks = bool(_SYMBOLS & set(answer) and (_REWRITE.search(question) or _WORK_OUT.search(question)))
+    if not asks or len(answer) + len(truth) > 400:
         return False
-    given, due, asked = (_bare(text) for text in (answer, truth, question or ""))
-    return given in asked and due not in asked
+    letters = (r"\s*".join(map(re.escape, re.sub(r"\s", "", _bare(text)))) for text in (answer, truth))
+    given, due = (re.search(rf"(?<![\w.]){run}(?!\w)", _bare(question)) for run in letters)
+    return given is not None and due is None
 
 
 def _spelt(text: str) -> bool:
@@ -256,7 +268,9 @@ def _product(text: str, question: str | None) -> bool:
     if letters & _GREEK and not letters <= _GREEK:
         return True
     named = set(_ALONE.findall(question or ""))
-    return letters <= named and not any(letters <= run for run in _LABELS) and not asks_for_order(question)
+    if any(letters <= run for run in _LABELS) or asks_for_order(question) or _STRAND.search(question or ""):
+        return False
+    return letters <= named
 
 
 def _mathematical(text: str) -> bool:

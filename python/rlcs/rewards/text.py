@@ -19,8 +19,7 @@ _HEDGES = re.compile(
     re.IGNORECASE,
 )
 _ORDER = re.compile(
-    r"(?<!any )\border(?:ed|ing|s)?\b(?! pair)|\b(?:rank|arrang|sort|sequen|codon|strand|path|route)"
-    r"|[排序]|从[大小高低早多少]到",
+    r"\b(?:rank|arrang|sort)|(?<!any )\border(?:ing)?\b(?! to\b| of magnitude)|排[序列]|顺序|从[大小高低早多少]到",
     re.IGNORECASE,
 )
 _YES = frozenset(("yes", "y", "true", "t", "correct", "是", "对", "正确"))

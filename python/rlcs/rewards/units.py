@@ -27,6 +27,7 @@ _NAMES = {
     "liters": "L", "litres": "L", "l": "L", "ml": "mL", "kilometers": "km", "centimeters": "cm", "km/h": "km/hour",
     "kmh": "km/hour", "kph": "km/hour", "mph": "mile/hour", "days": "day", "years": "year", "microfarads": "uF",
     "feet": "ft", "foot": "ft", "inches": "inch", "in": "inch", "miles": "mile", "pounds": "lb", "lbs": "lb",
+    "kg": "kg", "km": "km", "kj": "kJ", "kw": "kW", "kwh": "kWh", "hz": "Hz", "khz": "kHz",
     "A°": "angstrom", "Å": "angstrom",
 }  # fmt: skip
 
