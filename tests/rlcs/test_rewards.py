@@ -337,6 +337,7 @@ WRONG = (
     ("math", "g(x)=x^2", "f(x)=x^2"), ("math", "AB⊥CD", "AB∥CD"), ("math", "k>1且k≠0", "k<1且k≠0"),
     ("math", "|x|=5", "x=5"), ("math", "√2:1", "1:\\sqrt{2}"), ("physics", "U/R", "R/U"), ("counting", "3x4", "3"),
     ("counting", "two thirds", "2"), ("chart", "two thirds", "2"), ("vqa", "two and a half", "2"),
+    ("chemistry", "2-propanemethyl", "2-methylpropane"), ("chart", "~12:30", "12:30"),
 )  # fmt: skip
 RIGHT = (
     ("math", "2\\frac{1}{3}", "7/3"), ("math", "1½", "3/2"), ("math", "0.1\\overline{6}", "1/6"),
@@ -386,7 +387,7 @@ RIGHT = (
     ("math", "(3,+\\infty)", "\\{x\\mid x>3\\}"), ("math", "{x|x≥2}", "[2,+∞)"), ("math", "k<1且k≠0", "k<1且k\\neq0"),
     ("math", "\\boxed{6 \\text{ and } 8}", "6, 8"), ("math", "|AB|=5", "5"), ("math", "1:√2", "1:\\sqrt{2}"),
     ("physics", "3i+4j", "3\\hat{i}+4\\hat{j}"), ("physics", "v_{\\max}=5 m/s", "5 m/s"),
-    ("physics", "5 KW", "5 kW"),
+    ("physics", "5 KW", "5 kW"), ("math", "32,\\! 349", "32349"),
 )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ def _repeating(found: re.Match[str]) -> str:
 _MARKUP: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"\A[\s$]*\\boxed\s*\{(.*)\}[\s$]*\Z", re.DOTALL), r"\1"),
     (re.compile(r"(\d{1,40})\.(\d{0,40})\\(?:overline|dot)\s*\{(\d{1,40})\}"), _repeating),
+    (re.compile(r",\\!\s*"), ","),  # 32,\! 349
     (re.compile(r"\\(?:left|right|displaystyle|,|;|:|!|quad|qquad)(?![A-Za-z])|\$"), ""),
     (re.compile(r"\\[ ~]|(?<=\S)~"), " "),
     (re.compile(r"\{,\}"), ","),

@@ -45,6 +45,10 @@ _UNIT_BEHIND = re.compile(
 _NAME = re.compile(r"(?<![\\A-Za-z])(?!sin|cos|tan|log|exp)[A-Za-z]{3,}|[\u3400-\u9fff]")
 
 _GREEK = frozenset("αβγδεζηθικλμνξρστυφχψωΓΔΘΛΞΠΣΦΨΩ")
+_LONG_WORD = re.compile(r"(?<![\\a-z{])[a-z]{5,}")
+_FUNCTION = re.compile(
+    "sin|cos|tan|sec|csc|cot|log|exp|sqrt|infin|alpha|gamma|delta|epsilon|theta|kappa|lambda|sigma|upsilon|omega"
+)
 _ALONE = re.compile(r"(?<![A-Za-z\\])[A-Za-zα-ω](?![A-Za-z])")
 _REWRITE = re.compile(r"\b(?:simpl|reduc|lowest terms|convert|rewrite|express)|化简|约分|换算|化为|化成", re.IGNORECASE)
 _WORK_OUT = re.compile(r"\b(?:expand|factor|evaluat|calculat|comput|rationali[sz])|计算|分解|展开|求值", re.IGNORECASE)
@@ -104,6 +108,8 @@ class Stem:
             return wrong("no single value")
         said, meant = self._without_unit(said, meant) if a is None or b is None else (said, meant)
         spelt = _spelt(answer) and _spelt(truth) and not _product(truth, question)
+        words = _long_words(meant)
+        spelt = spelt or (bool(words) and _long_words(said) != words)
         if _mathematical(said) and _mathematical(meant) and not spelt:
             try:
                 equal = worker.call(
@@ -247,6 +253,11 @@ def _spelt(text: str) -> bool:
     (H2O); not so in a product like mgh."""
     letters = re.sub(r"[\s,]", "", unmark(text))
     return letters.isalnum() and letters[0].isalpha() and (len(letters) > 3 or (len(letters) > 1 and letters.isupper()))
+
+
+def _long_words(text: str) -> list[str]:
+    """Words that are no names of functions or letters, and no products: the methylpropane of 2-methylpropane."""
+    return [word for word in _LONG_WORD.findall(unmark(text).casefold()) if not _FUNCTION.search(word)]
 
 
 def _unit_behind(text: str) -> tuple[str, str]:

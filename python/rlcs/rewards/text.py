@@ -8,9 +8,9 @@ import unicodedata
 _SPACES = re.compile(r"\s+")
 _ARTICLES = re.compile(r"\b(?:a|an|the)\s+(?=\w)")
 _DASHES = re.compile("[‐-―−]")
-# What says nothing in words: all signs but those of mathematics (∥ and ⊥), the @ of addresses, those within numbers
-# (2019-2020, 10:30) and in front of them (-3, .5).
-_LOOSE = re.compile(r"[^\w\s%+#@<>\u2190-\u22ff.\-/:]|[.\-/:](?!\d)|(?<!\d)[/:]|(?<=[^\W\d])[.\-]")
+# What says nothing in words: all signs but those of mathematics (∥ and ⊥), ~, the @ of addresses, those within
+# numbers (2019-2020, 10:30) and in front of them (-3, .5).
+_LOOSE = re.compile(r"[^\w\s%+#@~<>\u2190-\u22ff.\-/:]|[.\-/:](?!\d)|(?<!\d)[/:]|(?<=[^\W\d])[.\-]")
 _GAPS = re.compile(r"(?<!\d) | (?!\d)")
 _HEDGES = re.compile(
     r"\b(?:or|maybe|perhaps|possibly|probably|likely|unless|either|between|about|around|roughly|approximately|nearly"
