@@ -318,6 +318,26 @@ WRONG = (
     ("chemistry", "Na-", "Na+"), ("chemistry", "3-methylpentane", "2-methylpentane"),
     ("chart", ">5%", "<5%"), ("chart", "5%", "<5%"), ("vqa", "18 24", "18-24"), ("counting", "3k", "3"),
     ("chart", "0.5, 3", "0.5, -3"), ("chart", "[12]", "[1, 2]"), ("chart", "Red: 5, Blue: -6", "Red: 5, Blue: 6"),
+    ("math", "17*23", "391"), ("math", "2^3\\cdot 3", "24"), ("math", "1/2+1/3", "5/6"), ("math", "48/2", "24"),
+    ("math", "\\frac{3+5}{2}", "4"), ("math", "4\\pi\\cdot 9", "36\\pi"), ("math", "\\sqrt{9+16}", "5"),
+    ("math", "\\sum_{i=1}^{10} i", "55"), ("math", "\\int_0^x 2t dt", "x^2"), ("math", "\\frac{7}{12}\\cdot 3", "7/4"),
+    ("physics", "2*9.8", "19.6"), ("physics", "39.2/2", "19.6"), ("physics", "\\angle=5", "5 m"),
+    ("chart", "84.2/2", "42.1"), ("counting", "6/2", "3"), ("math", "1048577", "1048576"),
+    ("math", "2^{64}", "18446744073709551617"), ("vqa", "5551234568", "5551234567"), ("math", "2014", "2020-01-05"),
+    ("math", "2020-05-01", "2020-01-05"), ("math", "7", "10-3"), ("math", "1:15", "2:30"),
+    ("chart", "2016/16", "2015/16"), ("chart", "€12", "$12"), ("chart", "12%", "$12"),
+    ("chart", "12 million euros", "$12 million"), ("long_document", "$5", "€5"), ("math", "18.90 cents", "\\$18.90"),
+    ("vqa", "5 cats", "5 dogs"), ("vqa", "5 lb", "5 kg"), ("vqa", "john abc.com", "john@abc.com"),
+    ("chart", "57 and a half", "57"), ("chart", "57 plus", "57"), ("chart", "57 hundred", "57"),
+    ("counting", "3 dozen", "3"), ("counting", "3 squared", "3"), ("counting", "三分之一", "3"),
+    ("counting", "十几个", "10"), ("counting", "3rd", "3"), ("choice", "A. B. C. D.", "A"),
+    ("choice", "A. cat B. dog", "A"), ("choice", "A cat", "A"), ("choice", "A. not B", "A"),
+    ("math", "seat", "\\text{east}"), ("math", "\\vec{BA}", "\\vec{AB}"), ("chemistry", "COCl2", "CoCl2"),
+    ("math", "2<x>-1", "(-1,2)"), ("math", "(-1,2)", "-1 \\le x < 2"), ("math", "x=2, y=1", "(1,2)"),
+    ("math", "g(x)=x^2", "f(x)=x^2"), ("math", "AB⊥CD", "AB∥CD"), ("math", "k>1且k≠0", "k<1且k≠0"),
+    ("math", "|x|=5", "x=5"), ("math", "√2:1", "1:\\sqrt{2}"), ("physics", "U/R", "R/U"), ("counting", "3x4", "3"),
+    ("counting", "two thirds", "2"), ("chart", "two thirds", "2"), ("vqa", "two and a half", "2"),
+    ("chemistry", "2-propanemethyl", "2-methylpropane"), ("chart", "~12:30", "12:30"),
 )  # fmt: skip
 RIGHT = (
     ("math", "2\\frac{1}{3}", "7/3"), ("math", "1½", "3/2"), ("math", "0.1\\overline{6}", "1/6"),
@@ -349,55 +369,31 @@ RIGHT = (
     ("chart", "5 km", "5 kilometers"), ("chart", "a, b, and c", "a, b, c"), ("chart", "a and b", "a, b"),
     ("geography", "1,400 million", "1.4 billion"), ("math", "1.5\\pi", "270°"), ("math", "270°", "1.5\\pi"),
     ("biology", "300", "300 bp"), ("biology", "5", "5 mM"), ("geography", "12", "12 ha"), ("math", "5", "5 sq. ft"),
-    ("vqa", "18 - 24", "18-24"),
+    ("vqa", "18 - 24", "18-24"), ("math", "2^{10}", "1024"), ("math", "391", "17*23"),
+    ("math", "15\\cdot 10^2", "1500"), ("math", "4\\sqrt{12}", "8\\sqrt{3}"), ("math", "5/3", "5:3"),
+    ("math", "2:3", "2∶3"), ("math", "72 dollars", "$72"), ("math", "12元", "12"), ("chart", "12 dollars", "$12"),
+    ("vqa", "12.50 USD", "$12.50"), ("vqa", "5 ft", "5 feet"), ("counting", "There are 3 cats", "3"),
+    ("counting", "共3个", "3"), ("math", "two", "2"), ("physics", "0", "zero"), ("choice", "答案：A", "A"),
+    ("choice", "The answer is A", "A"), ("math", "2<x<5", "(2,5)"), ("math", "2\\le x\\le 5", "[2,5]"),
+    ("math", "3>x>2", "2<x<3"), ("math", "x>2", "(2,\\infty)"), ("math", "(-\\infty,3)", "3>x"),
+    ("math", "x∈(-1,2)", "(-1,2)"), ("chemistry", "Br < Cl < F", "F>Cl>Br"), ("math", "x=1, y=2", "(1,2)"),
+    ("math", "(x,y)=(1,2)", "x=1,y=2"), ("math", "\\begin{cases}x=1\\\\y=2\\end{cases}", "x=1, y=2"),
+    ("math", "f(x)=2x+1", "2x+1"), ("math", "f^{-1}(x)=2x", "2x"), ("math", "∠ABC=60°", "60"),
+    ("math", "3或-1", "x=3或x=-1"), ("math", "60°或120°", "120°或60°"), ("math", "π/6", "\\frac\\pi6"),
+    ("physics", "\\mu mg", "μmg"), ("physics", "10米每秒", "10 m/s"), ("physics", "2×10³千克/米³", "2 g/cm³"),
+    ("chemistry", "Fe^{3+}", "Fe3+"), ("chemistry", "Ca(OH)2", "Ca(OH)_2"),
+    ("chemistry", "2H2+O2=2H2O", "2H2 + O2 → 2H2O"), ("chemistry", "1s2 2s2 2p6", "1s^2 2s^2 2p^6"),
+    ("chemistry", "sp3", "sp^3"), ("chemistry", "\\ce{Fe2O3}", "Fe2O3"), ("math", "evelyn", "\\text{Evelyn}"),
+    ("math", "(3,+\\infty)", "\\{x\\mid x>3\\}"), ("math", "{x|x≥2}", "[2,+∞)"), ("math", "k<1且k≠0", "k<1且k\\neq0"),
+    ("math", "\\boxed{6 \\text{ and } 8}", "6, 8"), ("math", "|AB|=5", "5"), ("math", "1:√2", "1:\\sqrt{2}"),
+    ("physics", "3i+4j", "3\\hat{i}+4\\hat{j}"), ("physics", "v_{\\max}=5 m/s", "5 m/s"),
+    ("physics", "5 KW", "5 kW"), ("math", "32,\\! 349", "32349"),
 )  # fmt: skip
 
 
 @pytest.mark.parametrize(("expect", "domain", "answer", "truth"), [(0, *x) for x in WRONG] + [(1, *x) for x in RIGHT])
 def test_near_misses_and_other_spellings(expect, domain, answer, truth):
     assert score(domain, answer, truth) == expect
-
-
-OHM = "A current I flows through a resistor R. What is the voltage across it?"
-TANK = "A block of mass $m$ falls by h under gravity g within a time t. Give the product."
-RANK = "Rank the currents I, J and K through the bulbs, the largest first."
-
-
-@pytest.mark.parametrize(
-    ("expect", "answer", "truth", "question"),
-    [
-        (1, "RI", "IR", OHM), (1, "V=RI", "V=IR", None), (1, "RI", "V=IR", None), (1, "R I", "IR", OHM),
-        (0, "IV", "IR", OHM), (0, "IRR", "IR", OHM), (1, "tghm", "mght", TANK), (1, "mh gt", "mght", TANK),
-        (0, "mghh", "mght", TANK), (0, "RI", "IR", None), (0, "KJI", "IJK", RANK), (0, "mali", "lima", OHM),
-        (0, "BA", "AB", "The points A and B move. Which comes first?"), (0, "mali", "lima", TANK),
-        (1, "RI", "IR", "电流I流过电阻R, 求电压"), (0, "CAT", "TAC", "A pairs with T, G with C. What pairs with ATG?"),
-        (1, "AP", "PA", "What force does a pressure P on an area A make?"),
-        (1, "mgdμ", "μmgd", None), (1, "mg\\sin\\theta", "mgsinθ", None), (0, "mgcosθ", "mgsinθ", None),
-    ],
-)  # fmt: skip
-def test_products_of_letters_have_no_order(expect, answer, truth, question):
-    assert score("physics", answer, truth, question) == expect
-
-
-COLOURS = "Which colour?\nA. red\nB. blue"
-RIGHTS = "Which are right?\nA. I and II\nB. II only"
-VALUES = "What is it?\nA. 1/2\nB. yes"
-
-
-@pytest.mark.parametrize(
-    ("expect", "domain", "answer", "truth", "question"),
-    [
-        (1, "choice", "A", "A. red", COLOURS), (1, "choice", "red", "A. red", COLOURS),
-        (0, "choice", "B", "A. red", COLOURS),
-        (1, "choice", "Option B: blue", "B", COLOURS), (1, "choice", "I and II", "A", RIGHTS),
-        (0, "choice", "I", "A", RIGHTS),
-        (1, "choice", "B", "yes", VALUES), (0, "choice", "A", "yes", VALUES), (1, "math", "A", "1/2", VALUES),
-        (0, "math", "A, B", "1/2", VALUES), (1, "math", "0.5", "1/2", VALUES), (0, "math", "B", "1/2", VALUES),
-        (1, "chart", "A", "1/2", VALUES),
-    ],
-)  # fmt: skip
-def test_a_truth_may_be_an_option_s_text(expect, domain, answer, truth, question):
-    assert score(domain, answer, truth, question) == expect
 
 
 def test_no_length_of_an_answer_is_an_error_or_takes_minutes():
@@ -407,12 +403,7 @@ def test_no_length_of_an_answer_is_an_error_or_takes_minutes():
         for answer in ("三" * 5000, "1" * 10**5, "½" * 10**5, f"{spaces}5 5{spaces}", f"5{spaces}x"):
             verdict = verify(domain, kit.respond(answer), "7")
             assert verdict.outcome in ("wrong", "format"), verdict
-
-
-def test_a_name_of_the_question_is_no_unit():
-    assert score("math", "5", "5abc", "Let a, b and c be the sides.") == 0
-    assert score("math", "5x", "5", "Find x.") == 0
-    assert score("math", "5 apples", "5", "How many apples?") == 1
+    assert verify("math", kit.respond(f"5{spaces}x"), "(1, 2)").outcome == "wrong"
 
 
 @pytest.mark.parametrize("answer", ["e^{e^{e^{e^9}}}", "\\pm(0,1)", "[0,1]\\cup 3", "|2x {} |", "\\pm[1,2]"])

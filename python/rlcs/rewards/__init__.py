@@ -2,8 +2,9 @@
 
     verify("math", response, "43.0") -> Verdict(outcome="score", score=1.0, detail="as numbers")
 
-Tolerances: maths 1e-6 relative; physics, chemistry, biology and geography 1e-2 after unit conversion; charts 2.5 %,
-years exactly; grounding IoU > 0.5. The paper (arXiv 2507.01006, table 1) gives the rules; the numbers are ours.
+Tolerances: maths and short answers 1e-6 relative, whole numbers exactly; physics, chemistry, biology and geography
+1e-2 after unit conversion; charts 2.5 %, years exactly; grounding IoU > 0.5. The paper (arXiv 2507.01006, table 1)
+gives the rules; the numbers are ours.
 """
 
 from __future__ import annotations

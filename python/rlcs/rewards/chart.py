@@ -66,7 +66,7 @@ class Chart:
             return wrong(f"{unit_a} is not {unit_b}")
         if close(x, y, self.tolerance):
             return right("as numbers")
-        if a.percent != b.percent:  # 50 for 50 %: the chart's axis says the rest
+        if a.percent != b.percent and not (unit_b if a.percent else unit_a):  # 50 for 50 %
             return judged(
                 close(x * 100 if a.percent else x, y * 100 if b.percent else y, self.tolerance), "as per cent"
             )

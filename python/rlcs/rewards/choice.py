@@ -6,14 +6,21 @@ import re
 from dataclasses import dataclass
 
 from .judge import Judge
-from .number import close, read_count, read_number, scaled
-from .text import hedges, same_words, tidy, truth_value
+from .number import close, percent_left_out, read_count, read_number, scaled
+from .text import asks_for_order, hedges, same_words, tidy, truth_value
 from .units import is_unit, unit_name
 from .verdict import Verdict, judged, right, wrong
 
-_OPTION = re.compile(r"(?:^|\n|\s)\(?([A-Z])[).:、．]\s*(.+?)(?=(?:\s+\(?[A-Z][).:、．]\s)|\n|$)")
+_OPTION = re.compile(r"(?:^|\n|\s)\(?([A-Z])[).:、．]\s*(.+?)(?=\s+\(?[A-Z](?:[).:、．]\s|[):、．])|\n|$)")
 _LETTERS = re.compile(r"\(?\s*([A-Z])\s*\)?")
-_CALLED = re.compile(r"(?i:options?|choices?|answers?)\s+(?=\(?[A-Z]\b)")
+_CALLED = re.compile(
+    r"(?:(?:the )?(?:correct )?(?:options?|choices?|answers?)(?: is)?[:：]?\s+"
+    r"|(?:答案|[故应]?选项?)(?:是|为)?[:：]?\s*)"
+    r"(?=\(?(?-i:[A-Z])(?![A-Za-z]))",
+    re.IGNORECASE,
+)
+_CAPITAL = re.compile(r"[A-Z](?![a-z])")
+_SEVERAL = re.compile(r"(?<!\w)(?:[A-H]\s*[).:、．]|[B-H](?!\w))")  # letters behind an option's own
 _LETTER_AND_TEXT = re.compile(r"\(?([A-Z])(?:[).:、．]|\s*[-–:]|\s(?=\w))\s*(.*)", re.DOTALL)
 _MARKUP = re.compile(r"\\(?:boxed|text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}|[*$]")
 
@@ -26,7 +33,7 @@ def options_of(question: str | None) -> dict[str, str]:
 def letters_of(text: str) -> frozenset[str] | None:
     """The option letters that the whole text is: ``A``, ``(B)``, ``A, C``, ``AC``, ``B and D``."""
     text = _CALLED.sub("", _MARKUP.sub(lambda m: m[1] or "", text).strip(" .。"))
-    parts = re.split(r"\s*(?:,|，|、|;|/|&|\band\b|和)\s*|\s+", text)
+    parts = re.split(r"\s*(?:,|，|、|;|&|\band\b|和)\s*|\s+", text)
     if len(parts) == 1 and re.fullmatch(r"[A-H]{2,6}", text) and list(text) == sorted(set(text)):
         return frozenset(text)
     found = [_LETTERS.fullmatch(part) for part in parts]
@@ -42,6 +49,8 @@ def judge_option(answer: str, truth: str, question: str | None) -> Verdict | Non
     if expected is None or (len(truth.strip()) == 1 and truth.strip() > "J" and not options):
         return None
     if (given := letters_of(answer)) is not None:
+        if len(expected) > 1 and asks_for_order(question):
+            return judged(_CAPITAL.findall(answer) == _CAPITAL.findall(truth), "by letters in order")
         return judged(given == expected, "by letter")
     if len(expected) > 1:
         return wrong("not the letters asked for") if options else None
@@ -50,8 +59,11 @@ def judge_option(answer: str, truth: str, question: str | None) -> Verdict | Non
     if letter in options and same_words(text, options[letter]):
         return right("by the option's text")
     if (named := _LETTER_AND_TEXT.fullmatch(text)) and not hedges(text):
-        meant = named[1] == letter and (not options or same_words(named[2], options.get(letter, named[2])))
-        return judged(meant, "by letter and text")
+        if options:
+            fits = same_words(named[2], options.get(letter, named[2]))
+        else:  # A man is no A, and A. red B. blue are two options
+            fits = not re.match(r"[A-Z]\s+\w", text) and not _SEVERAL.search(named[2])
+        return judged(named[1] == letter and fits, "by letter and text")
     return wrong("not the option's text") if options and lettered else None
 
 
@@ -80,16 +92,16 @@ class Words:
             return judged(truth_value(answer) is yes, "yes or no")
         a, b = read_number(answer), read_number(truth)
         if b is not None:
-            if a is not None:
-                (x, mine), (y, theirs) = scaled(a), scaled(b)
-                if same_words(mine, theirs) or not mine or not theirs:
-                    return judged(close(x, y, self.tolerance), "as numbers")
-                if is_unit(mine) and is_unit(theirs):
-                    return judged(unit_name(mine) == unit_name(theirs) and close(x, y, self.tolerance), "as quantities")
-            return judged((count := read_count(answer)) is not None and count == read_count(truth), "as counts")
+            if a is None:
+                return judged((count := read_count(answer)) is not None and count == read_count(truth), "as counts")
+            (x, mine), (y, theirs) = scaled(a), scaled(b)
+            if same_words(mine, theirs) or not mine or not theirs:
+                return judged(close(x, y, self.tolerance) or percent_left_out(a, b, question), "as numbers")
+            if is_unit(mine) and is_unit(theirs):
+                return judged(unit_name(mine) == unit_name(theirs) and close(x, y, self.tolerance), "as quantities")
         if same_words(answer, truth):
             return right("the same words")
-        if (count := read_count(truth)) is not None and read_count(answer) == count:
+        if b is None and (count := read_count(truth)) is not None and read_count(answer) == count:
             return right("as counts")
         if hedges(answer) and not hedges(truth):
             return wrong("the answer hedges")

@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 import sympy
-from sympy import Expr, FiniteSet, Integer, Interval, Rational, S, Set, Symbol, Tuple, Union
+from sympy import Add, Expr, FiniteSet, Integer, Interval, Rational, S, Set, Symbol, Tuple, Union
 
 from .number import unmark
 
@@ -39,6 +39,13 @@ _TOKEN = re.compile(
 )
 
 
+# An environment of equations one below the other, with its brace.
+_CASES = re.compile(
+    r"(?:\\left\s*)?(?:\\\{\s*)?\\begin\s*\{(?:cases|array|aligned)\}(?:\s*\{[lcr]+\})?"
+    r"|\\end\s*\{(?:cases|array|aligned)\}(?:\s*\\right\s*\.)?"
+)
+
+
 class Unreadable(ValueError):
     """Not a text of the small grammar."""
 
@@ -47,9 +54,22 @@ class TooLarge(Unreadable):
     """A number that would take too long to compute."""
 
 
+class Unfinished(Unreadable):
+    """Arithmetic that is left to do: 17*23, 1/2 + 1/3."""
+
+
 class Relation:
     def __init__(self, left: Any, kind: str, right: Any) -> None:
         self.left, self.kind, self.right = left, kind, right
+
+
+class Chain:
+    """``0 < x <= 1``: values in rising order, and < or <= between them."""
+
+    def __init__(self, values: list[Any], kinds: list[str]) -> None:
+        falls = kinds[0][0] == ">"
+        self.values = values[::-1] if falls else values
+        self.kinds = [kind.replace(">", "<") for kind in (kinds[::-1] if falls else kinds)]
 
 
 class Choices(tuple):
@@ -64,15 +84,21 @@ class Around(tuple):
     """(value, uncertainty)"""
 
 
-def parse(text: str) -> Any:
-    """A text of the small grammar as sympy's objects, :class:`Relation`, :class:`Choices` or :class:`Around`."""
-    text = re.sub(r"[\u20d7\u0304]|\\vec(?![A-Za-z])", "", unmark(text)).replace("根号", "√")
+def parse(text: str, finished: bool = False) -> Any:
+    """A text of the small grammar as sympy's objects, :class:`Relation`, :class:`Chain`, :class:`Choices` or
+    :class:`Around`. If it must be ``finished``, numbers that could be put together are :class:`Unfinished`; powers,
+    roots, factorials, functions and fractions of whole numbers may stand."""
+    if _CASES.search(text):
+        text = re.sub(r",?\s*\\\\", ", ", _CASES.sub("", text))
+    text = re.sub(r"\\(?:vec|overrightarrow)\s*\{([A-Z])([A-Z])\}", r" \1_{\1\2}", unmark(text))  # BA is not AB
+    text = re.sub(r"\\(?:vec|hat)\s*\{([A-Za-z])\}", r" \1 ", text)
+    text = re.sub(r"[\u20d7\u0304]|\\(?:vec|hat)(?![A-Za-z])", "", text).replace("根号", "√")
     text = re.sub(r"\\hbar(?![A-Za-z])", "ħ", text)
     text = re.sub(r"\\(?:cup)(?![A-Za-z])", "∪", text)
     text = re.sub(r"\\pm(?![A-Za-z])", "±", text)
     text = re.sub(r"\\(?:emptyset|varnothing)(?![A-Za-z])|∅", "{}", text)
     text = re.sub(r"\bU\b(?=\s*[\[(])", "∪", text)
-    parser = _Parser(text)
+    parser = _Parser(text, finished)
     try:
         value = parser.everything()
     except (TypeError, AttributeError, ArithmeticError, NotImplementedError, RecursionError) as error:
@@ -84,10 +110,10 @@ def parse(text: str) -> Any:
 
 
 class _Parser:
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, finished: bool) -> None:
         if len(text) > 2000:
             raise Unreadable("too long")
-        self._text, self._at = text.rstrip(" .。"), 0
+        self._text, self._at, self._finished = text.rstrip(" .。"), 0, finished
         self.advance()
 
     def advance(self) -> str:
@@ -122,19 +148,22 @@ class _Parser:
         return Choices(values)
 
     def relation(self) -> Any:
-        left = self.union()
-        if self.kind and self.token in _RELATIONS:
-            kind = _RELATIONS[self.advance()]
-            relation = Relation(left, kind, self.union())
-            if self.kind and self.token in _RELATIONS:
-                raise Unreadable("a chain of relations")
-            return relation
-        return left
+        values, kinds = [self.union()], []
+        while self.kind and self.token in _RELATIONS:
+            kinds.append(_RELATIONS[self.advance()])
+            values.append(self.union())
+        if not kinds:
+            return values[0]
+        if len(kinds) == 1:
+            return Relation(values[0], kinds[0], values[1])
+        if {kind[0] for kind in kinds} not in ({"<"}, {">"}):
+            raise Unreadable("a chain of equations")
+        return Chain(values, kinds)
 
     def union(self) -> Any:
         value = self.sum()
         while self.take("∪"):
-            value = Union(_interval(value), _interval(self.sum()))
+            value = Union(interval(value), interval(self.sum()))
         return value
 
     def sum(self) -> Any:
@@ -149,7 +178,11 @@ class _Parser:
             if sign == "±":
                 value = Around((value, right))
                 break
-            value = value + right if sign == "+" else value - right
+            total = value + right if sign == "+" else value - right
+            if self._finished and not (value.free_symbols or right.free_symbols):
+                a, b, both = (len(Add.make_args(x)) for x in (value, right, total))
+                self.finish(both < a + b)
+            value = total
         return value
 
     def product(self) -> Any:
@@ -158,18 +191,32 @@ class _Parser:
             if self.take("*"):
                 right = self.signed()
                 _expressions(value, right)
+                self.finish(_counts(value) and _counts(right))
                 value = value * right
             elif self.take("/"):
                 right = self.signed()
                 _expressions(value, right)
-                value = value / right
+                value = self.quotient(value, right)
             elif self.begins_factor():
                 right = self.power()
                 _expressions(value, right)
+                self.finish(value.is_Rational and right.is_Rational)
                 value = value * right
             else:
                 break
         return value
+
+    def quotient(self, top: Expr, bottom: Expr) -> Any:
+        """Finished are 2/3, 4π/3 and 1.2/10^5; not 48/2, nor 1.2/5."""
+        if bottom.is_Rational and not top.free_symbols and not _is_ten(bottom):
+            factor = top.as_coeff_Mul()[0]
+            whole = factor.is_Integer and bottom.is_Integer
+            self.finish(factor.is_Rational and not (whole and (bottom in (0, 1) or factor % bottom)))
+        return top / bottom
+
+    def finish(self, left: Any) -> None:
+        if self._finished and left:
+            raise Unfinished("arithmetic that is left to do")
 
     def begins_factor(self) -> bool:
         return (
@@ -208,14 +255,22 @@ class _Parser:
         self.need("}")
         return value
 
+    def operand(self) -> Any:
+        """Of ``\\frac{1}{2}``, ``\\frac\\pi6``."""
+        if self.token == "{":
+            return self.group()
+        if len(self.token) > 1 and not self.token.startswith("\\"):
+            raise Unreadable(f"{self.token!r} stands without braces")
+        return self.atom()
+
     def atom(self) -> Any:
         if self.kind == "number":
             return self.number()
         if self.token in ("\\frac", "\\dfrac"):
             self.advance()
-            top, bottom = self.group(), self.group()
+            top, bottom = self.operand(), self.operand()
             _expressions(top, bottom)
-            return top / bottom
+            return self.quotient(top, bottom)
         if self.token in ("\\sqrt", "√", "sqrt"):
             self.advance()
             degree = Integer(2)
@@ -352,13 +407,26 @@ class _Parser:
         return value
 
 
-def _interval(value: Any) -> Any:
+def interval(value: Any) -> Any:
     """What a union may hold: of two numbers in brackets their kind says whether the ends belong to it."""
     if isinstance(value, (Listed, Tuple)) and len(value) == 2:
         return Interval(value[0], value[1], isinstance(value, Tuple), isinstance(value, Tuple))
     if not isinstance(value, Set):
         raise Unreadable("a union of what is no set")
     return value
+
+
+def _counts(value: Expr) -> bool:
+    """Whether a number has a factor that another number's could be multiplied with."""
+    factor = value.as_coeff_Mul()[0]
+    return bool(not value.free_symbols and factor.is_Rational and abs(factor) != 1 and not _is_ten(value))
+
+
+def _is_ten(value: Expr) -> bool:
+    """Whether it is a power of ten, as in ``1.2 * 10^5``."""
+    if not value.is_Rational or 1 not in (value.p, value.q) or max(value.p, value.q).bit_length() > 4000:
+        return False
+    return re.fullmatch("10*", str(value.p * value.q)) is not None
 
 
 def _expressions(*values: Any) -> None:

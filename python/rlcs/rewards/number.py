@@ -17,7 +17,7 @@ from .text import hedges
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
 _VULGAR = re.compile("(?<=[0-9])?([¼½¾⅐-⅞])")
-_SIGNS = str.maketrans("−–‐×·⋅∗÷⁄∕％\u00a0\u2009", "---****///%  ")
+_SIGNS = str.maketrans("−–‐×·⋅∗÷⁄∕∶％\u00a0\u2009", "---****///:%  ")
 
 
 def _repeating(found: re.Match[str]) -> str:
@@ -28,11 +28,13 @@ def _repeating(found: re.Match[str]) -> str:
 
 
 _MARKUP: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
+    (re.compile(r"\A[\s$]*\\boxed\s*\{(.*)\}[\s$]*\Z", re.DOTALL), r"\1"),
     (re.compile(r"(\d{1,40})\.(\d{0,40})\\(?:overline|dot)\s*\{(\d{1,40})\}"), _repeating),
+    (re.compile(r",\\!\s*"), ","),  # 32,\! 349
     (re.compile(r"\\(?:left|right|displaystyle|,|;|:|!|quad|qquad)(?![A-Za-z])|\$"), ""),
     (re.compile(r"\\[ ~]|(?<=\S)~"), " "),
     (re.compile(r"\{,\}"), ","),
-    (re.compile(r"\\(?:text|mathrm|mathbf|mathit|textbf|operatorname|rm|boxed|mbox)\s*\{([^{}]*)\}"), r" \1 "),
+    (re.compile(r"\\(?:text|mathrm|mathbf|mathit|textbf|operatorname|rm|boxed|mbox|ce)\s*\{([^{}]*)\}"), r" \1 "),
     (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "*"),
     (re.compile(r"\\[dt]frac"), r"\\frac"),
     (re.compile(r"\\frac(\d)(\d)"), r"\\frac{\1}{\2}"),
@@ -54,12 +56,22 @@ _NUMBER = re.compile(
     )\s*\)?\s*(?P<pi>\*?\s*(?:\\pi(?![A-Za-z])|π|pi\b))?\s*(?P<percent>%|percent\b|per\ cent\b)?\s*(?P<rest>.*)""",
     re.VERBOSE | re.DOTALL,
 )
-_NAMED = re.compile(r"([A-Za-z]\w{0,15}(?:\s*\([^()]{1,12}\))?)\s*(?:=|≈)\s*(?=[^=])")
-_CURRENCY = re.compile(r"^[\s]*(?:US)?[$€£¥￥]\s*")
+_NAMED = re.compile(
+    r"(?:∠|\\angle\s*|\|(?=[A-Z]{2}\|))?([A-Za-z]\w{0,15}(?:(?<=[A-Z]{2})\|)?(?:\s*\([^()]{1,12}\))?)"
+    r"\s*(?:=|≈)\s*(?=[^=])"
+)
+_CURRENCY = re.compile(r"^((?:[^=]{1,20}=)?\s*[+-]?)\s*(?:US ?)?\\?([$€£¥￥])|\\?([$€£¥￥])\s*$")
+_CURRENCIES = {"$": "dollar", "€": "euro", "£": "sterling", "¥": "yuan", "￥": "yuan"}  # as units.py names them
+_BOUND = re.compile(
+    r"(?:and|plus|minus|over|under|above|below|up|half|squared|cubed)\b|以[上下内]|[几多余半]|个半", re.IGNORECASE
+)
+_SEASON = re.compile(r"([12]\d{3})/(\d\d|\d{4})")  # 2015/16
+_PERCENT = re.compile("percent|per cent|%|百分", re.IGNORECASE)
 _POWERS = re.compile(r"\^\s*\{?[+-]?\d+\}?|[A-Za-zµμΩ°]\d")  # of a unit
 _MOST_DIGITS = 400  # longer ones are no answers, and Fraction would take its time
 _MOST_CHARS = 2000  # with markup
 _MOST_OF_COUNT = 200
+CUT_OFF = 1e-6  # the largest tolerance that is for digits cut off
 _PI = Fraction("3.14159265358979323846264338327950288419716939937510")
 
 _ONES = (
@@ -70,14 +82,16 @@ _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 _TO_TWENTY, _BY_TEN = _ONES.split(), _TENS.split()
 WORDS = dict(zip(_TO_TWENTY, range(20), strict=True)) | dict(zip(_BY_TEN, range(20, 100, 10), strict=True))
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
-MULTIPLES = {"k": 10**3, "thousand": 10**3, "mn": 10**6, "million": 10**6, "millions": 10**6, "bn": 10**9,
-             "billion": 10**9, "billions": 10**9, "trillion": 10**12, "万": 10**4, "亿": 10**8}  # fmt: skip
+MULTIPLES = {"dozen": 12, "hundred": 100, "k": 10**3, "thousand": 10**3, "thousands": 10**3, "mn": 10**6,
+             "million": 10**6, "millions": 10**6, "bn": 10**9, "billion": 10**9, "billions": 10**9,
+             "trillion": 10**12, "万": 10**4, "亿": 10**8}  # fmt: skip
 LETTERS = {"m": 10**6, "b": 10**9, "t": 10**12}  # of a chart's axis; elsewhere metres, say
 _HAN = {char: i for i, char in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
 _HAN_SCALES = {"十": 10, "百": 100, "千": 1000}
-
-
-_NO_THINGS = {*WORDS, *_SCALES, *MULTIPLES}
+_THERE_ARE = re.compile(r"^\s*(?:there (?:is|are)\b|[总一]?共有?|有)", re.IGNORECASE)
+_PARTS = "third fourth quarter fifth sixth seventh eighth ninth tenth hundredth thousandth"
+_NO_THINGS = {*WORDS, *_SCALES, *MULTIPLES, *_PARTS.split(), *(f"{part}s" for part in _PARTS.split()), "half", "halves",
+              "percent", "st", "nd", "rd", "th"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -105,19 +119,20 @@ def read_number(text: str) -> Number | None:
     """The number that the whole text is, with its unit; None if it is anything else."""
     if len(text) > _MOST_CHARS:
         return None
-    text = unmark(_CURRENCY.sub("", text))
+    text, currency = _without_currency(text)
+    text = unmark(text)
     named = _NAMED.match(text)
     text = text[named.end() :] if named else text
-    if len(text) > _MOST_DIGITS:
+    if len(text) > _MOST_DIGITS or _is_season(text):
         return None
-    found = _NUMBER.fullmatch(_CURRENCY.sub("", text))
+    found = _NUMBER.fullmatch(text)
     if found is None or text.count("(") != text.count(")"):
         return None
     rest = found["rest"].strip().rstrip(".。")
     if rest[:1] in tuple("^*+-/!(=<>,") or any(char.isdigit() for char in _POWERS.sub("", rest)) or "=" in rest:
         return None  # a second number, or the beginning of an expression
-    if hedges(rest) or not WORDS.keys().isdisjoint(rest.casefold().split()):
-        return None  # 5 or more, 5 six
+    if hedges(rest) or _BOUND.match(rest) or not WORDS.keys().isdisjoint(rest.casefold().split()):
+        return None  # 5 or more, 5 and a half, 5 six
     value = _value(found)
     if value is None:
         return None
@@ -129,16 +144,37 @@ def read_number(text: str) -> Number | None:
         value /= 100
     digits = found["decimal"]
     integer = bool(digits and digits.isdigit() and not (found["sign"] or rest or found["percent"] or found["pi"]))
-    integer = integer and not (found["e"] or found["ten"] or found["per"] or found["on"])
-    return Number(value, rest, bool(found["percent"]), integer, named[1] if named else "")
+    integer = integer and not (found["e"] or found["ten"] or found["per"] or found["on"] or currency)
+    unit = f"{rest} {currency}".strip()
+    return Number(value, unit, bool(found["percent"]), integer, named[1] if named else "")
+
+
+def _without_currency(text: str) -> tuple[str, str]:
+    """A text without the sign of a currency before or behind it, and its name; ``$5$`` is mathematics."""
+    found = _CURRENCY.search(text)
+    if found is None or (text.count("$") - text.count("\\$")) % 2 != ("\\" not in found[0] and "$" in found[0]):
+        return text, ""
+    return f"{text[: found.start()]}{found[1] or ''} {text[found.end() :]}", _CURRENCIES[found[2] or found[3]]
+
+
+def _is_season(text: str) -> bool:
+    """Whether it is two years, 2015/16 or 2015/2016, and no fraction."""
+    found = _SEASON.fullmatch(text)
+    return found is not None and (int(found[1]) + 1 - int(found[2])) % 10 ** len(found[2]) == 0
 
 
 def _value(found: re.Match[str]) -> Fraction | None:
     def read(group: str) -> Fraction:
         return Fraction(_SEPARATORS.sub("", found[group]).rstrip(".") or "0")
 
+    def divided(top: Fraction, bottom: Fraction) -> Fraction | None:
+        """None of 48/2 and 1.5/3, too: a division that is left to do is no number."""
+        if not bottom or top.denominator * bottom.denominator > 1 or (top / bottom).denominator == 1:
+            return None
+        return top / bottom
+
     if found["top"]:
-        return read("top") / read("bottom") if read("bottom") else None
+        return divided(read("top"), read("bottom"))
     if found["whole"]:
         return read("whole") + read("mixed_top") / read("mixed_bottom") if read("mixed_bottom") else None
     if found["power"]:
@@ -148,11 +184,7 @@ def _value(found: re.Match[str]) -> Fraction | None:
         if abs(int(power)) > _MOST_DIGITS:
             return None
         value *= Fraction(10) ** int(power)
-    if found["per"]:
-        if not read("per"):
-            return None
-        value /= read("per")
-    return value
+    return divided(value, read("per")) if found["per"] else value
 
 
 def _go_on(digits: str) -> Fraction:
@@ -165,28 +197,33 @@ def _go_on(digits: str) -> Fraction:
     return known + Fraction(int(tail[-period:]), (10**period - 1) * 10 ** (len(tail) - period))
 
 
-def read_count(text: str) -> int | None:
-    """A number of things: digits or words of English or Chinese, with at most a few words that name the things."""
+def read_count(text: str, named: bool = True) -> int | None:
+    """A number of things: digits or words of English or Chinese, with at most a few words that name the things; with
+    none if it must not be ``named``."""
     if len(text) > _MOST_OF_COUNT:
         return None
+    text = _THERE_ARE.sub("", text)
     if (number := read_number(text)) is not None:
-        plain = not number.percent and number.value.denominator == 1 and _names_things(number.unit)
+        plain = not number.percent and number.value.denominator == 1 and _names_things(number.unit, named)
         return int(number.value) if plain else None
     tokens = re.findall(r"[a-z]+|[零〇一二两三四五六七八九十百千万]+|\S", unmark(text).casefold().rstrip(".。"))
     for end in range(len(tokens), 0, -1):
+        if end > 1 and tokens[end - 1] in ("-", "and"):
+            continue  # two and a half
         value = _in_words([t for t in tokens[:end] if t not in ("-", "and")] if end > 1 else tokens[:1])
         if value is not None:
-            return value if _names_things(" ".join(tokens[end:])) else None
+            return value if _names_things(" ".join(tokens[end:]), named) else None
     return None
 
 
-def _names_things(rest: str) -> bool:
+def _names_things(rest: str, named: bool) -> bool:
     words = rest.casefold().split()
     return (
-        len(words) <= 4
+        len(words) <= (4 if named else 0)
         and len(rest) <= 40
-        and not hedges(rest)
-        and all(re.fullmatch(r"[^\W\d_][\w-]*", word) and word not in _NO_THINGS for word in words)
+        and not (hedges(rest) or _BOUND.match(rest))
+        and all(re.fullmatch(r"[^\W\d_](?:[^\W\d_]|-)*", word) and word not in _NO_THINGS for word in words)
+        and _HAN.keys().isdisjoint(rest)  # 三分之一, 三点五
     )
 
 
@@ -233,6 +270,19 @@ def scaled(number: Number, scales: Mapping[str, int] = MULTIPLES) -> tuple[Fract
     return (number.value * scale, rest.strip()) if scale else (number.value, number.unit)
 
 
+def percent_left_out(a: Number, b: Number, question: str | None) -> bool:
+    """Whether they differ in nothing but the percent sign of one, where the question asks for per cent: 60 for 60 %. A
+    truth of 1 or less may be a share, so that 0.5 % are not 0.5."""
+    if a.percent == b.percent or a.unit or b.unit or not _PERCENT.search(question or ""):
+        return False
+    return (b.percent or abs(b.value) > 1) and (a.value * 100 if a.percent else a.value) == (
+        b.value * 100 if b.percent else b.value
+    )
+
+
 def close(a: Fraction, b: Fraction, tolerance: float) -> bool:
-    """Whether ``a`` is within ``tolerance`` of the truth ``b``, relative to it; a truth of 0 admits 0 alone."""
+    """Whether ``a`` is within ``tolerance`` of the truth ``b``, relative to it; a truth of 0 admits 0 alone, and where
+    the tolerance is for digits cut off, not for measurements, a whole number admits no other whole number."""
+    if tolerance <= CUT_OFF and a.denominator == b.denominator == 1:
+        return a == b
     return a == b or (b != 0 and math.isfinite(tolerance) and abs(a - b) <= Fraction(repr(tolerance)) * abs(b))

@@ -12,8 +12,8 @@ from fractions import Fraction
 from . import worker
 from .choice import judge_option, letters_of, options_of
 from .judge import Judge
-from .number import MULTIPLES, Number, close, read_number, scaled, unmark
-from .text import hedges, same_words, tidy, truth_value
+from .number import MULTIPLES, Number, close, percent_left_out, read_count, read_number, scaled, unmark
+from .text import asks_for_order, hedges, same_words, tidy, truth_value
 from .units import is_unit, unit_name
 from .verdict import Verdict, judged, right, wrong
 
@@ -23,9 +23,11 @@ _HYPHEN = re.compile(
     r"(?<=[^\W\d_])-(?=[^\W\d_]{2})|(?<=[^\W\d_]{2})-(?=[^\W\d_])|\*\*"  # x-ray, **bold**
     r"|(?<=\d)-(?!sin|cos|tan|sec|csc|cot|log|exp|arc)(?=[^\W\d_][a-z]{5})"  # 2-methylpropane
 )
-_ARROW = re.compile(r"\\(?:long)?rightarrow(?![A-Za-z])|\\to(?![A-Za-z])|[→⟶]")
+_ARROW = re.compile(r"\\(?:long)?rightarrow(?![A-Za-z])|\\to(?![A-Za-z])|[→⟶=]")
 _GENOTYPE = re.compile(r"(?:([A-Za-z])(?i:\1))+")  # AaBb
-_ION = re.compile(r"->|\^\d*[+-]")
+# What is written as a formula is: a reaction, an ion, atoms in numbers, shells of electrons.
+_CHEMICAL = re.compile(r"(?:[A-Z][a-z]?|[\d()\[\]])+")
+_WRITTEN = re.compile(r".*->.*|.*[+-]|(?=.*[A-Z])(?:[A-Z][a-z]?|[\d()\[\]])+|(?:\[[A-Z][a-z]\])?(?:\d[spdf]\d+)+|sp\d?")
 # What pint takes for a unit, and an answer of mathematics for a constant or a variable.
 _NO_UNITS = frozenset((*"abcekuBDPRπħ", "pi", "alpha", "gamma", "mu", "hbar"))
 # pint takes nearly any two letters for one.
@@ -34,7 +36,7 @@ _SHORT_UNITS = frozenset((
     "MB", "GB", "K", "C", "F", "bp", "kb", "Mb", "mM", "nM", "uM", "cM", "Da", "IU",
 ))  # fmt: skip
 _SCALES = {word: scale for word, scale in MULTIPLES.items() if word not in ("k", "mn", "bn")}  # 3k may be a product
-_OR = re.compile(r"\s+(?:or|and)\s+|[或和]")
+_OR = re.compile(r"(?<!\s)\s+(?:or|and)\s+|[或和]")
 _WORD = re.compile(r"[^\W\d_]{3,}[\w ]*|[\u3400-\u9fff]+")
 _UNIT_BEHIND = re.compile(
     r"(.*\S)\s*(?:\\(?:text|mathrm)\s*\{([^{}]+)\}(\^\{?\d\}?)?|\s([a-z]{2}(?:\^\{?\d\}?|[²³])?))\s*\$?", re.DOTALL
@@ -43,9 +45,18 @@ _UNIT_BEHIND = re.compile(
 _NAME = re.compile(r"(?<![\\A-Za-z])(?!sin|cos|tan|log|exp)[A-Za-z]{3,}|[\u3400-\u9fff]")
 
 _GREEK = frozenset("αβγδεζηθικλμνξρστυφχψωΓΔΘΛΞΠΣΦΨΩ")
+_LONG_WORD = re.compile(r"(?<![\\a-z{])[a-z]{5,}")
+_FUNCTION = re.compile(
+    "sin|cos|tan|sec|csc|cot|log|exp|sqrt|infin|alpha|gamma|delta|epsilon|theta|kappa|lambda|sigma|upsilon|omega"
+)
 _ALONE = re.compile(r"(?<![A-Za-z\\])[A-Za-zα-ω](?![A-Za-z])")
+_REWRITE = re.compile(r"\b(?:simpl|reduc|lowest terms|convert|rewrite|express)|化简|约分|换算|化为|化成", re.IGNORECASE)
+_WORK_OUT = re.compile(r"\b(?:expand|factor|evaluat|calculat|comput|rationali[sz])|计算|分解|展开|求值", re.IGNORECASE)
 _LABELS = [frozenset(run) for run in ("ABCDEFGH", "PQRS", "XYZ", "ACGTU")]
-_ORDER = re.compile(r"\b(?:order|rank|arrang|sort|sequen|codon|strand|path|route)|[排序]", re.IGNORECASE)
+_STRAND = re.compile(r"\b(?:sequen|codon|strand|path|route)", re.IGNORECASE)
+# Dates, times, ranges, scores and ratios: 2020-01-05, 2:30, 10-3 are no differences and quotients.
+_LABEL = re.compile(r"\d+(?:-\d+)+|\d*√?\d+(?::\d*√?\d+)+|\d+(?:/\d+){2,}")
+_YEAR = re.compile(r"\b(?:which|what|in|the|that) years?\b|\bwhen (?:was|were|is|did)\b|哪一?年|年份", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -64,28 +75,47 @@ class Stem:
     def __call__(self, answer: str, truth: str, question: str | None) -> Verdict:
         if tidy(answer) == tidy(truth) or unmark(tidy(answer)) == unmark(tidy(truth)):
             return right("the same text")
+        verdict = self._compare(answer, truth, question)
+        if verdict.score and question and _copied(answer, truth, question):
+            return wrong("what the question gives, not what it asks for")
+        return verdict
+
+    def _compare(self, answer: str, truth: str, question: str | None) -> Verdict:
         if (option := judge_option(answer, truth, question)) is not None:
             return option
+        if _LABEL.fullmatch(label := re.sub(r"\s", "", _bare(truth))):
+            given = re.sub(r"\s", "", _bare(answer)).rpartition("=")[2]
+            return judged(given.replace("/", ":") == label.replace("/", ":"), "as written")
         a, b = read_number(answer), read_number(truth)
         if a is not None and b is not None and (verdict := self._numbers(a, b, question)) is not None:
             return verdict
         if (yes := truth_value(truth)) is not None and not options_of(question):
             return judged(truth_value(answer) is yes, "yes or no")
+        if (a is None) != (b is None):  # two for 2
+            count = read_count(truth, named=False)
+            if count is not None and count == read_count(answer, named=False):
+                return right("in words")
         if b is None and _same_words(answer, truth):
             return right("the same words")
         formula, given = _formula(truth), _formula(answer)
-        if formula == given and (_ION.search(formula) or given.endswith(("+", "-"))):
+        if formula == given and _WRITTEN.fullmatch(formula):
             return right("the same formula")
-        several = b is None and _OR.search(answer) is not None  # x = 1 or x = 2
-        said = _OR.sub(", ", answer) if several else answer
+        # x = 1 or x = 2 are two values
+        said, meant = (_OR.sub(", ", answer), _OR.sub(", ", truth)) if b is None else (answer, truth)
+        if "且" in said and "且" in meant:  # k < 1 and k ≠ 0
+            said, meant = (text.replace("且", ", ") for text in (said, meant))
         if (b is not None and a is None and not _SYMBOLS & set(answer)) or (hedges(said) and not hedges(truth)):
             return wrong("no single value")
-        said, meant = self._without_unit(said, truth) if a is None or b is None else (said, truth)
+        said, meant = self._without_unit(said, meant) if a is None or b is None else (said, meant)
         spelt = _spelt(answer) and _spelt(truth) and not _product(truth, question)
+        words = _long_words(meant)
+        spelt = spelt or (bool(words) and _long_words(said) != words)
         if _mathematical(said) and _mathematical(meant) and not spelt:
             try:
                 equal = worker.call(
-                    "rlcs.rewards.symbolic:equal", said, meant, self.tolerance, deadline_s=self.deadline_s
+                    "rlcs.rewards.symbolic:equal",
+                    *(said, meant, self.tolerance, asks_for_order(question)),
+                    deadline_s=self.deadline_s,
                 )
             except worker.WorkerFault as fault:
                 if not str(fault).startswith("ValueError"):
@@ -104,6 +134,10 @@ class Stem:
         mine, theirs = unit_name(a.unit), unit_name(b.unit)
         if len(a.name) == len(b.name) == 1 and a.name != b.name and not (mine or theirs):
             return None  # x = 5 and y = 5: two lines
+        if a.plain_integer and b.plain_integer and 1000 <= b.value < 2200 and _YEAR.search(question or ""):
+            return judged(a.value == b.value, "as years")
+        if percent_left_out(a, b, question):
+            return right("as per cent")
         if {mine, theirs} == {"", "degree"}:  # the sign left out, or the other in radians
             return right("as degrees") if close(a.value, b.value, self.tolerance) else None
         if mine == theirs:
@@ -133,6 +167,9 @@ class Stem:
     def _without_unit(self, answer: str, truth: str) -> tuple[str, str]:
         """Both without the unit behind an expression (``5\\sqrt{2} cm``), where it is one or may be left out."""
         (said, mine), (meant, theirs) = _unit_behind(answer), _unit_behind(truth)
+        factors = set(_letters(re.sub(r"\\[A-Za-z]+", "", truth)))
+        if mine and not theirs and set(_letters(answer[len(said) :])) <= factors:  # the mg of \mu mg
+            return answer, truth
         if mine == theirs or not theirs or (not mine and self.bare_numbers):
             return said, meant
         return answer, truth
@@ -147,7 +184,7 @@ class Stem:
 
     def _known_unit(self, unit: str) -> Verdict | None:
         """The truth names no unit, so the question does: any unit will do, but not a variable or a word."""
-        if unit in _NO_UNITS or self._ratio(unit, unit) is None:
+        if unit in _NO_UNITS or not (is_unit(unit) or self._ratio(unit, unit) is not None):
             return None
         return right("as numbers, the unit not asked for")
 
@@ -172,25 +209,55 @@ class Stem:
 
 
 def _same_words(answer: str, truth: str) -> bool:
-    """Words alone, to which no sign has come; of one or two letters (CO, Co; M, m) the case counts."""
+    """Words alone, to which no sign has come; of one or two letters (CO, Co; M, m) and in formulas (CoCl2, COCl2) the
+    case counts."""
+    answer, truth = unmark(answer), unmark(truth)
     if _SYMBOLS & set(_HYPHEN.sub("", truth)) or (_SYMBOLS - _MARKUP) & set(_HYPHEN.sub("", answer)):
         return False
     short = len(truth) <= 2 and truth.isalpha() and letters_of(truth) is None
-    return answer.strip() == truth if short or _GENOTYPE.fullmatch(truth) else same_words(answer, truth)
+    cased = short or _GENOTYPE.fullmatch(truth) or (_CHEMICAL.fullmatch(truth) and re.search(r"\d", truth))
+    return answer == truth if cased else same_words(answer, truth)
 
 
 def _formula(text: str) -> str:
-    """A formula of chemistry, however its arrow, charges, indices and spaces are written."""
+    """A formula of chemistry, however its arrow, charges, indices, shells and spaces are written."""
     text = re.sub(r"_\s*\{?(\d+)\}?", r"\1", _ARROW.sub("->", unmark(text)))
-    text = re.sub(r"\s", "", re.sub(r"\^\s*\{(\d*[+-])\}", r"^\1", text))
-    return re.sub(r"\^(?=[+-]$)", "", text)
+    text = re.sub(r"\s", "", re.sub(r"(?<=[spdf])\s*\^\s*\{?(\d+)\}?", r"\1", text))
+    return re.sub(r"\^\{?(\d*[+-])\}?(?=$|[-+\])])", r"\1", text)
+
+
+def _bare(text: str) -> str:
+    """A text without braces and signs of products, fractions with strokes."""
+    text = re.sub(r"\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2", unmark(text))
+    return re.sub("[{}*]", "", text).replace("\\sqrt", "√").replace("\\pi", "π").rstrip(" .。")
+
+
+def _copied(answer: str, truth: str, question: str) -> bool:
+    """Whether the answer stands as it is in a question that asks for another form of it, as the truth is: x(x + 1)
+    where it is to be expanded, 36 km/h where m/s are asked for."""
+    a, b = read_number(answer), read_number(truth)
+    if a is not None and b is not None:
+        changed = "/" in _bare(answer + truth) or (a.unit, a.percent) != (b.unit, b.percent)
+        asks = changed and bool(_REWRITE.search(question))
+    else:
+        asks = bool(_SYMBOLS & set(answer) and (_REWRITE.search(question) or _WORK_OUT.search(question)))
+    if not asks or len(answer) + len(truth) > 400:
+        return False
+    letters = (r"\s*".join(map(re.escape, re.sub(r"\s", "", _bare(text)))) for text in (answer, truth))
+    given, due = (re.search(rf"(?<![\w.]){run}(?!\w)", _bare(question)) for run in letters)
+    return given is not None and due is None
 
 
 def _spelt(text: str) -> bool:
     """Whether letters (and digits) stand in an order that matters: words, ranks (CBA), sequences (AUG), formulas
     (H2O); not so in a product like mgh."""
-    letters = re.sub(r"[\s,]", "", text)
+    letters = re.sub(r"[\s,]", "", unmark(text))
     return letters.isalnum() and letters[0].isalpha() and (len(letters) > 3 or (len(letters) > 1 and letters.isupper()))
+
+
+def _long_words(text: str) -> list[str]:
+    """Words that are no names of functions or letters, and no products: the methylpropane of 2-methylpropane."""
+    return [word for word in _LONG_WORD.findall(unmark(text).casefold()) if not _FUNCTION.search(word)]
 
 
 def _unit_behind(text: str) -> tuple[str, str]:
@@ -208,11 +275,13 @@ def _letters(text: str) -> list[str]:
 def _product(text: str, question: str | None) -> bool:
     """Whether letters are factors, as IR and mght are: the question names each by itself, they are no labels (A, B, C;
     P, Q, R) or bases, and it asks for no order. Greek among Latin letters is mathematics anyway."""
-    letters = set(re.sub(r"[\s,]", "", text))
+    letters = set(re.sub(r"[\s,]", "", unmark(text)))
     if letters & _GREEK and not letters <= _GREEK:
         return True
     named = set(_ALONE.findall(question or ""))
-    return letters <= named and not any(letters <= run for run in _LABELS) and not _ORDER.search(question or "")
+    if any(letters <= run for run in _LABELS) or asks_for_order(question) or _STRAND.search(question or ""):
+        return False
+    return letters <= named
 
 
 def _mathematical(text: str) -> bool:

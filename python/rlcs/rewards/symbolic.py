@@ -9,42 +9,72 @@ from __future__ import annotations
 import itertools
 import logging
 import random
+import re
 from typing import Any
 
 import math_verify
 import sympy
 from sympy import Expr, FiniteSet, Interval, Rational, S, Symbol, Tuple, Union
 
-from .expression import Around, Choices, Listed, Relation, TooLarge, Unreadable, parse
+from .expression import Around, Chain, Choices, Listed, Relation, TooLarge, Unfinished, Unreadable, interval, parse
+from .number import CUT_OFF
 
 DIGITS, POINTS, AGREE = 40, 8, Rational(1, 10**20)
+_OPERATOR = re.compile(r"(?<!_)(?<!_\{)\\(?:sum|int|prod|lim|max|min|gcd|lcm|det)(?![A-Za-z])")
+_ARITHMETIC = re.compile(r"\\(?:times|cdot|div)(?![A-Za-z])|(?<=[\w)}])\s*[-+*/]")
+# {x | x > 3}
+_SET = re.compile(r"[\s$]*\\?\{\s*[A-Za-z]\s*(?:\||∣|\\mid|:)(.*?(?:[<>=≤≥≠]|\\[gln]e).*?)\\?\}[\s$]*")
+# f(x) = ..., x in ...
+_NAME = re.compile(r"\s*\$?[A-Za-z]\s*(?:(?:'|\^\{?-1\}?)?\s*\([A-Za-z]\)\s*=|∈|\\in(?![A-Za-z]))")
 
 
-def equal(answer: str, truth: str, tolerance: float) -> bool:
-    """Whether both texts say the same: numbers within ``tolerance``, expressions, equations, sets, intervals, tuples.
+def equal(answer: str, truth: str, tolerance: float, ordered: bool = False) -> bool:
+    """Whether both texts say the same: numbers within ``tolerance``, expressions, equations, sets, intervals, tuples;
+    lists in any order unless ``ordered``. A number must be worked out, unless the truth is not: 17*23 is not 391; so
+    must sums, integrals, limits.
 
     Raises:
         ValueError: the truth can't be read. An answer that can't be read is wrong.
     """
+    if _OPERATOR.search(answer) and not _OPERATOR.search(truth):
+        return False
+    answer, truth = (found[1] if (found := _SET.fullmatch(text)) else text for text in (answer, truth))
+    names = [_NAME.match(text) for text in (answer, truth)]
+    if names.count(None) == 1:
+        answer, truth = (text[name.end() if name else 0 :] for text, name in zip((answer, truth), names, strict=True))
     try:
-        b = parse(truth)
+        b, finished = _read(truth)
     except Unreadable:
         return _by_grammar(answer, truth)
     try:
-        a = parse(answer)
-    except TooLarge:
+        a = parse(answer, finished)
+    except (TooLarge, Unfinished):
         return False
     except Unreadable:
-        return _by_grammar(answer, truth) if "\\" in answer else False
+        if "\\" not in answer or (finished and _is_number(b) and _ARITHMETIC.search(answer)):
+            return False
+        return _by_grammar(answer, truth, named=isinstance(b, Expr) and not _is_number(b))
     a, b = _without_names(a), _without_names(b)
     if isinstance(a, Relation) != isinstance(b, Relation):
         a, b = _without_name(a), _without_name(b)
     if isinstance(a, Around) != isinstance(b, Around):
         a, b = _both(a), _both(b)
+    a, b = _as_set(a, b), _as_set(b, a)
+    a, b = _as_point(a, b), _as_point(b, a)
+    if ordered and isinstance(a, Choices) and isinstance(b, Choices):
+        a, b = Listed(a), Listed(b)
     try:
         return same(a, b, tolerance)
     except OverflowError:  # e^e^e^9: no number that sympy can hold
         return False
+
+
+def _read(truth: str) -> tuple[Any, bool]:
+    """What a truth is, and whether it is worked out."""
+    try:
+        return parse(truth, finished=True), True
+    except Unfinished:
+        return parse(truth), False
 
 
 def check(truth: str) -> None:
@@ -54,8 +84,9 @@ def check(truth: str) -> None:
     _by_grammar("1", "1")
 
 
-def _by_grammar(answer: str, truth: str) -> bool:
-    """math-verify on LaTeX, whose timeouts by signals don't work here; the worker's deadline stands in for them."""
+def _by_grammar(answer: str, truth: str, named: bool = False) -> bool:
+    """math-verify on LaTeX, whose timeouts by signals don't work here; the worker's deadline stands in for them. Of a
+    truth with names, 5 m, it may not make a number."""
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its timeouts are off
 
     config = [math_verify.LatexExtractionConfig()]
@@ -63,6 +94,8 @@ def _by_grammar(answer: str, truth: str) -> bool:
     gold = math_verify.parse(f"${truth}$", config, fallback_mode="no_fallback", parsing_timeout=None)
     if not gold:
         raise ValueError(f"the truth is no mathematics that can be read: {truth[:80]!r}")
+    if named and not any(isinstance(x, Expr) and x.free_symbols for x in gold):
+        return False
     found = math_verify.parse(f"${answer}$", config, fallback_mode="no_fallback", parsing_timeout=None)
     endless = (S.Infinity, S.NegativeInfinity, S.ComplexInfinity, S.NaN)  # which it takes for any number
     found = [x for x in found if not (isinstance(x, Expr) and x.has(*endless))]
@@ -71,7 +104,11 @@ def _by_grammar(answer: str, truth: str) -> bool:
 
 def _without_name(value: Any) -> Any:
     """The 5 of ``x = 5``."""
-    if not isinstance(value, Relation) or value.kind != "=" or not isinstance(value.left, Symbol):
+    if not isinstance(value, Relation) or value.kind != "=":
+        return value
+    if isinstance(value.left, Tuple) and isinstance(value.right, Tuple):  # (x, y) = (1, 2)
+        return value.right if all(isinstance(x, Symbol) for x in value.left) else value
+    if not isinstance(value.left, Symbol):
         return value
     return value if isinstance(value.right, Expr) and value.right.has(value.left) else value.right
 
@@ -85,6 +122,41 @@ def _without_names(value: Any) -> Any:
     return Choices(map(_without_name, value))
 
 
+def _as_set(value: Any, other: Any) -> Any:
+    """The interval that ``x > 2`` and ``1 < x <= 2`` say beside one in brackets, and those brackets beside them."""
+    if isinstance(other, (Interval, Tuple, Listed)) and (said := _bounds(value)) is not None:
+        return said
+    pair = isinstance(value, (Tuple, Listed)) and len(value) == 2
+    return interval(value) if pair and _bounds(other) is not None else value
+
+
+def _bounds(value: Any) -> Any:
+    """The interval of a name between numbers; None if the value is none."""
+    if isinstance(value, Relation) and value.kind in ("<", "<=", ">", ">="):
+        value = Chain([value.left, value.right], [value.kind])
+        from_name = isinstance(value.values[0], Symbol)
+        value.values.insert(0 if from_name else 2, S.NegativeInfinity if from_name else S.Infinity)
+        value.kinds.insert(0 if from_name else 1, "<")
+    if not isinstance(value, Chain) or len(value.values) != 3:
+        return None
+    low, name, high = value.values
+    real = all(isinstance(x, Expr) and x.is_extended_real and not x.free_symbols for x in (low, high))
+    return Interval(low, high, *(kind == "<" for kind in value.kinds)) if real and isinstance(name, Symbol) else None
+
+
+def _as_point(value: Any, other: Any) -> Any:
+    """The (1, 2) of ``x = 1, y = 2`` beside a point: names in the order of the alphabet."""
+    if not isinstance(other, Tuple) or not isinstance(value, Choices):
+        return value
+    if not all(isinstance(x, Relation) and x.kind == "=" and isinstance(x.left, Symbol) for x in value):
+        return value
+    return Tuple(*(x.right for x in sorted(value, key=lambda x: str(x.left))))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Expr) and not value.free_symbols
+
+
 def _both(value: Any) -> Any:
     """The two values of ``1 ± 2``."""
     return Choices((value[0] + value[1], value[0] - value[1])) if isinstance(value, Around) else value
@@ -93,6 +165,8 @@ def _both(value: Any) -> Any:
 def same(a: Any, b: Any, tolerance: float) -> bool:
     if isinstance(a, Relation) and isinstance(b, Relation):
         return _same_relation(a, b)
+    if isinstance(a, Chain) and isinstance(b, Chain):
+        return a.kinds == b.kinds and all(same(x, y, tolerance) for x, y in zip(a.values, b.values, strict=True))
     if isinstance(a, (Around, Listed, Tuple)) and type(a) is type(b):
         return len(a) == len(b) and all(same(x, y, tolerance) for x, y in zip(a, b, strict=True))
     if all(isinstance(x, (Choices, FiniteSet)) or x is S.EmptySet for x in (a, b)):
@@ -134,6 +208,8 @@ def _same_expression(a: Expr, b: Expr, tolerance: float) -> bool:
         return True
     names = sorted(a.free_symbols | b.free_symbols, key=str)
     if not names:
+        if tolerance <= CUT_OFF and a.is_Integer and b.is_Integer:
+            return False
         x, y = a.evalf(DIGITS), b.evalf(DIGITS)
         return bool(y.is_finite and x.is_finite and sympy.Abs(x - y) <= Rational(tolerance) * sympy.Abs(y))
     return _vanishes(a - b, names, sympy.Abs(a) + sympy.Abs(b))

@@ -8,14 +8,18 @@ import unicodedata
 _SPACES = re.compile(r"\s+")
 _ARTICLES = re.compile(r"\b(?:a|an|the)\s+(?=\w)")
 _DASHES = re.compile("[‐-―−]")
-# What says nothing in words: all signs but comparisons, those within numbers (2019-2020, 10:30) and in front of them
-# (-3, .5).
-_LOOSE = re.compile(r"[^\w\s%+#<>≤≥.\-/:]|[.\-/:](?!\d)|(?<!\d)[/:]|(?<=[^\W\d])[.\-]")
+# What says nothing in words: all signs but those of mathematics (∥ and ⊥), ~, the @ of addresses, those within
+# numbers (2019-2020, 10:30) and in front of them (-3, .5).
+_LOOSE = re.compile(r"[^\w\s%+#@~<>\u2190-\u22ff.\-/:]|[.\-/:](?!\d)|(?<!\d)[/:]|(?<=[^\W\d])[.\-]")
 _GAPS = re.compile(r"(?<!\d) | (?!\d)")
 _HEDGES = re.compile(
     r"\b(?:or|maybe|perhaps|possibly|probably|likely|unless|either|between|about|around|roughly|approximately|nearly"
     r"|almost|close to|at least|at most|more than|less than|not sure|unsure|cannot|can't|unknown|any|some)\b"
     r"|或|大约|约|可能|也许|左右|至少|至多|接近|不确定|[~≈∼?？]",
+    re.IGNORECASE,
+)
+_ORDER = re.compile(
+    r"\b(?:rank|arrang|sort)|(?<!any )\border(?:ing)?\b(?! to\b| of magnitude)|排[序列]|顺序|从[大小高低早多少]到",
     re.IGNORECASE,
 )
 _YES = frozenset(("yes", "y", "true", "t", "correct", "是", "对", "正确"))
@@ -46,6 +50,11 @@ def truth_value(text: str) -> bool | None:
     """True or False for a yes or a no in English or Chinese, None for anything else."""
     word = plain(text)
     return True if word in _YES else False if word in _NO else None
+
+
+def asks_for_order(question: str | None) -> bool:
+    """Whether a question says that what it asks for stands in an order."""
+    return bool(_ORDER.search(question or ""))
 
 
 def hedges(text: str) -> bool:

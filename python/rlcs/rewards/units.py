@@ -15,6 +15,8 @@ _NAMES = {
     "欧": "ohm", "欧姆": "ohm", "帕": "Pa", "帕斯卡": "Pa", "千帕": "kPa", "赫兹": "Hz", "摩尔": "mol", "度": "degree",
     "摄氏度": "degC", "平方米": "m^2", "平方厘米": "cm^2", "平方千米": "km^2", "立方米": "m^3", "立方厘米": "cm^3",
     "米/秒": "m/s", "千米/小时": "km/hour", "千米/时": "km/hour", "元": "yuan",
+    "dollars": "dollar", "usd": "dollar", "us dollars": "dollar", "cents": "cent", "euros": "euro", "eur": "euro",
+    "rmb": "yuan", "cny": "yuan", "gbp": "sterling",
     "°": "degree", "deg": "degree", "degrees": "degree", "°c": "degC", "℃": "degC", "celsius": "degC",
     "degrees celsius": "degC", "degree celsius": "degC", "°f": "degF", "℉": "degF", "degrees fahrenheit": "degF",
     "Ω": "ohm", "kΩ": "kohm", "MΩ": "Mohm", "h": "hour", "hr": "hour", "hrs": "hour", "hours": "hour", "mins": "min",
@@ -24,6 +26,8 @@ _NAMES = {
     "amps": "A", "amperes": "A", "ampere": "A", "ohms": "ohm", "pascals": "Pa", "kilopascals": "kPa", "moles": "mol",
     "liters": "L", "litres": "L", "l": "L", "ml": "mL", "kilometers": "km", "centimeters": "cm", "km/h": "km/hour",
     "kmh": "km/hour", "kph": "km/hour", "mph": "mile/hour", "days": "day", "years": "year", "microfarads": "uF",
+    "feet": "ft", "foot": "ft", "inches": "inch", "in": "inch", "miles": "mile", "pounds": "lb", "lbs": "lb",
+    "kg": "kg", "km": "km", "kj": "kJ", "kw": "kW", "kwh": "kWh", "hz": "Hz", "khz": "kHz",
     "A°": "angstrom", "Å": "angstrom",
 }  # fmt: skip
 
@@ -37,13 +41,11 @@ def unit_name(text: str) -> str:
     """The unit as pint spells it, without markup: ``m s^{-2}`` is ``m*s^-2``, ``℃`` is ``degC``."""
     text = re.sub(r"\\mu(?![A-Za-z])\s*", "u", text).replace("\\Omega", "Ω").replace("\\AA", "Å")
     text = re.sub(r"\s+", " ", text.replace("{", "").replace("}", "").replace("\\", "")).strip(" .。")
-    text = text.replace("μ", "u").replace("µ", "u").replace("° ", "°")
+    text = text.replace("μ", "u").replace("µ", "u").replace("° ", "°").replace("每", "/")
     text = re.sub(r"(?<=[A-Za-z])([23])(?![\w.])", r"^\1", text)  # m/s2
     for known in (text, text.casefold()):
         if known in _NAMES:
             return _NAMES[known]
-    if re.search(r"[\u3400-\u9fff]", text):
-        return text
     text = re.sub(r"\b(?:square|sq\.?) ([A-Za-z]+)|\b([A-Za-z]+) squared\b", lambda m: f"{m[1] or m[2]}^2", text)
     text = re.sub(r"\bcubic ([A-Za-z]+)|\b([A-Za-z]+) cubed\b", lambda m: f"{m[1] or m[2]}^3", text)
     text = re.sub(r" ?\bper\b ?", "/", text)

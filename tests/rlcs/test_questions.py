@@ -1,0 +1,96 @@
+"""Verdicts that depend on the question: its options and names, the order and the form that it asks for."""
+
+import pytest
+
+from rlcs.rewards import kit, verify
+
+pytestmark = pytest.mark.long
+
+
+def score(domain, answer, truth, question):
+    verdict = verify(domain, kit.respond(answer), truth, question)
+    assert verdict.outcome != "error", verdict.detail
+    return verdict.score
+
+
+OHM = "A current I flows through a resistor R. What is the voltage across it?"
+TANK = "A block of mass $m$ falls by h under gravity g within a time t. Give the product."
+RANK = "Rank the currents I, J and K through the bulbs, the largest first."
+
+
+@pytest.mark.parametrize(
+    ("expect", "answer", "truth", "question"),
+    [
+        (1, "RI", "IR", OHM), (1, "V=RI", "V=IR", None), (1, "RI", "V=IR", None), (1, "R I", "IR", OHM),
+        (0, "IV", "IR", OHM), (0, "IRR", "IR", OHM), (1, "tghm", "mght", TANK), (1, "mh gt", "mght", TANK),
+        (0, "mghh", "mght", TANK), (0, "RI", "IR", None), (0, "KJI", "IJK", RANK), (0, "mali", "lima", OHM),
+        (0, "BA", "AB", "The points A and B move. Which comes first?"), (0, "mali", "lima", TANK),
+        (1, "RI", "IR", "电流I流过电阻R, 求电压"), (0, "CAT", "TAC", "A pairs with T, G with C. What pairs with ATG?"),
+        (1, "AP", "PA", "What force does a pressure P on an area A make?"),
+        (1, "mgdμ", "μmgd", None), (1, "mg\\sin\\theta", "mgsinθ", None), (0, "mgcosθ", "mgsinθ", None),
+    ],
+)  # fmt: skip
+def test_products_of_letters_have_no_order(expect, answer, truth, question):
+    assert score("physics", answer, truth, question) == expect
+
+
+COLOURS = "Which colour?\nA. red\nB. blue"
+RIGHTS = "Which are right?\nA. I and II\nB. II only"
+VALUES = "What is it?\nA. 1/2\nB. yes"
+
+
+@pytest.mark.parametrize(
+    ("expect", "domain", "answer", "truth", "question"),
+    [
+        (1, "choice", "A", "A. red", COLOURS), (1, "choice", "red", "A. red", COLOURS),
+        (0, "choice", "B", "A. red", COLOURS),
+        (1, "choice", "Option B: blue", "B", COLOURS), (1, "choice", "I and II", "A", RIGHTS),
+        (0, "choice", "I", "A", RIGHTS),
+        (1, "choice", "B", "yes", VALUES), (0, "choice", "A", "yes", VALUES), (1, "math", "A", "1/2", VALUES),
+        (0, "math", "A, B", "1/2", VALUES), (1, "math", "0.5", "1/2", VALUES), (0, "math", "B", "1/2", VALUES),
+        (1, "chart", "A", "1/2", VALUES),
+    ],
+)  # fmt: skip
+def test_a_truth_may_be_an_option_s_text(expect, domain, answer, truth, question):
+    assert score(domain, answer, truth, question) == expect
+
+
+def test_a_name_of_the_question_is_no_unit():
+    assert score("math", "5", "5abc", "Let a, b and c be the sides.") == 0
+    assert score("math", "5x", "5", "Find x.") == 0
+    assert score("math", "5 apples", "5", "How many apples?") == 1
+
+
+@pytest.mark.parametrize(
+    ("expect", "domain", "answer", "truth", "question"),
+    [
+        (0, "math", "\\sqrt{18}", "3\\sqrt{2}", "Simplify $\\sqrt{18}$."),
+        (1, "math", "3√2", "3\\sqrt{2}", "Simplify $\\sqrt{18}$."),
+        (0, "math", "(x+1)(x-1)", "x^2-1", "Expand $(x+1)(x-1)$."),
+        (0, "math", "x^2 - 1", "(x-1)(x+1)", "Factor $x^2-1$."), (0, "math", "2x+3x", "5x", "Simplify 2x+3x"),
+        (0, "math", "a^2-b^2", "(a+b)(a-b)", "分解因式：a²-b²"),
+        (1, "math", "x^2+1", "x^{2}+1", "Let f(x)=x^2+1. Calculate f(-x)."),
+        (1, "math", "(x+1)(x-1)", "x^2-1", "Which product has the roots 1 and -1?"),
+        (0, "math", "2, 3/4, 5/6", "3/4, 5/6, 2", "Arrange 2, 3/4, 5/6 in increasing order"),
+        (1, "math", "3/4, 5/6, 2", "3/4, 5/6, 2", "Arrange 2, 3/4, 5/6 in increasing order"),
+        (0, "physics", "C, B, A", "B, C, A", "Rank A, B and C, the largest first."),
+        (1, "physics", "B,C,A", "B, C, A", "Rank A, B and C, the largest first."),
+        (1, "math", "2, -2", "-2, 2", "Find all x, in any order."),
+        (1, "math", "2, -2", "-2, 2", "In order to bound the sequence, find x."),
+        (0, "math", "48/64", "3/4", "Reduce 48/64 to lowest terms."),
+        (0, "math", "3/4", "0.75", "Convert 3/4 to a decimal."),
+        (0, "physics", "36 km/h", "10 m/s", "Convert 36 km/h to m/s."), (1, "math", "60", "60\\%", "What percent?"),
+        (1, "math", "2", "2.0", "Convert 2 dozen to scores, 12 to 1."),
+        (1, "math", "60%", "60", "What percentage?"), (0, "math", "0.5%", "0.5", "What percent?"),
+        (0, "math", "60", "0.6", "What percent?"), (1, "vqa", "12", "12%", "What percentage is shown?"),
+        (0, "vqa", "1.2%", "12", "What % is it?"), (0, "vqa", "12", "12%", None),
+        (0, "geography", "1945", "1939", "In which year did it begin?"),
+        (1, "physics", "1205", "1200", "What is the pressure in Pa?"),
+        (1, "choice", "15", "B", "How long is it? A:5 B:15 C:25"),
+        (0, "choice", "A. B. C. D.", "A", "A. red\nB. blue"),
+        (1, "choice", "A cat", "B", "What is it?\nA. dog\nB. A cat"),
+    ],
+)  # fmt: skip
+def test_form_order_and_unit_that_a_question_asks_for(expect, domain, answer, truth, question):
+    """What it gives to be rewritten is no answer; ranks have an order; years are exact; per cent may go unsaid."""
+    assert score(domain, answer, truth, question) == expect
