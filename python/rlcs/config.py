@@ -54,6 +54,8 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         _expect_at_least("model", self, lora_rank=0)
+        if not self.lora_alpha > 0:  # at 0 nothing would be trained
+            raise ValueError(f"model: lora_alpha must be above 0, got {self.lora_alpha}")
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class RunSettings:
     resume: bool = True  # take up the run that is in the folder, if there is one
 
     def __post_init__(self) -> None:
-        _expect_at_least("run", self, steps=1, seed=0, save_every=0, keep=1, eval_every=0)
+        _expect_at_least("run", self, steps=1, seed=0, save_every=0, keep=1, eval_every=0, threads=1)
         if self.seconds is not None and not self.seconds > 0:
             raise ValueError(f"run: seconds must be above 0, got {self.seconds}")
 

@@ -257,6 +257,12 @@ def evaluate_files(
         judge: who judges what rules leave open.
     """
     how = EvalSettings(tasks, limit, samples, greedy)
+    for name, value, least in (("seed", seed, 0), ("threads", threads, 1)):
+        if value is not None and value < least:
+            raise ValueError(f"eval: {name} must be {least} or more, got {value}")
+    for name in ("temperature", "top_p"):
+        if (value := getattr(rollout, name)) != 1:
+            raise ValueError(f"eval: rollout.{name} must be 1, as sampled answers have it, got {value}")
     if threads is not None:
         torch.set_num_threads(threads)
     if out is not None:
