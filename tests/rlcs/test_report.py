@@ -241,6 +241,16 @@ def test_running_mean_and_thinning_leave_out_what_is_unknown():
     np.testing.assert_array_equal(column([{"a": True}, {"a": 2}, {}], "a"), [np.nan, 2, np.nan])
 
 
+def test_phases_of_a_wave_add_up_where_answers_are_made_ahead(tmp_path, monkeypatch):
+    phases = {"seconds/update": 4.0, "seconds/rollout": 5.0}
+    rows = [{**WAVE, **phases}, {**WAVE, **phases, "step": 2, "seconds/wait": 1.0}]
+    monkeypatch.setattr(figures, "stack", lambda name, x, parts, *_, **how: drawn.update({name: parts}))
+    drawn = {}
+    panels.sections(Record.read(write(tmp_path / "run", *rows)), "run")
+    times = drawn["run/Time of a wave"]
+    assert np.nansum(list(times.values()), axis=0).tolist() == [9.0, 5.0]
+
+
 def test_numbers_take_the_unit_that_they_round_to():
     numbers = (0, 9999, 12345, 999_400, 999_600, 1_234_000, 999_700_000)
     assert [_short(x) for x in numbers] == ["0", "9,999", "12.3 k", "999 k", "1 M", "1.23 M", "1 G"]
