@@ -28,7 +28,7 @@ def _expect_at_least(where: str, settings: Any, **least: float) -> None:
     """An error that names the first setting below its least value; None is none."""
     for name, limit in least.items():
         value = getattr(settings, name)
-        if value is not None and value < limit:
+        if value is not None and not value >= limit:
             raise ValueError(f"{where}: {name} must be {limit} or more, got {value}")
 
 
@@ -106,6 +106,7 @@ class JudgeSettings:
     requests_per_minute: float = 0.0  # likewise; 0: no limit
 
     def __post_init__(self) -> None:
+        _expect_at_least("judge", self, concurrency=1, requests_per_minute=0)
         if len(self.urls) != len(self.models):
             raise ValueError(f"judge: models must be one for each url ({len(self.urls)}), got {len(self.models)}")
         if not self.timeout_s > 0:

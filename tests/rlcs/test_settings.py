@@ -36,6 +36,9 @@ def test_settings_from_files(tmp_path):
         ("model: {lora_alpha: 0}", r"model: lora_alpha must be above 0, got 0\.0"),
         ("alarms: {window: 1}", r"config\.yaml: alarms: window must be 2 or more, got 1$"),
         ("run: {seconds: -1}", r"config\.yaml: run: seconds must be above 0, got -1\.0$"),
+        ("judge: {concurrency: 0}", "judge: concurrency must be 1 or more, got 0"),
+        ("judge: {requests_per_minute: -1}", r"judge: requests_per_minute must be 0 or more, got -1\.0"),
+        ("judge: {requests_per_minute: .nan}", "judge: requests_per_minute must be 0 or more, got nan"),
         ("judge: {timeout_s: 0}", r"config\.yaml: judge: timeout_s must be above 0, got 0\.0$"),
         (b"run: {out: f\xfcr}", r"config\.yaml: must be UTF-8, got byte 0xfc"),
     ):
