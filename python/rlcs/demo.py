@@ -46,6 +46,8 @@ def demo(out: Path = Path("runs/demo"), budget: float = 5.8, seed: int = 0, full
     """
     if not budget > 0:
         raise ValueError(f"demo: --budget must be above 0, got {budget}")
+    if seed < 0:
+        raise ValueError(f"demo: --seed must be 0 or more, got {seed}")
     if out.exists() and any(out.iterdir()) and not (out / "demo.json").exists():
         raise ValueError(f"demo: --out must be empty or an earlier demo, got {out}")
     shutil.rmtree(out, ignore_errors=True)

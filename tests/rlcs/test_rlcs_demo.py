@@ -35,6 +35,11 @@ def test_it_replaces_only_a_demo(tmp_path):
         demo.demo(tmp_path)
     with pytest.raises(ValueError, match="--budget must be above 0, got 0"):
         demo.demo(tmp_path / "new", budget=0)
+    for name in ("demo.json", "report.html"):  # an earlier demo stays where a new one cannot be
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(ValueError, match="--seed must be 0 or more, got -1"):
+        demo.demo(tmp_path, seed=-1)
+    assert (tmp_path / "report.html").exists()
 
 
 def test_help():
