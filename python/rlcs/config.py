@@ -253,6 +253,9 @@ class TrainConfig:
         _expect_at_least("train", self, **least)
         if not self.rollout.temperature > 0:
             raise ValueError("train: rollout.temperature must be above 0: a group's answers would be one, got 0")
+        if self.proxies and not (self.run.eval_every and self.eval.samples):  # alarms would never hear of them
+            found = f"{self.run.eval_every} and {self.eval.samples}"
+            raise ValueError(f"train: run.eval_every and eval.samples must be 1 or more with proxies, got {found}")
         if self.overlap and self.refill:
             raise ValueError("train: overlap must be 0 where waves are refilled, got 1")
         if self.engine.kind == "http" and self.engine.server == "transformers" and self.recompute is False:

@@ -36,6 +36,10 @@ def test_settings_from_files(tmp_path):
         ("model: {lora_alpha: 0}", r"model: lora_alpha must be above 0, got 0\.0"),
         ("alarms: {window: 1}", r"config\.yaml: alarms: window must be 2 or more, got 1$"),
         ("run: {seconds: -1}", r"config\.yaml: run: seconds must be above 0, got -1\.0$"),
+        (
+            "proxies: {a: b}\neval: {samples: 0}",
+            "run.eval_every and eval.samples must be 1 or more with proxies, got 0 and 0",
+        ),
         ("judge: {concurrency: 0}", "judge: concurrency must be 1 or more, got 0"),
         ("judge: {requests_per_minute: -1}", r"judge: requests_per_minute must be 0 or more, got -1\.0"),
         ("judge: {requests_per_minute: .nan}", "judge: requests_per_minute must be 0 or more, got nan"),
