@@ -277,5 +277,11 @@ def evaluate_files(
         inner = bar.inner("answers")
         scores = evaluate(reader, chosen, prompts, rollout, samples, greedy, seed, inner)
     if out is not None:
-        write_text(out, json.dumps([dataclasses.asdict(score) for score in scores], indent=1) + "\n")
+        write_text(out, json.dumps([_row(score) for score in scores], indent=1) + "\n")
     return scores
+
+
+def _row(score: Score) -> dict[str, Any]:
+    """As JSON, which has no name for NaN: what is not known is null."""
+    row = dataclasses.asdict(score)
+    return {name: None if isinstance(x, float) and math.isnan(x) else x for name, x in row.items()}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import signal
 
@@ -86,7 +87,10 @@ def test_scores_that_cannot_be_written_are_refused_before_anything_is_answered(d
     for out, said in ((tmp_path, "must be a file, got a folder"), (tmp_path / "file" / "scores.json", "File exists")):
         with pytest.raises((ValueError, OSError), match=said):
             evaluate.evaluate_files(demo / "model", demo / "test.jsonl", out=out)
-    monkeypatch.setattr(evaluate, "evaluate", lambda *_: [])
+    unknown = evaluate.Score("ocr", "greedy", 0.5, math.nan, 1, 0.0, 0.0, 7.0)  # an error by one task
+    monkeypatch.setattr(evaluate, "evaluate", lambda *_: [unknown])
     out = tmp_path / "new" / "scores.json"
     evaluate.evaluate_files(demo / "model", demo / "test.jsonl", out=out)
     assert [path.name for path in out.parent.iterdir()] == ["scores.json"]
+    (row,) = json.loads(out.read_text(), parse_constant=pytest.fail)
+    assert row["mean"] == 0.5 and row["error"] is None
