@@ -160,6 +160,7 @@ class Trainer:
         for id, error in zip(ids, errors, strict=True):
             if error is not None:
                 run.bad(f"task {id!r}", error)
+                self.curriculum.leave_out(id)
         found = [id for id, error in zip(ids, errors, strict=True) if error is None]
         if not found:
             raise ValueError("data: a task of a wave must be readable, got none that is")
