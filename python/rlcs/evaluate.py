@@ -220,13 +220,16 @@ def flat(scores: Sequence[Score]) -> dict[str, float]:
 
 
 def table(scores: Sequence[Score]) -> Any:
-    """Scores for a terminal."""
+    """Scores for a terminal; what is not known, as an error by one task, is a dash."""
     from rich.table import Table
+
+    def known(x: float) -> str:
+        return "–" if math.isnan(x) else f"{x:.3f}"
 
     out = Table("domain", "mode", "score", "± error", "tasks", "bad format", "forced", "tokens")
     for score in scores:
         shares = (f"{score.format_share:.1%}", f"{score.forced_share:.1%}", f"{score.tokens:.0f}")
-        out.add_row(score.domain, score.mode, f"{score.mean:.3f}", f"{score.error:.3f}", str(score.tasks), *shares)
+        out.add_row(score.domain, score.mode, known(score.mean), known(score.error), str(score.tasks), *shares)
     return out
 
 

@@ -1,6 +1,7 @@
 """Files of a run are there whole or not at all, and the ledger as often as a checkpoint."""
 
 import dataclasses
+import io
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import signal
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 from small_runs import groups_of, tasks_of, train_config
 
 from rlcs import evaluate, files
@@ -94,3 +96,7 @@ def test_scores_that_cannot_be_written_are_refused_before_anything_is_answered(d
     assert [path.name for path in out.parent.iterdir()] == ["scores.json"]
     (row,) = json.loads(out.read_text(), parse_constant=pytest.fail)
     assert row["mean"] == 0.5 and row["error"] is None
+    console = Console(width=99, record=True, file=io.StringIO())
+    console.print(evaluate.table([unknown]))
+    said = console.export_text()
+    assert "0.500" in said and "–" in said and "nan" not in said
