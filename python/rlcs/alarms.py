@@ -6,7 +6,8 @@ leaves detection open: signals and limits are ours. No torch.
 A curriculum draws easier or harder prompts as it goes, and a step has few of each domain, so a rise of the reward is
 taken within categories, and must stand out from noise. With n and m groups of a category in the halves of the window,
     rise = sum_c w_c (late_c - then_c) / sum_c w_c,   w_c = nm / (n + m),   its variance s^2 / sum_c w_c,
-s^2 the variance of groups within categories and halves, pooled.
+s^2 the variance of groups within categories and halves, pooled, with one more degree of freedom at 1/4, the most that
+rewards in [0, 1] can have: where most categories have one group a half, the groups alone say little of it, or 0.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Action = Literal["warn", "down-weight", "quarantine"]
+MOST_VARIANCE = 0.25  # of rewards in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,12 @@ class Limits:
     length_ratio: float = 2.0  # of mean lengths, now over then (or then over now)
     language_shift: float = 0.2  # of the share of Chinese characters
     patience: int = 3  # steps that an alarm stands before the action is stronger
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            least = {"window": 2, "length_ratio": 1}.get(name, 0)
+            if not value >= least:
+                raise ValueError(f"alarms: {name} must be {least} or more, got {value}")
 
 
 @dataclass(frozen=True)
@@ -162,8 +170,8 @@ def rise_within_categories(then: Sequence[tuple[str, float]], late: Sequence[tup
         for part, mean in zip(halves, pair, strict=True)
         for x in part
     ]
-    freedom = max(1, len(left) - 2 * len(both))
-    return rise, sum(left) / freedom / sum(weights)
+    freedom = len(left) - 2 * len(both)
+    return rise, (sum(left) + MOST_VARIANCE) / (freedom + 1) / sum(weights)
 
 
 def _measures(facts: Facts, before: dict[str, Any] | None) -> dict[str, Any]:

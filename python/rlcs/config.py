@@ -28,7 +28,7 @@ def _expect_at_least(where: str, settings: Any, **least: float) -> None:
     """An error that names the first setting below its least value; None is none."""
     for name, limit in least.items():
         value = getattr(settings, name)
-        if value is not None and value < limit:
+        if value is not None and not value >= limit:
             raise ValueError(f"{where}: {name} must be {limit} or more, got {value}")
 
 
@@ -54,6 +54,8 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         _expect_at_least("model", self, lora_rank=0)
+        if not self.lora_alpha > 0:  # at 0 nothing would be trained
+            raise ValueError(f"model: lora_alpha must be above 0, got {self.lora_alpha}")
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class RunSettings:
     resume: bool = True  # take up the run that is in the folder, if there is one
 
     def __post_init__(self) -> None:
-        _expect_at_least("run", self, steps=1, seed=0, save_every=0, keep=1, eval_every=0)
+        _expect_at_least("run", self, steps=1, seed=0, save_every=0, keep=1, eval_every=0, threads=1)
         if self.seconds is not None and not self.seconds > 0:
             raise ValueError(f"run: seconds must be above 0, got {self.seconds}")
 
@@ -104,6 +106,7 @@ class JudgeSettings:
     requests_per_minute: float = 0.0  # likewise; 0: no limit
 
     def __post_init__(self) -> None:
+        _expect_at_least("judge", self, concurrency=1, requests_per_minute=0)
         if len(self.urls) != len(self.models):
             raise ValueError(f"judge: models must be one for each url ({len(self.urls)}), got {len(self.models)}")
         if not self.timeout_s > 0:
@@ -250,6 +253,9 @@ class TrainConfig:
         _expect_at_least("train", self, **least)
         if not self.rollout.temperature > 0:
             raise ValueError("train: rollout.temperature must be above 0: a group's answers would be one, got 0")
+        if self.proxies and not (self.run.eval_every and self.eval.samples):  # alarms would never hear of them
+            found = f"{self.run.eval_every} and {self.eval.samples}"
+            raise ValueError(f"train: run.eval_every and eval.samples must be 1 or more with proxies, got {found}")
         if self.overlap and self.refill:
             raise ValueError("train: overlap must be 0 where waves are refilled, got 1")
         if self.engine.kind == "http" and self.engine.server == "transformers" and self.recompute is False:

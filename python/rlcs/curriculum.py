@@ -53,6 +53,7 @@ class Curriculum:
         self._valid, self._groups, self._expected = 0, 0, 0.0  # since the last draw
         self._chances: dict[int, float] = {}  # prompt of the last draw -> chance that its group is valid
         self._factors: dict[str, float] = {}  # of domains or categories, set from outside
+        self._left_out: set[int] = set()  # prompts that cannot be asked
         self._last: dict[str, float] = {}
 
     # --- act ---
@@ -90,6 +91,7 @@ class Curriculum:
     def weights(self) -> np.ndarray:
         """[P] of the next draw: the tier's weight times the category's, times what :meth:`scale` has set."""
         outside = np.array([self._factor(name) for name in self.ledger.categories])[self.ledger.category]
+        outside[list(self._left_out)] = 0.0
         if not self.settings.weighting:
             return np.ones(len(self.ledger)) * outside
         tier = np.array(self.settings.tier_weights)[self.ledger.tier()]
@@ -104,6 +106,10 @@ class Curriculum:
         if not any(f"{category}/".startswith(f"{name}/") for category in self.ledger.categories):
             raise ValueError(f"scale: name must be a category or a domain of the tasks, got {name!r}")
         self._factors[name] = factor
+
+    def leave_out(self, id: str) -> None:
+        """Never draws a prompt again: it cannot be asked, and as nothing is learned of it, its weight would stay."""
+        self._left_out.add(self.ledger.index[id])
 
     def _factor(self, category: str) -> float:
         return math.prod(x for name, x in self._factors.items() if f"{category}/".startswith(f"{name}/"))
@@ -201,6 +207,7 @@ class Curriculum:
             "iteration": [self._valid, self._groups, self._expected],
             "chances": {self.ledger.ids[i]: x for i, x in self._chances.items()},
             "factors": dict(self._factors),
+            "left_out": [self.ledger.ids[i] for i in sorted(self._left_out)],
             "last": dict(self._last),
         }
 
@@ -218,6 +225,7 @@ class Curriculum:
         self._valid, self._groups, self._expected = state["iteration"]
         self._chances = {self.ledger.index[n]: x for n, x in state["chances"].items() if n in self.ledger.index}
         self._factors, self._last = dict(state["factors"]), dict(state["last"])
+        self._left_out = {self.ledger.index[name] for name in state["left_out"] if name in self.ledger.index}
 
 
 def is_valid(rewards: Sequence[float | None]) -> bool:

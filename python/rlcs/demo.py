@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -46,6 +47,8 @@ def demo(out: Path = Path("runs/demo"), budget: float = 5.8, seed: int = 0, full
     """
     if not budget > 0:
         raise ValueError(f"demo: --budget must be above 0, got {budget}")
+    if seed < 0:
+        raise ValueError(f"demo: --seed must be 0 or more, got {seed}")
     if out.exists() and any(out.iterdir()) and not (out / "demo.json").exists():
         raise ValueError(f"demo: --out must be empty or an earlier demo, got {out}")
     shutil.rmtree(out, ignore_errors=True)
@@ -217,7 +220,10 @@ def _summary(out: Path) -> None:
             table.add_row(domain, mode, *(cell(row, key) for row in rows.values()), style=style)
     Console().print(table)
     gains = {name: 100 * (rows[name]["sampled/all"] - rows["cold"]["sampled/all"]) for name in names[1:]}
-    more = "RLCS gains more" if gains["rlcs"] > gains["control"] else "the control gains more"
+    gap = gains["rlcs"] - gains["control"]
+    more = "RLCS gains more" if gap > 0 else "the control gains more"
+    if abs(gap) < 2 * 100 * math.hypot(*(rows[name]["sampled/all/error"] for name in names[1:])):
+        more = "none gains more beyond twice the error"
     _say(f"points at temperature 1: RLCS {gains['rlcs']:+.1f}, continued SFT {gains['control']:+.1f}: {more}")
 
 

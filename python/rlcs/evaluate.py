@@ -220,13 +220,16 @@ def flat(scores: Sequence[Score]) -> dict[str, float]:
 
 
 def table(scores: Sequence[Score]) -> Any:
-    """Scores for a terminal."""
+    """Scores for a terminal; what is not known, as an error by one task, is a dash."""
     from rich.table import Table
+
+    def known(x: float) -> str:
+        return "–" if math.isnan(x) else f"{x:.3f}"
 
     out = Table("domain", "mode", "score", "± error", "tasks", "bad format", "forced", "tokens")
     for score in scores:
         shares = (f"{score.format_share:.1%}", f"{score.forced_share:.1%}", f"{score.tokens:.0f}")
-        out.add_row(score.domain, score.mode, f"{score.mean:.3f}", f"{score.error:.3f}", str(score.tasks), *shares)
+        out.add_row(score.domain, score.mode, known(score.mean), known(score.error), str(score.tasks), *shares)
     return out
 
 
@@ -257,6 +260,12 @@ def evaluate_files(
         judge: who judges what rules leave open.
     """
     how = EvalSettings(tasks, limit, samples, greedy)
+    for name, value, least in (("seed", seed, 0), ("threads", threads, 1)):
+        if value is not None and value < least:
+            raise ValueError(f"eval: {name} must be {least} or more, got {value}")
+    for name in ("temperature", "top_p"):
+        if (value := getattr(rollout, name)) != 1:
+            raise ValueError(f"eval: rollout.{name} must be 1, as sampled answers have it, got {value}")
     if threads is not None:
         torch.set_num_threads(threads)
     if out is not None:
@@ -271,5 +280,11 @@ def evaluate_files(
         inner = bar.inner("answers")
         scores = evaluate(reader, chosen, prompts, rollout, samples, greedy, seed, inner)
     if out is not None:
-        write_text(out, json.dumps([dataclasses.asdict(score) for score in scores], indent=1) + "\n")
+        write_text(out, json.dumps([_row(score) for score in scores], indent=1) + "\n")
     return scores
+
+
+def _row(score: Score) -> dict[str, Any]:
+    """As JSON, which has no name for NaN: what is not known is null."""
+    row = dataclasses.asdict(score)
+    return {name: None if isinstance(x, float) and math.isnan(x) else x for name, x in row.items()}

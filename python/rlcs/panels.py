@@ -262,9 +262,11 @@ def speed(sheet: Sheet) -> None:
         sheet.curves("Throughput", caption, "tokens a second", rates)
         return
     phases = {name: sheet(f"seconds/{name}") for name in names(sheet.rows, "seconds/")}
-    sheet.stack(
-        "Time of a wave", "By phase; evaluations and checkpoints left out.", "seconds", phases, PALETTE, share=False
-    )
+    caption = "By phase; evaluations and checkpoints left out."
+    if "wait" in phases:  # answers were made beside the update
+        phases["rollout"] = np.where(np.isfinite(phases["wait"]), np.nan, phases["rollout"])
+        caption += " Of answers that were made ahead it is the wait for them."
+    sheet.stack("Time of a wave", caption, "seconds", phases, PALETTE, share=False)
     rates = {
         "sampled": _ratio(sheet.change("total/sampled_tokens"), sheet("seconds/rollout")),
         "trained": _ratio(sheet("trained_tokens"), sheet("seconds/update")),

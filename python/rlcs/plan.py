@@ -287,15 +287,21 @@ def plan_command(model: str = "9b", run: Plan = Plan(), json: bool = False) -> N
     title = f"{run.algorithm} of {model} on {run.gpus} {run.gpu}: arithmetic, not measured"
     table = Table("what", "figure", title=title, caption=found["hardware"]["source"])
     for name, gib in found["memory_gib"].items():
-        table.add_row(name, f"{gib:.2f} GiB")
+        table.add_row(name, f"{_digits(gib, 2)} GiB")
     for name, gib in found["peak_gib"].items():
-        table.add_row(f"peak in {name}", f"{gib:.1f} of {found['usable_gib']:.1f} GiB that are usable")
+        table.add_row(f"peak in {name}", f"{_digits(gib, 1)} of {found['usable_gib']:.1f} GiB that are usable")
     table.add_row("micro-steps of a GPU", f"{found['micro_steps']:.0f}")
     for name, phase in found["phases"].items():
-        table.add_row(name, f"{phase['seconds']:.1f} s, bound by {phase['bound']}")
-    table.add_row("wave", f"{found['seconds']:.0f} s, {found['tokens_per_s']['trained']:.0f} trained tokens/s")
+        table.add_row(name, f"{_digits(phase['seconds'], 1)} s, bound by {phase['bound']}")
+    wave, speed = found["seconds"], found["tokens_per_s"]["trained"]
+    table.add_row("wave", f"{_digits(wave, 0)} s, {speed:.0f} trained tokens/s")
     for name, strain in found["breaks_first"].items():
         table.add_row(f"strain: {name}", f"{strain:.0%}")
     Console().print(table)
     for problem in found["problems"]:
         print(f"does not fit: {problem}")
+
+
+def _digits(value: float, decimals: int) -> str:
+    """With so many decimals, or two digits where these would be zeros: a small model has figures, too."""
+    return f"{value:.{decimals}f}" if value == 0 or value >= 10**-decimals else f"{value:.2g}"

@@ -178,10 +178,11 @@ def before(record: Record, others: Sequence[Record] = ()) -> tuple[Row, str] | N
 
 
 def span(record: Record, others: Sequence[Record], mode: str, domain: str) -> tuple[Result | None, Result | None]:
-    """A domain's score before and after; the first is None where there is nothing to count a gain from."""
+    """A domain's score before and after; one is None where there is nothing to count a gain from: no evaluation before,
+    or none since."""
     start, last = before(record, others), record.evals[-1] if record.evals else None
-    first = None if start is None or start[0] is last else start[0]
-    return result(first, mode, domain), result(last, mode, domain)
+    first = None if start is None else start[0]
+    return result(first, mode, domain), None if last is first else result(last, mode, domain)
 
 
 def number(value: Any) -> float:

@@ -116,10 +116,16 @@ def verdicts(records: Sequence[Record]) -> list[str]:
         times = [record.seconds for record in told]
         if min(times) < 0.9 * max(times):
             found.append("Training times differ: " + ", ".join(f"{r.name} {clock(r.seconds)}" for r in told) + ".")
-        asked = [record.config.get("eval") for record in told if record.config]
+        asked = [_asked(record.config) for record in told if record.config]
         if any(one != asked[0] for one in asked):
             found.append("The runs were evaluated with different settings: their scores do not compare.")
     return found
+
+
+def _asked(config: Row) -> Row:
+    """What an evaluation's scores hang on: the tasks, and how long answers may be."""
+    rollout = config.get("rollout") or {}
+    return {"eval": config.get("eval"), **{name: rollout.get(name) for name in ("max_new_tokens", "thinking_budget")}}
 
 
 def _alone(record: Record, records: Sequence[Record], mode: str, words: str) -> str:
@@ -237,7 +243,8 @@ def _cells(records: Sequence[Record], mode: str, domain: str) -> list[str]:
     for record in records:
         first, last = span(record, records, mode, domain)
         gain = last - first if first and last else None
-        tasks = tasks if tasks >= 0 or last is None else last.tasks
+        known = last or first
+        tasks = tasks if tasks >= 0 or known is None else known.tasks
         cells += [_points(first), _points(last)]
         cells.append(f'<td class="{_kind(gain)}">{signed(gain)}</td>' if gain else "")
     return [f"{tasks:.0f}" if tasks >= 0 else "", *cells]
@@ -311,6 +318,7 @@ def _count(number: float, thing: str) -> str:
 
 def _short(number: float) -> str:
     """1.23 M, 45.6 k, 789."""
+    number = float(f"{number:.3g}") if number >= 1e4 else number  # before the unit is chosen: 999,900 is 1 M
     for size, name in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
         if number >= size:
             return f"{number / (size if size > 1e4 else 1e3):.3g}{name}"

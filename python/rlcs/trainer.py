@@ -44,6 +44,7 @@ from .types import Group, Sample, Task
 
 MOST_REFILLS = 10  # waves of one batch where groups are refilled instead of expanded
 FACTOR = {None: 1.0, "warn": 1.0, "down-weight": 0.25, "quarantine": 0.0}  # of a domain's weight, by its alarms
+MOST_ERROR = 0.5  # of a score in [0, 1] by one task, whose error is not known
 ORDER = 1  # a random stream's last word: the order of groups; the curriculum's draws have the seed alone
 
 
@@ -159,6 +160,7 @@ class Trainer:
         for id, error in zip(ids, errors, strict=True):
             if error is not None:
                 run.bad(f"task {id!r}", error)
+                self.curriculum.leave_out(id)
         found = [id for id, error in zip(ids, errors, strict=True) if error is None]
         if not found:
             raise ValueError("data: a task of a wave must be readable, got none that is")
@@ -334,8 +336,9 @@ class Trainer:
 
     def _evaluate(self, bar: Bar) -> list[Score]:
         scores = self.run_.evaluate(bar, self.config.proxies)
-        known = {s.domain: (s.mean, 0.0 if math.isnan(s.error) else s.error) for s in scores if s.mode == "sampled"}
-        self.proxies = known or self.proxies
+        # What no verdict stands behind says nothing: the score before stays.
+        sampled = [s for s in scores if s.mode == "sampled" and not math.isnan(s.mean)]
+        self.proxies |= {s.domain: (s.mean, MOST_ERROR if math.isnan(s.error) else s.error) for s in sampled}
         gaps = {domain: gap for score in scores for domain, gap in score.lenience.items()}
         self.lenience |= {domain: gap for domain, gap in gaps.items() if not any(map(math.isnan, gap))}
         return scores

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from rlcs.alarms import Alarms, Facts, rise_within_categories
+from rlcs.alarms import Alarms, Facts, Limits, rise_within_categories
 
 
 def rewards(level, rng=None, groups=4):
@@ -55,8 +55,30 @@ def test_the_rise_is_taken_within_categories():
     then, late = [("a", 0.0), ("a", 0.2), ("b", 1.0), ("c", 0.5)], [("a", 0.5), ("b", 0.8), ("b", 1.0), ("d", 0.0)]
     rise, variance = rise_within_categories(then, late)
     assert rise == pytest.approx((2 / 3 * 0.4 + 2 / 3 * -0.1) / (4 / 3))
-    assert variance == pytest.approx((0.02 + 0.02) / 2 / (4 / 3))  # 6 groups in 4 cells
+    assert variance == pytest.approx((0.02 + 0.02 + 0.25) / (2 + 1) / (4 / 3))  # 6 groups in 4 cells
     assert rise_within_categories(then, []) == (0.0, 0.0)
+
+
+def test_many_categories_of_few_groups_are_not_hacking():
+    """Most have one group in a half of the window, and nothing to tell noise by."""
+    rng, alarms, truths = np.random.default_rng(0), Alarms(), [str(i) for i in range(32)]
+    levels = rng.random(200)
+    for _ in range(200):
+        groups = [(f"{c}", float(rng.binomial(8, levels[c]) / 8)) for c in rng.integers(200, size=2)]
+        assert alarms.observe({"a": Facts(groups, 0, 16, truths, truths, 0.4, 0.01)}) == []
+
+
+def test_limits_that_no_signal_can_have():
+    for changes, said in (
+        ({"window": 1}, "alarms: window must be 2 or more, got 1"),
+        ({"length_ratio": 0.5}, r"alarms: length_ratio must be 1 or more, got 0\.5"),
+        ({"patience": -1}, "alarms: patience must be 0 or more, got -1"),
+        ({"sigmas": float("nan")}, "alarms: sigmas must be 0 or more, got nan"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Limits(**changes)
+    two = Alarms(Limits(window=2))
+    assert [two.observe({"a": Facts(rewards(0.5), 0, 1, ["a"], ["a"])}) for _ in range(3)] == [[], [], []]
 
 
 def test_a_held_out_score_that_falls_quickly_is_seen_at_once():

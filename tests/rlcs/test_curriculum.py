@@ -179,6 +179,16 @@ def test_domains_can_be_scaled_down_and_out():
         curriculum.scale("z", 0)
 
 
+@pytest.mark.parametrize("weighting", [True, False])
+def test_a_prompt_that_cannot_be_asked_is_drawn_no_more(weighting):
+    curriculum = Curriculum(TASKS[:40], seed=0, settings=Settings(weighting=weighting))
+    curriculum.leave_out("3")
+    assert len(ids := curriculum.draw(40)) == 39 and "3" not in ids
+    again = Curriculum(TASKS[1:40], seed=0)
+    again.load_state_dict(json.loads(json.dumps(curriculum.state_dict())))
+    assert len(ids := again.draw(40)) == 38 and "3" not in ids
+
+
 def test_metrics_say_what_was_drawn():
     curriculum = Curriculum(TASKS, seed=0)
     drawn = curriculum.draw(32)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from small_runs import sft_config, train_config, with_damaged_pictures
 
 from rlcs import checkpoint, evaluate, learner, rewards
+from rlcs.curriculum import Curriculum
 from rlcs.failures import told
 from rlcs.learner import Learner
 from rlcs.logs import read_metrics
@@ -151,17 +152,21 @@ def _short(call):
 
 
 @pytest.mark.parametrize("rule", ["skip", "fatal"])
-def test_a_task_whose_picture_is_damaged_is_left_out_when_it_is_drawn(rule, demo, tmp_path):
+def test_a_task_whose_picture_is_damaged_is_left_out_when_it_is_drawn(rule, demo, tmp_path, monkeypatch):
     tasks = with_damaged_pictures(demo, tmp_path)
-    config = with_run(train_config(demo, tmp_path / "run", tasks=tasks, bad_rows=rule), steps=2)
+    config = with_run(train_config(demo, tmp_path / "run", tasks=tasks, bad_rows=rule), steps=6)
     notes = []
     if rule == "fatal":
         with pytest.raises(ValueError, match=r"data: task '.*': image: .*\.png"):
             train(config)
         return
+    drawn, draw = [], Curriculum.draw
+    monkeypatch.setattr(Curriculum, "draw", lambda self, n: drawn.append(draw(self, n)) or drawn[-1])
     train(config, notes.append)
+    damaged = {note.split("'")[1] for note in notes if note.startswith("data: task '")}
+    assert all(sum(name in ids for ids in drawn) == 1 for name in damaged)
     rows = [row for row in read_metrics(tmp_path / "run") if row["kind"] == "wave"]
-    assert len(rows) == 2 and any(note.startswith("data: task '") and ".png" in note for note in notes)
+    assert len(rows) == 6 and any(note.startswith("data: task '") and ".png" in note for note in notes)
     assert len(notes) == len(set(notes))
     with pytest.raises(ValueError, match="bad rows must be at most 0"):
         train(with_run(dataclasses.replace(config, max_bad_rows=0), out=tmp_path / "none"), notes.append)

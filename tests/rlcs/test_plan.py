@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,7 +11,7 @@ import pytest
 
 from glm4v.config import Config
 from rlcs.costs import adapters, gathered_together, moved_bytes, parameters
-from rlcs.plan import GPUS, MODELS, Plan, plan
+from rlcs.plan import GPUS, MODELS, Plan, plan, plan_command
 
 
 def test_state_is_shared_out_and_the_rest_is_not():
@@ -105,6 +106,14 @@ def test_the_demo_s_sizes_are_the_demo_s(demo):
     config = Config.from_pretrained(demo / "model")
     assert replace(config.text_config, vocab_size=416) == MODELS["demo"].text_config
     assert config.vision_config == MODELS["demo"].vision_config
+
+
+def test_a_small_model_has_figures_too(capsys):
+    plan_command("demo", Plan(1, 2048, prompt=256, image_tokens=64, answer=64, longest_answer=128))
+    said = capsys.readouterr().out
+    assert "0.0011 GiB" in said and "0.023 s, " in said and not re.search(r" 0(\.0+)? (GiB|s,|of)", said)
+    plan_command(run=Plan())
+    assert "4.79 GiB" in (said := capsys.readouterr().out) and "40.7 of 67.1 GiB" in said and "1292 s, " in said
 
 
 def test_it_runs_without_torch():

@@ -15,8 +15,8 @@ from PIL import Image
 
 from rlcs import figures, panels
 from rlcs.cli import main
-from rlcs.record import Record, before, column
-from rlcs.report import page_of, report, verdicts
+from rlcs.record import Record, before, column, span
+from rlcs.report import _short, page_of, report, verdicts
 
 pytestmark = pytest.mark.long
 
@@ -185,6 +185,10 @@ def test_where_a_gain_is_counted_from(tmp_path):
     assert before(late, [late, other]) == (other.evals[-1], "the end of cold, whose model it starts from")
     assert before(late) == (late.evals[0], "the first evaluation, at step 3")
     assert before(other) is None
+    begun = Record.read(write(tmp_path / "begun", {**at, "step": 0}, {**WAVE, "step": 7}, config=model))
+    (first, last), scored = span(begun, [begun], "sampled", "all"), panels.held_out([begun])
+    assert first is not None and first.mean == 0.5 and last is None  # what it has since is not known
+    assert "<td>50.0</td><td>–</td>" in page_of([begun]) and not any("Before" in one.title for one in scored)
 
 
 def test_runs_that_do_not_compare_are_told(tmp_path):
@@ -197,6 +201,13 @@ def test_runs_that_do_not_compare_are_told(tmp_path):
     said = verdicts([one, two])
     assert "Training times differ: one 1 min 40 s, two 50 s." in said
     assert any("different settings" in sentence for sentence in said)
+    short, alike, long = (
+        Record.read(write(tmp_path / f"{rows_at_once}", *rows, config={**config, "rollout": limits}))
+        for rows_at_once, most in ((1, 32), (2, 32), (3, 64))
+        for limits in [{"max_new_tokens": most, "rows": rows_at_once}]
+    )
+    assert any("different settings" in sentence for sentence in verdicts([short, long]))
+    assert not any("different settings" in sentence for sentence in verdicts([short, alike]))
 
 
 def test_seeds_of_one_setting_are_one_arm(tmp_path):
@@ -228,6 +239,21 @@ def test_running_mean_and_thinning_leave_out_what_is_unknown():
     thin = figures.thinned(np.r_[np.full(1000, 2.0), np.full(1000, np.nan)])
     assert len(thin) == figures.POINTS and (thin[:200] == 2).all() and np.isnan(thin[201:]).all()
     np.testing.assert_array_equal(column([{"a": True}, {"a": 2}, {}], "a"), [np.nan, 2, np.nan])
+
+
+def test_phases_of_a_wave_add_up_where_answers_are_made_ahead(tmp_path, monkeypatch):
+    phases = {"seconds/update": 4.0, "seconds/rollout": 5.0}
+    rows = [{**WAVE, **phases}, {**WAVE, **phases, "step": 2, "seconds/wait": 1.0}]
+    monkeypatch.setattr(figures, "stack", lambda name, x, parts, *_, **how: drawn.update({name: parts}))
+    drawn = {}
+    panels.sections(Record.read(write(tmp_path / "run", *rows)), "run")
+    times = drawn["run/Time of a wave"]
+    assert np.nansum(list(times.values()), axis=0).tolist() == [9.0, 5.0]
+
+
+def test_numbers_take_the_unit_that_they_round_to():
+    numbers = (0, 9999, 12345, 999_400, 999_600, 1_234_000, 999_700_000)
+    assert [_short(x) for x in numbers] == ["0", "9,999", "12.3 k", "999 k", "1 M", "1.23 M", "1 G"]
 
 
 def test_no_run_is_an_error_of_one_line(tmp_path, capsys):

@@ -167,9 +167,21 @@ def test_settings_that_do_not_fit(demo, tmp_path, refused, monkeypatch):
     assert "key_variable must name a variable that is set, got NO_SUCH_KEY" in refused(*train, *judge)
     if not torch.cuda.is_available():
         assert "device must be one that torch has here, got 'cuda'" in refused(*train, "--model.device", "cuda")
+    assert "device must be one that torch has here, got 'gpu'" in refused(*train, "--model.device", "gpu")
     monkeypatch.setattr("rlcs.run.find_spec", lambda _: None)
     assert "wandb must be installed" in refused(*train, "--run.wandb", "project")
     assert not (tmp_path / "run").exists()
+
+
+def test_settings_of_an_evaluation_that_do_not_fit(demo, refused):
+    for flag, value, said in (
+        ("--threads", 0, "threads must be 1 or more, got 0"),
+        ("--seed", -1, "seed must be 0 or more, got -1"),
+        ("--rollout.temperature", 0.5, "rollout.temperature must be 1, as sampled answers have it, got 0.5"),
+        ("--rollout.top-p", 0.9, "rollout.top_p must be 1, as sampled answers have it, got 0.9"),
+    ):
+        found = refused("eval", "--model", demo / "model", "--tasks", demo / "test.jsonl", flag, value)
+        assert found == f"rlcs: eval: {said}"
 
 
 # --- runs that are taken up ---

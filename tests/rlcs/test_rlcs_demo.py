@@ -1,5 +1,6 @@
 """The demo, in the small: files, runs, report, answer."""
 
+import json
 import subprocess
 import sys
 
@@ -35,6 +36,29 @@ def test_it_replaces_only_a_demo(tmp_path):
         demo.demo(tmp_path)
     with pytest.raises(ValueError, match="--budget must be above 0, got 0"):
         demo.demo(tmp_path / "new", budget=0)
+    for name in ("demo.json", "report.html"):  # an earlier demo stays where a new one cannot be
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(ValueError, match="--seed must be 0 or more, got -1"):
+        demo.demo(tmp_path, seed=-1)
+    assert (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("rlcs", "control", "said"),
+    [
+        (0.56, 0.5, "RLCS +16.0, continued SFT +10.0: RLCS gains more"),
+        (0.5, 0.6, "RLCS +10.0, continued SFT +20.0: the control gains more"),
+        (0.52, 0.5, "RLCS +12.0, continued SFT +10.0: none gains more beyond twice the error"),
+    ],
+)
+def test_it_says_which_gains_more(rlcs, control, said, tmp_path, capsys):
+    for run, mean in (("cold", 0.4), ("rlcs", rlcs), ("control", control)):
+        known = {"all": mean, "all/error": 0.02}
+        row = {f"{mode}/{name}": x for mode in ("sampled", "greedy") for name, x in known.items()}
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "metrics.jsonl").write_text(json.dumps({"kind": "eval", "step": 1, **row}) + "\n")
+    demo._summary(tmp_path)
+    assert said in capsys.readouterr().err
 
 
 def test_help():

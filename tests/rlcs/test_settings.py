@@ -32,7 +32,17 @@ def test_settings_from_files(tmp_path):
             "config.yaml: a name must stand once in a section, got 'run' twice",
         ),
         ("run: {steps: 3, seed: 1, steps: 4}", "a name must stand once in a section, got 'steps' twice"),
+        ("run: {threads: 0}", "run: threads must be 1 or more, got 0"),
+        ("model: {lora_alpha: 0}", r"model: lora_alpha must be above 0, got 0\.0"),
+        ("alarms: {window: 1}", r"config\.yaml: alarms: window must be 2 or more, got 1$"),
         ("run: {seconds: -1}", r"config\.yaml: run: seconds must be above 0, got -1\.0$"),
+        (
+            "proxies: {a: b}\neval: {samples: 0}",
+            "run.eval_every and eval.samples must be 1 or more with proxies, got 0 and 0",
+        ),
+        ("judge: {concurrency: 0}", "judge: concurrency must be 1 or more, got 0"),
+        ("judge: {requests_per_minute: -1}", r"judge: requests_per_minute must be 0 or more, got -1\.0"),
+        ("judge: {requests_per_minute: .nan}", "judge: requests_per_minute must be 0 or more, got nan"),
         ("judge: {timeout_s: 0}", r"config\.yaml: judge: timeout_s must be above 0, got 0\.0$"),
         (b"run: {out: f\xfcr}", r"config\.yaml: must be UTF-8, got byte 0xfc"),
     ):

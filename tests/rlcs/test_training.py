@@ -396,7 +396,8 @@ def test_other_ways_run(changes, demo, tmp_path):
 
 def test_the_alarms_see_the_proxy_of_a_domain(demo, tmp_path, monkeypatch):
     eval = EvalSettings(demo / "test.jsonl", samples=1, greedy=False)
-    trainer = Trainer(train_config(demo, tmp_path / "run", eval=eval, proxies={"math": "ocr"}))
+    run = RunSettings(out=tmp_path / "run", eval_every=1)
+    trainer = Trainer(train_config(demo, run.out, run=run, eval=eval, proxies={"math": "ocr"}))
     trainer.proxies = {"ocr": (0.25, 0.1), "math": (0.5, 0.2), "counting": (0.75, 0.3)}
     trainer.lenience = {"math": (0.125, 0.05)}
     tasks = [next(t for t in trainer.tasks.values() if t.domain == domain) for domain in ("math", "counting")]
@@ -410,9 +411,9 @@ def test_the_alarms_see_the_proxy_of_a_domain(demo, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("proxies", [{"maths": "ocr"}, {"ocr": "maths"}])
 def test_a_proxy_joins_domains_that_are_there(proxies, demo, tmp_path):
-    eval = EvalSettings(demo / "test.jsonl")
+    eval, run = EvalSettings(demo / "test.jsonl"), RunSettings(out=tmp_path / "run", eval_every=1)
     with pytest.raises(ValueError, match=r"train: proxies must join .* held out, got 'maths'"):
-        Trainer(train_config(demo, tmp_path / "run", eval=eval, proxies=proxies))
+        Trainer(train_config(demo, run.out, run=run, eval=eval, proxies=proxies))
 
 
 def test_samples_of_one_prompt_share_its_pictures(demo, monkeypatch):

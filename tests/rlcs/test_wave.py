@@ -74,6 +74,20 @@ def test_held_out_answers_are_judged_by_the_verifier_they_stand_in_for(demo, tmp
     assert all(map(math.isnan, scores_of(groups, "sampled", proxies)[0].lenience["lax"]))
 
 
+def test_a_held_out_score_of_one_task_or_of_none_raises_no_alarm(demo, tmp_path, monkeypatch):
+    """A judge's outage is no score, and what one task shows may be luck."""
+    trainer = Trainer(train_config(demo, tmp_path / "run"))
+    groups = [judged(trainer, verdicts) for verdicts in (HALF, (Verdict("wrong"),), (Verdict("error"),))]
+    name, said = groups[0][0].task.domain, []
+    for each in groups:
+        scores = scores_of(each[:1], "sampled")
+        monkeypatch.setattr(trainer.run_, "evaluate", lambda *_, scores=scores: scores)
+        trainer._evaluate(None)
+        said.append(trainer.proxies[name])
+        assert not [alarm for alarm in trainer._watch(groups[0]) if alarm.signal == "forgetting"]
+    assert said == [(0.5, 0.5), (0.0, 0.5), (0.0, 0.5)]
+
+
 def test_a_domain_recovers_when_its_alarm_ends_and_an_empty_draw_is_an_error(demo, tmp_path):
     trainer = Trainer(train_config(demo, tmp_path / "run"))
     domains = dict.fromkeys(task.domain for task in trainer.tasks.values())

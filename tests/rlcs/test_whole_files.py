@@ -1,13 +1,16 @@
 """Files of a run are there whole or not at all, and the ledger as often as a checkpoint."""
 
 import dataclasses
+import io
 import json
+import math
 import os
 import signal
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 from small_runs import groups_of, tasks_of, train_config
 
 from rlcs import evaluate, files
@@ -86,7 +89,14 @@ def test_scores_that_cannot_be_written_are_refused_before_anything_is_answered(d
     for out, said in ((tmp_path, "must be a file, got a folder"), (tmp_path / "file" / "scores.json", "File exists")):
         with pytest.raises((ValueError, OSError), match=said):
             evaluate.evaluate_files(demo / "model", demo / "test.jsonl", out=out)
-    monkeypatch.setattr(evaluate, "evaluate", lambda *_: [])
+    unknown = evaluate.Score("ocr", "greedy", 0.5, math.nan, 1, 0.0, 0.0, 7.0)  # an error by one task
+    monkeypatch.setattr(evaluate, "evaluate", lambda *_: [unknown])
     out = tmp_path / "new" / "scores.json"
     evaluate.evaluate_files(demo / "model", demo / "test.jsonl", out=out)
     assert [path.name for path in out.parent.iterdir()] == ["scores.json"]
+    (row,) = json.loads(out.read_text(), parse_constant=pytest.fail)
+    assert row["mean"] == 0.5 and row["error"] is None
+    console = Console(width=99, record=True, file=io.StringIO())
+    console.print(evaluate.table([unknown]))
+    said = console.export_text()
+    assert "0.500" in said and "–" in said and "nan" not in said
