@@ -213,6 +213,7 @@ class Curriculum:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up where the state was saved. Tasks that came since keep their prior; those that went are dropped."""
+        state = {"left_out": [], **state}  # which older runs did not save
         if missing := sorted(self.state_dict().keys() - state.keys()):
             raise ValueError(f"load_state_dict: state must hold what state_dict gives, {missing[0]} is missing")
         at = {name: i for i, name in enumerate(state["ids"])}

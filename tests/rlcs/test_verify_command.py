@@ -54,3 +54,16 @@ def test_a_full_disk_is_told_once(arguments):
         command = [sys.executable, "-m", "rlcs.cli", *arguments]
         done = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (2, "rlcs: [Errno 28] No space left on device\n")
+
+
+def test_python_says_nothing_of_answers_that_it_reads():
+    answers = ["5x(1)", "1if x else y", "f(a='\\\\d')", "[1, 2, '\\\\d', 4]"]
+    program = "from rlcs.rewards import kit, verify\n" + "\n".join(
+        f"verify({domain!r}, kit.respond({answer!r}), 'W()')"
+        for answer in answers
+        for domain in ("gui_os", "grounding")
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={"PYTHONPATH": PATHS}, capture_output=True, text=True, timeout=120
+    )
+    assert (done.stderr, done.returncode) == ("", 0)

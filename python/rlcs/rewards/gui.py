@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from .boxes import Box, iou, literal, valid
+from .boxes import Box, iou, literal, tree, valid
 from .judge import Judge
 from .text import edit_distance, same_words, tidy
 from .verdict import Verdict, graded, right, wrong
@@ -117,9 +117,8 @@ def read_call(text: str) -> Action | None:
     """``name(key=value, …)`` with literal values, read from its syntax tree and never run."""
     if len(text) > _MOST_CHARS:
         return None
-    text = re.sub(r"=\s*(true|false)\b", lambda m: "=" + m[1].title(), text.strip())
     try:
-        call = ast.parse(text, mode="eval").body
+        call = tree(re.sub(r"=\s*(true|false)\b", lambda m: "=" + m[1].title(), text))
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
             return None
         action: Action = {"action_type": call.func.id}
