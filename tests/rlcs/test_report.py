@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -229,6 +230,14 @@ def test_long_runs_stay_small(tmp_path):
     record = Record.read(write(tmp_path / "run", *rows))
     (drawn,) = panels.sections(record, "run")["Reward"]
     assert len(drawn.svg) < 100_000
+
+
+def test_any_name_can_be_drawn():
+    names = ["$\\frac{1$", "字" * 400, "W" * 400 + " (50%)"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        svg = figures.heatmap("names", np.full((3, 2), 0.5), names, np.arange(2), "wave", "pass rate")
+    assert names[0] in svg and "W…W" in svg and "W (50%)" in svg
 
 
 def test_running_mean_and_thinning_leave_out_what_is_unknown():
