@@ -251,7 +251,7 @@ def evaluate_files(
         greedy: also one answer at temperature 0.
         limit: at most so many tasks of each domain.
         seed: of the sampling.
-        out: also write the scores to this JSON file.
+        out: also write the scores to this JSON file; null for what is not known.
         threads: of torch.
         rollout: how answers are made.
         judge: who judges what rules leave open.
@@ -271,5 +271,7 @@ def evaluate_files(
         inner = bar.inner("answers")
         scores = evaluate(reader, chosen, prompts, rollout, samples, greedy, seed, inner)
     if out is not None:
-        write_text(out, json.dumps([dataclasses.asdict(score) for score in scores], indent=1) + "\n")
+        # JSON has no name for NaN.
+        rows = [{name: None if x != x else x for name, x in dataclasses.asdict(score).items()} for score in scores]
+        write_text(out, json.dumps(rows, indent=1) + "\n")
     return scores

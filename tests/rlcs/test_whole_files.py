@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import signal
 
@@ -90,3 +91,11 @@ def test_scores_that_cannot_be_written_are_refused_before_anything_is_answered(d
     out = tmp_path / "new" / "scores.json"
     evaluate.evaluate_files(demo / "model", demo / "test.jsonl", out=out)
     assert [path.name for path in out.parent.iterdir()] == ["scores.json"]
+
+
+def test_what_is_not_known_of_a_score_is_null(demo, tmp_path, monkeypatch):
+    alone = evaluate.Score("ocr", "greedy", 1.0, math.nan, 1, 0.0, 0.0, 3.0)  # one task tells no error
+    monkeypatch.setattr(evaluate, "evaluate", lambda *_: [alone])
+    evaluate.evaluate_files(demo / "model", demo / "test.jsonl", out=tmp_path / "scores.json")
+    (row,) = json.loads((tmp_path / "scores.json").read_text(), parse_constant=pytest.fail)
+    assert row["error"] is None and row["mean"] == 1.0 and row["lenience"] == {}
