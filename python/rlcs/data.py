@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from glm4v.source import scheme
+from glm4v.source import scheme, source_of
 
 from .curriculum import TIERS
 from .rewards import find
@@ -227,12 +227,10 @@ def _part(part: dict[str, Any], folder: Path) -> dict[str, Any]:
     kind = part.get("type")
     if kind not in ("image", "video", "image_url", "video_url"):
         return part
-    key = next((key for key in (kind, "url", "path") if key in part), None)
-    if key is None:
+    source, medium = source_of(kind, part), kind.removesuffix("_url")
+    if source is None:
         return part
-    source, medium = part[key], kind.removesuffix("_url")
-    source = source.get("url") if isinstance(source, dict) else source
-    rest = {name: value for name, value in part.items() if name not in ("type", key)}
+    rest = {name: value for name, value in part.items() if name not in ("type", kind, "url", "path")}
     return {**rest, "type": medium, medium: _place(source, folder)}
 
 

@@ -60,6 +60,7 @@ def test_an_id_that_stands_twice_is_a_bad_row(tmp_path):
         lambda path: {"type": "image", "image": path},
         lambda path: {"type": "image", "url": path},
         lambda path: {"type": "image", "path": path},
+        lambda path: {"type": "image", "image": None, "path": path},
         lambda path: {"type": "image_url", "image_url": path},
         lambda path: {"type": "image_url", "image_url": {"url": path, "detail": "low"}},
     ],
