@@ -33,11 +33,11 @@ T = TypeVar("T")
 
 def read_rows(
     path: Path,
-    row_of: Callable[[Mapping[str, Any], Path, Row], T],
+    made_of: Callable[[Row], T],
     bad_rows: BadRule | BadRows,
     note: Callable[[str], None] = print,
 ) -> list[T]:
-    """``row_of(content, folder, row)`` of every row of a file, a folder or a pattern of files.
+    """``made_of(row)`` of every row of a file, a folder or a pattern of files.
 
     Raises:
         ValueError: there is no row, or a bad one is not to be left out (`BadRows`).
@@ -46,7 +46,7 @@ def read_rows(
     rows = []
     for row in rows_of_all(files_of(path), bad):
         try:
-            rows.append(row_of(row.content(), row.file.parent, row))
+            rows.append(made_of(row))
         except (ValueError, RecursionError) as error:
             bad(row.place, error)
     if not rows:
@@ -160,8 +160,8 @@ def read_tasks(path: Path, bad_rows: BadRule | BadRows = "fatal", note: Callable
     """Tasks of a file, a folder or a pattern of files; a row whose id an earlier one has is bad."""
     places: dict[str, str] = {}
 
-    def row_of(content: Mapping[str, Any], folder: Path, row: Row) -> Task:
-        task = task_of(content, folder)
+    def unique_task(row: Row) -> Task:
+        task = task_of(row.content(), row.file.parent)
         if _holds_pictures(task.messages):
             task = replace(task, messages=Stored(row))
         if task.id in places:
@@ -170,7 +170,7 @@ def read_tasks(path: Path, bad_rows: BadRule | BadRows = "fatal", note: Callable
         places[task.id] = row.place
         return task
 
-    return read_rows(path, row_of, bad_rows, note)
+    return read_rows(path, unique_task, bad_rows, note)
 
 
 def _holds_pictures(messages: Sequence[Mapping[str, Any]]) -> bool:

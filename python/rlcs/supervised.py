@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,11 +148,7 @@ def lessons_in(config: SftConfig, row: Row) -> list[Lesson]:
 
 def read_lessons(config: SftConfig, bad: BadRows) -> list[Lesson]:
     """All lessons of the data, in their order."""
-
-    def row_of(content: Mapping[str, Any], folder: Path, row: Row) -> list[Lesson]:
-        return lessons_in(config, row)
-
-    return [lesson for found in read_rows(config.data, row_of, bad) for lesson in found]
+    return [lesson for found in read_rows(config.data, partial(lessons_in, config), bad) for lesson in found]
 
 
 @dataclass

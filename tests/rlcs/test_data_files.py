@@ -11,7 +11,7 @@ from rlcs.admission import check_tasks
 from rlcs.data import read_rows, read_tasks
 from rlcs.prompts import make
 from rlcs.rollout import RolloutSettings
-from rlcs.shards import BadRows
+from rlcs.shards import BadRows, Row
 from rlcs.supervised import read_lessons, sft
 
 TASK = {"id": "a", "domain": "ocr", "truth": "1", "messages": [{"role": "user", "content": "Grüße?"}]}
@@ -40,7 +40,7 @@ def test_what_is_not_utf8_is_named_or_left_out(tmp_path):
     assert [task.id for task in read_tasks(path, "skip", notes.append)] == ["a", "c"]
     assert len(notes) == 1 and "line 2" in notes[0]
     with pytest.raises(ValueError, match="line 1: must be UTF-8"):
-        read_rows(write(tmp_path / "wide.jsonl", json.dumps(TASK).encode("utf-16")), lambda *_: 0, "fatal")
+        read_rows(write(tmp_path / "wide.jsonl", json.dumps(TASK).encode("utf-16")), Row.content, "fatal")
 
 
 def test_an_id_that_stands_twice_is_a_bad_row(tmp_path):
