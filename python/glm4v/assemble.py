@@ -31,7 +31,7 @@ from .config import checkpoint_folder as folder_of
 from .errors import InputError
 from .files import json_text, read_json, write_text
 from .model import Glm4v
-from .processor import BORDERS, IMAGES, VIDEOS
+from .processor import IMAGES, PICTURE_TOKENS, VIDEOS
 from .prompt import CHAT_TEMPLATE
 from .tokenizer import load_tokenizer
 
@@ -260,12 +260,14 @@ def _check(tensors: dict[str, Tensor], config: Config) -> None:
 def _tokenizer(folder: Path, vocab_size: int) -> tuple[Tokenizer, dict[str, Any]]:
     """The decoder's tokenizer with what it lacks of GLM-4.1V's tokens, and the ids of the six picture tokens."""
     tokenizer = load_tokenizer(folder)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in BORDERS.values()])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in PICTURE_TOKENS.values()]
+    )
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in TAGS])
     if (size := tokenizer.get_vocab_size()) > vocab_size:
         path, expectation = folder / TOKENIZER_FILE, f"at most vocab_size = {vocab_size}"
         raise InputError(f"assemble: {path}: tokens, those of pictures included, must be {expectation}, got {size}")
-    return tokenizer, {name: tokenizer.token_to_id(token) for name, token in BORDERS.items()}
+    return tokenizer, {name: tokenizer.token_to_id(token) for name, token in PICTURE_TOKENS.items()}
 
 
 def _text_files(source: Path, tokenizer: Tokenizer) -> dict[str, str]:

@@ -43,7 +43,7 @@ FIXED = {
     "merge_size": MERGE_SIZE,
 }
 
-BORDERS = {
+PICTURE_TOKENS = {  # by their ids' names in the config
     "image_start_token_id": "<|begin_of_image|>",
     "image_end_token_id": "<|end_of_image|>",
     "video_start_token_id": "<|begin_of_video|>",
@@ -128,7 +128,7 @@ class Processor:
         self.config = Config.from_pretrained(path)
         self.tokenizer = load_tokenizer(path)
         self.codec = TextCodec(self.tokenizer, load_named_tokens(path))
-        for name, token in BORDERS.items():
+        for name, token in PICTURE_TOKENS.items():
             if self.codec.id(token) != getattr(self.config, name):
                 found = f"{getattr(self.config, name)} in config.json, {self.codec.id(token)} in tokenizer.json"
                 raise InputError(f"processor: {path}: {name} must be the id of {token}, got {found}")

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from glm4v import Processor
-from glm4v.processor import BORDERS
+from glm4v.answer import CLOSE_THINK
+from glm4v.processor import PICTURE_TOKENS
 
 from . import parallel
 from .config import SftConfig
@@ -40,8 +41,6 @@ DOCUMENT = """\
 {%- if part.type == 'image' %}{{- '<|begin_of_image|><|image|><|end_of_image|>' }}
 {%- elif part.type == 'video' %}{{- '<|begin_of_video|><|video|><|end_of_video|>' }}
 {%- else %}{{- part.text }}{%- endif %}{%- endfor %}{%- endif %}{%- endfor %}<|endoftext|>"""
-CLOSE_THINK = "</think>"
-PICTURE_TOKENS = BORDERS.values()  # an answer's tags are tokens, so these would be too
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,8 @@ def lessons_of(messages: list[dict[str, Any]], turns: str, place: str) -> list[L
         if not isinstance(answer, str):
             raise ValueError(f"an assistant's content must be a text, got {type(answer).__name__}")
         expect_unicode("an answer", answer)
-        if token := next((token for token in PICTURE_TOKENS if token in answer), None):
+        # An answer's tags are tokens, so these would be too.
+        if token := next((token for token in PICTURE_TOKENS.values() if token in answer), None):
             raise ValueError(f"an answer must be without tokens of pictures, which have none there, got {token}")
         found.append(Lesson(f"{place}/{i}", place, messages[:i], answer))
     return found
