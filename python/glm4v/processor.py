@@ -193,7 +193,7 @@ class Processor:
             pixel_values_videos,
             video_grid_thw,
             next_positions,
-            tuple(self._text(plan.pieces) for plan in plans),
+            tuple(self.codec.text(plan.pieces) for plan in plans),
         )
 
     def count_tokens(self, messages: Messages | Sequence[Messages]) -> int | list[int]:
@@ -287,10 +287,6 @@ class Processor:
                 grids.append(grid)
         together = [torch.cat(each) if len(each) > 1 else each[0] if each else None for each in (patches, grids)]
         return together[0], together[1]
-
-    def _text(self, pieces: Sequence[int | str]) -> str:
-        names = {index: token for token, index in self.codec.specials.items()}
-        return "".join(piece if isinstance(piece, str) else names[piece] for piece in pieces)
 
 
 def _conversations(messages: Messages | Sequence[Messages]) -> Sequence[Messages]:
