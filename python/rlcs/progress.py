@@ -37,7 +37,7 @@ class Bar:
 
     def __call__(self, done: float, total: float, facts: str = "") -> None:
         self._progress.update(self._main, completed=done, total=total, facts=facts)
-        tenth = int(EVERY * done / total) if total else EVERY
+        tenth = int(EVERY * done / total)
         if not self.console.is_terminal and tenth > self._told:
             self._told = tenth
             self.console.print(f"{self.name}: {done / total:.0%} {facts}", highlight=False)
