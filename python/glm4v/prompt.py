@@ -205,7 +205,7 @@ def _find_chat_template(folder: Path) -> tuple[str, Any]:
     for name in ("chat_template.json", "tokenizer_config.json"):
         template = read_settings(folder / name).get("chat_template")
         if isinstance(template, list) and all(isinstance(entry, dict) for entry in template):
-            template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
+            template = next((entry.get("template") for entry in template if entry.get("name") == "default"), template)
         if template:
             return name, template
     return "built-in chat template", CHAT_TEMPLATE
