@@ -156,10 +156,9 @@ def _write(config: SftConfig | TrainConfig, path: Path) -> None:
 def _start(command: str, config: Path, core: int | None) -> subprocess.Popen[bytes]:
     """A run as a process of its own, on one core; what it says goes to a file."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    log = open(config.with_suffix(".log"), "wb")  # noqa: SIM115 (the process writes to it)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rlcs.cli", command, "--config", str(config)], env=environment, stdout=log, stderr=log
-    )
+    arguments = [sys.executable, "-m", "rlcs.cli", command, "--config", str(config)]
+    with open(config.with_suffix(".log"), "wb") as log:
+        process = subprocess.Popen(arguments, env=environment, stdout=log, stderr=log)
     if core is not None and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(process.pid, {cores[core % len(cores)]})
