@@ -99,7 +99,7 @@ def stack(
 ) -> str | None:  # fmt: skip
     """Parts of a whole, one on the other; with ``share`` of one."""
     kept = {label: np.nan_to_num(y) for label, y in parts.items() if np.nan_to_num(y).any()}
-    if not kept or not len(x):
+    if not kept:
         return None
     shades = [colours[i % len(colours)] for i, label in enumerate(parts) if label in kept]
     x, heights = thinned(x), np.array([thinned(y) for y in kept.values()])
@@ -186,7 +186,7 @@ def heatmap(
     *, texts: np.ndarray | None = None,
 ) -> str | None:  # fmt: skip
     """``values [rows, columns]`` from 0 to 1 as colours; ``texts`` of the same shape are written on them."""
-    if not values.size or not np.isfinite(values).any():
+    if not np.isfinite(values).any():
         return None
 
     def paint(figure: Any) -> None:
