@@ -112,6 +112,21 @@ def test_weights_may_lag_as_far_as_the_settings_allow(demo, tmp_path):
         assert asked.engine.renew(3) == 3
 
 
+def test_a_server_that_paused_without_a_reply_goes_on(demo, tmp_path):
+    late = threading.Event()
+
+    def fault(_, path, body):
+        if late.is_set() and path.startswith("/pause"):
+            server.resumed.clear()
+            return 504
+
+    with fake(demo / "model", fault=fault) as server:
+        asked = Asked(demo, tmp_path, [server.url], patience_s=0.1)
+        asked.engine.renew(0)
+        late.set()
+        assert asked.engine.renew(1) == 0 and server.resumed.is_set()
+
+
 def test_a_server_that_has_half_of_the_new_weights_is_asked_nothing(demo, tmp_path):
     half = threading.Event()
 
