@@ -78,7 +78,10 @@ def conversation_of(row: Mapping[str, Any], folder: Path) -> list[dict[str, Any]
             user = next((m for m in found if m["role"] == "user"), None)
             if user is None:
                 raise ValueError(f"{kind}s must belong to a user's message, got none")
-            parts = [{"type": "text", "text": user["content"]}] if isinstance(user["content"], str) else user["content"]
+            content = user["content"]
+            if not isinstance(content, str | list):
+                raise ValueError(f"content must be text or a list of parts, got {type(content).__name__}")
+            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
             user["content"] = [{"type": kind, kind: _place(path, folder)} for path in left] + parts
     return found
 

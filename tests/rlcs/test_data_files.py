@@ -91,6 +91,12 @@ def test_parts_that_are_none_are_left_to_the_processor(part, demo, tmp_path):
         make(task.messages, Processor.from_pretrained(demo / "model"))
 
 
+def test_pictures_without_a_text_to_stand_before_are_a_bad_row(tmp_path):
+    row = {**TASK, "messages": [{"role": "user", "content": None}], "images": ["https://a.b/c.png"]}
+    with pytest.raises(ValueError, match=r"line 1: content must be text or a list of parts, got NoneType"):
+        read_tasks(write(tmp_path / "tasks.jsonl", row))
+
+
 @pytest.mark.parametrize("token", ["<|image|>", "<|begin_of_video|>"])
 def test_tokens_of_pictures_in_an_answer_are_refused_with_their_line(token, demo, tmp_path):
     def row(asked, answered):
