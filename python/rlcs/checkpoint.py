@@ -25,7 +25,7 @@ from torch import Tensor
 
 from . import parallel
 from .files import PART, sync
-from .memory import first_line
+from .memory import first_line, out_of_memory
 
 OLD = ".old"
 NAME = re.compile(r"step-\d+")
@@ -58,7 +58,7 @@ class Saved:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the libraries raise their own, some of which are no Exception, and OS errors
-            if parallel.lost(error):
+            if parallel.lost(error) or out_of_memory(error):
                 raise
             raise ValueError(f"checkpoint: {path} cannot be read: {first_line(error)}") from None
 
