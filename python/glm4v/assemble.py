@@ -26,8 +26,7 @@ from torch import Tensor
 
 from . import weights
 from .answer import TAGS
-from .config import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, Config, TextConfig, VisionConfig
-from .config import checkpoint_folder as folder_of
+from .config import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, Config, TextConfig, VisionConfig, checkpoint_folder
 from .errors import InputError
 from .files import json_text, read_json, write_text
 from .model import Glm4v
@@ -62,7 +61,7 @@ def assemble(
         InputError: one line that names the file or setting and what was expected. Nothing is
             written then.
     """
-    vision_dir, language_dir, target = folder_of(vision), folder_of(language), Path(out)
+    vision_dir, language_dir, target = checkpoint_folder(vision), checkpoint_folder(language), Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"assemble: out must be a new or empty folder, got {target}")
     encoder_settings, decoder_settings = _settings(vision_dir), _settings(language_dir)
