@@ -26,7 +26,7 @@ from torch import Tensor
 from . import parallel
 from .advantage import group_advantages
 from .ahead import Ahead
-from .alarms import Alarms, Facts
+from .alarms import Alarm, Alarms, Facts
 from .carried import groups_of, state_of
 from .config import TrainConfig
 from .curriculum import Curriculum, is_valid
@@ -260,7 +260,7 @@ class Trainer:
 
         return loss
 
-    def _watch(self, groups: Sequence[Group]) -> list[Any]:
+    def _watch(self, groups: Sequence[Group]) -> list[Alarm]:
         """Shows each domain's rollouts to the alarms, and acts on what they say."""
         config, facts = self.config, {}
         for domain in dict.fromkeys(group.task.domain for group in groups):
