@@ -29,7 +29,7 @@ from .plan import MODELS
 CONTROL_TOKENS = (
     "<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>",
     "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>",
-    "<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>", "<|image|>", "<|video|>",
+    *PICTURE_TOKENS.values(),
 )  # fmt: skip
 STOP_TOKENS = ("<|endoftext|>", "<|user|>", "<|observation|>", CLOSE_ANSWER)
 SIZES, MERGES = MODELS["demo"], 128
