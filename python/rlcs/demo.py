@@ -224,6 +224,7 @@ def _answer(folder: Path, tasks: Path, seed: int) -> None:
     """Answers one held-out image in the terminal."""
     import numpy as np
     from rich.console import Console
+    from rich.text import Text
 
     from glm4v import Glm4v
 
@@ -236,7 +237,8 @@ def _answer(folder: Path, tasks: Path, seed: int) -> None:
     console.print(blocks(opened("image", [Path(image)], (112, 28)), min(console.width, 112)))
     model = Glm4v.from_pretrained(folder)
     (found,) = model.generate(task.messages, max_new_tokens=64, temperature=0)
-    console.print(f"{task.question}  thinks: {found.thinking}  answers: [bold]{found.box}[/]  (truth: {task.truth})")
+    asked, truth = f"{task.question}  thinks: {found.thinking}  answers: ", f"  (truth: {task.truth})"
+    console.print(Text.assemble(asked, (str(found.box), "bold"), truth))
 
 
 def _say(text: str) -> None:
