@@ -304,8 +304,8 @@ def test_nobody_there_is_said_with_what_was_expected(demo, tmp_path):
 
 
 @pytest.mark.parametrize("url", ["http://host:port/v1", "http:///v1", "http://[::1/v1"])
-def test_an_address_that_is_none_is_not_tried_again(url):
-    with pytest.raises(Fault, match=f"the address must be a URL, got {re.escape(url)}: ") as fault:
+def test_a_request_that_cannot_be_made_is_not_tried_again(url):
+    with pytest.raises(Fault, match=f"a request to {re.escape(url)} cannot be made: ") as fault:
         request(url)
     assert not (fault.value.passes or fault.value.lost)
 
