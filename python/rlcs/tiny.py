@@ -64,7 +64,7 @@ def make_model(tokenizer: Tokenizer, seed: int = 0) -> Glm4v:
         vocab_size=math.ceil(tokenizer.get_vocab_size() / 8) * 8,
         extra={"eos_token_id": stop, "pad_token_id": stop[0]},
     )
-    picture_ids = {name: tokenizer.token_to_id(token) for name, token in PICTURE_TOKENS.items()}
+    picture_ids: dict[str, Any] = {name: tokenizer.token_to_id(token) for name, token in PICTURE_TOKENS.items()}
     config = replace(SIZES, text_config=text_config, **picture_ids)
     model = Glm4v(config)
     generator = torch.Generator().manual_seed(seed)
