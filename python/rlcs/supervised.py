@@ -19,6 +19,7 @@ import torch
 
 from glm4v import Processor
 from glm4v.answer import CLOSE_THINK
+from glm4v.generate import Settings
 from glm4v.processor import PICTURE_TOKENS
 
 from . import parallel
@@ -279,8 +280,8 @@ def sft(config: SftConfig, note: Callable[[str], None] = print) -> list[Score]:
     bad = BadRows(config.bad_rows, config.max_bad_rows, note)
     lessons = Lessons(config, bad)
     run = Run(config, note)
-    stop = run.model.generation_config.get("eos_token_id") or []
-    samples_of = Samples(run.prompts.processor, config.thinking, stop if isinstance(stop, list) else [stop])
+    stop_ids = Settings.read(run.model.generation_config).stop_ids
+    samples_of = Samples(run.prompts.processor, config.thinking, sorted(stop_ids))
     making = Making(run.prompts, samples_of, config.model.path, config.tokens)
     lessons.start(run.state, making, run.learner.share if parallel.size() > 1 else None)
     scores = list[Score]()

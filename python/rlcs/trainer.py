@@ -381,7 +381,7 @@ def engine_of(config: TrainConfig, run: Run) -> Engine:
 
     from .engines.http import Http
 
-    stops = Settings.read(run.model.generation_config, max_new_tokens=config.rollout.max_new_tokens).stop_ids
+    stops = Settings.read(run.model.generation_config).stop_ids
     return Http(
         config.engine,
         config.engine.weights or config.run.out / "weights",
