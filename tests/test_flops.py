@@ -98,3 +98,9 @@ print(counter.get_total_flops(), early and {first == "glm4v_ext"})
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout == "48 False\n", done.stderr
+
+
+def test_a_torch_without_the_module_says_so():
+    script = "import glm4v_ext, torch; torch.utils.__path__ = []; import torch.utils.flop_counter"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "ModuleNotFoundError: No module named 'torch.utils.flop_counter'" in done.stderr

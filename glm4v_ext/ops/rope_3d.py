@@ -107,7 +107,7 @@ def _setup(ctx, inputs, output) -> None:
 def _backward(ctx, dq: Tensor, dk: Tensor):
     # A rotation's transpose turns the other way: the same op at the opposite positions.
     (position_ids,) = ctx.saved_tensors
-    return *torch.ops.glm4v_ext.rope_3d(dq, dk, -position_ids, *ctx.settings), *[None] * 8
+    return *_rope_3d(dq, dk, -position_ids, *ctx.settings), *[None] * 7
 
 
 differentiable("rope_3d", _setup, _backward)

@@ -26,6 +26,8 @@ class _Finder(importlib.abc.MetaPathFinder):
         if name not in _waiting:
             return None
         spec: Any = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is None:
+            return None
         execute = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:

@@ -26,12 +26,11 @@ from torch import Tensor
 
 from . import weights
 from .answer import TAGS
-from .config import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, Config, TextConfig, VisionConfig
-from .config import checkpoint_folder as folder_of
+from .config import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, Config, TextConfig, VisionConfig, checkpoint_folder
 from .errors import InputError
 from .files import json_text, read_json, write_text
 from .model import Glm4v
-from .processor import BORDERS, IMAGES, VIDEOS
+from .processor import IMAGES, PICTURE_TOKENS, VIDEOS
 from .prompt import CHAT_TEMPLATE
 from .tokenizer import load_tokenizer
 
@@ -62,7 +61,7 @@ def assemble(
         InputError: one line that names the file or setting and what was expected. Nothing is
             written then.
     """
-    vision_dir, language_dir, target = folder_of(vision), folder_of(language), Path(out)
+    vision_dir, language_dir, target = checkpoint_folder(vision), checkpoint_folder(language), Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"assemble: out must be a new or empty folder, got {target}")
     encoder_settings, decoder_settings = _settings(vision_dir), _settings(language_dir)
@@ -260,12 +259,14 @@ def _check(tensors: dict[str, Tensor], config: Config) -> None:
 def _tokenizer(folder: Path, vocab_size: int) -> tuple[Tokenizer, dict[str, Any]]:
     """The decoder's tokenizer with what it lacks of GLM-4.1V's tokens, and the ids of the six picture tokens."""
     tokenizer = load_tokenizer(folder)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in BORDERS.values()])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in PICTURE_TOKENS.values()]
+    )
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in TAGS])
     if (size := tokenizer.get_vocab_size()) > vocab_size:
         path, expectation = folder / TOKENIZER_FILE, f"at most vocab_size = {vocab_size}"
         raise InputError(f"assemble: {path}: tokens, those of pictures included, must be {expectation}, got {size}")
-    return tokenizer, {name: tokenizer.token_to_id(token) for name, token in BORDERS.items()}
+    return tokenizer, {name: tokenizer.token_to_id(token) for name, token in PICTURE_TOKENS.items()}
 
 
 def _text_files(source: Path, tokenizer: Tokenizer) -> dict[str, str]:

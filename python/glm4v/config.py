@@ -120,6 +120,8 @@ class TextConfig:
             where, "num_attention_heads", self.num_attention_heads, "num_key_value_heads", self.num_key_value_heads
         )
         _expect(self.rope_theta > 0, where, "rope_theta", "above 0", self.rope_theta)
+        share = self.partial_rotary_factor
+        _expect(share <= 1, where, "partial_rotary_factor", "at most 1: all dims of a head", share)
         _expect(self.rotary_dim % 2 == 0, where, "head dim times partial_rotary_factor", "even", self.rotary_dim)
         sections = self.mrope_section
         ok = len(sections) == 3 and sum(sections) == self.rotary_dim // 2

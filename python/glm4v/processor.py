@@ -43,7 +43,7 @@ FIXED = {
     "merge_size": MERGE_SIZE,
 }
 
-BORDERS = {
+PICTURE_TOKENS = {  # by their ids' names in the config
     "image_start_token_id": "<|begin_of_image|>",
     "image_end_token_id": "<|end_of_image|>",
     "video_start_token_id": "<|begin_of_video|>",
@@ -128,7 +128,7 @@ class Processor:
         self.config = Config.from_pretrained(path)
         self.tokenizer = load_tokenizer(path)
         self.codec = TextCodec(self.tokenizer, load_named_tokens(path))
-        for name, token in BORDERS.items():
+        for name, token in PICTURE_TOKENS.items():
             if self.codec.id(token) != getattr(self.config, name):
                 found = f"{getattr(self.config, name)} in config.json, {self.codec.id(token)} in tokenizer.json"
                 raise InputError(f"processor: {path}: {name} must be the id of {token}, got {found}")
@@ -193,7 +193,7 @@ class Processor:
             pixel_values_videos,
             video_grid_thw,
             next_positions,
-            tuple(self._text(plan.pieces) for plan in plans),
+            tuple(self.codec.text(plan.pieces) for plan in plans),
         )
 
     def count_tokens(self, messages: Messages | Sequence[Messages]) -> int | list[int]:
@@ -287,10 +287,6 @@ class Processor:
                 grids.append(grid)
         together = [torch.cat(each) if len(each) > 1 else each[0] if each else None for each in (patches, grids)]
         return together[0], together[1]
-
-    def _text(self, pieces: Sequence[int | str]) -> str:
-        names = {index: token for token, index in self.codec.specials.items()}
-        return "".join(piece if isinstance(piece, str) else names[piece] for piece in pieces)
 
 
 def _conversations(messages: Messages | Sequence[Messages]) -> Sequence[Messages]:

@@ -27,6 +27,7 @@ from .answer import CLOSE_ANSWER, CLOSE_BOX, CLOSE_THINK, OPEN_ANSWER, OPEN_BOX,
 from .errors import InputError
 from .files import read_json
 from .kinds import is_list, is_number
+from .source import source_of
 from .tokenizer import TextCodec
 
 # GLM-4.1V's chat template, used when a checkpoint brings none.
@@ -115,9 +116,7 @@ class Conversation:
             except UnicodeEncodeError as error:
                 raise InputError(f"prompt: {where}: text must be Unicode: {error.reason}") from None
             return "text"
-        medium, fps = kind.removesuffix("_url"), part.get("fps")
-        source = next((part[key] for key in (kind, "url", "path") if part.get(key) is not None), None)
-        source = source.get("url") if isinstance(source, Mapping) else source
+        medium, fps, source = kind.removesuffix("_url"), part.get("fps"), source_of(kind, part)
         if medium not in ("image", "video") or source is None:
             example = '{"type": "text", "text": …}, {"type": "image", "image": …} or {"type": "video", "video": …}'
             raise InputError(f"prompt: {where}: a part must be {example}, got {found}")
@@ -206,7 +205,7 @@ def _find_chat_template(folder: Path) -> tuple[str, Any]:
     for name in ("chat_template.json", "tokenizer_config.json"):
         template = read_settings(folder / name).get("chat_template")
         if isinstance(template, list) and all(isinstance(entry, dict) for entry in template):
-            template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
+            template = next((entry.get("template") for entry in template if entry.get("name") == "default"), template)
         if template:
             return name, template
     return "built-in chat template", CHAT_TEMPLATE

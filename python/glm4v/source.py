@@ -6,10 +6,12 @@ import base64
 import os
 import urllib.parse
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from .errors import InputError
 
@@ -33,6 +35,13 @@ class Source:
 
     def error(self, reason: object) -> InputError:
         return InputError(f"{self.kind}: {self.name}: {reason}")
+
+
+def source_of(kind: str, part: Mapping[str, Any]) -> Any:
+    """What a message's part of this kind (``image``, ``video``, ``image_url``, ``video_url``) names, in any of the
+    spellings of toolkits; None where it names nothing."""
+    source = next((part[key] for key in (kind, "url", "path") if part.get(key) is not None), None)
+    return source.get("url") if isinstance(source, Mapping) else source
 
 
 def scheme(source: str | os.PathLike[str]) -> str:

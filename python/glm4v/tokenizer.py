@@ -56,6 +56,11 @@ class TextCodec:
             end = match.end()
         return pieces + ([text[end:]] if end < len(text) else [])
 
+    def text(self, pieces: Iterable[int | str]) -> str:
+        """What pieces as `split` makes them were made of."""
+        names = {index: token for token, index in self.specials.items()}
+        return "".join(piece if isinstance(piece, str) else names[piece] for piece in pieces)
+
     def guard(self, text: str, mark: str) -> str:
         """``text`` with ``mark`` put into every special token, so that `split` no longer finds it."""
         while self._special.search(text):

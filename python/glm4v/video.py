@@ -43,10 +43,11 @@ def sample_frames(times: np.ndarray, duration: float, fps: float, max_duration: 
         fps: frames wanted per second.
         max_duration: seconds up to which ``fps`` holds.
     """
+    most = max(int(max_duration * fps), 1)
     if duration <= max_duration:
         targets = np.arange(max(int(duration * fps), 1)) / fps
-    elif len(times) > int(max_duration * fps):
-        targets = np.linspace(0, duration, int(max_duration * fps))
+    elif len(times) > most:
+        targets = np.linspace(0, duration, most)
     else:
         targets = times
     # A microsecond of slack: the same instant reaches this line by two roundings.

@@ -275,9 +275,12 @@ def _read_rows(spans: Sequence[tuple[Entry, int, int]]) -> Tensor:
     data, at = rows.view(-1).view(torch.uint8).numpy(), 0
     for entry, start, stop in spans:
         each = (entry.stop - entry.start) // max(1, entry.shape[0])
+        part = data[at : at + each * (stop - start)]
         with entry.file.open("rb") as stream:
             stream.seek(entry.start + each * start)
-            at += stream.readinto(data[at : at + each * (stop - start)].data)
+            if stream.readinto(part.data) < len(part):
+                raise InputError(f"weights: {entry.file}: must stay as it is while it is read, got a shorter one")
+        at += len(part)
     return rows
 
 

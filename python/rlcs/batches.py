@@ -1,6 +1,6 @@
 """A packed micro-step as the model's arguments: what samples share is read once.
 
-Dims: T tokens of the micro-step, U tokens that the model reads, N samples, S patches, I pictures.
+Dims: T tokens of the micro-step, U tokens that the model reads, N samples.
 """
 
 from __future__ import annotations

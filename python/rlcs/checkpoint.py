@@ -25,6 +25,7 @@ from torch import Tensor
 
 from . import parallel
 from .files import PART, sync
+from .memory import first_line, out_of_memory
 
 OLD = ".old"
 NAME = re.compile(r"step-\d+")
@@ -57,9 +58,9 @@ class Saved:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the libraries raise their own, some of which are no Exception, and OS errors
-            if parallel.lost(error):
+            if parallel.lost(error) or out_of_memory(error):
                 raise
-            raise ValueError(f"checkpoint: {path} cannot be read: {_first_line(error)}") from None
+            raise ValueError(f"checkpoint: {path} cannot be read: {first_line(error)}") from None
 
 
 def _read_file(path: Path, like: Callable[[str], Tensor] | None) -> dict[str, Tensor]:
@@ -134,7 +135,7 @@ def save(
         failures = getattr(error, "failures", {})  # of several processes: what the first of them says
         first = next(iter(failures.values()))[0] if failures else error
         if isinstance(first, OSError | SafetensorError):
-            why = getattr(first, "strerror", None) or _first_line(first)
+            why = getattr(first, "strerror", None) or first_line(first)
             raise OSError(f"checkpoint: {final} cannot be written: {why}; older ones are as they were") from None
         raise
     parallel.on_first(lambda: _name(part, final, keep))
@@ -162,10 +163,6 @@ def _name(part: Path, final: Path, keep: int) -> None:
     sync(final.parent)
     for saved in every(final.parent)[:-keep]:
         _remove(saved.folder)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def every(folder: Path) -> list[Saved]:

@@ -292,15 +292,20 @@ def read(kind: type[T], path: Path | None, under: Mapping[str, Any] | None = Non
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
             names = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
             if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
-                raise ValueError(f"config: {path}: a name must stand once in a section, got {twice!r} twice")
+                raise ValueError(f"a name must stand once in a section, got {twice!r} twice")
             return super().construct_mapping(node, deep)
 
     try:
-        found = yaml.load(path.read_text(encoding="utf-8"), Loader) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"config: {path}: is not YAML: {str(error).splitlines()[0]}") from None
+        found = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except UnicodeDecodeError as error:
         raise ValueError(f"config: {path}: must be UTF-8, got byte {error.object[error.start]:#04x}") from None
+    except yaml.MarkedYAMLError as error:
+        said = ", ".join(part for part in (error.context, error.problem) if part)
+        line = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
+        raise ValueError(f"config: {path}: is not YAML: {said}{line}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of no value of its kind, a date of month 13, say
+        raise ValueError(f"config: {path}: {str(error).splitlines()[0]}") from None
+    found = {} if found is None else found
     return build(kind, _over(under or {}, found), str(path))
 
 

@@ -79,7 +79,7 @@ class Curriculum:
 
     def _wave(self, n: int, chance: np.ndarray) -> int:
         """How many of the prompts in this order to roll out."""
-        most = min(len(chance), math.ceil(n * self.settings.most_expansion))
+        most = len(chance)
         if self.settings.expansion == "off":
             return min(n, most)
         if self.settings.expansion == "ratio":

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from glm4v.source import scheme
+from glm4v.source import scheme, source_of
 
 from .curriculum import TIERS
 from .rewards import find
@@ -33,11 +33,11 @@ T = TypeVar("T")
 
 def read_rows(
     path: Path,
-    row_of: Callable[[Mapping[str, Any], Path, Row], T],
+    made_of: Callable[[Row], T],
     bad_rows: BadRule | BadRows,
     note: Callable[[str], None] = print,
 ) -> list[T]:
-    """``row_of(content, folder, row)`` of every row of a file, a folder or a pattern of files.
+    """``made_of(row)`` of every row of a file, a folder or a pattern of files.
 
     Raises:
         ValueError: there is no row, or a bad one is not to be left out (`BadRows`).
@@ -46,7 +46,7 @@ def read_rows(
     rows = []
     for row in rows_of_all(files_of(path), bad):
         try:
-            rows.append(row_of(row.content(), row.file.parent, row))
+            rows.append(made_of(row))
         except (ValueError, RecursionError) as error:
             bad(row.place, error)
     if not rows:
@@ -78,7 +78,10 @@ def conversation_of(row: Mapping[str, Any], folder: Path) -> list[dict[str, Any]
             user = next((m for m in found if m["role"] == "user"), None)
             if user is None:
                 raise ValueError(f"{kind}s must belong to a user's message, got none")
-            parts = [{"type": "text", "text": user["content"]}] if isinstance(user["content"], str) else user["content"]
+            content = user["content"]
+            if not isinstance(content, str | list):
+                raise ValueError(f"content must be text or a list of parts, got {type(content).__name__}")
+            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
             user["content"] = [{"type": kind, kind: _place(path, folder)} for path in left] + parts
     return found
 
@@ -160,8 +163,8 @@ def read_tasks(path: Path, bad_rows: BadRule | BadRows = "fatal", note: Callable
     """Tasks of a file, a folder or a pattern of files; a row whose id an earlier one has is bad."""
     places: dict[str, str] = {}
 
-    def row_of(content: Mapping[str, Any], folder: Path, row: Row) -> Task:
-        task = task_of(content, folder)
+    def unique_task(row: Row) -> Task:
+        task = task_of(row.content(), row.file.parent)
         if _holds_pictures(task.messages):
             task = replace(task, messages=Stored(row))
         if task.id in places:
@@ -170,7 +173,7 @@ def read_tasks(path: Path, bad_rows: BadRule | BadRows = "fatal", note: Callable
         places[task.id] = row.place
         return task
 
-    return read_rows(path, row_of, bad_rows, note)
+    return read_rows(path, unique_task, bad_rows, note)
 
 
 def _holds_pictures(messages: Sequence[Mapping[str, Any]]) -> bool:
@@ -227,12 +230,10 @@ def _part(part: dict[str, Any], folder: Path) -> dict[str, Any]:
     kind = part.get("type")
     if kind not in ("image", "video", "image_url", "video_url"):
         return part
-    key = next((key for key in (kind, "url", "path") if key in part), None)
-    if key is None:
+    source, medium = source_of(kind, part), kind.removesuffix("_url")
+    if source is None:
         return part
-    source, medium = part[key], kind.removesuffix("_url")
-    source = source.get("url") if isinstance(source, dict) else source
-    rest = {name: value for name, value in part.items() if name not in ("type", key)}
+    rest = {name: value for name, value in part.items() if name not in ("type", kind, "url", "path")}
     return {**rest, "type": medium, medium: _place(source, folder)}
 
 

@@ -159,10 +159,9 @@ def _write(config: SftConfig | TrainConfig, path: Path) -> None:
 def _start(command: str, config: Path, core: int | None) -> subprocess.Popen[bytes]:
     """A run as a process of its own, on one core; what it says goes to a file."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    log = open(config.with_suffix(".log"), "wb")  # noqa: SIM115 (the process writes to it)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rlcs.cli", command, "--config", str(config)], env=environment, stdout=log, stderr=log
-    )
+    arguments = [sys.executable, "-m", "rlcs.cli", command, "--config", str(config)]
+    with open(config.with_suffix(".log"), "wb") as log:
+        process = subprocess.Popen(arguments, env=environment, stdout=log, stderr=log)
     if core is not None and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(process.pid, {cores[core % len(cores)]})
@@ -231,6 +230,7 @@ def _answer(folder: Path, tasks: Path, seed: int) -> None:
     """Answers one held-out image in the terminal."""
     import numpy as np
     from rich.console import Console
+    from rich.text import Text
 
     from glm4v import Glm4v
 
@@ -243,7 +243,8 @@ def _answer(folder: Path, tasks: Path, seed: int) -> None:
     console.print(blocks(opened("image", [Path(image)], (112, 28)), min(console.width, 112)))
     model = Glm4v.from_pretrained(folder)
     (found,) = model.generate(task.messages, max_new_tokens=64, temperature=0)
-    console.print(f"{task.question}  thinks: {found.thinking}  answers: [bold]{found.box}[/]  (truth: {task.truth})")
+    asked, truth = f"{task.question}  thinks: {found.thinking}  answers: ", f"  (truth: {task.truth})"
+    console.print(Text.assemble(asked, (str(found.box), "bold"), truth))
 
 
 def _say(text: str) -> None:

@@ -44,13 +44,15 @@ def request(url: str, body: Any = None, key: str = "", timeout_s: float = 60.0) 
             kind = reply.headers.get_content_type()
     except urllib.error.HTTPError as error:
         raise Fault(f"HTTP {error.code}{_said(error)}", passes=error.code in RETRIED) from None
+    except (ValueError, http.client.InvalidURL) as error:
+        raise Fault(f"a request to {url} cannot be made: {error}") from None
     except (OSError, http.client.HTTPException) as error:
         cause = error.reason if isinstance(error, urllib.error.URLError) else error
+        if isinstance(cause, str):  # of an address without a host
+            raise Fault(f"a request to {url} cannot be made: {cause}") from None
         late = isinstance(cause, TimeoutError)
         said = f"nothing within {timeout_s:g} s" if late else f"{type(cause).__name__}: {cause}"
         raise Fault(said, passes=True, lost=not late) from None
-    except ValueError as error:  # an address that is none
-        raise Fault(f"{type(error).__name__}: {error}") from None
     try:
         return json.loads(text)
     except ValueError:

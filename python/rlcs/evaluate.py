@@ -254,7 +254,7 @@ def evaluate_files(
         greedy: also one answer at temperature 0.
         limit: at most so many tasks of each domain.
         seed: of the sampling.
-        out: also write the scores to this JSON file.
+        out: also write the scores to this JSON file; null for what is not known.
         threads: of torch.
         rollout: how answers are made.
         judge: who judges what rules leave open.

@@ -25,10 +25,11 @@ STYLE: dict[Any, Any] = {
     "axes.titlesize": 9, "axes.grid": True, "grid.color": RULE, "grid.linewidth": 0.6, "axes.axisbelow": True,
     "axes.spines.top": False, "axes.spines.right": False, "figure.facecolor": "none", "axes.facecolor": "none",
     "legend.frameon": False, "legend.fontsize": 8, "lines.linewidth": 1.8, "lines.markersize": 4,
-    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.use": True, "text.parse_math": False,
 }  # fmt: skip
 SIZE = (5.4, 3.2)  # inches
 POINTS = 400  # of a curve, at most: longer ones become means of neighbours
+NAME = 36  # characters beside or above a figure: a longer name would leave no room to draw
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def stack(
 ) -> str | None:  # fmt: skip
     """Parts of a whole, one on the other; with ``share`` of one."""
     kept = {label: np.nan_to_num(y) for label, y in parts.items() if np.nan_to_num(y).any()}
-    if not kept or not len(x):
+    if not kept:
         return None
     shades = [colours[i % len(colours)] for i, label in enumerate(parts) if label in kept]
     x, heights = thinned(x), np.array([thinned(y) for y in kept.values()])
@@ -136,7 +137,7 @@ def multiples(name: str, panels: Mapping[str, Sequence[Series]], x_label: str, y
         for axes, (title, series) in zip(grid.flat, panels.items(), strict=False):
             for one in series:
                 _curve(axes, one, smooth=False)
-            axes.set_title(title, fontweight="bold", loc="left")
+            axes.set_title(shortened(title), fontweight="bold", loc="left")
         for axes in list(grid.flat)[len(panels) :]:  # keeps its label, as the lowest of its column
             axes.tick_params(left=False, labelleft=False)
             axes.spines[:].set_visible(False)
@@ -171,7 +172,7 @@ def dumbbells(name: str, rows: Sequence[str], changes: Mapping[str, Sequence[Any
                         fillstyle="full" if full else "none", elinewidth=1, zorder=3,
                     )  # fmt: skip
             axes.plot([], [], color=colour, marker="o", label=f"{label}: before (hollow), after")
-        axes.set_yticks(range(len(rows)), rows)
+        axes.set_yticks(range(len(rows)), list(map(shortened, rows)))
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(x_label)
@@ -185,7 +186,7 @@ def heatmap(
     *, texts: np.ndarray | None = None,
 ) -> str | None:  # fmt: skip
     """``values [rows, columns]`` from 0 to 1 as colours; ``texts`` of the same shape are written on them."""
-    if not values.size or not np.isfinite(values).any():
+    if not np.isfinite(values).any():
         return None
 
     def paint(figure: Any) -> None:
@@ -204,7 +205,7 @@ def heatmap(
             for (i, j), text in np.ndenumerate(texts):
                 dark = values[i, j] > 0.55
                 axes.text(j, i, text, ha="center", va="center", fontsize=8, color="#f6f8fa" if dark else "#1f2328")
-        axes.set_yticks(range(len(rows)), rows)
+        axes.set_yticks(range(len(rows)), list(map(shortened, rows)))
         axes.set_xlabel(x_label)
         bar = figure.colorbar(image, ax=axes, label=bar_label, aspect=30, pad=0.02)
         bar.outline.set_visible(False)
@@ -219,6 +220,7 @@ def draw(name: str, paint: Callable[[Any], None], size: tuple[float, float] = SI
 
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
         warnings.filterwarnings("error", message="constrained_layout not applied")  # labels would overlap
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # readers have fonts of their own
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=size)
@@ -239,6 +241,11 @@ def thinned(values: np.ndarray) -> np.ndarray:
         return values
     parts = np.array_split(values, POINTS)
     return np.array([part[np.isfinite(part)].mean() if np.isfinite(part).any() else np.nan for part in parts])
+
+
+def shortened(name: str) -> str:
+    """A name with its middle left out where it is too long."""
+    return name if len(name) <= NAME else f"{name[: NAME // 2]}…{name[1 - NAME // 2 :]}"
 
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from glm4v.answer import separate
+
 from . import page
 from .pictures import data_uri, framed, opened
 from .record import Record, Row, mean_score, number, pictures, said
@@ -108,9 +110,8 @@ def _picture(kind: str, files: Sequence[Path], truth: Sequence[Box], given: Sequ
 
 def _boxes(text: object) -> list[Box]:
     """Boxes of a truth or of an answer, as far as they can be read."""
-    found = BOX.search(str(text))
-    read = read_boxes(found[1] if found else str(text))
-    return [box for box, _ in read or []]
+    said = str(text)
+    return [box for box, _ in read_boxes(separate(said).box or said) or []]
 
 
 def _ends(record: Record) -> tuple[list[Shown], list[Shown]]:

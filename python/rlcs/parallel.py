@@ -19,6 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .memory import first_line
+
 if TYPE_CHECKING:  # a second to import, which one process has no use for
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
@@ -179,8 +181,7 @@ def device(name: str) -> torch.device:
             where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError) as error:
-        said = str(error).splitlines()[0]
-        raise ValueError(f"model: device must be one that torch has here, got {name!r}: {said}") from None
+        raise ValueError(f"model: device must be one that torch has here, got {name!r}: {first_line(error)}") from None
     return where
 
 

@@ -37,14 +37,14 @@ class Bar:
 
     def __call__(self, done: float, total: float, facts: str = "") -> None:
         self._progress.update(self._main, completed=done, total=total, facts=facts)
-        tenth = int(EVERY * done / total) if total else EVERY
+        tenth = int(EVERY * done / total)
         if not self.console.is_terminal and tenth > self._told:
             self._told = tenth
-            self.console.print(f"{self.name}: {done / total:.0%} {facts}", highlight=False)
+            self.console.out(f"{self.name}: {done / total:.0%} {facts}", highlight=False)
 
     def note(self, line: str) -> None:
-        """A line above the bar."""
-        self.console.print(line, highlight=False)
+        """A line above the bar, as it is: brackets in it are no markup."""
+        self.console.out(line, highlight=False)
 
     def inner(self, name: str) -> Callable[[int, int], None]:
         """A second bar for a stage; it goes when the stage is done."""

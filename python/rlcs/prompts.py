@@ -2,7 +2,7 @@
 
 An outline is a prompt without its patches, made from headers: it has the token ids and all sizes, which is all that is
 needed of what another process reads, or this one later. Its positions may not be final: a film may lie on its side.
-Dims: P tokens of a prompt, S patches, I images.
+Dims: T tokens of a prompt, P patches, I images.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from glm4v.config import TEMPORAL_PATCH_SIZE
 class Prompt:
     """One conversation up to where the assistant begins."""
 
-    input_ids: Tensor  # [P] int64
-    position_ids: Tensor  # [3, P] int64
+    input_ids: Tensor  # [T] int64
+    position_ids: Tensor  # [3, T] int64
     next_position: int  # of the first answer token, along all three axes
-    pixel_values: Tensor | None = None  # [S, 1176], of all images
+    pixel_values: Tensor | None = None  # [P, 1176], of all images
     image_grid_thw: Tensor | None = None  # [I, 3]
     pixel_values_videos: Tensor | None = None
     video_grid_thw: Tensor | None = None
@@ -128,7 +128,7 @@ def folded(prompt: Prompt) -> Prompt:
 
 
 def _folded(patches: Tensor | None) -> Tensor | None:
-    """``[S, 3, 196]`` of patches of still pictures, which hold each pixel once for each of their time slices."""
+    """``[P, 3, 196]`` of patches of still pictures, which hold each pixel once for each of their time slices."""
     if patches is None:
         return None
     slices = patches.view(len(patches), 3, TEMPORAL_PATCH_SIZE, -1)

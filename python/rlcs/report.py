@@ -44,11 +44,15 @@ def report(runs: tuple[Path, ...], /, out: Path | None = None) -> Path:
     if not runs:
         raise ValueError("report: runs must hold a folder, got none")
     records = [Record.read(run) for run in {run.resolve(): run for run in runs}.values()]
-    names = [record.name for record in records]
-    for i, record in enumerate(records):
-        if names.count(record.name) > 1:
-            records[i] = replace(record, name="/".join(record.folder.resolve().parts[-2:]))
+    names = _told_apart([record.folder.resolve().parts for record in records])
+    records = [replace(record, name=name) for record, name in zip(records, names, strict=True)]
     return write(out or runs[0] / "report.html", page_of(records))
+
+
+def _told_apart(folders: Sequence[Sequence[str]]) -> list[str]:
+    """The end of each path, as long as it takes to be no other's."""
+    ends = [[path[-n:] for n in range(1, len(path) + 1)] for path in folders]
+    return ["/".join(next(end for end in own if sum(end in other for other in ends) == 1)) for own in ends]
 
 
 def page_of(records: Sequence[Record]) -> str:

@@ -152,7 +152,7 @@ class Rollouts:
         self._token_bytes: dict[int, bytes] = {}
         self._banned = torch.tensor(model.config.vision_token_ids, device=model.device)
         self._stops = np.zeros(model.config.text_config.vocab_size, dtype=bool)
-        stop_ids = Settings.read(model.generation_config, max_new_tokens=settings.max_new_tokens).stop_ids
+        stop_ids = Settings.read(model.generation_config).stop_ids
         self._stops[[one for one in stop_ids if 0 <= one < len(self._stops)]] = True
 
         def each(values: list[int]) -> np.ndarray:  # [N] -> [A]

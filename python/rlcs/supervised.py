@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ import numpy as np
 import torch
 
 from glm4v import Processor
-from glm4v.processor import BORDERS
+from glm4v.answer import CLOSE_THINK
+from glm4v.generate import Settings
+from glm4v.processor import PICTURE_TOKENS
 
 from . import parallel
 from .config import SftConfig
@@ -39,8 +42,6 @@ DOCUMENT = """\
 {%- if part.type == 'image' %}{{- '<|begin_of_image|><|image|><|end_of_image|>' }}
 {%- elif part.type == 'video' %}{{- '<|begin_of_video|><|video|><|end_of_video|>' }}
 {%- else %}{{- part.text }}{%- endif %}{%- endfor %}{%- endif %}{%- endfor %}<|endoftext|>"""
-CLOSE_THINK = "</think>"
-PICTURE_TOKENS = BORDERS.values()  # an answer's tags are tokens, so these would be too
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ def lessons_of(messages: list[dict[str, Any]], turns: str, place: str) -> list[L
         if not isinstance(answer, str):
             raise ValueError(f"an assistant's content must be a text, got {type(answer).__name__}")
         expect_unicode("an answer", answer)
-        if token := next((token for token in PICTURE_TOKENS if token in answer), None):
+        # An answer's tags are tokens, so these would be too.
+        if token := next((token for token in PICTURE_TOKENS.values() if token in answer), None):
             raise ValueError(f"an answer must be without tokens of pictures, which have none there, got {token}")
         found.append(Lesson(f"{place}/{i}", place, messages[:i], answer))
     return found
@@ -147,11 +149,7 @@ def lessons_in(config: SftConfig, row: Row) -> list[Lesson]:
 
 def read_lessons(config: SftConfig, bad: BadRows) -> list[Lesson]:
     """All lessons of the data, in their order."""
-
-    def row_of(content: Mapping[str, Any], folder: Path, row: Row) -> list[Lesson]:
-        return lessons_in(config, row)
-
-    return [lesson for found in read_rows(config.data, row_of, bad) for lesson in found]
+    return [lesson for found in read_rows(config.data, partial(lessons_in, config), bad) for lesson in found]
 
 
 @dataclass
@@ -282,8 +280,8 @@ def sft(config: SftConfig, note: Callable[[str], None] = print) -> list[Score]:
     bad = BadRows(config.bad_rows, config.max_bad_rows, note)
     lessons = Lessons(config, bad)
     run = Run(config, note)
-    stop = run.model.generation_config.get("eos_token_id") or []
-    samples_of = Samples(run.prompts.processor, config.thinking, stop if isinstance(stop, list) else [stop])
+    stop_ids = Settings.read(run.model.generation_config).stop_ids
+    samples_of = Samples(run.prompts.processor, config.thinking, sorted(stop_ids))
     making = Making(run.prompts, samples_of, config.model.path, config.tokens)
     lessons.start(run.state, making, run.learner.share if parallel.size() > 1 else None)
     scores = list[Score]()

@@ -1,8 +1,8 @@
 """A GLM-4.1V of half a million parameters with every real component, in Hugging Face layout: what the demo trains.
 
-Sizes are those that learned most in minutes on a CPU (measured: wider and deeper ones are slower and no better in the
-same time). The vocabulary is the 256 bytes, some merges and GLM's special tokens; one scan of 28 x 28 pixels is one
-merged token.
+Sizes, which `plan` has too, are those that learned most in minutes on a CPU (measured: wider and deeper ones are slower
+and no better in the same time). The vocabulary is the 256 bytes, some merges and GLM's special tokens; one scan of
+28 x 28 pixels is one merged token.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,19 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from glm4v import Glm4v
 from glm4v.answer import CLOSE_ANSWER, TAGS
-from glm4v.config import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, Config, TextConfig, VisionConfig
-from glm4v.processor import IMAGES
+from glm4v.config import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE
+from glm4v.processor import IMAGES, PICTURE_TOKENS
 from glm4v.prompt import CHAT_TEMPLATE
+
+from .plan import MODELS
 
 CONTROL_TOKENS = (
     "<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>",
     "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>",
-    "<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>", "<|image|>", "<|video|>",
+    *PICTURE_TOKENS.values(),
 )  # fmt: skip
 STOP_TOKENS = ("<|endoftext|>", "<|user|>", "<|observation|>", CLOSE_ANSWER)
-CONTEXT, MERGES = 2048, 128
+SIZES, MERGES = MODELS["demo"], 128
 BRANCH = 0.2  # what a block adds at first, over what it reads
 EMBED = 0.5
 
@@ -55,31 +58,14 @@ def make_tokenizer(texts: Iterable[str]) -> Tokenizer:
 
 def make_model(tokenizer: Tokenizer, seed: int = 0) -> Glm4v:
     """Random weights; residual branches start small, as their norms' weights do."""
-    ids = tokenizer.get_vocab()
-    id_of = ids.__getitem__
-    stop = [id_of(token) for token in STOP_TOKENS]
-    config = Config(
-        vision_config=VisionConfig(
-            depth=1, hidden_size=64, num_heads=2, image_size=112, out_hidden_size=96, intermediate_size=192
-        ),
-        text_config=TextConfig(
-            vocab_size=math.ceil(tokenizer.get_vocab_size() / 8) * 8,
-            hidden_size=96,
-            intermediate_size=256,
-            num_hidden_layers=3,
-            num_attention_heads=3,
-            num_key_value_heads=1,
-            max_position_embeddings=CONTEXT,
-            mrope_section=(2, 3, 3),
-            extra={"eos_token_id": stop, "pad_token_id": stop[0]},
-        ),
-        image_start_token_id=id_of("<|begin_of_image|>"),
-        image_end_token_id=id_of("<|end_of_image|>"),
-        video_start_token_id=id_of("<|begin_of_video|>"),
-        video_end_token_id=id_of("<|end_of_video|>"),
-        image_token_id=id_of("<|image|>"),
-        video_token_id=id_of("<|video|>"),
+    stop = [tokenizer.token_to_id(token) for token in STOP_TOKENS]
+    text_config = replace(
+        SIZES.text_config,
+        vocab_size=math.ceil(tokenizer.get_vocab_size() / 8) * 8,
+        extra={"eos_token_id": stop, "pad_token_id": stop[0]},
     )
+    picture_ids: dict[str, Any] = {name: tokenizer.token_to_id(token) for name, token in PICTURE_TOKENS.items()}
+    config = replace(SIZES, text_config=text_config, **picture_ids)
     model = Glm4v(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -128,7 +114,7 @@ def make_checkpoint(folder: str | Path, texts: Iterable[str], seed: int = 0) -> 
             "additional_special_tokens": list(CONTROL_TOKENS),
             "clean_up_tokenization_spaces": False,
             "padding_side": "left",
-            "model_max_length": CONTEXT,
+            "model_max_length": SIZES.text_config.max_position_embeddings,
         },
         "preprocessor_config.json": {"image_processor_type": "Glm4vImageProcessor", **pictures},
         "video_preprocessor_config.json": {"video_processor_type": "Glm4vVideoProcessor", "fps": 2, **pictures},

@@ -26,7 +26,7 @@ from torch import Tensor
 from . import parallel
 from .advantage import group_advantages
 from .ahead import Ahead
-from .alarms import Alarms, Facts
+from .alarms import Alarm, Alarms, Facts
 from .carried import groups_of, state_of
 from .config import TrainConfig
 from .curriculum import Curriculum, is_valid
@@ -262,7 +262,7 @@ class Trainer:
 
         return loss
 
-    def _watch(self, groups: Sequence[Group]) -> list[Any]:
+    def _watch(self, groups: Sequence[Group]) -> list[Alarm]:
         """Shows each domain's rollouts to the alarms, and acts on what they say."""
         config, facts = self.config, {}
         for domain in dict.fromkeys(group.task.domain for group in groups):
@@ -384,7 +384,7 @@ def engine_of(config: TrainConfig, run: Run) -> Engine:
 
     from .engines.http import Http
 
-    stops = Settings.read(run.model.generation_config, max_new_tokens=config.rollout.max_new_tokens).stop_ids
+    stops = Settings.read(run.model.generation_config).stop_ids
     return Http(
         config.engine,
         config.engine.weights or config.run.out / "weights",

@@ -101,6 +101,10 @@ def test_tied_embeddings_in_either_place():
         ({"text_config": {"hidden_act": "gelu"}}, "hidden_act of text_config must be silu, got gelu"),
         ({"text_config": {"attention_dropout": 0.1}}, "attention_dropout of text_config must be 0.0, got 0.1"),
         (
+            {"text_config": {"rope_parameters": {**ROPE, "partial_rotary_factor": 1e308}}},
+            "partial_rotary_factor of text_config must be at most 1: all dims of a head, got 1e[+]308",
+        ),
+        (
             {"text_config": {"rope_parameters": {**ROPE, "mrope_section": [1]}}},
             "mrope_section of text_config must be 3 sizes that sum to 16",
         ),

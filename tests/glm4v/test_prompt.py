@@ -159,6 +159,8 @@ def test_where_the_template_comes_from(tmp_path):
     assert loaded(chat_template__json={"chat_template": "B"}, tokenizer_config__json={"chat_template": "C"}) == "B"
     named = [{"name": "rag", "template": "D"}, {"name": "default", "template": "E"}]
     assert loaded(tokenizer_config__json={"chat_template": named}) == "E"
+    with pytest.raises(InputError, match=r"tokenizer_config\.json: chat_template must be text, got \[{'name': 'rag'"):
+        loaded(tokenizer_config__json={"chat_template": named[:1]})
     assert loaded(tokenizer_config__json={}) == CHAT_TEMPLATE
 
 

@@ -81,6 +81,10 @@ def test_long_uneven_films():
     assert 300 < len(chosen) <= 600
 
 
+def test_a_film_shows_something_however_few_frames_are_asked_for():
+    assert sample_frames(np.arange(10) / 5, 2.0, 2, 0.3).tolist() == [0, 0]
+
+
 def decode_all(path):
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]

@@ -258,3 +258,13 @@ def test_headers_of_odd_length(tiny_checkpoint, tmp_path):
     shutil.copy(tiny_checkpoint / "config.json", tmp_path)
     ours = dict(Glm4v.from_pretrained(tmp_path).named_parameters())
     assert_same(ours, dict(Glm4v.from_pretrained(tiny_checkpoint).named_parameters()))
+
+
+def test_a_file_that_becomes_shorter_while_it_is_read(tiny_checkpoint, tmp_path):
+    folder = tmp_path / "short"
+    shutil.copytree(tiny_checkpoint, folder)
+    rows = weights.Rows(Glm4v.without_weights(folder), folder)
+    for file in folder.glob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"weights: .*safetensors: must stay as it is while it is read, got a shorter"):
+        rows("lm_head.weight", 0, 8)

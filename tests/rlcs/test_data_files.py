@@ -11,7 +11,7 @@ from rlcs.admission import check_tasks
 from rlcs.data import read_rows, read_tasks
 from rlcs.prompts import make
 from rlcs.rollout import RolloutSettings
-from rlcs.shards import BadRows
+from rlcs.shards import BadRows, Row
 from rlcs.supervised import read_lessons, sft
 
 TASK = {"id": "a", "domain": "ocr", "truth": "1", "messages": [{"role": "user", "content": "Grüße?"}]}
@@ -40,7 +40,7 @@ def test_what_is_not_utf8_is_named_or_left_out(tmp_path):
     assert [task.id for task in read_tasks(path, "skip", notes.append)] == ["a", "c"]
     assert len(notes) == 1 and "line 2" in notes[0]
     with pytest.raises(ValueError, match="line 1: must be UTF-8"):
-        read_rows(write(tmp_path / "wide.jsonl", json.dumps(TASK).encode("utf-16")), lambda *_: 0, "fatal")
+        read_rows(write(tmp_path / "wide.jsonl", json.dumps(TASK).encode("utf-16")), Row.content, "fatal")
 
 
 def test_an_id_that_stands_twice_is_a_bad_row(tmp_path):
@@ -60,6 +60,7 @@ def test_an_id_that_stands_twice_is_a_bad_row(tmp_path):
         lambda path: {"type": "image", "image": path},
         lambda path: {"type": "image", "url": path},
         lambda path: {"type": "image", "path": path},
+        lambda path: {"type": "image", "image": None, "path": path},
         lambda path: {"type": "image_url", "image_url": path},
         lambda path: {"type": "image_url", "image_url": {"url": path, "detail": "low"}},
     ],
@@ -88,6 +89,12 @@ def test_parts_that_are_none_are_left_to_the_processor(part, demo, tmp_path):
     (task,) = read_tasks(write(tmp_path / "tasks.jsonl", {**TASK, "messages": messages}))
     with pytest.raises(ValueError, match="prompt: message 1: a part must be"):
         make(task.messages, Processor.from_pretrained(demo / "model"))
+
+
+def test_pictures_without_a_text_to_stand_before_are_a_bad_row(tmp_path):
+    row = {**TASK, "messages": [{"role": "user", "content": None}], "images": ["https://a.b/c.png"]}
+    with pytest.raises(ValueError, match=r"line 1: content must be text or a list of parts, got NoneType"):
+        read_tasks(write(tmp_path / "tasks.jsonl", row))
 
 
 @pytest.mark.parametrize("token", ["<|image|>", "<|begin_of_video|>"])

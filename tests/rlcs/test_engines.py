@@ -3,6 +3,7 @@ loopback with a real tiny model behind it; `test_served` runs a real one."""
 
 import base64
 import dataclasses
+import re
 import threading
 import time
 from pathlib import Path
@@ -21,7 +22,7 @@ from glm4v.generate import Settings, ThinkingBudget
 from glm4v.video import Video
 from rlcs.config import EngineSettings, TrainConfig, build
 from rlcs.data import read_tasks
-from rlcs.endpoint import Fault
+from rlcs.endpoint import Fault, request
 from rlcs.engines import EngineFault
 from rlcs.engines.media import video_bytes, wire
 from rlcs.engines.reply import Reader, cut
@@ -300,6 +301,13 @@ def test_nobody_there_is_said_with_what_was_expected(demo, tmp_path):
         EngineFault, match=r"engine: weights must be at most 1 waves old .* none are known there: .*refused"
     ):
         asked.rollouts()
+
+
+@pytest.mark.parametrize("url", ["http://host:port/v1", "http:///v1", "http://[::1/v1"])
+def test_a_request_that_cannot_be_made_is_not_tried_again(url):
+    with pytest.raises(Fault, match=f"a request to {re.escape(url)} cannot be made: ") as fault:
+        request(url)
+    assert not (fault.value.passes or fault.value.lost)
 
 
 def test_a_server_that_is_killed_and_comes_back_is_told_its_weights_again(demo, tmp_path):

@@ -16,6 +16,7 @@ from rlcs.config import ModelSettings, plain
 from rlcs.failures import told
 from rlcs.learner import Learner
 from rlcs.logs import read_metrics
+from rlcs.supervised import sft
 
 TOO_MUCH = {
     "torch": lambda: torch.empty(1 << 50),
@@ -66,6 +67,13 @@ def test_out_of_memory_in_a_rollout(demo, tmp_path, monkeypatch, failed):
     assert "--rollout.cache-tokens" in failed("train", train_config(demo, tmp_path / "run"))
     said = failed("eval", None, "--model", demo / "model", "--tasks", demo / "test.jsonl")
     assert said.endswith("lower --rollout.rows or --rollout.cache-tokens (answers at once)")
+
+
+def test_out_of_memory_in_taking_up(demo, tmp_path, monkeypatch, failed):
+    config = sft_config(demo, tmp_path / "run")
+    sft(config)
+    monkeypatch.setattr(checkpoint, "safe_open", lambda *_, **__: TOO_MUCH["torch"]())
+    assert failed("sft", config).startswith("rlcs: out of memory: ")
 
 
 def test_weights_that_are_not_finite(demo, tmp_path, failed):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from asked import GIVES_IDS, Asked
 from fake_server import STYLES, fake, short_pauses  # noqa: F401 (a fixture)
+from safetensors import SafetensorError
 
 from rlcs.engines import EngineFault
 
@@ -111,6 +112,21 @@ def test_weights_may_lag_as_far_as_the_settings_allow(demo, tmp_path):
         assert asked.engine.renew(3) == 3
 
 
+def test_a_server_that_paused_without_a_reply_goes_on(demo, tmp_path):
+    late = threading.Event()
+
+    def fault(_, path, body):
+        if late.is_set() and path.startswith("/pause"):
+            server.resumed.clear()
+            return 504
+
+    with fake(demo / "model", fault=fault) as server:
+        asked = Asked(demo, tmp_path, [server.url], patience_s=0.1)
+        asked.engine.renew(0)
+        late.set()
+        assert asked.engine.renew(1) == 0 and server.resumed.is_set()
+
+
 def test_a_server_that_has_half_of_the_new_weights_is_asked_nothing(demo, tmp_path):
     half = threading.Event()
 
@@ -139,16 +155,20 @@ def test_weights_of_an_earlier_run_go_and_those_that_servers_may_still_be_told_s
     assert left == ["wave-000003", "wave-000005", "wave-000006"]
 
 
-def test_a_full_disk_leaves_the_older_weights(demo, tmp_path):
+FULL = "No space left on device"
+
+
+@pytest.mark.parametrize("error", [OSError(28, FULL), SafetensorError(f"I/O error: {FULL}")])  # the latter of adapters
+def test_a_full_disk_leaves_the_older_weights(error, demo, tmp_path):
     with fake(demo / "model") as server:
         asked = Asked(demo, tmp_path, [server.url])
         asked.engine.renew(0)
 
         def full(folder):
             (folder / "half").write_bytes(b"x")
-            raise OSError(28, "No space left on device")
+            raise error
 
         asked.engine.fleet.write = full
-        with pytest.raises(EngineFault, match=r"engine: weights cannot be laid in .*: No space left on device"):
+        with pytest.raises(EngineFault, match=rf"engine: weights cannot be laid in .*: .*{FULL}"):
             asked.engine.renew(1)
     assert [f.name[:11] for f in (tmp_path / "weights").iterdir()] == ["wave-000000"]

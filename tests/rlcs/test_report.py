@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -226,11 +227,28 @@ def test_seeds_of_one_setting_are_one_arm(tmp_path):
     assert "SFT (0, 1, 2): +30.0 ± 5.8 points, 5.2" in words(report(tuple(runs[:3])).read_text())
 
 
+def test_folders_of_one_name_below_others_of_one_name_are_told_apart(tmp_path):
+    runs = []
+    for arm, end in (("a", 0.9), ("b", 0.6)):
+        rows = [{"kind": "eval", "step": i, "sampled/all": mean} for i, mean in enumerate((0.5, end))]
+        runs.append(write(tmp_path / arm / "seed" / "run", *rows, config={"batch": ord(arm)}))
+    text = words(report(tuple(runs), tmp_path / "both.html").read_text())
+    assert "+40.0 points of SFT (a/seed/run), +10.0 of SFT (b/seed/run)" in text
+
+
 def test_long_runs_stay_small(tmp_path):
     rows = [{**WAVE, "step": i, "seconds": float(i), "reward": 0.5, "reward/ocr": i / 1e4} for i in range(1, 10_001)]
     record = Record.read(write(tmp_path / "run", *rows))
     (drawn,) = panels.sections(record, "run")["Reward"]
     assert len(drawn.svg) < 100_000
+
+
+def test_any_name_can_be_drawn():
+    names = ["$\\frac{1$", "字" * 400, "W" * 400 + " (50%)"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        svg = figures.heatmap("names", np.full((3, 2), 0.5), names, np.arange(2), "wave", "pass rate")
+    assert names[0] in svg and "W…W" in svg and "W (50%)" in svg
 
 
 def test_running_mean_and_thinning_leave_out_what_is_unknown():

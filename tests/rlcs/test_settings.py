@@ -26,7 +26,11 @@ def test_settings_from_files(tmp_path):
         ("eval: {samples: 0, greedy: false}", "eval: samples must be 1 or more without greedy, else 0 or more, got 0"),
         ("run: 3", "run must be a mapping"),
         ("- 1", "the file must be a mapping"),
-        ("a: [", "is not YAML"),
+        ("a: [", "is not YAML: while parsing a flow node, expected the node content, but found '<stream end>'"),
+        ("run:\n\tsteps: 3", r"is not YAML: .*, found character '\\t' that cannot start any token \(line 2\)$"),
+        ("run: {steps: 2026-13-01}", r"config\.yaml: month must be in 1\.\.12"),
+        ("a: " + 9999 * "[", r"config\.yaml: maximum recursion depth exceeded"),
+        ("[]", r"the file must be a mapping, got \[\]"),
         (
             "run: {steps: 3}\ngroups: 7\nrun: {out: there}",
             "config.yaml: a name must stand once in a section, got 'run' twice",

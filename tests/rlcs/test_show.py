@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from rlcs import gallery
 from rlcs.cli import main
 from rlcs.pictures import FRAMES, blocks, data_uri, opened
 from rlcs.record import Record
@@ -106,6 +107,21 @@ def test_as_a_page(rl_run, capsys):
     assert "data:image/png;base64," in page and "<h1>rl, wave 2: 1 task</h1>" in page
     assert page.count('class="answer') == 4 and "Say count" not in page and "http" not in page
     assert Record.read(rl_run).steps_shown == [1, 2, 3, 4]
+
+
+def test_the_box_that_was_judged_is_drawn(tmp_path, monkeypatch):
+    """Not one that stands in the thinking."""
+    drawn = []
+    monkeypatch.setattr(gallery, "framed", lambda picture, boxes, *_: drawn.append(boxes) or picture)
+    Image.new("RGB", (28, 28)).save(tmp_path / "a.png")
+    text = "<think>{}</think><answer>{}</answer>".format(*(f"<|begin_of_box|>{[i] * 4}<|end_of_box|>" for i in (1, 2)))
+    group = {
+        "domain": "grounding",
+        "prompt": [{"type": "image", "image": str(tmp_path / "a.png")}],
+        "truth": "[3,3,3,3]",
+    }
+    gallery.card([(1, {**group, "answers": [{"text": text, "outcome": "score", "score": 1}]})], tmp_path)
+    assert drawn == [[(3, 3, 3, 3)], [(3, 3, 3, 3)], [(2, 2, 2, 2)]]
 
 
 @pytest.mark.parametrize(

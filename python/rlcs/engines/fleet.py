@@ -16,10 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from .. import parallel
 from ..config import EngineSettings
 from ..endpoint import Fault, persist, request
 from ..files import PART, sync
+from ..memory import first_line
 from . import EngineFault
 from .servers import SERVERS, OpenAI, Told, Weights
 
@@ -154,9 +157,10 @@ class Fleet:
             parallel.on_first(begin)
             self.write(part)
             parallel.on_first(end)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             parallel.on_first(lambda: shutil.rmtree(part, ignore_errors=True))
-            raise EngineFault(f"engine: weights cannot be laid in {final}: {error.strerror or error}") from None
+            why = getattr(error, "strerror", None) or first_line(error)
+            raise EngineFault(f"engine: weights cannot be laid in {final}: {why}") from None
         return Weights(version, final)
 
     def _tell_all(self, weights: Weights) -> list[str]:

@@ -314,9 +314,7 @@ class Http:
     def rendered(self, task: Task) -> str:
         """The prompt as the trainer's template writes it, with one placeholder for each picture."""
         codec = self.processor.codec
-        names = {id: text for text, id in codec.specials.items()}
-        pieces = render(self.processor.template, Conversation(task.messages), codec)
-        return "".join(piece if isinstance(piece, str) else names[piece] for piece in pieces)
+        return codec.text(render(self.processor.template, Conversation(task.messages), codec))
 
     def metrics(self) -> dict[str, float]:
         """Requests, tries again, tellings of weights; shares of answers that were continued behind other tokens than

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from glm4v.image import Picture
-from glm4v.source import find, scheme
+from glm4v.source import find, scheme, source_of
 from glm4v.video import ASSUMED_FPS
 
 IMAGES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif", "BMP": "image/bmp"}
@@ -41,9 +41,7 @@ def _part(part: Mapping[str, Any]) -> dict[str, Any]:
     kind = str(part["type"])
     if kind == "text":
         return {"type": "text", "text": part["text"]}
-    medium = kind.removesuffix("_url")
-    source = next(part[key] for key in (kind, "url", "path") if key in part)
-    source = source.get("url") if isinstance(source, Mapping) else source
+    medium, source = kind.removesuffix("_url"), source_of(kind, part)
     if isinstance(source, str) and scheme(source) in ("http", "https", "data"):
         url = source
     elif medium == "image":

@@ -93,9 +93,9 @@ class Vllm(OpenAI):
         }
 
     def tell(self, call: Call, weights: Weights) -> None:
-        call("/pause?mode=wait", {})  # also empties the cache of what the old weights have read
         begun = False
         try:
+            call("/pause?mode=wait", {})  # also empties the cache of what the old weights have read
             call("/init_weight_transfer_engine", {"init_info": {}})
             call("/start_weight_update", {})
             begun = True
