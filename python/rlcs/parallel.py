@@ -173,10 +173,10 @@ def lost(error: BaseException) -> bool:
 
 def device(name: str) -> torch.device:
     """The device of that name, of several the one that is this process's."""
-    where = torch.device(name)
-    if where.type == "cuda" and where.index is None and started_as()[1] > 1:
-        where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     try:
+        where = torch.device(name)
+        if where.type == "cuda" and where.index is None and started_as()[1] > 1:
+            where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError) as error:
         said = str(error).splitlines()[0]
