@@ -56,6 +56,8 @@ def page_of(records: Sequence[Record]) -> str:
     body = [f"<h1>{escape(title)}</h1>"]
     body += [f"<p>{headline(record)}</p>" for record in records]
     body += [f'<p class="verdict">{escape(sentence)}</p>' for sentence in verdicts(records)]
+    if len(records) > 1:
+        body += [f'<p class="soft">Of {escape(records[0].name)}:</p>']
     body += ['<div class="tiles">', *tiles(records[0], records), "</div>"]
     body += ["<h2>Held-out scores</h2>", *scores(records)]
     body += _figures(panels.held_out(records))
