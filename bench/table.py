@@ -28,9 +28,13 @@ def ceiling_lines(ceilings: dict[str, dict[str, float]]) -> list[str]:
     peaks = [f"{name} {value:.0f} GFLOP/s" for name, value in ceilings["peak_gflops"].items()]
     products = [f"{name} {value:.0f} GFLOP/s" for name, value in ceilings["product_gflops"].items()]
     sizes = sorted(ceilings["bandwidth_gbs"].items(), key=lambda size: int(size[0]))
-    rates = [f"{int(size) >> 10} KiB {value:.1f} GB/s" for size, value in sizes]
+    rates = [f"{_size(int(size))} {value:.1f} GB/s" for size, value in sizes]
     found = {"multiply-adds": peaks, "matrix product": products, "reading or copying": rates}
     return [f"{what}: {', '.join(values)}" for what, values in found.items() if values]
+
+
+def _size(bytes: int) -> str:
+    return f"{bytes >> 10} KiB" if bytes < 1 << 20 else f"{bytes >> 20} MiB"
 
 
 def _table(op: str, rows: list[Row]) -> Table:
