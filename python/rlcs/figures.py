@@ -87,7 +87,7 @@ def curves(
             _percent(axes)
         else:
             axes.ticklabel_format(axis="y", scilimits=(-3, 6))
-        _room(axes)
+        _room(axes, "y")
         _legend(figure, axes)
 
     return draw(name, paint)
@@ -138,7 +138,7 @@ def multiples(name: str, panels: Mapping[str, Sequence[Series]], x_label: str, y
             for one in series:
                 _curve(axes, one, smooth=False)
             axes.set_title(title, fontweight="bold", loc="left")
-            _room(axes)
+            _room(axes, "y")
         for axes in list(grid.flat)[len(panels) :]:  # keeps its label, as the lowest of its column
             axes.tick_params(left=False, labelleft=False)
             axes.spines[:].set_visible(False)
@@ -177,6 +177,7 @@ def dumbbells(name: str, rows: Sequence[str], changes: Mapping[str, Sequence[Any
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(x_label)
+        _room(axes, "x")
         _legend(figure, axes, most=2)
 
     return draw(name, paint, (SIZE[0], 0.9 + 0.22 * len(rows) * (many + 0.6)))
@@ -270,11 +271,11 @@ def _curve(axes: Any, one: Series, smooth: bool) -> None:
             axes.fill_between(x, y - error, y + error, color=one.colour, alpha=0.13, linewidth=0)
 
 
-def _room(axes: Any) -> None:
+def _room(axes: Any, axis: str) -> None:
     """Where all is one value: from 0, which is less to read into than the last of its digits."""
-    low, high = axes.dataLim.intervaly
+    low, high = getattr(axes.dataLim, f"interval{axis}")
     if low == high:
-        axes.set_ylim(*sorted((0, 2 * low)) if low else (-0.03, 1))
+        axes.set(**{f"{axis}lim": sorted((0, 2 * low)) if low else (-0.03, 1)})
 
 
 def _percent(axes: Any) -> None:

@@ -238,9 +238,12 @@ def _highest(values: np.ndarray) -> float:
 
 
 def _place(source: Any, folder: Path) -> Path:
-    """A file of a prompt: as it is seen from the rollouts, or where its path leads from here, as it is called here."""
+    """A file of a prompt: as it is seen from the rollouts, by the shorter of its names; or where its path leads."""
     inside = folder / "rollouts" / str(source)
-    return Path(os.path.relpath(os.path.realpath(inside))) if inside.exists() else Path(str(source))
+    if not inside.exists():
+        return Path(str(source))
+    place = os.path.realpath(inside)
+    return Path(min(os.path.relpath(place), place, key=len))
 
 
 def _config(path: Path) -> Row:

@@ -198,6 +198,8 @@ def test_axes_of_what_is_one_value_or_one_point():
     flat = figures.curves("flat", [figures.Series("share", one, 0 * one)], "wave", "share")
     ticks = ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]
     assert re.findall(r"<text[^>]*>([^<]+)</text>", flat) == ["1", "wave", *ticks, "share"]
+    bells = figures.dumbbells("bells", ["all"], {"run": [(0.0, 0.0, 0.0, 0.0)]}, "points")
+    assert "−" not in bells and ">0.8<" in bells.replace("</text>", "<")
     dots = []
     for dashed, found in ((False, None), (False, error), (True, error)):
         svg = figures.curves("dot", [figures.Series("a", one, one, dashed=dashed, error=found)], "x", "y")
@@ -230,6 +232,7 @@ def test_runs_that_do_not_compare_are_told(tmp_path):
     assert "Training times differ: one 1 min 40 s, two 50 s." in said
     assert any("different settings" in sentence for sentence in said)
     assert '<p class="soft">Of one:</p>' in page_of([one, two]) and "Of one:" not in page_of([one])
+    assert "Nothing was evaluated before." in page_of([Record.read(write(tmp_path / "late", rows[1]))])
 
 
 def test_seeds_of_one_setting_are_one_arm(tmp_path):
