@@ -12,9 +12,9 @@ from bench.rates import Row, growth, growth_text, memory_text, ours_s, rate_text
 
 
 def show(console: Console, machine: dict[str, Any], ceilings: dict[str, dict[str, float]], rows: list[Row]) -> None:
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     console.print(
-        f"\n{machine['hardware']}, {machine['threads']} threads, ISA {machine['isa']}, {machine['versions']}",
-        soft_wrap=True,
+        f"\n{machine['hardware']}, threads: {machine['threads']}, ISA {machine['isa']}; {versions}", soft_wrap=True
     )
     for line in ceiling_lines(ceilings):
         console.print(line, soft_wrap=True)

@@ -217,14 +217,21 @@ def _summary(out: Path) -> None:
             table.add_row(domain, mode, *(cell(row, key) for row in rows.values()), style=style)
     Console().print(table)
     gains = {name: 100 * (rows[name]["sampled/all"] - rows["cold"]["sampled/all"]) for name in names[1:]}
-    more = "RLCS gains more" if gains["rlcs"] > gains["control"] else "the control gains more"
-    _say(f"points at temperature 1: RLCS {gains['rlcs']:+.1f}, continued SFT {gains['control']:+.1f}: {more}")
+    _say(compared(gains["rlcs"], gains["control"]))
+
+
+def compared(rlcs: float, control: float) -> str:
+    """Gains in points, in a sentence."""
+    ahead = round(rlcs - control, 1)
+    more = "RLCS gains more" if ahead > 0 else "the control gains more" if ahead < 0 else "neither gains more"
+    return f"points at temperature 1: RLCS {rlcs:+.1f}, continued SFT {control:+.1f}: {more}"
 
 
 def _answer(folder: Path, tasks: Path, seed: int) -> None:
     """Answers one held-out image in the terminal."""
     import numpy as np
     from rich.console import Console
+    from rich.text import Text
 
     from glm4v import Glm4v
 
@@ -234,10 +241,14 @@ def _answer(folder: Path, tasks: Path, seed: int) -> None:
     console = Console(highlight=False)
     task = [t for t in read_tasks(tasks) if t.domain == "ocr"][int(np.random.default_rng(seed).integers(HELD_OUT))]
     image = next(part["image"] for part in task.messages[0]["content"] if part["type"] == "image")
-    console.print(blocks(opened("image", [Path(image)], (112, 28)), min(console.width, 112)))
+    if console.color_system is None:
+        console.print(Text(f"[image: {image}]"))
+    else:
+        console.print(blocks(opened("image", [Path(image)], (112, 28)), min(console.width, 112)))
     model = Glm4v.from_pretrained(folder)
     (found,) = model.generate(task.messages, max_new_tokens=64, temperature=0)
-    console.print(f"{task.question}  thinks: {found.thinking}  answers: [bold]{found.box}[/]  (truth: {task.truth})")
+    said = f"{task.question}  thinks: {found.thinking}  answers: "
+    console.print(Text.assemble(said, (str(found.box), "bold"), f"  (truth: {task.truth})"))
 
 
 def _say(text: str) -> None:

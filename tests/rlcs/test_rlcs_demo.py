@@ -23,10 +23,16 @@ def test_the_demo_goes_from_nothing_to_an_answer(tmp_path, monkeypatch, capsys):
         assert rows[-1]["kind"] == "eval" and rows[-1]["greedy/all/tasks"] == 12
     said = capsys.readouterr()
     assert "Read the digits." in said.out and "truth:" in said.out
+    assert "[image: " in said.out and "▀" not in said.out  # half blocks are pictures by their colours alone
     assert "points at temperature 1: RLCS" in said.err
     from transformers import Glm4vForConditionalGeneration
 
     Glm4vForConditionalGeneration.from_pretrained(out / "final")
+
+
+def test_what_the_demo_says_of_gains():
+    assert demo.compared(11.2, 22.3).endswith("RLCS +11.2, continued SFT +22.3: the control gains more")
+    assert demo.compared(2, -1).endswith(": RLCS gains more") and demo.compared(0, 0).endswith(": neither gains more")
 
 
 def test_it_replaces_only_a_demo(tmp_path):
