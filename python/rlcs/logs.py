@@ -187,8 +187,8 @@ def _shown(part: Mapping[str, Any], folder: Path, name: str, index: int) -> dict
     source = part[kind]
     each = list(source) if kind == "video" and not isinstance(source, str | bytes | Path) else [source]
     if all(isinstance(one, str | Path) and not stands_inside(one) for one in each):
-        found = [_from(folder, one) for one in each]
-        return {"type": kind, kind: found[0] if each[0] is source else found}
+        files = [_from(folder, one) for one in each]
+        return {"type": kind, kind: files[0] if each[0] is source else files}
     from PIL import Image
 
     from glm4v.image import Picture
