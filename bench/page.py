@@ -34,7 +34,7 @@ from rlcs.page import document, figure, table, tile, write
 Facts = dict[str, Any]
 Ceilings = dict[str, dict[str, float]]
 Paint = Callable[[Any], None]
-MARKS = "osD^vP*X<>hp"
+MARKS = "osD^vP*X<>"  # as many as colours; ops beyond them are hollow
 
 
 def write_page(path: Path, machine: Facts, commit: Facts, ceilings: Ceilings, rows: list[Row]) -> Path:
@@ -50,14 +50,18 @@ def write_page(path: Path, machine: Facts, commit: Facts, ceilings: Ceilings, ro
         *(tile(f"product, {name}", f"{value:.0f}", "GFLOP/s") for name, value in ceilings["product_gflops"].items()),
         *([tile("memory", f"{_memory_gbs(ceilings):.1f}", "GB/s")] if ceilings["bandwidth_gbs"] else []),
         "</div>",
-        f"<p>{escape(machine['hardware'])}. Ceilings of the run: {escape('; '.join(ceiling_lines(ceilings)))}.</p>",
-        "<p>A row is held against the one that bounds it; rates of memory are of as many bytes as it moves.</p>",
-        "<h2>Rooflines</h2>",
-        '<div class="figures">',
+        f"<p>{escape(machine['hardware'])}.</p>",
     ]
-    for title, (paint, size) in rooflines(rows, ceilings).items():
-        body.append(figure(title, draw(title, paint, size), "Dashed: torch's matrix product, and the fastest cache."))
-    body.append("</div>")
+    if lines := ceiling_lines(ceilings):
+        body.append(f"<p>Ceilings of the run: {escape('; '.join(lines))}.</p>")
+        body.append(
+            "<p>A row is held against the one that bounds it; rates of memory are of as many bytes as it moves.</p>"
+        )
+    if drawn := rooflines(rows, ceilings):
+        caption = "Solid: multiply-adds, and main memory. Dashed: torch's matrix product, and the fastest cache."
+        body += ["<h2>Rooflines</h2>", '<div class="figures">']
+        body += [figure(title, draw(title, paint, size), caption) for title, (paint, size) in drawn.items()]
+        body.append("</div>")
     for op, of_op in groupby(rows, lambda row: row["op"]):
         body += _section(op, list(of_op))
     return write(path, document("Benchmarks of glm4v-ext", body))
@@ -102,16 +106,19 @@ def rooflines(rows: list[Row], ceilings: Ceilings) -> dict[str, tuple[Paint, tup
     """One for each peak: rates of the rows that give flops and bytes, under what the machine can do."""
     drawn = {}
     placed = [row for row in rows if row["flops"] and row["bytes"]]
+    ops = list(dict.fromkeys(row["op"] for row in placed))  # each has the same mark in all of them
     for name, peak in ceilings["peak_gflops"].items():
         found = [row for row in placed if row["dtype"] == name]
         if found:
             product = ceilings["product_gflops"].get(name, peak)
             rates = _memory_gbs(ceilings), max(ceilings["bandwidth_gbs"].values())
-            drawn[f"Roofline, {name}"] = _roofline(found, peak, product, rates), (7.2, 4.6)
+            drawn[f"Roofline, {name}"] = _roofline(found, ops, peak, product, rates), (7.2, 4.6)
     return drawn
 
 
-def _roofline(rows: Sequence[Row], peak: float, product: float, rates: tuple[float, float]) -> Paint:
+def _roofline(
+    rows: Sequence[Row], ops: Sequence[str], peak: float, product: float, rates: tuple[float, float]
+) -> Paint:
     def paint(figure: Any) -> None:
         axes = figure.subplots()
         intensity = [row["flops"] / row["bytes"] for row in rows]
@@ -119,12 +126,14 @@ def _roofline(rows: Sequence[Row], peak: float, product: float, rates: tuple[flo
         axes.plot(x, np.minimum(peak, x * rates[0]), color=PALETTE[8], linewidth=1.8)
         axes.plot(x, np.minimum(peak, x * rates[1]), color=PALETTE[8], linewidth=0.9, linestyle="--")
         axes.axhline(product, color=PALETTE[8], linewidth=0.9, linestyle="--")
-        for i, op in enumerate(dict.fromkeys(row["op"] for row in rows)):
+        for i, op in enumerate(ops):
             points = [(at, row) for at, row in zip(intensity, rows, strict=True) if row["op"] == op]
-            axes.plot(
-                [at for at, _ in points], [row["flops"] / ours_s(row) / 1e9 for _, row in points], label=op,
-                linestyle="none", marker=MARKS[i % len(MARKS)], color=PALETTE[i % len(PALETTE)], alpha=0.85,
-            )  # fmt: skip
+            if points:
+                axes.plot(
+                    [at for at, _ in points], [row["flops"] / ours_s(row) / 1e9 for _, row in points], label=op,
+                    linestyle="none", marker=MARKS[i % len(MARKS)], color=PALETTE[i % len(PALETTE)], alpha=0.85,
+                    fillstyle="full" if i < len(MARKS) else "none",
+                )  # fmt: skip
         axes.set(xscale="log", yscale="log", xlabel="flops per byte moved", ylabel="GFLOP/s")
         _plain_ticks(axes.xaxis)
         _plain_ticks(axes.yaxis)

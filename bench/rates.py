@@ -122,7 +122,9 @@ def slope(sizes: Iterable[float], seconds: Iterable[float]) -> float:
 
 
 def time_text(seconds: float) -> str:
-    return f"{seconds * 1e6:.1f} us" if seconds < 1e-3 else f"{seconds * 1e3:.2f} ms"
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.1f} us"
+    return f"{seconds * 1e3:.2f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
 def rate_text(row: Row) -> str:

@@ -55,6 +55,7 @@ def _compare(results: Results) -> Any:
     for axes, what in zip(panels, ("rollouts", "sampling waves", "seconds of training"), strict=True):
         axes.axhline(100 * GAIN, color="black", linewidth=0.8, linestyle=":")
         axes.set_xlabel(what)
+        axes.locator_params(axis="x", nbins=5)  # labels of six digits touch
     panels[0].set_ylabel("held-out points gained")
     panels[0].legend(frameon=False)
     return figure

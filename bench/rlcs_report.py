@@ -62,7 +62,9 @@ def seeds_of(results: Results, beginning: str) -> dict[int, Mapping[str, Any]]:
 
 def _head(results: Results) -> str:
     rows = list(results.values())
-    kinds = sorted({(row["hardware"], str(row["versions"])) for row in rows})
+    kinds = sorted(
+        {(row["hardware"], ", ".join(f"{name} {version}" for name, version in row["versions"].items())) for row in rows}
+    )
     commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
     said = "\n".join(f"- {hardware}; {versions}" for hardware, versions in kinds)
     title = "# RLCS: the evidence\n\nWritten by `python bench/bench_rlcs.py --report`."
@@ -216,4 +218,6 @@ def _demo(results: Results) -> str:
 def _missing(results: Results, names: Sequence[str]) -> str:
     gone = [name for name in names if name not in results]
     kinds = [f"- {kind}: {', '.join(found)}" for kind, found in groupby(gone, lambda name: name.split("/")[0])]
+    if not gone:
+        return f"All {len(names)} rows are there."
     return f"## Missing: {len(gone)} of {len(names)} rows\n\n" + "\n".join(kinds)

@@ -12,9 +12,9 @@ from bench.rates import Row, growth, growth_text, memory_text, ours_s, rate_text
 
 
 def show(console: Console, machine: dict[str, Any], ceilings: dict[str, dict[str, float]], rows: list[Row]) -> None:
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     console.print(
-        f"\n{machine['hardware']}, {machine['threads']} threads, ISA {machine['isa']}, {machine['versions']}",
-        soft_wrap=True,
+        f"\n{machine['hardware']}, threads: {machine['threads']}, ISA {machine['isa']}; {versions}", soft_wrap=True
     )
     for line in ceiling_lines(ceilings):
         console.print(line, soft_wrap=True)
@@ -28,9 +28,13 @@ def ceiling_lines(ceilings: dict[str, dict[str, float]]) -> list[str]:
     peaks = [f"{name} {value:.0f} GFLOP/s" for name, value in ceilings["peak_gflops"].items()]
     products = [f"{name} {value:.0f} GFLOP/s" for name, value in ceilings["product_gflops"].items()]
     sizes = sorted(ceilings["bandwidth_gbs"].items(), key=lambda size: int(size[0]))
-    rates = [f"{int(size) >> 10} KiB {value:.1f} GB/s" for size, value in sizes]
+    rates = [f"{_size(int(size))} {value:.1f} GB/s" for size, value in sizes]
     found = {"multiply-adds": peaks, "matrix product": products, "reading or copying": rates}
     return [f"{what}: {', '.join(values)}" for what, values in found.items() if values]
+
+
+def _size(bytes: int) -> str:
+    return f"{bytes >> 10} KiB" if bytes < 1 << 20 else f"{bytes >> 20} MiB"
 
 
 def _table(op: str, rows: list[Row]) -> Table:

@@ -25,12 +25,14 @@ from bench.page import figures, save_figures  # noqa: E402
 from bench.rates import ours_s, share_text, speedups, time_text  # noqa: E402
 from glm4v_ext._version import __version__ as release  # noqa: E402
 
-project, author, copyright = "glm4v-ext", "the glm4v-ext authors", "Apache-2.0"
+project, author = "glm4v-ext", "the glm4v-ext authors"
+copyright = f"{author}, Apache-2.0"
 version = release
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = f"glm4v-ext {release}"
 html_copy_source = False
+html_static_path, html_css_files = ["_static"], ["wrap.css"]
 smartquotes = False  # flags keep their two dashes
 
 myst_enable_extensions = ["colon_fence"]

@@ -192,12 +192,38 @@ def test_the_page_stands_by_itself(tmp_path):
     page = (tmp_path / "a.html").read_text()
     assert not re.search(r"https?:|//|<script|<link|src=|@import|url\((?!#)", page)
     assert page.count("<svg") == 2 and "torch &lt;old&gt;" in page and "<old>" not in page
-    for said in ("a machine", "pytest bench", "abcdef with changes", "50% of memory", "3 / 3 MiB", "5.0 GB/s"):
+    for said in (
+        "a machine",
+        "pytest bench",
+        "abcdef with changes",
+        "50% of memory",
+        "3 / 3 MiB",
+        "5.0 GB/s",
+        "1.00 s",
+        "64 KiB 50.0",
+        "256 MiB 10.0",
+    ):
         assert said in page, said
     assert "<td>1.00</td><td>1.50</td>" in page  # growth, of ours and of the peer
     drawn = {path.name: path.read_bytes() for path in (tmp_path / "figures").iterdir()}
     assert set(drawn) == {f"{n}.{e}" for n in ("roofline-bfloat16", "made-time-over-ours") for e in ("png", "svg")}
     assert drawn["roofline-bfloat16.png"].startswith(b"\x89PNG") and b"<svg" in drawn["roofline-bfloat16.svg"]
+
+
+def test_an_op_has_one_mark_in_all_rooflines(tmp_path):
+    times = {"glm4v_ext": 1e-3}
+    rows = [row("a", 1e6, times, op="first"), row("b", 1e6, times), row("c", 1e6, times, dtype="float32")]
+    file = results(tmp_path / "a.json", *rows)
+    run_of = json.loads(file.read_text())
+    run_of["ceilings"]["peak_gflops"]["float32"] = 50.0
+    file.write_text(json.dumps(run_of))
+    assert run("bench", "page", file, "--figures", tmp_path).returncode == 0
+    both, second = ((tmp_path / f"roofline-{dtype}.svg").read_text() for dtype in ("bfloat16", "float32"))
+    assert "fill: #3b82f6" in both and "fill: #3b82f6" not in second and "fill: #e8833a" in second
+
+    file.write_text(json.dumps({**run_of, "ceilings": {name: {} for name in run_of["ceilings"]}}))
+    assert run("bench", "page", file).returncode == 0
+    assert not re.search("Rooflines|Ceilings", (tmp_path / "a.html").read_text())
 
 
 # --- races ------------------------------------------------------------------------------------------------------------

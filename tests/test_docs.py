@@ -14,6 +14,7 @@ import sys
 import pytest
 
 import glm4v_ext
+from rlcs import rewards
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -79,6 +80,18 @@ def test_every_public_name_has_a_page():
 def test_every_op_has_a_page_of_its_name():
     listed = re.search(r"^set\(OPS\s(.*?)\)", (ROOT / "CMakeLists.txt").read_text(), re.DOTALL | re.MULTILINE)
     assert listed and set(listed[1].split()) == {page.stem for page in (ROOT / "docs/ops").glob("*.md")} - {"index"}
+
+
+def test_every_domain_stands_with_a_truth_and_a_right_answer():
+    page = (ROOT / "docs/rlcs/verifiers.md").read_text()
+    rows = re.findall(r"^\| (`.*`) \| (.+) \| (.*?) ?\|.*\|$", page, re.MULTILINE)
+    told = {name: (truth.strip("`"), answer) for names, truth, answer in rows for name in re.findall("`(.*?)`", names)}
+    assert told.keys() == rewards.DOMAINS.keys()
+    for domain, (truth, answer) in told.items():
+        given = truth if answer == "the same" else answer.strip("`")
+        response = f"<think></think><answer><|begin_of_box|>{given}<|end_of_box|></answer>"
+        if domain != "general":
+            assert rewards.verify(domain, response, truth).score == 1, domain
 
 
 @pytest.mark.slow

@@ -56,6 +56,7 @@ Budget = Annotated[
     int | None, typer.Option(min=0, metavar="N", help="End the thinking after N tokens; 0 turns it off.")
 ]
 DtypeOption = Annotated[Dtype | None, typer.Option("--dtype", help="Type of the weights. Default: the checkpoint's.")]
+Device = Annotated[str, typer.Option("--device", metavar="D", help="Where the model runs, such as cuda.")]
 MaxPixels = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="Pixels of a picture, over all frames. Default: the checkpoint's."),
@@ -101,6 +102,7 @@ def generate(
     ] = None,
     thinking_budget: Budget = None,
     dtype: DtypeOption = None,
+    device: Device = "cpu",
     max_pixels: MaxPixels = None,
     max_aspect_ratio: MaxAspect = 200,
     allow_network: Network = False,
@@ -126,7 +128,7 @@ def generate(
         thinking_budget=thinking_budget,
     )
     batch = processor(messages)  # before the weights: a bad file is known at once
-    glm = load(model, dtype, processor)
+    glm = load(model, dtype, device, processor)
     pieces = glm.stream(batch, seed=seed, **options)
     start = time.perf_counter()
     answer = whole(pieces if as_json else shown(pieces, Console(stderr=True)))
@@ -152,6 +154,7 @@ def chat(
     seed: Seed = None,
     thinking_budget: Budget = None,
     dtype: DtypeOption = None,
+    device: Device = "cpu",
     max_pixels: MaxPixels = None,
     max_aspect_ratio: MaxAspect = 200,
     allow_network: Network = False,
@@ -171,7 +174,7 @@ def chat(
         repetition_penalty=repetition_penalty,
         thinking_budget=thinking_budget,
     )
-    Chat(load(model, dtype, processor), system, seed=seed, **options).run()
+    Chat(load(model, dtype, device, processor), system, seed=seed, **options).run()
 
 
 @app.command()
@@ -180,12 +183,11 @@ def info(model: Annotated[str | None, typer.Option("--model", metavar="DIR", hel
     from glm4v_ext import build_info
 
     build: dict[str, Any] = build_info()
-    ops = (
-        f"{op} ({', '.join(f'{device}: {by}' for device, by in where.items())})" for op, where in build["ops"].items()
-    )
-    facts = {**build, "cpu_archs": ", ".join(build["cpu_archs"]), "ops": ", ".join(ops)}
-    for name, value in {**(checkpoint_facts(model) if model is not None else {}), **facts}.items():
-        print(f"{name:<18}  {value}")
+    ops = build.pop("ops")
+    for name, value in {**(checkpoint_facts(model) if model is not None else {}), **build, **ops}.items():
+        if isinstance(value, dict):
+            value = [f"{key}: {one}" for key, one in value.items()]
+        print(f"{name:<30}  {', '.join(value) if isinstance(value, list) else value}")
 
 
 @app.command()
@@ -236,12 +238,17 @@ def checkpoint_facts(folder: str) -> dict[str, str]:
     }
 
 
-def load(folder: str, dtype: Dtype | None, processor: Processor) -> Glm4v:
+def load(folder: str, dtype: Dtype | None, device: str, processor: Processor) -> Glm4v:
     """The model, with a bar on stderr while its weights are read."""
     import torch
 
     from . import Glm4v
 
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        said = f"must be one that torch has here, got {device!r}: {str(error).splitlines()[0]}"
+        raise typer.BadParameter(said, param_hint="--device") from None
     columns = (TextColumn("weights"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -250,7 +257,8 @@ def load(folder: str, dtype: Dtype | None, processor: Processor) -> Glm4v:
         def progress(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        model = Glm4v.from_pretrained(folder, getattr(torch, dtype.value) if dtype else None, progress=progress)
+        kind = getattr(torch, dtype.value) if dtype else None
+        model = Glm4v.from_pretrained(folder, kind, device, progress)
     model.processor = processor
     return model
 

@@ -240,7 +240,10 @@ def _answer(folder: Path, tasks: Path, seed: int) -> None:
     console = Console(highlight=False)
     task = [t for t in read_tasks(tasks) if t.domain == "ocr"][int(np.random.default_rng(seed).integers(HELD_OUT))]
     image = next(part["image"] for part in task.messages[0]["content"] if part["type"] == "image")
-    console.print(blocks(opened("image", [Path(image)], (112, 28)), min(console.width, 112)))
+    if console.color_system is None:
+        console.print(Text(f"[image: {image}]"))
+    else:
+        console.print(blocks(opened("image", [Path(image)], (112, 28)), min(console.width, 112)))
     model = Glm4v.from_pretrained(folder)
     (found,) = model.generate(task.messages, max_new_tokens=64, temperature=0)
     asked, truth = f"{task.question}  thinks: {found.thinking}  answers: ", f"  (truth: {task.truth})"

@@ -242,6 +242,7 @@ def evaluate_files(
     seed: int = 0,
     out: Path | None = None,
     threads: int | None = None,
+    device: str = "cpu",
     rollout: RolloutSettings = ROLLOUT,
     judge: JudgeSettings = JUDGE,
 ) -> list[Score]:
@@ -256,6 +257,7 @@ def evaluate_files(
         seed: of the sampling.
         out: also write the scores to this JSON file; null for what is not known.
         threads: of torch.
+        device: where the model answers, such as cuda.
         rollout: how answers are made.
         judge: who judges what rules leave open.
     """
@@ -271,9 +273,10 @@ def evaluate_files(
     if out is not None:
         expect_writable(out)
     judge.use()
+    where = parallel.device(device)
     processor = Processor.from_pretrained(model)
     chosen = check_tasks(eval_tasks(how), rollout, processor)
-    reader = Glm4v.from_pretrained(model)
+    reader = Glm4v.from_pretrained(model, device=where)
     processor.dtype = reader.dtype
     prompts, reader.processor = Prompts(processor), processor
     with Bar("evaluation") as bar:

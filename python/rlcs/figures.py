@@ -88,6 +88,7 @@ def curves(
             _percent(axes)
         else:
             axes.ticklabel_format(axis="y", scilimits=(-3, 6))
+        _room(axes, "y")
         _legend(figure, axes)
 
     return draw(name, paint)
@@ -138,6 +139,7 @@ def multiples(name: str, panels: Mapping[str, Sequence[Series]], x_label: str, y
             for one in series:
                 _curve(axes, one, smooth=False)
             axes.set_title(shortened(title), fontweight="bold", loc="left")
+            _room(axes, "y")
         for axes in list(grid.flat)[len(panels) :]:  # keeps its label, as the lowest of its column
             axes.tick_params(left=False, labelleft=False)
             axes.spines[:].set_visible(False)
@@ -176,6 +178,7 @@ def dumbbells(name: str, rows: Sequence[str], changes: Mapping[str, Sequence[Any
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(x_label)
+        _room(axes, "x")
         _legend(figure, axes, most=2)
 
     return draw(name, paint, (SIZE[0], 0.9 + 0.22 * len(rows) * (many + 0.6)))
@@ -262,13 +265,24 @@ def _curve(axes: Any, one: Series, smooth: bool) -> None:
     x, y = thinned(one.x[known]), thinned(one.y[known])
     window = max(1, len(x) // 10) if smooth else 1
     style = {"color": one.colour, "linestyle": "--" if one.dashed else "-"}
+    style["markerfacecolor"] = "none" if one.dashed else one.colour  # points without a line differ, too
     if window > 1:
         axes.plot(x, y, alpha=0.28, linewidth=0.8, **style)
     marker = "o" if len(x) < 3 or (not smooth and len(x) < 40) else ""
     axes.plot(x, running_mean(y, window), label=one.label, marker=marker, **style)
     if one.error is not None:
         error = np.nan_to_num(thinned(one.error[known]))
-        axes.fill_between(x, y - error, y + error, color=one.colour, alpha=0.13, linewidth=0)
+        if len(x) == 1:
+            axes.errorbar(x, y, error, color=one.colour, capsize=2, elinewidth=1)
+        else:
+            axes.fill_between(x, y - error, y + error, color=one.colour, alpha=0.13, linewidth=0)
+
+
+def _room(axes: Any, axis: str) -> None:
+    """Where all is one value: from 0, which is less to read into than the last of its digits."""
+    low, high = getattr(axes.dataLim, f"interval{axis}")
+    if low == high:
+        axes.set(**{f"{axis}lim": sorted((0, 2 * low)) if low else (-0.03, 1)})
 
 
 def _percent(axes: Any) -> None:
@@ -282,7 +296,7 @@ def _whole_ticks(axes: Any, x_label: str) -> None:
     if x_label in ("wave", "step"):
         from matplotlib.ticker import MaxNLocator
 
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _legend(figure: Any, axes: Any, most: int = 4) -> None:

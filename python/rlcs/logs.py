@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from glm4v.source import scheme
+
 from .data import stands_inside
 from .files import whole, write_text
 from .types import Group
@@ -172,6 +174,11 @@ def _parts(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return out
 
 
+def _from(folder: Path, source: str | Path) -> str:
+    """A file as ``folder`` sees it, from wherever the rollouts are read; URLs as they are."""
+    return str(source) if scheme(source) else os.path.relpath(os.path.realpath(source), os.path.realpath(folder))
+
+
 def _shown(part: Mapping[str, Any], folder: Path, name: str, index: int) -> dict[str, Any]:
     """A part as JSON: what stands in no file is written once; a picture as a PNG, a video's frames side by side."""
     kind = part.get("type")
@@ -180,7 +187,8 @@ def _shown(part: Mapping[str, Any], folder: Path, name: str, index: int) -> dict
     source = part[kind]
     each = list(source) if kind == "video" and not isinstance(source, str | bytes | Path) else [source]
     if all(isinstance(one, str | Path) and not stands_inside(one) for one in each):
-        return {"type": kind, kind: source if isinstance(source, list) else str(source)}
+        files = [_from(folder, one) for one in each]
+        return {"type": kind, kind: files[0] if each[0] is source else files}
     from PIL import Image
 
     from glm4v.image import Picture

@@ -6,6 +6,7 @@ Nothing of it need be there but a row of metrics: a run may go on, may be SFT al
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -238,9 +239,12 @@ def _highest(values: np.ndarray) -> float:
 
 
 def _place(source: Any, folder: Path) -> Path:
-    """A file of a prompt: beside the rollouts, or where the task's own path leads."""
+    """A file of a prompt: as it is seen from the rollouts, by the shorter of its names; or where its path leads."""
     inside = folder / "rollouts" / str(source)
-    return inside if inside.exists() else Path(str(source))
+    if not inside.exists():
+        return Path(str(source))
+    place = os.path.realpath(inside)
+    return Path(min(os.path.relpath(place), place, key=len))
 
 
 def _config(path: Path) -> Row:

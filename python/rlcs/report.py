@@ -60,6 +60,8 @@ def page_of(records: Sequence[Record]) -> str:
     body = [f"<h1>{escape(title)}</h1>"]
     body += [f"<p>{headline(record)}</p>" for record in records]
     body += [f'<p class="verdict">{escape(sentence)}</p>' for sentence in verdicts(records)]
+    if len(records) > 1:
+        body += [f'<p class="soft">Of {escape(records[0].name)}:</p>']
     body += ['<div class="tiles">', *tiles(records[0], records), "</div>"]
     body += ["<h2>Held-out scores</h2>", *scores(records)]
     body += _figures(panels.held_out(records))
@@ -235,9 +237,10 @@ def scores(records: Sequence[Record]) -> list[str]:
         found += [f"<h3>{mode.capitalize()}{' at temperature 1' if mode == 'sampled' else ''}</h3>", table(head, rows)]
     starts = {record.name: start[1] for record in records if (start := before(record, records))}
     told = "; ".join(f"{name}: {words}" for name, words in starts.items())
+    came = f"Before is, for {escape(told)}." if told else "Nothing was evaluated before."
     found.append(
         '<p class="soft">Points of a hundred ± one standard error over tasks; coloured where a change is beyond twice '
-        f"its error, which takes the evaluations as independent. Before is, for {escape(told or 'no run, known')}.</p>"
+        f"its error, which takes the evaluations as independent. {came}</p>"
     )
     return found
 

@@ -166,6 +166,8 @@ def test_options_reach_the_model(glm4v, tiny_checkpoint, photo):
     assert small["prompt_tokens"] < json.loads(glm4v(*options, "--image", photo)[1])["prompt_tokens"]
     stopped = json.loads(glm4v(*options, "--stop", answer["text"][0], "--seed", 0)[1])
     assert answer["text"][0] not in stopped["text"]
+    code, _, err = glm4v(*options, "--device", "meta")  # a device that is there, and has no numbers
+    assert code == 1 and "meta tensor" in err
 
 
 @pytest.mark.parametrize(
@@ -185,6 +187,7 @@ def test_options_reach_the_model(glm4v, tiny_checkpoint, photo):
         (["--prompt", "x", "--image", "a" * 5000], "cannot be read: File name too long"),
         (["--prompt", "x", "--image", "data:image/png;base64,é"], "is not base64"),
         (["--prompt", "x", "--dtype", "int8"], "--dtype"),
+        (["--prompt", "x", "--device", "gpu"], "--device: must be one that torch has here, got 'gpu': Expected one of"),
         (["--bogus"], "--bogus"),
         (["--model", "zai-org/GLM-4.1V-9B-Thinking", "--prompt", "x"], "hf download zai-org/GLM-4.1V-9B-Thinking"),
         (["--model", "/nowhere", "--prompt", "x"], "checkpoint: /nowhere must be a folder"),
@@ -233,6 +236,13 @@ def test_missing_extras_name_the_pip_line(glm4v, monkeypatch):
     assert (code, err) == (1, "glm4v: typer, av must be installed: pip install 'glm4v-ext[model]'\n")
 
 
+def test_names_that_need_the_extra_say_so():
+    program = "import sys; sys.modules['safetensors'] = None; from glm4v import Glm4v"
+    _, err = start(command=[sys.executable, "-c", program]).communicate()
+    said = "glm4v: safetensors must be installed: pip install 'glm4v-ext[model]'"
+    assert err.splitlines()[-1] == f"ModuleNotFoundError: {said}"
+
+
 def test_info(glm4v, tiny_checkpoint):
     code, out, _ = glm4v("info", "--model", tiny_checkpoint)
     facts = dict(line.split("  ", 1) for line in out.splitlines())
@@ -240,7 +250,8 @@ def test_info(glm4v, tiny_checkpoint):
     assert facts["vision"].strip() == "2 layers, width 64, 4 heads"
     assert facts["parameters"].strip().startswith("665,792 (")
     assert "1.3 MB" in facts["memory, bfloat16"]
-    assert "rms_norm (cpu: C++" in facts["ops"]
+    assert facts["rms_norm"].strip().startswith("cpu: C++")
+    assert facts["products"].strip().startswith("fp32: ") and "[" not in out
     assert "checkpoint" not in glm4v("info")[1]
 
 

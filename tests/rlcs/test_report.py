@@ -16,8 +16,10 @@ from PIL import Image
 
 from rlcs import figures, panels
 from rlcs.cli import main
+from rlcs.logs import Log
 from rlcs.record import Record, before, column, span
 from rlcs.report import _short, page_of, report, verdicts
+from rlcs.types import Group, Task
 
 pytestmark = pytest.mark.long
 
@@ -174,6 +176,38 @@ def test_pictures_that_are_gone_are_named(tmp_path):
     assert "image not shown: gone.png" in text and "src=" not in text
 
 
+def test_pictures_are_found_from_another_folder(tmp_path, monkeypatch):
+    """Relative paths of a run's data are those of where it was started."""
+    (tmp_path / "here/data").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    Image.new("L", (28, 28)).save("data/a.png")
+    content = [{"type": "image", "image": "data/a.png"}, {"type": "video", "video": ["data/a.png", "data/a.png"]}]
+    task = Task("a", "ocr", ({"role": "user", "content": content},), "7")
+    log = Log(Path("runs/one"))
+    log.rollouts(1, [Group(task, (), 0)], [], [])
+    log.close()
+    write(Path("runs/one"), WAVE)
+    for place, file in ((".", "data/a.png"), ("..", "here/data/a.png"), ("runs/one", "../../data/a.png")):
+        monkeypatch.chdir(tmp_path / "here" / place)
+        text = page_of([Record.read(tmp_path / "here/runs/one")])
+        assert text.count(f'alt="{file}"') == text.count(f'alt="{file}, {file}"') == 1, place
+
+
+def test_axes_of_what_is_one_value_or_one_point():
+    """No wave 1.975, no share below 0; of a single evaluation the error, and greedy apart from sampled."""
+    one, error = np.ones(1), 0.25 * np.ones(1)
+    flat = figures.curves("flat", [figures.Series("share", one, 0 * one)], "wave", "share")
+    ticks = ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]
+    assert re.findall(r"<text[^>]*>([^<]+)</text>", flat) == ["1", "wave", *ticks, "share"]
+    bells = figures.dumbbells("bells", ["all"], {"run": [(0.0, 0.0, 0.0, 0.0)]}, "points")
+    assert "−" not in bells and ">0.8<" in bells.replace("</text>", "<")
+    dots = []
+    for dashed, found in ((False, None), (False, error), (True, error)):
+        svg = figures.curves("dot", [figures.Series("a", one, one, dashed=dashed, error=found)], "x", "y")
+        dots.append(svg.count("fill: #3b82f6"))
+    assert dots == [1, 3, 2]  # a dot, and the two caps of a bar
+
+
 def test_where_a_gain_is_counted_from(tmp_path):
     at = {"kind": "eval", "seconds": 0.0, "sampled/all": 0.5}
     cold = write(tmp_path / "cold", {**at, "step": 9})
@@ -209,6 +243,8 @@ def test_runs_that_do_not_compare_are_told(tmp_path):
     )
     assert any("different settings" in sentence for sentence in verdicts([short, long]))
     assert not any("different settings" in sentence for sentence in verdicts([short, alike]))
+    assert '<p class="soft">Of one:</p>' in page_of([one, two]) and "Of one:" not in page_of([one])
+    assert "Nothing was evaluated before." in page_of([Record.read(write(tmp_path / "late", rows[1]))])
 
 
 def test_seeds_of_one_setting_are_one_arm(tmp_path):

@@ -167,7 +167,9 @@ def test_settings_that_do_not_fit(demo, tmp_path, refused, monkeypatch):
     assert "key_variable must name a variable that is set, got NO_SUCH_KEY" in refused(*train, *judge)
     if not torch.cuda.is_available():
         assert "device must be one that torch has here, got 'cuda'" in refused(*train, "--model.device", "cuda")
-    assert "device must be one that torch has here, got 'gpu'" in refused(*train, "--model.device", "gpu")
+    answers = ["eval", "--model", demo / "model", "--tasks", demo / "test.jsonl"]
+    for options in ([*train, "--model.device", "gpu"], [*answers, "--device", "gpu"]):
+        assert "device must be one that torch has here, got 'gpu': Expected one of cpu, cuda" in refused(*options)
     monkeypatch.setattr("rlcs.run.find_spec", lambda _: None)
     assert "wandb must be installed" in refused(*train, "--run.wandb", "project")
     assert not (tmp_path / "run").exists()
@@ -182,6 +184,16 @@ def test_settings_of_an_evaluation_that_do_not_fit(demo, refused):
     ):
         found = refused("eval", "--model", demo / "model", "--tasks", demo / "test.jsonl", flag, value)
         assert found == f"rlcs: eval: {said}"
+
+
+def test_an_evaluation_goes_where_it_is_told(demo, monkeypatch):
+    devices = []
+    monkeypatch.setattr("rlcs.evaluate.evaluate", lambda model, *_: devices.append(model.device.type) or [])
+    for device in ([], ["--device", "meta"]):
+        with pytest.raises(SystemExit) as end:
+            main(["eval", "--model", str(demo / "model"), "--tasks", str(demo / "test.jsonl"), *device])
+        assert end.value.code == 0
+    assert devices == ["cpu", "meta"]
 
 
 # --- runs that are taken up ---

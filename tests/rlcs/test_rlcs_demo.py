@@ -24,6 +24,7 @@ def test_the_demo_goes_from_nothing_to_an_answer(tmp_path, monkeypatch, capsys):
         assert rows[-1]["kind"] == "eval" and rows[-1]["greedy/all/tasks"] == 12
     said = capsys.readouterr()
     assert "Read the digits." in said.out and "truth:" in said.out
+    assert "[image: " in said.out and "▀" not in said.out  # half blocks are pictures by their colours alone
     assert "points at temperature 1: RLCS" in said.err
     from transformers import Glm4vForConditionalGeneration
 
