@@ -86,7 +86,8 @@ def enable(model: nn.Module | None = None, **ops: bool) -> None:
     chosen = frozenset(op for op in OPS if ops.get(op, True))
     parts = [] if model is None else list(_parts_in(model))
     if model is not None and not parts:
-        raise ValueError(f"enable: model must hold a tower of {', '.join(FAMILIES)}, got {type(model).__name__}")
+        families = ", ".join(FAMILIES)
+        raise ValueError(f"enable: model must hold a tower of transformers' {families}, got {type(model).__name__}")
     for kind in {} if model is None else dict.fromkeys(map(type, model.modules())):
         if made_of := next((base for base in kind.__mro__[1:] if _is_tower_class(base)), None):
             reason = f"it is made of {made_of.__name__}, and what it changes is not known"
@@ -212,6 +213,7 @@ def _wrapped(module: nn.Module) -> str | None:
 
 
 def register_attention() -> None:
+    """Registers ``attn_implementation="glm4v_ext"`` with transformers, as :func:`enable` does. It changes no model."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     from .attention import attention, attention_mask

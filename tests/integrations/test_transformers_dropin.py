@@ -415,7 +415,7 @@ def test_older_transformers(monkeypatch):
 def test_refusals():
     with pytest.raises(TypeError, match=r"ops must be among flash_attn, .*got flash"):
         enable(flash=True)
-    with pytest.raises(ValueError, match="model must hold a tower of glm4v, glm4v_moe, glm_ocr, got Linear"):
+    with pytest.raises(ValueError, match="a tower of transformers' glm4v, glm4v_moe, glm_ocr, got Linear"):
         enable(torch.nn.Linear(1, 1))
     for wrong in (5, {}):
         with pytest.raises(TypeError, match=f"model must be a torch.nn.Module or None, got {type(wrong).__name__}"):
