@@ -265,9 +265,13 @@ def _give_config(tower: Any, config: Any) -> None:
 def _map_towers(ops: frozenset[str]) -> None:
     try:
         from transformers.monkey_patching import register_patch_mapping
+
+        lacks = _mapping_fails()
     except ImportError:
+        lacks = "has no patch mapping"
+    if lacks:
         warnings.warn(
-            f"glm4v_ext: transformers {_version()} has no patch mapping: enable(model) after loading. Attention is "
+            f"glm4v_ext: transformers {_version()} {lacks}: enable(model) after loading. Attention is "
             f"registered, from_pretrained(…, attn_implementation={TEXT_ATTENTION!r}) has it",
             stacklevel=3,
         )
@@ -282,6 +286,17 @@ def _map_towers(ops: frozenset[str]) -> None:
                 mapped = _self_enabling(cls, ops)
                 register_patch_mapping({name: mapped})
                 _mapped[name] = mapped
+
+
+def _mapping_fails() -> str:
+    """What ends every `from_pretrained` with a patch mapping, in versions that list the names of modules which they
+    import only then, and which need what may not be installed; empty where nothing does."""
+    for module in [m for name, m in sys.modules.copy().items() if name.startswith("transformers.")]:
+        try:
+            "__dir__" in vars(module) and dir(module)
+        except Exception as error:  # of a foreign import
+            return f"cannot map its classes here ({error})"
+    return ""
 
 
 def _unmap_towers() -> None:
