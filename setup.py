@@ -47,6 +47,8 @@ class CMakeBuild(build_ext):
         found = importlib.metadata.version("torch")
         if [int(part) for part in found.split(".")[:2]] < [2, 10]:
             sys.exit(f"glm4v-ext: the build needs torch >= 2.10 in this environment, got {found}")
+        if importlib.util.find_spec("pybind11") is None:
+            sys.exit("glm4v-ext: the build needs pybind11 in this environment, got none; pip install pybind11")
         import pybind11
 
         # This environment's CMake and ninja come first, whether it is active or not.

@@ -1,7 +1,8 @@
 """The documentation: every public op has its page, every snippet runs, the site builds without a warning.
 
 A page's ``python`` and ``sh`` blocks run in their order, in a folder with a small checkpoint, a photograph and a film
-of the names that the pages use. ``console`` blocks, which install and build, are not run.
+of the names that the pages use. ``console`` blocks, which install and build, are not run, nor README's ``sh`` blocks,
+which are outlines.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import glm4v_ext
 from rlcs import rewards
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LONG = ("rlcs/index.md",)  # it trains
 
 
 def name_of(page: pathlib.Path) -> str:
-    return str(page.relative_to(ROOT / "docs"))
+    return str(page.relative_to(ROOT)).removeprefix("docs/")
 
 
 def marked(page: pathlib.Path):
@@ -59,12 +61,14 @@ def there(folder, tmp_path, monkeypatch) -> pathlib.Path:
     return folder
 
 
-@pytest.mark.parametrize("page", [marked(page) for page in PAGES if BLOCK.search(page.read_text())])
+@pytest.mark.parametrize("page", [marked(page) for page in [README, *PAGES] if BLOCK.search(page.read_text())])
 def test_snippets_run(page, there):
     names: dict[str, object] = {"__name__": "snippet"}
     for language, text in BLOCK.findall(page.read_text()):
         if language == "python":
             exec(compile(text, str(page), "exec"), names)
+            continue
+        if page == README:
             continue
         done = subprocess.run(["bash", "-e", "-c", text], capture_output=True, text=True)
         assert done.returncode == 0, f"{text}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
@@ -72,9 +76,12 @@ def test_snippets_run(page, there):
 
 def test_every_public_name_has_a_page():
     texts = [page.read_text() for page in PAGES]
-    name = re.compile(r"^\.\. auto(?:function|class):: glm4v_ext\.(\w+)", re.MULTILINE)
+    name = re.compile(r"^\.\. auto(?:function|class):: glm4v_ext\.([\w.]+)", re.MULTILINE)
     documented = [found for text in texts for found in name.findall(text)]
-    assert sorted(documented) == sorted(set(glm4v_ext.__all__) - {"__version__"})
+    hooks = {"transformers": ["enable", "disable", "register_attention"]}
+    hooks["rotary"] = ["Rotary", "apply_rotary_pos_emb", "apply_rotary_pos_emb_vision", "MRotaryEmbedding"]
+    integrations = [f"integrations.{module}.{each}" for module, names in hooks.items() for each in names]
+    assert sorted(documented) == sorted({*glm4v_ext.__all__, *integrations} - {"__version__"})
 
 
 def test_every_op_has_a_page_of_its_name():

@@ -65,9 +65,19 @@ def apply_rotary_pos_emb(
 def apply_rotary_pos_emb_vision(
     q: Tensor, k: Tensor, position_ids: Tensor, rotary: Rotary = GLM_4_1V
 ) -> tuple[Tensor, Tensor]:
-    """transformers' ``apply_rotary_pos_emb_vision(q, k, cos, sin)``: q and k ``[P, H, D]``, position_ids ``[P, 2]``.
+    """transformers' ``apply_rotary_pos_emb_vision(q, k, cos, sin)`` of GLM's vision towers.
 
-    Of ``rotary`` only theta counts.
+    Args:
+        q: ``[P, H, D]``.
+        k: the same.
+        position_ids: ``[P, 2]``, row and column of each patch.
+        rotary: only its theta counts.
+
+    Returns:
+        The turned q and k.
+
+    Raises:
+        RuntimeError: an argument does not fit; the text names it.
     """
     return rope_2d(q, k, position_ids, _settings("apply_rotary_pos_emb_vision", rotary).theta)
 

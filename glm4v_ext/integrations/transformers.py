@@ -86,7 +86,8 @@ def enable(model: nn.Module | None = None, **ops: bool) -> None:
     chosen = frozenset(op for op in OPS if ops.get(op, True))
     parts = [] if model is None else list(_parts_in(model))
     if model is not None and not parts:
-        raise ValueError(f"enable: model must hold a tower of {', '.join(FAMILIES)}, got {type(model).__name__}")
+        families = ", ".join(FAMILIES)
+        raise ValueError(f"enable: model must hold a tower of transformers' {families}, got {type(model).__name__}")
     for kind in {} if model is None else dict.fromkeys(map(type, model.modules())):
         if made_of := next((base for base in kind.__mro__[1:] if _is_tower_class(base)), None):
             reason = f"it is made of {made_of.__name__}, and what it changes is not known"
@@ -212,6 +213,7 @@ def _wrapped(module: nn.Module) -> str | None:
 
 
 def register_attention() -> None:
+    """Registers ``attn_implementation="glm4v_ext"`` with transformers, as :func:`enable` does. It changes no model."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     from .attention import attention, attention_mask
@@ -263,9 +265,13 @@ def _give_config(tower: Any, config: Any) -> None:
 def _map_towers(ops: frozenset[str]) -> None:
     try:
         from transformers.monkey_patching import register_patch_mapping
+
+        lacks = _mapping_fails()
     except ImportError:
+        lacks = "has no patch mapping"
+    if lacks:
         warnings.warn(
-            f"glm4v_ext: transformers {_version()} has no patch mapping: enable(model) after loading. Attention is "
+            f"glm4v_ext: transformers {_version()} {lacks}: enable(model) after loading. Attention is "
             f"registered, from_pretrained(…, attn_implementation={TEXT_ATTENTION!r}) has it",
             stacklevel=3,
         )
@@ -280,6 +286,17 @@ def _map_towers(ops: frozenset[str]) -> None:
                 mapped = _self_enabling(cls, ops)
                 register_patch_mapping({name: mapped})
                 _mapped[name] = mapped
+
+
+def _mapping_fails() -> str:
+    """What ends every `from_pretrained` with a patch mapping, in versions that list the names of modules which they
+    import only then, and which need what may not be installed; empty where nothing does."""
+    for module in [m for name, m in sys.modules.copy().items() if name.startswith("transformers.")]:
+        try:
+            "__dir__" in vars(module) and dir(module)
+        except Exception as error:  # of a foreign import
+            return f"cannot map its classes here ({error})"
+    return ""
 
 
 def _unmap_towers() -> None:

@@ -64,7 +64,7 @@ def assemble(
     vision_dir, language_dir, target = checkpoint_folder(vision), checkpoint_folder(language), Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"assemble: out must be a new or empty folder, got {target}")
-    encoder_settings, decoder_settings = _settings(vision_dir), _settings(language_dir)
+    encoder_settings, decoder_settings = _settings(vision_dir, "vision_config"), _settings(language_dir)
     text = _text_config(decoder_settings)
     tower = _vision_config(encoder_settings, text)
     tokenizer, picture_ids = _tokenizer(language_dir, text.vocab_size)
@@ -114,11 +114,11 @@ class Settings(dict[str, Any]):
         return value
 
 
-def _settings(folder: Path) -> Settings:
+def _settings(folder: Path, part: str = "") -> Settings:
     path = folder / "config.json"
     settings = read_json(path, "assemble")
-    if isinstance(settings.get("vision_config"), dict):  # a CLIP-like AIMv2 keeps its encoder's one level down
-        settings = settings["vision_config"]
+    if isinstance(settings.get(part), dict):  # a CLIP-like AIMv2 keeps its encoder's one level down
+        settings = settings[part]
     found = Settings(settings)
     found.path = path
     return found

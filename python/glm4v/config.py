@@ -124,7 +124,7 @@ class TextConfig:
         _expect(share <= 1, where, "partial_rotary_factor", "at most 1: all dims of a head", share)
         _expect(self.rotary_dim % 2 == 0, where, "head dim times partial_rotary_factor", "even", self.rotary_dim)
         sections = self.mrope_section
-        ok = len(sections) == 3 and sum(sections) == self.rotary_dim // 2
+        ok = len(sections) == 3 and all(map(KINDS[int][0], sections)) and sum(sections) == self.rotary_dim // 2
         _expect(ok, where, "mrope_section", f"3 sizes that sum to {self.rotary_dim // 2}", list(sections))
 
     @property

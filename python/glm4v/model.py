@@ -24,6 +24,7 @@ from .errors import InputError
 from .files import json_text, write_text
 from .generate import generate as _generate
 from .generate import stream as _stream
+from .kinds import is_whole
 from .layers import Linear
 from .positions import Keys, inside_videos, keys_behind_prefixes, sequence_ids
 from .text import LanguageModel
@@ -205,8 +206,15 @@ class Glm4v(nn.Module):
 
         Sequence n goes on from sequence ``prefixes[n]``, where that isn't -1: it sees that one's tokens before its own.
         So the answers to a prompt share its tokens, which are read once.
+
+        Raises:
+            ValueError: tokens and lengths do not fit each other, or as in `embed`; nothing has been computed then.
         """
+        _check_integers("input_ids", input_ids, "[T]")
+        _check_integers("cu_seqlens", cu_seqlens, "[N + 1]")
         starts = cu_seqlens.tolist()  # the one place where the host looks at lengths
+        if starts[:1] != [0] or starts != sorted(starts):
+            raise ValueError(f"glm4v: cu_seqlens must ascend from 0, got {starts}")
         if starts[-1] != len(input_ids):
             raise ValueError(f"glm4v: cu_seqlens must end at {len(input_ids)}, the input_ids, got {starts[-1]}")
         longest = max((b - a for a, b in pairwise(starts)), default=0)
@@ -236,11 +244,14 @@ class Glm4v(nn.Module):
             logits_to_keep: k for the last k tokens of each sequence (0 keeps none), or an index tensor ``[R]`` into the
                 T tokens; None keeps all.
             pictures: as in `embed`; also `hidden`'s ``prefixes``.
+
+        Raises:
+            ValueError: as in `hidden`, or ``logits_to_keep`` is something else.
         """
-        if isinstance(logits_to_keep, int) and logits_to_keep < 0:
+        if not isinstance(logits_to_keep, Tensor | None) and not (is_whole(logits_to_keep) and logits_to_keep >= 0):
             raise ValueError(f"glm4v: logits_to_keep must be 0 or more, an index tensor or None, got {logits_to_keep}")
         hidden = self.hidden(input_ids, cu_seqlens, position_ids, **pictures)
-        if isinstance(logits_to_keep, int):
+        if not isinstance(logits_to_keep, Tensor | None):
             ends = cu_seqlens[1:][sequence_ids(cu_seqlens, len(hidden))]
             kept = ends - torch.arange(len(hidden), device=ends.device) <= logits_to_keep
             logits_to_keep = kept.nonzero().flatten()
@@ -302,6 +313,11 @@ class Glm4v(nn.Module):
                     nn.init.ones_(parameter)
                 else:
                     nn.init.normal_(parameter, std=std)
+
+
+def _check_integers(name: str, x: Tensor, letters: str) -> None:
+    if x.ndim != 1 or x.is_floating_point():
+        raise ValueError(f"glm4v: {name} must be whole numbers {letters}, got {x.dtype} {list(x.shape)}")
 
 
 def _check_pictures(

@@ -137,6 +137,8 @@ class Processor:
         for name, limit in (("max_pixels", max_pixels), ("max_aspect_ratio", max_aspect_ratio)):
             if limit is not None and not (is_number(limit) and limit >= 1):
                 raise InputError(f"processor: {name} must be 1 or more, got {limit!r}")
+        if not isinstance(allow_network, bool):  # "no" is true
+            raise InputError(f"processor: allow_network must be True or False, got {allow_network!r}")
         self.max_pixels, self.max_aspect_ratio = max_pixels, max_aspect_ratio
         self.allow_network, self.dtype = allow_network, dtype
 
@@ -197,7 +199,11 @@ class Processor:
         )
 
     def count_tokens(self, messages: Messages | Sequence[Messages]) -> int | list[int]:
-        """Tokens of the prompt, or of each prompt, from headers alone: no picture is decoded."""
+        """Tokens of the prompt, or of each prompt, from headers alone: no picture is decoded.
+
+        Raises:
+            InputError: malformed messages, or pictures whose headers cannot be read.
+        """
         counts = [len(self._plan(conversation).ids) for conversation in _conversations(messages)]
         return counts[0] if isinstance(messages[0], Mapping) else counts
 

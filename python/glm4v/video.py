@@ -151,6 +151,8 @@ class Slides:
         if not is_list(images):
             found = type(images).__name__
             raise InputError(f"video: must be a path, URL, bytes or a sequence of images, got {found}")
+        if isinstance(images, np.ndarray) and images.ndim != 4:  # one picture would be a film of its rows
+            raise InputError(f"video: an array must be uint8 [N, H, W, 3], got {images.dtype} {list(images.shape)}")
         if not 0 < fps < math.inf or len(images) == 0:
             raise InputError(f"video: a sequence must have frames and a positive fps, got {len(images)} at {fps}")
         self._images, self._allow_network = images, allow_network

@@ -155,6 +155,7 @@ def test_errors_name_the_setting_and_write_nothing(parts, tmp_path, settings, te
     ("settings", "text"),
     [
         ({"model_type": "llama"}, "model_type must be glm4 .*, got llama"),
+        ({"model_type": "glm4v", "vision_config": {"model_type": "x"}}, "model_type must be glm4 .*, got glm4v"),
         ({"hidden_act": "gelu"}, "hidden_act must be silu, got gelu"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type must be default, got yarn"),
         ({"rope_parameters": [1]}, r"rope_parameters must be an object, got \[1\]"),

@@ -108,6 +108,13 @@ def test_tied_embeddings_in_either_place():
             {"text_config": {"rope_parameters": {**ROPE, "mrope_section": [1]}}},
             "mrope_section of text_config must be 3 sizes that sum to 16",
         ),
+        *(
+            (
+                {"text_config": {"rope_parameters": {**ROPE, "mrope_section": wrong}}},
+                "mrope_section of text_config must be 3 sizes that sum to 16, got ",
+            )
+            for wrong in (["4", "6", "6"], [-4, 10, 10], [4.0, 6.0, 6.0])
+        ),
         (
             {"text_config": {"rope_parameters": {**ROPE, "rope_type": "yarn"}}},
             "rope_type of text_config must be default, got",

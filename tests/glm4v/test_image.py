@@ -2,6 +2,7 @@ import base64
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from io import BytesIO
 
@@ -84,8 +85,10 @@ def test_modes_are_read_as_transformers_reads_them(mode, photos, tiny_checkpoint
     image = photo.convert("P" if mode == "transparent palette" else mode)
     if mode == "transparent palette":
         image.info["transparency"] = 3
-    theirs = Glm4vImageProcessorPil().process_image(image, do_convert_rgb=True)
-    assert np.array_equal(Picture(image).pixels(90, 120), theirs.transpose(1, 2, 0))
+    convert = partial(Glm4vImageProcessorPil().process_image, do_convert_rgb=True)
+    if mode in ("LA", "RGBA") and not convert(Image.new("RGBA", (1, 1))).any():
+        pytest.skip("this version of transformers drops transparency, and shows what lies behind")
+    assert np.array_equal(Picture(image).pixels(90, 120), convert(image).transpose(1, 2, 0))
     if mode not in ("YCbCr", "HSV"):
         file = stated(image, "TIFF" if mode == "CMYK" else "PNG")
         assert np.array_equal(Picture(file).pixels(90, 120), Picture(image).pixels(90, 120))

@@ -103,8 +103,9 @@ def test_logits_to_keep(model, hf):
     torch.testing.assert_close(model(**batch, logits_to_keep=index), full[index])
     torch.testing.assert_close(model(**batch, logits_to_keep=a), torch.cat([full[:a], full[b:]]))
     assert model(**batch, logits_to_keep=0).shape == (0, full.shape[1])
-    with pytest.raises(ValueError, match="logits_to_keep must be 0 or more, an index tensor or None, got -1"):
-        model(**batch, logits_to_keep=-1)
+    for wrong in (-1, 1.5, True):
+        with pytest.raises(ValueError, match=f"logits_to_keep must be 0 or more, an index tensor or None, got {wrong}"):
+            model(**batch, logits_to_keep=wrong)
 
 
 @pytest.mark.parametrize("index", [-1, 10_000, 2**40])
@@ -188,6 +189,10 @@ def test_cache_refuses_what_does_not_fit(model, hf):
         ({"pixel_values": None, "image_grid_thw": None}, r"must have 0 <\|image\|> tokens outside videos .*, got 6"),
         ({"image_grid_thw": torch.tensor([[1, 3, 8]])}, r"row 0 must be \(t, h, w\), .* got \[1, 3, 8\]"),
         ({"cu_seqlens": torch.tensor([0, 12])}, "cu_seqlens must end at 16, the input_ids, got 12"),
+        ({"cu_seqlens": torch.tensor([0, 19, 16])}, r"cu_seqlens must ascend from 0, got \[0, 19, 16\]"),
+        ({"cu_seqlens": torch.tensor([[0, 16]])}, r"cu_seqlens must be whole numbers \[N . 1\], got .* \[1, 2\]"),
+        ({"input_ids": torch.ones(1, 16).int()}, r"input_ids must be whole numbers \[T\], got torch.int32 \[1, 16\]"),
+        ({"input_ids": torch.ones(16)}, r"input_ids must be whole numbers \[T\], got torch.float32 \[16\]"),
         (
             {"pixel_values": torch.zeros(16, 1176), "image_grid_thw": torch.tensor([[1, 4, 4]])},
             r"must have 4 <\|image\|> tokens outside videos for image_grid_thw, got 6",

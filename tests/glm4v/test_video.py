@@ -175,6 +175,7 @@ def test_bad_videos_are_one_line(film, tmp_path, photos):
         ("https://localhost/a.mp4", "https://localhost/a.mp4: network access is off"),
         (7, "must be a path, URL, bytes or a sequence of images, got int"),
         (np.zeros((), np.uint8), "must be a path, URL, bytes or a sequence of images, got ndarray"),
+        (photos[0], r"an array must be uint8 \[N, H, W, 3\], got uint8 \[427, 640, 3\]"),
         ([], r"a sequence must have frames and a positive fps, got 0 at 24"),
     ]:
         with pytest.raises(InputError, match=f"^video: {text}[^\n]*$"):

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import warnings
 from contextlib import contextmanager
 
 import torch
@@ -43,6 +44,15 @@ FAMILIES = {
     )
     if hasattr(transformers, f"{stem}Config")  # older versions lack some
 }
+
+
+def maps_classes():
+    """Whether models that are loaded after `enable()` have the ops: some versions need torchvision for that."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        enable()
+    disable()
+    return not said
 
 
 def make(family, dtype=torch.float32, attention="sdpa", **text):

@@ -72,9 +72,10 @@ def test_before_loading(family, tmp_path):
     model, inputs = make(family), batch(rows=2, padding="left")
     model.save_pretrained(tmp_path)
     messages = said(enable)
-    assert bool(messages) != MAPPED and all("has no patch mapping: enable(model) after loading" in m for m in messages)
+    assert MAPPED or messages
+    assert all("): enable(model) after" in m or "has no patch mapping: enable(model) after" in m for m in messages)
     loaded = type(model).from_pretrained(tmp_path)
-    assert bool(replaced(loaded)) == MAPPED
+    assert bool(replaced(loaded)) != bool(messages)
     disable()
     named = type(model).from_pretrained(tmp_path, attn_implementation={"text_config": "glm4v_ext"})
     assert named.config.text_config._attn_implementation == "glm4v_ext" and not replaced(named)

@@ -1,10 +1,12 @@
 """The drop-in beside other libraries: adapters, hooks, and classes that they make of its own."""
 
+import sys
+import types
 import warnings
 
 import pytest
 import torch
-from families import assert_like_stock, batch, make, replaced, results
+from families import FAMILIES, assert_like_stock, batch, make, replaced, results
 
 from glm4v_ext.integrations.replacements import Replacement
 from glm4v_ext.integrations.transformers import disable, enable
@@ -165,3 +167,21 @@ def test_a_tower_of_ones_own_is_left_alone_with_a_warning():
         enable(model)
     assert not replaced(tower) and replaced(model.model.visual)
     disable(model)
+
+
+def test_transformers_whose_patch_mapping_fails(monkeypatch, tmp_path):
+    """As in 5.20 without torchvision: aliases of modules, imported when their names are listed."""
+
+    def names():
+        raise ModuleNotFoundError("No module named 'torchvision'")
+
+    alias = types.ModuleType("transformers.alias")
+    alias.__dir__ = names
+    monkeypatch.setitem(sys.modules, alias.__name__, alias)
+    make("glm4v").save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=r"cannot map .* \(No module named 'torchvision'\): enable\(model\) after"):
+        enable()
+    loaded = FAMILIES["glm4v"][1].from_pretrained(tmp_path)
+    assert not replaced(loaded)
+    enable(loaded)
+    assert replaced(loaded)

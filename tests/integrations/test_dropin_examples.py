@@ -27,5 +27,19 @@ def test_the_kernels_alone_need_no_transformers():
         "import sys, glm4v_ext; glm4v_ext.integrations.transformers.OPS; glm4v_ext.integrations.rotary.Rotary(); "
         "print('transformers' in sys.modules)"
     )
+    assert output_of(code) == "False"
+
+
+def test_attention_alone_is_a_name_to_register():
+    code = (
+        "from transformers import AttentionInterface as known; from glm4v_ext.integrations.transformers import "
+        "register_attention; print('glm4v_ext' in known().valid_keys()); register_attention(); "
+        "print('glm4v_ext' in known().valid_keys())"
+    )
+    assert output_of(code).split() == ["False", "True"]
+
+
+def output_of(code):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
-    assert done.stdout.strip() == "False", done.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
