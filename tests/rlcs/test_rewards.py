@@ -1,7 +1,10 @@
 """Verdicts: the golden cases, the form, and every defect of the released reward package, none of which is here."""
 
 import importlib
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -161,6 +164,25 @@ def test_10_symbolic_work_has_a_deadline_and_costs_one_call():
         rewards.worker.call("time:sleep", 60, deadline_s=0.5)
     assert hard("x+1", "1+x", None).score == 1
     assert time.monotonic() - start < 30  # not the sixty seconds of the sleep; no measurement
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
+def test_a_worker_ends_with_whoever_asked_it_and_was_killed():
+    paths = [str(Path(__file__).parents[2] / "python")]
+    program = f"import sys; sys.path[:0] = {paths}; from rlcs.rewards import worker; "
+    program += "print(worker.call('os:getpid'), flush=True); "
+    program += "worker.call('time:sleep', 600, deadline_s=1)"
+    asking = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    answering = Path("/proc") / asking.stdout.readline().strip()
+    assert answering.exists()
+    time.sleep(0.5)  # it works on what it was asked
+    asking.kill()
+    asking.stdout.close()
+    asking.wait()
+    deadline = time.monotonic() + 60
+    while answering.exists() and (answering / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 ``call("rlcs.rewards.symbolic:equal", a, b, deadline_s=2)`` runs a function of an importable module in a worker: a fresh
 Python with none of the parent's environment, with limits on memory, files and processes, and with a deadline. A worker
-that passes its deadline, dies or answers nonsense is killed and costs that one call. Arguments and results are JSON.
+that passes its deadline, dies or answers nonsense is killed and costs that one call; one whose parent is killed ends by
+itself. Arguments and results are JSON.
 
 This file is also what a worker runs; there it imports nothing of the package until it has its limits.
 """
@@ -13,6 +14,7 @@ import atexit
 import contextlib
 import importlib
 import json
+import math
 import os
 import queue
 import selectors
@@ -28,6 +30,7 @@ MEMORY_BYTES = 4 << 30  # of address space: what a worker may map, not what it u
 DEADLINE_S = 5.0
 PROCESSES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 START_S = 60.0  # importing a large library on a busy machine
+GRACE_S = 5  # beyond its deadline a worker ends by itself: whoever should have killed it was killed
 
 
 class WorkerFault(Exception):
@@ -65,7 +68,7 @@ class _Worker:
         return self._ask({"call": target, "arguments": arguments}, deadline_s)
 
     def _ask(self, message: dict[str, Any], deadline_s: float) -> Any:
-        self._send(message)
+        self._send({**message, "most_s": math.ceil(deadline_s) + GRACE_S})
         answer = json.loads(self._receive(deadline_s))
         if "raised" in answer:
             raise WorkerFault(answer["raised"])
@@ -183,6 +186,7 @@ def _serve() -> None:
     for line in sys.stdin.buffer:
         message = json.loads(line)
         answer: dict[str, Any] = {"result": None}
+        signal.alarm(message.get("most_s", 0))
         try:
             if "path" in message:
                 sys.path[:] = message["path"]
@@ -193,6 +197,7 @@ def _serve() -> None:
             text = json.dumps(answer)
         except BaseException as error:
             text = json.dumps({"raised": f"{type(error).__name__}: {error}"[:500]})
+        signal.alarm(0)
         answers.write(text.encode() + b"\n")
 
 
