@@ -2,6 +2,8 @@
 
 import dataclasses
 import shutil
+import time
+from pathlib import Path
 
 import numpy as np
 from safetensors.torch import load_file
@@ -105,3 +107,11 @@ def groups_of(tasks, wave):
         made.append(answer("no box at all", OUTCOMES[2 if wave < 4 else 3]))
         groups.append(Group(task, tuple(made), wave))
     return groups
+
+
+def wait_for_the_end_of(process: Path) -> None:
+    """Of a process in /proc, a minute at most; one that nobody has asked after is at its end, too."""
+    deadline = time.monotonic() + 60
+    while process.exists() and (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

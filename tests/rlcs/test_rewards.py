@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from small_runs import wait_for_the_end_of
 
 from rlcs import rewards
 from rlcs.rewards import Verdict, kit, verify
@@ -179,10 +180,7 @@ def test_a_worker_ends_with_whoever_asked_it_and_was_killed():
     asking.kill()
     asking.stdout.close()
     asking.wait()
-    deadline = time.monotonic() + 60
-    while answering.exists() and (answering / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for_the_end_of(answering)
 
 
 @pytest.mark.parametrize(

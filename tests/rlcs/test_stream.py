@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import weakref
 from itertools import islice
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from small_runs import table
+from small_runs import table, wait_for_the_end_of
 
 from rlcs import shards
 from rlcs.failures import told
@@ -198,10 +197,7 @@ def test_workers_end_with_a_trainer_that_is_killed(tmp_path):
     trainer.kill()
     trainer.stdout.close()
     trainer.wait()
-    deadline = time.monotonic() + 60
-    while worker.exists() and (worker / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for_the_end_of(worker)
 
 
 # --- what is bad ---

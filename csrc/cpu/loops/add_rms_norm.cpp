@@ -3,6 +3,7 @@
 #include "cpu/loops/add_rms_norm.h"
 
 #include "cpu/loops/inverse_rms.h"
+#include "cpu/loops/output.h"
 
 namespace glm4v::GLM4V_ISA {
 namespace {

@@ -4,7 +4,7 @@
 #include "cpu/loops/interpolate_pos_embed.h"
 
 #include "common/bicubic.h"
-#include "cpu/loops/vec.h"
+#include "cpu/loops/output.h"
 
 namespace glm4v::GLM4V_ISA {
 namespace {

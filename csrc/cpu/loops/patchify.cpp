@@ -1,7 +1,7 @@
 // Pictures to patches in one pass: each byte is looked up among the 3 x 256 normalised values and lands in its patch.
 #include "cpu/loops/patchify.h"
 
-#include "cpu/loops/vec.h"
+#include "cpu/loops/output.h"
 
 namespace glm4v::GLM4V_ISA {
 namespace {

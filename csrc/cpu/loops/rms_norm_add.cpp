@@ -2,6 +2,7 @@
 #include "cpu/loops/rms_norm_add.h"
 
 #include "cpu/loops/inverse_rms.h"
+#include "cpu/loops/output.h"
 
 namespace glm4v::GLM4V_ISA {
 namespace {

@@ -1,7 +1,7 @@
 // SwiGLU over rows: silu in fp32, rounded to the tensor's dtype before the product with `up`, as two separate ops do.
 #include "cpu/loops/swiglu.h"
 
-#include "cpu/loops/vec.h"
+#include "cpu/loops/output.h"
 
 namespace glm4v::GLM4V_ISA {
 namespace {
