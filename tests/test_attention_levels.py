@@ -4,7 +4,7 @@ import pytest
 import torch
 from packed_samples import MASKS, assert_definition, sample
 
-from glm4v_ext import flash_attn_func, reference
+from glm4v_ext import flash_attn_func, flash_attn_varlen_func, reference
 from glm4v_ext.testing import DTYPES, forced_isa, isa_levels, outputs_and_grads
 
 
@@ -69,3 +69,19 @@ def test_tasks_of_whole_vectors(group, level):  # segments are cut where the lan
     inputs = sample((rows, [n + 2 for n in rows]), group, 1, 8, torch.float32)
     with forced_isa(level):
         assert_definition(inputs, causal=True)
+
+
+@pytest.mark.parametrize("level", isa_levels())
+@pytest.mark.parametrize("options", [{}, {"causal": True}, {"window_size": (400, 90)}], ids=str)
+def test_any_number_of_threads(options, level):  # more of them than heads share out the key blocks of a head
+    inputs = sample(([700, 40, 1100], [900, 40, 700]), 2, 1, 64, torch.bfloat16)
+    threads, results = torch.get_num_threads(), []
+    with forced_isa(level):
+        try:
+            for count in (1, 2, 3, 8, 8, 8, 20):
+                torch.set_num_threads(count)
+                results.append(outputs_and_grads(lambda *x: flash_attn_varlen_func(*x, **options), inputs))
+        finally:
+            torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))

@@ -191,17 +191,36 @@ std::tuple<Tensor, Tensor, Tensor> flash_attn_varlen_backward(
     args.dv_parts = args.dk_parts + sums->numel() / 2;
   }
   const auto loops = GLM4V_PICK_BF16(flash_attn_varlen_backward_task);
-  const int64_t tasks = shape.segments * shape.kv_heads * parts;
-  const auto task_at = [&](int64_t index) -> FlashAttnBackwardTask {
-    const int64_t part = index % parts, kv_head = index / parts % shape.kv_heads, n = index / parts / shape.kv_heads;
+  const int64_t chains = shape.segments * shape.kv_heads * parts, per_segment = shape.kv_heads * parts;
+  const auto blocks = GLM4V_PICK_BF16(flash_attn_varlen_backward_blocks);
+  std::vector<int64_t> first_block{0};  // of each segment, over all of its heads
+  for (int64_t n = 0; n < shape.segments; ++n)
+    first_block.push_back(first_block.back() + blocks(args, n) * per_segment);
+  const auto blocks_of = [&](int64_t n) { return (first_block[n + 1] - first_block[n]) / per_segment; };
+  std::vector<int64_t> progress(first_block.back());
+  const int64_t owners = std::min<int64_t>(chains, torch::stable::get_num_threads());
+  const int64_t gathered_floats = static_cast<int64_t>(plan.gathered_bytes / sizeof(float));
+  Tensor gathered = empty(q, {owners, gathered_floats}, ScalarType::Float);
+  float* const first_gathered = static_cast<float*>(gathered.mutable_data_ptr());
+  const auto task_at = [&](int64_t chain, int64_t block, int64_t owner) -> FlashAttnBackwardTask {
+    const int64_t n = chain / per_segment, i = chain % per_segment, part = i % parts, kv_head = i / parts;
     const int64_t head = kv_head * group + part * plan.heads;
-    return {n, kv_head, head, std::min(head + plan.heads, (kv_head + 1) * group), part};
+    return {.segment = n,
+            .kv_head = kv_head,
+            .head_begin = head,
+            .head_end = std::min(head + plan.heads, (kv_head + 1) * group),
+            .part = part,
+            .block = block,
+            .gathered = first_gathered + owner * gathered_floats,
+            .progress = progress.data() + first_block[n] + i * blocks_of(n)};
   };
-  parallel_tasks(tasks, plan.scratch_bytes, [&](int64_t index, int64_t next_index, void* scratch) {
-    const bool more = next_index < tasks;
-    const FlashAttnBackwardTask task = task_at(index), next = more ? task_at(next_index) : FlashAttnBackwardTask{};
-    loops(args, task, more ? &next : nullptr, scratch);
-  });
+  parallel_chains(
+      chains, [&](int64_t chain) { return blocks_of(chain / per_segment); }, plan.scratch_bytes,
+      [&](int64_t chain, int64_t block, int64_t next, int64_t owner, void* scratch) {
+        const FlashAttnBackwardTask task = task_at(chain, block, owner);
+        const FlashAttnBackwardTask following = next < chains ? task_at(next, 0, owner) : FlashAttnBackwardTask{};
+        loops(args, task, next < chains ? &following : nullptr, scratch);
+      });
   if (parts > 1) {
     const auto sum = GLM4V_PICK_BF16(flash_attn_varlen_sum_parts);
     parallel_for(0, elements, 32768, [&](int64_t begin, int64_t end) {

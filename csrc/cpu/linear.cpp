@@ -122,11 +122,11 @@ Tensor packed_linear(DType dtype, const Tensor& x, const Tensor& weight, const s
     const int64_t shared = threads / std::gcd(threads, m_parts);  // as many parts for each thread
     const int64_t n_part = ceil(ceil(n, ceil(n_wanted, shared) * shared), 16) * 16, n_parts = ceil(n, n_part);
     const int64_t slices = ceil(tasks, m_parts);
-    parallel_tasks(m_parts * slices, 0, [&](int64_t task, int64_t, void*) {
+    parallel_tasks(m_parts * slices, 0, [&](int64_t task, void*) {
       const int64_t m_begin = task / slices * m_part;
       pack(dtype, args, m_begin, std::min(count, m_begin + m_part), task % slices, slices);
     });
-    parallel_tasks(m_parts * n_parts, linear_packed_scratch, [&](int64_t task, int64_t, void* scratch) {
+    parallel_tasks(m_parts * n_parts, linear_packed_scratch, [&](int64_t task, void* scratch) {
       const int64_t m_begin = task % m_parts * m_part, n_begin = task / m_parts * n_part;
       multiply(dtype, args, m_begin, std::min(count, m_begin + m_part), n_begin, std::min(n, n_begin + n_part),
                static_cast<float*>(scratch));

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <thread>
 
 #include "common/check.h"
 #include "cpu/kept_memory.h"
@@ -54,20 +55,56 @@ class Scratch {
   }
 };
 
-// run(task, next, scratch) for every task, handed out one by one: tasks of unequal size balance. A task must write the
-// same values whichever thread runs it, and whenever. `next` is what this worker does afterwards (it may prefetch for
-// it), or `tasks` when that is open: the last tasks, one per worker, go to whoever is free first.
+// run(task, scratch) for every task, handed out one by one: tasks of unequal size balance. A task must write the same
+// values whichever thread runs it, and whenever.
 template <class F>
 void parallel_tasks(int64_t tasks, size_t scratch_bytes, F&& run) {
   std::atomic<int64_t> counter{0};
-  const int64_t workers = std::min<int64_t>(tasks, torch::stable::get_num_threads());
+  parallel_for(0, std::min<int64_t>(tasks, torch::stable::get_num_threads()), 1, [&](int64_t, int64_t) {
+    const Scratch scratch(scratch_bytes);
+    for (int64_t task; (task = counter++) < tasks;) run(task, scratch.get());
+  });
+}
+
+// run(chain, step, next, owner, scratch) for every step of every chain, steps(chain) of them, at least one. The steps
+// of a chain begin in their order, but need not end in it. A worker takes chains of its own, and once there are none,
+// steps of others' chains. `owner` tells apart the workers whose chains are under way, which are at most min(chains,
+// threads). `next` is the chain that comes after this one (it may be prefetched for), or `chains` when that is open:
+// the last ones go to whoever is free first.
+template <class Steps, class F>
+void parallel_chains(int64_t chains, Steps&& steps, size_t scratch_bytes, F&& run) {
+  struct Chain {
+    int64_t steps, owner;
+    std::atomic<int64_t> claimed, done;
+  };
+  const std::unique_ptr<Chain[]> state(new Chain[chains]);
+  int64_t total = 0;
+  for (int64_t i = 0; i < chains; ++i) {
+    total += state[i].steps = steps(i);
+    state[i].claimed = state[i].steps;  // closed until its owner comes
+    state[i].done = 0;
+  }
+  const int64_t workers = std::min<int64_t>(total, torch::stable::get_num_threads());
+  std::atomic<int64_t> counter{0}, owners{0};
   parallel_for(0, workers, 1, [&](int64_t, int64_t) {
     const Scratch scratch(scratch_bytes);
-    for (int64_t task = counter++; task < tasks;) {
-      const int64_t next = counter < tasks - workers ? std::min<int64_t>(tasks, counter++) : tasks;
-      run(task, next, scratch.get());
-      task = next < tasks ? next : counter++;
+    const auto run_steps = [&](int64_t i, int64_t next) {
+      Chain& chain = state[i];
+      for (int64_t step; (step = chain.claimed++) < chain.steps; ++chain.done)
+        run(i, step, next, chain.owner, scratch.get());
+    };
+    int64_t owner = -1;
+    for (int64_t i = counter++; i < chains;) {
+      if (owner < 0) owner = owners++;
+      const int64_t next = counter < chains - workers ? std::min<int64_t>(chains, counter++) : chains;
+      state[i].owner = owner;
+      state[i].claimed = 0;
+      run_steps(i, next);
+      const int64_t own = i;
+      i = next < chains ? next : counter++;
+      while (i < chains && state[own].done < state[own].steps) std::this_thread::yield();  // another one is at a step
     }
+    for (int64_t i = chains - 1; i >= 0; --i) run_steps(i, chains);  // the last ones have come least far
   });
 }
 

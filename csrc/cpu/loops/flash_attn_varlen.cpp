@@ -38,14 +38,23 @@ FlashAttnBackwardPlan flash_attn_varlen_backward_plan(const FlashAttnBackward& a
   // out.
   const int64_t group = args.heads / args.kv_heads, tasks = max(1, args.segments * args.kv_heads);
   const int64_t parts = min(group, (16 + tasks - 1) / tasks), heads = (group + parts - 1) / parts;
-  GLM4V_TILES((FlashAttnBackwardPlan{heads, flash_attn_tiles_backward_scratch(args)}));
+  GLM4V_TILES((FlashAttnBackwardPlan{heads, flash_attn_tiles_backward_scratch(args), 0}));
   return dispatch(args.dtype, [&](auto zero) -> FlashAttnBackwardPlan {
     int64_t rows = 0, keys = 0;
     for (int64_t n = 0; n < args.segments; ++n) {
       const Segment segment(args, n);
       rows = max(rows, segment.rows), keys = max(keys, BackwardTask<decltype(zero)>::block_size_of(segment));
     }
-    return {heads, BackwardScratch::bytes(heads, rows, keys, args.dim)};
+    return {heads, BackwardScratch::bytes(keys, args.dim), Gathered::bytes(heads, rows, args.dim)};
+  });
+}
+
+int64_t flash_attn_varlen_backward_blocks(const FlashAttnBackward& args, int64_t segment) {
+  GLM4V_TILES(1);
+  return dispatch(args.dtype, [&](auto zero) {
+    const Segment of(args, segment);
+    const int64_t size = BackwardTask<decltype(zero)>::block_size_of(of);
+    return max(1, (of.keys + size - 1) / size);
   });
 }
 

@@ -60,16 +60,18 @@ struct FlashAttnBackward : FlashAttnArgs {
       *dv_parts;  // [parts, Tk, K, D] when a kv head is shared by several tasks, else null: then dk, dv are written
 };
 
-// Query heads [head_begin, head_end) of one kv head in one segment, every row and key. `part` numbers the tasks of a kv
-// head.
+// Query heads [head_begin, head_end) of one kv head in one segment, every row against one block of keys. `part` numbers
+// the tasks of a kv head and block.
 struct FlashAttnBackwardTask {
-  int64_t segment, kv_head, head_begin, head_end, part;
+  int64_t segment, kv_head, head_begin, head_end, part, block;
+  void* gathered;     // what the blocks of these heads share, dq among it; blocks add to a row in their order
+  int64_t* progress;  // [blocks], 0 at first: how far each block has come, which the next one waits for
 };
 
-// At most `heads` query heads per task; `scratch_bytes` as above, enough for every segment.
+// At most `heads` query heads per task; `scratch_bytes` as above and `gathered_bytes`, enough for every segment.
 struct FlashAttnBackwardPlan {
   int64_t heads;
-  size_t scratch_bytes;
+  size_t scratch_bytes, gathered_bytes;
 };
 
 GLM4V_LOOPS_BF16(FlashAttnPlan flash_attn_varlen_plan(const FlashAttnForward& args))
@@ -78,6 +80,8 @@ GLM4V_LOOPS_BF16(FlashAttnPlan flash_attn_varlen_plan(const FlashAttnForward& ar
 GLM4V_LOOPS_BF16(void flash_attn_varlen_task(const FlashAttnForward& args, const FlashAttnTask* previous,
                                              const FlashAttnTask& task, const FlashAttnTask* next, void* scratch))
 GLM4V_LOOPS_BF16(FlashAttnBackwardPlan flash_attn_varlen_backward_plan(const FlashAttnBackward& args))
+// Blocks of keys of a segment, at least one. A block must be begun by the time that the next one is.
+GLM4V_LOOPS_BF16(int64_t flash_attn_varlen_backward_blocks(const FlashAttnBackward& args, int64_t segment))
 GLM4V_LOOPS_BF16(void flash_attn_varlen_backward_task(const FlashAttnBackward& args, const FlashAttnBackwardTask& task,
                                                       const FlashAttnBackwardTask* next, void* scratch))
 // Elements [begin, end) of total = parts[0] + parts[1] + ..., each of `elements` values, added in order.

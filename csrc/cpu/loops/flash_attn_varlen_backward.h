@@ -1,6 +1,7 @@
-// Backward of one task: the query heads of a kv head (or some of them) in one segment. One pass, five products per pair
-// of query tile and key block, key blocks outermost: dk and dv of a block are complete when its loop ends, dq gathers
-// in fp32 scratch over the blocks. Everything is added in one fixed order.
+// Backward of one task: the query heads of a kv head (or some of them) against one key block in one segment. One pass,
+// five products per pair of query tile and key block: dk and dv of the block are complete when its loop ends, dq
+// gathers in fp32 over the blocks, which may run side by side: a block adds to a tile when the one before it has. So
+// everything is added in one fixed order, whoever runs it.
 //   S = q k^T, P = exp(S - maximum) / sum, dP = dout v^T, dS = P (dP - delta), delta = dout . out:
 //   dv = P^T dout, dk = dS^T q, dq = dS k
 // Scores lie [query][key], keys in lanes: only k and v are transposed, once per block. A product in pairs of bf16 wants
@@ -9,6 +10,8 @@
 // Where a row's keys all lie in one block, delta is the sum of P dP instead: it shares the rounding of dP, which
 // cancels in dP - delta where P is nearly 1. Rows of many keys don't need that.
 #pragma once
+#include <sched.h>
+
 #include "cpu/loops/flash_attn_varlen_parts.h"
 
 namespace glm4v::GLM4V_ISA {
@@ -22,9 +25,19 @@ constexpr int64_t AHEAD = 4 * BACKWARD_LONG_KEYS + 3 * BACKWARD_ROWS;  // most r
 constexpr int64_t WEIGHED = 8;       // rows at a time: their chains of dependent steps overlap
 constexpr int64_t DELTA_CHAIN = 16;  // most terms of delta that are summed before they are added to the rest
 
+// What the blocks of a segment share.
+struct Gathered {
+  float *dq, *delta;  // [heads][rows][padded D], [heads][rows]
+
+  static size_t bytes(int64_t heads, int64_t rows, int64_t dim) {
+    return sizeof(float) * (heads * rows * round_up(dim, W) + round_up(heads * rows, 16));
+  }
+  Gathered(void* memory, int64_t heads, int64_t rows, int64_t dim)
+      : dq(static_cast<float*>(memory)), delta(dq + heads * rows * round_up(dim, W)) {}
+};
+
 // For a key block of `keys`.
 struct BackwardScratch {
-  float *dq, *delta;                     // [heads][rows][padded D], [heads][rows]
   float *k_lanes, *v_lanes;              // [padded D][copy_stride(keys)], as elements of the products
   float *k, *q, *dout;                   // [keys or BACKWARD_ROWS][stride], as elements; pairs of rows
   float *q_pairs, *dout_pairs;           // [BACKWARD_ROWS][stride] in pairs of D, where they need a copy
@@ -35,14 +48,13 @@ struct BackwardScratch {
   int32_t *begin, *end;                  // [BACKWARD_ROWS] keys that a row sees
   const char** ahead;                    // [AHEAD] rows to prefetch
 
-  static size_t bytes(int64_t heads, int64_t rows, int64_t keys, int64_t dim) {
+  static size_t bytes(int64_t keys, int64_t dim) {
     const int64_t padded = round_up(dim, W), stride = copy_stride(dim), key_stride = copy_stride(keys);
-    return sizeof(float) * (heads * rows * padded + round_up(heads * rows, 16) + 2 * padded * key_stride +
-                            (keys + 4 * BACKWARD_ROWS) * stride + 2 * keys * padded + 3 * BACKWARD_ROWS * key_stride +
-                            5 * BACKWARD_ROWS) +
+    return sizeof(float) * (2 * padded * key_stride + (keys + 4 * BACKWARD_ROWS) * stride + 2 * keys * padded +
+                            3 * BACKWARD_ROWS * key_stride + 5 * BACKWARD_ROWS) +
            sizeof(void*) * AHEAD;
   }
-  BackwardScratch(void* memory, int64_t heads, int64_t rows, int64_t keys, int64_t dim) {
+  BackwardScratch(void* memory, int64_t keys, int64_t dim) {
     const int64_t padded = round_up(dim, W), stride = copy_stride(dim), key_stride = copy_stride(keys);
     float* next = static_cast<float*>(memory);
     const auto take = [&](int64_t count) {
@@ -50,7 +62,6 @@ struct BackwardScratch {
       next += count;
       return taken;
     };
-    dq = take(heads * rows * padded), delta = take(round_up(heads * rows, 16));
     k_lanes = take(padded * key_stride), v_lanes = take(padded * key_stride);
     k = take(keys * stride), q = take(BACKWARD_ROWS * stride), dout = take(BACKWARD_ROWS * stride);
     q_pairs = take(BACKWARD_ROWS * stride), dout_pairs = take(BACKWARD_ROWS * stride);
@@ -75,6 +86,7 @@ struct BackwardTask {
   const int64_t chain, block_size, tile_size;
   const int64_t heads, padded, stride, key_stride;
   const BackwardScratch s;
+  const Gathered gathered;
   Prefetch ahead;
   bool fresh = true;  // nothing has been added to dk and dv of the block
 
@@ -91,7 +103,8 @@ struct BackwardTask {
         padded(round_up(a.dim, W)),
         stride(copy_stride(a.dim)),
         key_stride(copy_stride(block_size)),
-        s(memory, heads, segment.rows, block_size, a.dim),
+        s(memory, block_size, a.dim),
+        gathered(t.gathered, heads, segment.rows, a.dim),
         ahead(s.ahead, a.dim * static_cast<int64_t>(sizeof(T))) {}
 
   static int64_t block_size_of(const Segment& of) {
@@ -100,29 +113,49 @@ struct BackwardTask {
   static int64_t tile_size_of(const Segment& of) { return part_size(of.rows, BACKWARD_ROWS, N); }
 
   void run() {
-    for (int64_t h = 0; segment.keys > block_size && h < heads; ++h)
-      for (int64_t i = 0; i < segment.rows; ++i) s.delta[h * segment.rows + i] = delta(segment.q_begin + i, h);
-    for (int64_t k0 = 0; k0 < segment.keys; k0 += block_size) {
-      const Range block{k0, min(segment.keys, k0 + block_size)};
-      const int64_t token = segment.k_begin + k0;
-      pack(a.k, token, block.size(), s.k_lanes);
-      pack(a.v, token, block.size(), s.v_lanes);
-      const RowsOf<E> k = rows_of(a.k, token, task.kv_head, block.size(), s.k);
-      fresh = true;
-      const Range rows = segment.rows_of(block);
+    const Range block{task.block * block_size, min(segment.keys, (task.block + 1) * block_size)};
+    const bool last = block.end == segment.keys;
+    if (task.block > 0) {
+      wait_for(0, BEGUN);
+    } else if (!last) {
       for (int64_t h = 0; h < heads; ++h)
-        for (int64_t i = rows.begin / tile_size * tile_size; i < rows.end; i += tile_size) {
-          const Range tile{i, min(segment.rows, i + tile_size)};
-          look_ahead(h, tile, rows, block);
-          attend(h, tile, block, k);
-        }
-      if (fresh) clear_keys();
-      write_keys(block);
+        for (int64_t i = 0; i < segment.rows; ++i) gathered.delta[h * segment.rows + i] = delta(segment.q_begin + i, h);
+      report(BEGUN);
     }
+    const int64_t token = segment.k_begin + block.begin;
+    pack(a.k, token, block.size(), s.k_lanes);
+    pack(a.v, token, block.size(), s.v_lanes);
+    const RowsOf<E> k = rows_of(a.k, token, task.kv_head, block.size(), s.k);
+    const Range rows = segment.rows_of(block);
+    for (int64_t h = 0; h < heads; ++h)
+      for (int64_t i = rows.begin / tile_size * tile_size; i < rows.end; i += tile_size) {
+        const Range tile{i, min(segment.rows, i + tile_size)};
+        look_ahead(h, tile, rows, block);
+        attend(h, tile, block, k);
+      }
+    if (fresh) clear_keys();
+    write_keys(block);
+    if (task.block > 0) wait_for(task.block - 1, DONE);
+    if (last) write_queries();
+    report(DONE);
+  }
+
+  // How far a block has come: delta is there, then one more for every tile, in the order of heads and rows.
+  static constexpr int64_t BEGUN = 1, DONE = INT64_MAX;
+  int64_t tile_done(int64_t h, int64_t row) const {
+    return BEGUN + 1 + h * ((segment.rows + tile_size - 1) / tile_size) + row / tile_size;
+  }
+  void report(int64_t reached) const { __atomic_store_n(task.progress + task.block, reached, __ATOMIC_RELEASE); }
+  void wait_for(int64_t block, int64_t reached) const {
+    for (int64_t turn = 0; __atomic_load_n(task.progress + block, __ATOMIC_ACQUIRE) < reached; ++turn)
+      if (turn > 1000) sched_yield();  // whom it waits for may need this core
+  }
+
+  void write_queries() const {
     for (int64_t h = 0; h < heads; ++h)
       for (int64_t i = 0; i < segment.rows; ++i) {
         T* to = static_cast<T*>(a.dq) + ((segment.q_begin + i) * a.heads + task.head_begin + h) * a.dim;
-        float* const from = s.dq + (h * segment.rows + i) * padded;
+        float* const from = gathered.dq + (h * segment.rows + i) * padded;
         const int64_t tile = i / tile_size * tile_size;
         if (keys_of(tile, min(segment.rows, tile + tile_size)).size() == 0) memset(from, 0, sizeof(float) * padded);
         store_row(to, from, a.dim, splat(a.scale));
@@ -235,8 +268,10 @@ struct BackwardTask {
     multiply_to<false>(!fresh, keys.size(), columns, row_steps, weights, N * key_stride, dout, s.dv + skip * padded);
     multiply_to<false>(!fresh, keys.size(), columns, row_steps, dweights, N * key_stride, q, s.dk + skip * padded);
     fresh = false;
+    if (task.block > 0) wait_for(task.block - 1, tile_done(h, rows.begin));
     multiply_to<true>(!first, count, columns, key_steps, elements_of(s.dscores), key_stride,
-                      {k.data + skip / N * k.stride, k.stride}, s.dq + (h * segment.rows + rows.begin) * padded);
+                      {k.data + skip / N * k.stride, k.stride}, gathered.dq + (h * segment.rows + rows.begin) * padded);
+    report(tile_done(h, rows.begin));
   }
 
   static E* elements_of(float* p) { return reinterpret_cast<E*>(p); }
@@ -262,7 +297,7 @@ struct BackwardTask {
       const bool blind = !real || a.sum[at] == 0;  // sees nothing: a maximum of +inf makes its P zero
       s.maximum[r] = blind ? __builtin_inff() : a.maximum[at];
       s.inverse[r] = blind ? 0.0f : 1.0f / a.sum[at];
-      s.row_delta[r] = real && !whole ? s.delta[h * segment.rows + i] : 0.0f;
+      s.row_delta[r] = real && !whole ? gathered.delta[h * segment.rows + i] : 0.0f;
       const Range seen = real ? segment.keys_of(i) : keys;
       s.begin[r] = static_cast<int32_t>(seen.begin), s.end[r] = static_cast<int32_t>(min(seen.end, keys.end));
       partial |= seen.begin > keys.begin || seen.end < keys.end;
