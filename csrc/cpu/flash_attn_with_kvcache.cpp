@@ -35,7 +35,7 @@ void append(const Tensor& fresh, Tensor& cache, const KvCacheShape& shape, const
 // Keys per split: enough splits to keep many cores busy, few enough that merging is cheap; a short cache in two. It
 // depends on one sequence alone, so that a sequence gives the same bits in any batch and at any number of threads.
 int64_t split_length(int64_t keys, int64_t tiles, int64_t num_splits) {
-  const int64_t most = std::max<int64_t>(1, 32 / tiles), enough = keys < 192 ? 1 : std::max<int64_t>(2, keys / 256);
+  const int64_t most = std::max<int64_t>(1, 32 / tiles), enough = keys < 192 ? 1 : std::max<int64_t>(2, keys / 512);
   const int64_t wanted = num_splits > 0 ? num_splits : std::min(most, enough);
   const int64_t length = (keys - 1) / wanted + 1;
   return std::max(KV_GROUP, (length + KV_GROUP - 1) / KV_GROUP * KV_GROUP);
