@@ -1,4 +1,4 @@
-"""Attention against sdpa per sequence (what transformers' vision tower runs), one sdpa over equal segments and eager;
+"""Attention against sdpa per sequence (what transformers' vision tower runs), one sdpa over equal sequences and eager;
 on a GPU against cuDNN, torch's own flash-attention and varlen attention, and the flash-attn package.
 
 Causal flops are half of the full ones, backward is 2.5 forwards.
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.peers import gpu_package
-from bench.shapes import HEAD_DIM, PROMPTS, SEGMENTS, TEXT_HEADS, TEXT_KV_HEADS, VISION_HEADS, cases
+from bench.shapes import HEAD_DIM, PROMPTS, SEQUENCES, TEXT_HEADS, TEXT_KV_HEADS, VISION_HEADS, cases
 from glm4v_ext import flash_attn_varlen_func
 
 LONG = {f"S{tokens}": tokens for tokens in (8192, 2048, 4096, 16384, 32768)}
@@ -52,21 +52,21 @@ def eager(q, k, v, causal=False):
 
 
 def peers_of(q, k, v, cu_seqlens, lengths, causal):
-    longest, segments = max(lengths), len(lengths)
+    longest, sequences = max(lengths), len(lengths)
 
     def each(function):
         parts = (x.split(lengths) for x in (q, k, v))
         return torch.cat([function(*part, causal) for part in zip(*parts, strict=True)])
 
     def batched():
-        return sdpa(*(x.unflatten(0, (segments, longest)) for x in (q, k, v)), causal).flatten(0, 1)
+        return sdpa(*(x.unflatten(0, (sequences, longest)) for x in (q, k, v)), causal).flatten(0, 1)
 
     peers = {
         "glm4v_ext": lambda: flash_attn_varlen_func(q, k, v, cu_seqlens, cu_seqlens, longest, longest, causal=causal),
         "sdpa": lambda: each(lambda *x: sdpa(*(t[None] for t in x[:3]), causal)[0]),
     }
-    equal = longest * segments == len(q)
-    if equal and segments > 1:
+    equal = longest * sequences == len(q)
+    if equal and sequences > 1:
         peers["batched sdpa"] = batched
     if equal and q.is_cuda and q.shape == k.shape:  # torch's cuDNN takes no groups of heads
         peers["cudnn"] = by(SDPBackend.CUDNN_ATTENTION, batched)
@@ -88,7 +88,7 @@ def moved(q, k, backward):
     return (3 if backward else 1) * 2 * (q.nbytes + k.nbytes)
 
 
-@pytest.mark.parametrize("lengths", cases(SEGMENTS, quick=["336x336", "64x112x112"]))
+@pytest.mark.parametrize("lengths", cases(SEQUENCES, quick=["336x336", "64x112x112"]))
 def bench_vision(race, device, dtype, lengths, backward):
     parts, cu_seqlens = sample(lengths, VISION_HEADS, VISION_HEADS, device, dtype)
     q, k, v = (x.requires_grad_(backward) for x in parts)
@@ -110,12 +110,12 @@ def bench_long(race, device, dtype, tokens, causal, backward):
     """16 heads and 16k tokens or more: what kernels for GPUs are compared by."""
     if device == "cpu":
         pytest.skip("for a GPU")
-    segments = max(1, 16384 // tokens)
-    parts, cu_seqlens = sample([tokens] * segments, 16, 16, device, dtype)
+    sequences = max(1, 16384 // tokens)
+    parts, cu_seqlens = sample([tokens] * sequences, 16, 16, device, dtype)
     q, k, v = (x.requires_grad_(backward) for x in parts)
 
     def batched():
-        return sdpa(*(x.unflatten(0, (segments, tokens)) for x in (q, k, v)), causal).flatten(0, 1)
+        return sdpa(*(x.unflatten(0, (sequences, tokens)) for x in (q, k, v)), causal).flatten(0, 1)
 
     race(
         {
@@ -123,7 +123,7 @@ def bench_long(race, device, dtype, tokens, causal, backward):
             "cudnn": by(SDPBackend.CUDNN_ATTENTION, batched),
             "torch's flash": by(SDPBackend.FLASH_ATTENTION, batched),
         },
-        flops=(3.5 if backward else 1) * (2 if causal else 4) * segments * tokens**2 * 16 * HEAD_DIM,
+        flops=(3.5 if backward else 1) * (2 if causal else 4) * sequences * tokens**2 * 16 * HEAD_DIM,
         bytes=moved(q, k, backward),
         leaves=(q, k, v) if backward else (),
     )

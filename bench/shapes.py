@@ -23,8 +23,8 @@ PATCH_VALUES = 3 * 2 * 14 * 14
 GRIDS = {"336x336": (1, 24, 24), "672x672": (1, 48, 48), "1344x1344": (1, 96, 96)}
 # Name -> patch grid of the whole tower's cases.
 TOWER_GRIDS = {"336x336": (1, 24, 24), "784x784": (1, 56, 56), "1344x1344": (1, 96, 96)}
-# Name -> segment lengths of one packed vision attention call.
-SEGMENTS = {"336x336": [576], "672x672": [2304], "1344x1344": [9216], "64x112x112": [64] * 64}
+# Name -> sequence lengths of one packed vision attention call.
+SEQUENCES = {"336x336": [576], "672x672": [2304], "1344x1344": [9216], "64x112x112": [64] * 64}
 # Name -> tokens of one prompt.
 PROMPTS = {"S512": 512, "S1024": 1024, "S2048": 2048, "S4096": 4096, "S8192": 8192}
 # Name -> (sequences, cached tokens each) of one decoding step.

@@ -20,7 +20,7 @@ def test_isa_levels(level, dtype, options, dim):
 @pytest.mark.parametrize("level", isa_levels())
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("options", [{"causal": True}, {"window_size": (400, 90), "softcap": 5.0}], ids=str)
-def test_long_and_short_segments(level, dtype, options):  # beyond 1024 rows backward takes larger key blocks
+def test_long_and_short_sequences(level, dtype, options):  # beyond 1024 rows backward takes larger key blocks
     with forced_isa(level):
         assert_definition(sample(([40, 1031, 7], [601, 805, 7]), 2, 1, 40, dtype), **options)
 
@@ -64,7 +64,7 @@ def test_few_and_large_scores(rows, keys, dim, dtype, level):
 
 @pytest.mark.parametrize("level", isa_levels())
 @pytest.mark.parametrize("group", [1, 3, 12, 13, 24, 40, 250])
-def test_tasks_of_whole_vectors(group, level):  # segments are cut where the lanes of their rows fill vectors
+def test_tasks_of_whole_vectors(group, level):  # sequences are cut where the lanes of their rows fill vectors
     rows = [1, 15, 17, 192 // group, 192 // group + 1, 500 // group + 7]
     inputs = sample((rows, [n + 2 for n in rows]), group, 1, 8, torch.float32)
     with forced_isa(level):

@@ -32,7 +32,7 @@ std::vector<int64_t> host_cu_seqlens(const char* op, const char* name, const Ten
   }
   check(tokens < 0 || values.back() <= tokens, op, ": ", name, " must be at most the ", tokens, " tokens given, got ",
         values.back());
-  check(longest <= max_seqlen, op, ": ", max_name, " must be at least the longest segment, ", longest, ", got ",
+  check(longest <= max_seqlen, op, ": ", max_name, " must be at least the longest sequence, ", longest, ", got ",
         max_seqlen);
   return values;
 }
@@ -41,15 +41,15 @@ std::vector<int64_t> host_cu_seqlens(const char* op, const char* name, const Ten
 Tensor dense_rows(const Tensor& x) { return x.stride(2) == 1 || x.size(2) == 1 ? x : row_major(x); }
 HeadRows head_rows(const Tensor& x) { return {x.const_data_ptr(), x.stride(0), x.stride(1)}; }
 
-// Pages -> [Tk, K, D], one segment after the other. O(T), as everything here.
+// Pages -> [Tk, K, D], one sequence after the other. O(T), as everything here.
 Tensor gather_pages(const char* op, const Tensor& pages, const std::vector<int64_t>& block_table,
                     const std::vector<int64_t>& cu_k) {
   const Tensor dense = row_major(pages);
-  const int64_t count = dense.size(0), page_size = dense.size(1), segments = static_cast<int64_t>(cu_k.size()) - 1;
-  const int64_t columns = segments == 0 ? 0 : static_cast<int64_t>(block_table.size()) / segments;
-  for (int64_t n = 0; n < segments; ++n) {
+  const int64_t count = dense.size(0), page_size = dense.size(1), sequences = static_cast<int64_t>(cu_k.size()) - 1;
+  const int64_t columns = sequences == 0 ? 0 : static_cast<int64_t>(block_table.size()) / sequences;
+  for (int64_t n = 0; n < sequences; ++n) {
     const int64_t length = cu_k[n + 1] - cu_k[n], used = length / page_size + (length % page_size != 0);
-    check(used <= columns, op, ": block_table must have ", used, " columns for the longest segment, got ", columns);
+    check(used <= columns, op, ": block_table must have ", used, " columns for the longest sequence, got ", columns);
     for (int64_t i = 0; i < used; ++i) {
       const int64_t page = block_table[n * columns + i];
       check(0 <= page && page < count, op, ": block_table must hold pages from 0 to ", count - 1, ", got ", page);
@@ -59,7 +59,7 @@ Tensor gather_pages(const char* op, const Tensor& pages, const std::vector<int64
   const size_t row = dense.size(2) * dense.size(3) * dense.element_size();
   const char* from = static_cast<const char*>(dense.const_data_ptr());
   char* to = static_cast<char*>(packed.mutable_data_ptr());
-  parallel_for(0, segments, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, sequences, 1, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n)
       for (int64_t t = 0; t < cu_k[n + 1] - cu_k[n]; t += page_size)
         std::memcpy(to + (cu_k[n] + t) * row, from + block_table[n * columns + t / page_size] * page_size * row,
@@ -74,13 +74,13 @@ FlashAttnArgs loop_args(const FlashAttnShape& s, const FlashAttnOptions& o, cons
   args.dtype = s.dtype;
   args.q = head_rows(q), args.k = head_rows(k), args.v = head_rows(v);
   args.heads = s.heads, args.kv_heads = s.kv_heads, args.dim = s.dim;
-  args.tokens_q = q.size(0), args.tokens_k = k.size(0), args.segments = s.segments;
+  args.tokens_q = q.size(0), args.tokens_k = k.size(0), args.sequences = s.sequences;
   args.cu_q = cu_q.data(), args.cu_k = cu_k.data();
   args.left = o.left, args.right = o.right, args.scale = o.scale, args.softcap = o.softcap;
   return args;
 }
 
-// Rows from `first` on belong to no segment.
+// Rows from `first` on belong to no sequence.
 void zero_padding(Tensor& x, int64_t first) {
   if (first == x.size(0)) return;  // memset takes no null pointer, not even for nothing
   const size_t row = x.numel() / x.size(0) * x.element_size();
@@ -126,12 +126,12 @@ std::tuple<Tensor, Tensor, Tensor> flash_attn_varlen(const Tensor& q, const Tens
 
   const FlashAttnPlan plan = GLM4V_PICK_BF16(flash_attn_varlen_plan)(args);
   const auto blocks = [&](int64_t n) { return (cu_q[n + 1] - cu_q[n] + plan.rows - 1) / plan.rows; };
-  const auto row_at = [&](int64_t n, int64_t block) {  // where a block of segment n begins, or the last one ends
+  const auto row_at = [&](int64_t n, int64_t block) {  // where a block of sequence n begins, or the last one ends
     const int64_t length = cu_q[n + 1] - cu_q[n], units = (length + plan.unit - 1) / plan.unit;
     return std::min(length, units * block / blocks(n) * plan.unit);
   };
-  std::vector<int64_t> first_task{0};  // of each segment
-  for (int64_t n = 0; n < shape.segments; ++n) first_task.push_back(first_task.back() + blocks(n) * shape.kv_heads);
+  std::vector<int64_t> first_task{0};  // of each sequence
+  for (int64_t n = 0; n < shape.sequences; ++n) first_task.push_back(first_task.back() + blocks(n) * shape.kv_heads);
   const auto loops = GLM4V_PICK_BF16(flash_attn_varlen_task);
   const auto task_at = [&](int64_t index) -> FlashAttnTask {
     const int64_t n = std::upper_bound(first_task.begin(), first_task.end(), index) - first_task.begin() - 1;
@@ -191,21 +191,21 @@ std::tuple<Tensor, Tensor, Tensor> flash_attn_varlen_backward(
     args.dv_parts = args.dk_parts + sums->numel() / 2;
   }
   const auto loops = GLM4V_PICK_BF16(flash_attn_varlen_backward_task);
-  const int64_t chains = shape.segments * shape.kv_heads * parts, per_segment = shape.kv_heads * parts;
+  const int64_t chains = shape.sequences * shape.kv_heads * parts, per_sequence = shape.kv_heads * parts;
   const auto blocks = GLM4V_PICK_BF16(flash_attn_varlen_backward_blocks);
-  std::vector<int64_t> first_block{0};  // of each segment, over all of its heads
-  for (int64_t n = 0; n < shape.segments; ++n)
-    first_block.push_back(first_block.back() + blocks(args, n) * per_segment);
-  const auto blocks_of = [&](int64_t n) { return (first_block[n + 1] - first_block[n]) / per_segment; };
+  std::vector<int64_t> first_block{0};  // of each sequence, over all of its heads
+  for (int64_t n = 0; n < shape.sequences; ++n)
+    first_block.push_back(first_block.back() + blocks(args, n) * per_sequence);
+  const auto blocks_of = [&](int64_t n) { return (first_block[n + 1] - first_block[n]) / per_sequence; };
   std::vector<int64_t> progress(first_block.back());
   const int64_t owners = std::min<int64_t>(chains, torch::stable::get_num_threads());
   const int64_t gathered_floats = static_cast<int64_t>(plan.gathered_bytes / sizeof(float));
   Tensor gathered = empty(q, {owners, gathered_floats}, ScalarType::Float);
   float* const first_gathered = static_cast<float*>(gathered.mutable_data_ptr());
   const auto task_at = [&](int64_t chain, int64_t block, int64_t owner) -> FlashAttnBackwardTask {
-    const int64_t n = chain / per_segment, i = chain % per_segment, part = i % parts, kv_head = i / parts;
+    const int64_t n = chain / per_sequence, i = chain % per_sequence, part = i % parts, kv_head = i / parts;
     const int64_t head = kv_head * group + part * plan.heads;
-    return {.segment = n,
+    return {.sequence = n,
             .kv_head = kv_head,
             .head_begin = head,
             .head_end = std::min(head + plan.heads, (kv_head + 1) * group),
@@ -215,7 +215,7 @@ std::tuple<Tensor, Tensor, Tensor> flash_attn_varlen_backward(
             .progress = progress.data() + first_block[n] + i * blocks_of(n)};
   };
   parallel_chains(
-      chains, [&](int64_t chain) { return blocks_of(chain / per_segment); }, plan.scratch_bytes,
+      chains, [&](int64_t chain) { return blocks_of(chain / per_sequence); }, plan.scratch_bytes,
       [&](int64_t chain, int64_t block, int64_t next, int64_t owner, void* scratch) {
         const FlashAttnBackwardTask task = task_at(chain, block, owner);
         const FlashAttnBackwardTask following = next < chains ? task_at(next, 0, owner) : FlashAttnBackwardTask{};

@@ -23,7 +23,7 @@ FlashAttnArgs kernel_args(const FlashAttnShape& shape, const FlashAttnOptions& o
   }
   args.tokens_q = shape.tokens_q;
   args.heads = static_cast<int>(shape.heads), args.kv_heads = static_cast<int>(shape.kv_heads);
-  args.segments = static_cast<int>(shape.segments), args.dim = static_cast<int>(shape.dim);
+  args.sequences = static_cast<int>(shape.sequences), args.dim = static_cast<int>(shape.dim);
   args.left = narrow_window(options.left), args.right = narrow_window(options.right);
   args.scale = options.scale, args.softcap = options.softcap;
   args.aligned = aligned_rows(q) && aligned_rows(k) && aligned_rows(v);

@@ -15,11 +15,11 @@ struct FlashAttnTile {
   static constexpr int BYTES = (M + 2 * N) * ROW * 2;
 };
 
-// Rows that belong to no segment: out is zero, lse -inf.
+// Rows that belong to no sequence: out is zero, lse -inf.
 template <class T>
 __device__ void write_padding(const FlashAttnForward& a, int kv_head, int64_t first, int count) {
   const int group = a.heads / a.kv_heads;
-  const int64_t begin = a.cu_q[a.segments] * group, end = a.tokens_q * group;
+  const int64_t begin = a.cu_q[a.sequences] * group, end = a.tokens_q * group;
   for (int i = threadIdx.x; i < count; i += blockDim.x) {
     const int64_t row = begin + first + i;
     if (row >= end) return;
@@ -39,9 +39,9 @@ __global__ void __launch_bounds__(32 * FlashAttnTile<D>::WARPS) flash_attn_varle
   T* const sv = sk + N * ROW;
 
   const int group = a.heads / a.kv_heads, kv_head = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const Tile tile = find_tile(blockIdx.x, a.cu_q, a.segments, group, M);
-  if (tile.segment < 0) return write_padding<T>(a, kv_head, static_cast<int64_t>(tile.piece) * M, M);
-  const Segment s = segment_at(a.cu_q, a.cu_k, tile.segment);
+  const Tile tile = find_tile(blockIdx.x, a.cu_q, a.sequences, group, M);
+  if (tile.sequence < 0) return write_padding<T>(a, kv_head, static_cast<int64_t>(tile.piece) * M, M);
+  const Sequence s = sequence_at(a.cu_q, a.cu_k, tile.sequence);
   // The last rows first: under a causal mask they are the most work.
   const int first = (tile.pieces - 1 - tile.piece) * M, rows = min(M, s.rows * group - first);
   const auto head_of = [&](int row) { return kv_head * group + (first + row) % group; };
@@ -178,9 +178,9 @@ __global__ void __launch_bounds__(32 * FlashAttnTile<D>::WARPS) flash_attn_varle
 template <class T, int D>
 cudaError_t launch_dim(const FlashAttnForward& a, cudaStream_t stream) {
   using Sizes = FlashAttnTile<D>;
-  // As many tiles as the segments can have at most, padding included: their lengths are known to the device alone.
+  // As many tiles as the sequences can have at most, padding included: their lengths are known to the device alone.
   const int64_t rows = a.tokens_q * (a.heads / a.kv_heads);
-  const dim3 grid(static_cast<unsigned>(rows / Sizes::M + a.segments + 1), static_cast<unsigned>(a.kv_heads));
+  const dim3 grid(static_cast<unsigned>(rows / Sizes::M + a.sequences + 1), static_cast<unsigned>(a.kv_heads));
   return launch(flash_attn_varlen_kernel<T, D>, grid, 32 * Sizes::WARPS, Sizes::BYTES, stream, a);
 }
 

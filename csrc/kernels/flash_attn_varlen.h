@@ -1,4 +1,4 @@
-// Launches of flash_attn_varlen and what they take. Dims: Tq, Tk tokens of q and of k, v; N segments; H query heads; K
+// Launches of flash_attn_varlen and what they take. Dims: Tq, Tk tokens of q and of k, v; N sequences; H query heads; K
 // kv heads; D head dim.
 #pragma once
 #include <cuda_runtime_api.h>
@@ -25,10 +25,10 @@ struct HeadRows {
 struct FlashAttnArgs {
   HeadRows q, k, v;   // [Tq, H, D], [Tk, K, D], [Tk, K, D]
   Index cu_q, cu_k;   // [N + 1]
-  Index block_table;  // [N, pages] where page_size > 0: token t of segment n is in page block_table[n, t / page_size]
+  Index block_table;  // [N, pages] where page_size > 0: token t of sequence n is in page block_table[n, t / page_size]
   int64_t page_size, pages, page_stride;
   int64_t tokens_q;  // Tq
-  int heads, kv_heads, segments, dim;
+  int heads, kv_heads, sequences, dim;
   int left, right;  // negative: unbounded
   float scale, softcap;
   bool aligned;  // every row of q, k, v and of the results begins at a multiple of 16 bytes and D % 8 == 0
@@ -65,7 +65,7 @@ bool serves_flash_attn_varlen_backward_sm90(const FlashAttnBackward& args);
 // of a call, so that what shares it may move the last bits of dk and dv.
 int flash_attn_varlen_backward_parts_sm90(const FlashAttnBackward& args);
 cudaError_t launch_flash_attn_varlen_backward_sm90(DType dtype, const FlashAttnBackward& args, cudaStream_t stream);
-// Of both: delta and shift, and zeros in dq where a token belongs to no segment.
+// Of both: delta and shift, and zeros in dq where a token belongs to no sequence.
 cudaError_t launch_flash_attn_varlen_delta(DType dtype, const FlashAttnBackward& args, cudaStream_t stream);
 
 }  // namespace glm4v::cuda

@@ -20,15 +20,15 @@ struct FlashAttnBackwardTile {
   static constexpr int BYTES = (2 * OWN + 4 * OTHER) * ROW * 2 + 6 * OTHER * static_cast<int>(sizeof(float));
 };
 
-// delta and shift of the tokens of every segment, half a warp to a (token, head) and a block to some tokens of a head;
-// dq of the tokens of no segment becomes zero.
+// delta and shift of the tokens of every sequence, half a warp to a (token, head) and a block to some tokens of a head;
+// dq of the tokens of no sequence becomes zero.
 constexpr int delta_lanes = 16, delta_tokens = 16;
 template <class T>
 __global__ void __launch_bounds__(delta_lanes* delta_tokens) flash_attn_varlen_delta_kernel(FlashAttnBackward a) {
   constexpr int N = 8;
   const int lane = threadIdx.x % delta_lanes, head = static_cast<int>(blockIdx.x % a.heads);
   const int64_t token = int64_t{blockIdx.x} / a.heads * delta_tokens + threadIdx.x / delta_lanes;
-  const bool real = token < a.tokens_q, padding = real && token >= a.cu_q[a.segments];
+  const bool real = token < a.tokens_q, padding = real && token >= a.cu_q[a.sequences];
   const T* const x = static_cast<const T*>(a.dout.data) + token * a.dout.row + head * a.dout.head;
   const int64_t at = (token * a.heads + head) * a.dim;
   const T* const y = static_cast<const T*>(a.out) + at;
@@ -163,14 +163,14 @@ __global__ void __launch_bounds__(32 * FlashAttnBackwardTile<D>::WARPS, 2)
   const auto gradient_row = [&](void* x, int64_t token) {
     return static_cast<T*>(x) + (token * a.kv_heads + kv_head) * a.dim;
   };
-  const Tile tile = find_tile(blockIdx.x, a.cu_k, a.segments, 1, OWN);
-  if (tile.segment < 0) {  // keys of no segment
-    const int64_t first = a.cu_k[a.segments] + static_cast<int64_t>(tile.piece) * OWN;
+  const Tile tile = find_tile(blockIdx.x, a.cu_k, a.sequences, 1, OWN);
+  if (tile.sequence < 0) {  // keys of no sequence
+    const int64_t first = a.cu_k[a.sequences] + static_cast<int64_t>(tile.piece) * OWN;
     for (int64_t t = first + threadIdx.x; t < first + OWN && t < a.tokens_k; t += blockDim.x)
       for (int d = 0; d < a.dim; ++d) gradient_row(a.dk, t)[d] = gradient_row(a.dv, t)[d] = T{};
     return;
   }
-  const Segment s = segment_at(a.cu_q, a.cu_k, tile.segment);
+  const Sequence s = sequence_at(a.cu_q, a.cu_k, tile.sequence);
   const Span keys{tile.piece * OWN, min(s.keys, (tile.piece + 1) * OWN)};
   const Span tokens = s.rows_of(keys, a.left, a.right);
   const Span rows{tokens.begin * group, tokens.end * group};
@@ -253,9 +253,9 @@ __global__ void __launch_bounds__(32 * FlashAttnBackwardTile<D>::WARPS, 2)
 
   const int group = a.heads / a.kv_heads, kv_head = blockIdx.y, lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32 / Sizes::PARTS, column = threadIdx.x / 32 % Sizes::PARTS * COLUMNS;
-  const Tile tile = find_tile(blockIdx.x, a.cu_q, a.segments, group, OWN);
-  if (tile.segment < 0) return;
-  const Segment s = segment_at(a.cu_q, a.cu_k, tile.segment);
+  const Tile tile = find_tile(blockIdx.x, a.cu_q, a.sequences, group, OWN);
+  if (tile.sequence < 0) return;
+  const Sequence s = sequence_at(a.cu_q, a.cu_k, tile.sequence);
   const int first = (tile.pieces - 1 - tile.piece) * OWN, count = min(OWN, s.rows * group - first);
   const auto head_of = [&](int row) { return kv_head * group + (first + row) % group; };
   const auto token_of = [&](int row) { return (first + row) / group; };
@@ -322,11 +322,11 @@ cudaError_t launch_dim(const FlashAttnBackward& a, cudaStream_t stream) {
   using Sizes = FlashAttnBackwardTile<D>;
   const int64_t rows = a.tokens_q * (a.heads / a.kv_heads);
   const auto kv_heads = static_cast<unsigned>(a.kv_heads);
-  const dim3 keys(static_cast<unsigned>(a.tokens_k / Sizes::OWN + a.segments + 1), kv_heads);
+  const dim3 keys(static_cast<unsigned>(a.tokens_k / Sizes::OWN + a.sequences + 1), kv_heads);
   const cudaError_t error =
       launch(flash_attn_varlen_dkdv_kernel<T, D>, keys, 32 * Sizes::WARPS, Sizes::BYTES, stream, a);
   if (error != cudaSuccess) return error;
-  const dim3 queries(static_cast<unsigned>(rows / Sizes::OWN + a.segments + 1), kv_heads);
+  const dim3 queries(static_cast<unsigned>(rows / Sizes::OWN + a.sequences + 1), kv_heads);
   return launch(flash_attn_varlen_dq_kernel<T, D>, queries, 32 * Sizes::WARPS, Sizes::BYTES, stream, a);
 }
 

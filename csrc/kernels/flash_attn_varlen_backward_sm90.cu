@@ -28,7 +28,7 @@ using RowsTile = Sm90BackwardTile<D, 96, 3>;  // owns packed rows, streams keys
 
 // What the producers read again and again: they have few registers.
 struct Sm90BackwardWork {
-  Segment segment;
+  Sequence sequence;
   int own, first, blocks;  // of the own and of the streamed side, in tokens
 };
 
@@ -123,9 +123,9 @@ __global__ void __launch_bounds__(KeysTile<D>::THREADS, 1)
     return static_cast<T*>(x) + (token * a.kv_heads + kv_head) * D;
   };
   const auto partial_row = [&](float* x, int64_t token) { return x + (token * gridDim.y + blockIdx.y) * D; };
-  const Tile tile = find_tile(blockIdx.x, a.cu_k, a.segments, 1, OWN);
-  if (tile.segment < 0) {  // keys of no segment
-    const int64_t first = a.cu_k[a.segments] + static_cast<int64_t>(tile.piece) * OWN;
+  const Tile tile = find_tile(blockIdx.x, a.cu_k, a.sequences, 1, OWN);
+  if (tile.sequence < 0) {  // keys of no sequence
+    const int64_t first = a.cu_k[a.sequences] + static_cast<int64_t>(tile.piece) * OWN;
     for (int64_t t = first + threadIdx.x; t < first + OWN && t < a.tokens_k; t += blockDim.x)
       for (int d = 0; d < D; d += 8)
         if (a.parts > 1)
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(KeysTile<D>::THREADS, 1)
               *reinterpret_cast<Pack<8, T>*>(gradient_row(a.dv, t) + d) = {};
     return;
   }
-  const Segment s = segment_at(a.cu_q, a.cu_k, tile.segment);
+  const Sequence s = sequence_at(a.cu_q, a.cu_k, tile.sequence);
   const Span keys{tile.piece * OWN, min(s.keys, (tile.piece + 1) * OWN)};
   const Span tokens = s.rows_of(keys, a.left, a.right);
   const int blocks = (tokens.size() * group + OTHER - 1) / OTHER;
@@ -146,16 +146,16 @@ __global__ void __launch_bounds__(KeysTile<D>::THREADS, 1)
   if (threadIdx.x < 128) {
     give_registers<Sizes::PRODUCER_REGISTERS>();
     if (threadIdx.x == 0)
-      copy_all<D>(shared, k_map, v_map, kv_head, shared.work.segment.k_begin, shared.work.segment.keys, q_map, dout_map,
-                  q_head, shared.work.segment.q_begin, shared.work.segment.rows, OTHER / group);
+      copy_all<D>(shared, k_map, v_map, kv_head, shared.work.sequence.k_begin, shared.work.sequence.keys, q_map,
+                  dout_map, q_head, shared.work.sequence.q_begin, shared.work.sequence.rows, OTHER / group);
     else if (threadIdx.x / 32 == 1)
       for (int block = 0; block < shared.work.blocks; ++block) {
         const int stage = block % STAGES;
         barrier_wait(shared.y_empty + stage, block / STAGES % 2 ^ 1);
         for (int r = lane; r < OTHER; r += 32) {
           const int row = shared.work.first * group + block * OTHER + r;
-          const RowShift of(a, row < shared.work.segment.rows * group, q_head + row % group,
-                            shared.work.segment.q_begin + row / group);
+          const RowShift of(a, row < shared.work.sequence.rows * group, q_head + row % group,
+                            shared.work.sequence.q_begin + row / group);
           shared.shift[stage][r] = of.shift, shared.delta[stage][r] = of.delta;
         }
         barrier_arrive(shared.y_full + stage);  // every lane for what it wrote
@@ -171,8 +171,8 @@ __global__ void __launch_bounds__(KeysTile<D>::THREADS, 1)
   // the sums leave few registers.
   const auto rows_of = [&](int key) {
     const Sm90BackwardWork& work = shared.work;
-    const int at = min(work.own + key, work.segment.keys - 1);
-    const Span seen = work.segment.rows_of({at, at + 1}, a.left, a.right);
+    const int at = min(work.own + key, work.sequence.keys - 1);
+    const Span seen = work.sequence.rows_of({at, at + 1}, a.left, a.right);
     return Span{(seen.begin - work.first) * group, (seen.end - work.first) * group};
   };
   const int all_begin = rows_of(warp_key + 15).begin, all_end = rows_of(warp_key).end;  // see the warp's keys
@@ -240,8 +240,8 @@ __global__ void __launch_bounds__(KeysTile<D>::THREADS, 1)
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int key = shared.work.own + warp_key + lane / 4 + 8 * i;
-    const bool real = key < shared.work.segment.keys;
-    const int64_t token = shared.work.segment.k_begin + key;
+    const bool real = key < shared.work.sequence.keys;
+    const int64_t token = shared.work.sequence.k_begin + key;
     if (a.parts > 1) {
       store_row_f32<D>(dk, i, a.scale, real ? partial_row(a.dk_parts, token) : nullptr);
       store_row_f32<D>(dv, i, 1, real ? partial_row(a.dv_parts, token) : nullptr);
@@ -278,9 +278,9 @@ __global__ void __launch_bounds__(RowsTile<D>::THREADS, 1)
   constexpr int OWN = Sizes::OWN, OTHER = Sizes::OTHER, STAGES = Sizes::STAGES;
   auto& shared = *static_cast<Sm90BackwardShared<Sizes>*>(dynamic_shared_at(swizzle_bytes));
   const int group = a.heads / a.kv_heads, kv_head = blockIdx.y, lane = threadIdx.x % 32;
-  const Tile tile = find_tile(blockIdx.x, a.cu_q, a.segments, group, OWN);
-  if (tile.segment < 0) return;
-  const Segment s = segment_at(a.cu_q, a.cu_k, tile.segment);
+  const Tile tile = find_tile(blockIdx.x, a.cu_q, a.sequences, group, OWN);
+  if (tile.sequence < 0) return;
+  const Sequence s = sequence_at(a.cu_q, a.cu_k, tile.sequence);
   // The last rows first: under a causal mask they are the most work.
   const int first = (tile.pieces - 1 - tile.piece) * OWN, count = min(OWN, s.rows * group - first);
   const auto keys_of = [&](int row) { return s.keys_of((first + min(row, count - 1)) / group, a.left, a.right); };
@@ -291,8 +291,8 @@ __global__ void __launch_bounds__(RowsTile<D>::THREADS, 1)
   if (threadIdx.x < 128) {
     give_registers<Sizes::PRODUCER_REGISTERS>();
     if (threadIdx.x == 0)
-      copy_all<D>(shared, q_map, dout_map, kv_head * group, shared.work.segment.q_begin, shared.work.segment.rows,
-                  k_map, v_map, kv_head, shared.work.segment.k_begin, shared.work.segment.keys, OTHER);
+      copy_all<D>(shared, q_map, dout_map, kv_head * group, shared.work.sequence.q_begin, shared.work.sequence.rows,
+                  k_map, v_map, kv_head, shared.work.sequence.k_begin, shared.work.sequence.keys, OTHER);
     return;
   }
 
@@ -400,7 +400,7 @@ cudaError_t launch_dim(DType dtype, const FlashAttnBackward& a, cudaStream_t str
     static_assert(bytes <= 227 << 10, "what a block can have");
     cudaError_t error = maps(rows, a.q, a.dout, a.heads, group_part, Sizes::OTHER);
     if (error == cudaSuccess) error = maps(keys, a.k, a.v, a.kv_heads, 1, Sizes::OWN);
-    const dim3 grid(static_cast<unsigned>(a.tokens_k / Sizes::OWN + a.segments + 1), kv_heads * parts);
+    const dim3 grid(static_cast<unsigned>(a.tokens_k / Sizes::OWN + a.sequences + 1), kv_heads * parts);
     if (error == cudaSuccess)
       error = launch(flash_attn_varlen_dkdv_sm90_kernel<T, D>, grid, Sizes::THREADS, bytes, stream, a, rows[0], rows[1],
                      keys[0], keys[1]);
@@ -416,7 +416,7 @@ cudaError_t launch_dim(DType dtype, const FlashAttnBackward& a, cudaStream_t str
   static_assert(bytes <= 227 << 10, "what a block can have");
   cudaError_t error = maps(rows, a.q, a.dout, a.heads, group, Sizes::OWN);
   if (error == cudaSuccess) error = maps(keys, a.k, a.v, a.kv_heads, 1, Sizes::OTHER);
-  const dim3 grid(static_cast<unsigned>(a.tokens_q * group / Sizes::OWN + a.segments + 1), kv_heads);
+  const dim3 grid(static_cast<unsigned>(a.tokens_q * group / Sizes::OWN + a.sequences + 1), kv_heads);
   return error != cudaSuccess ? error
                               : launch(flash_attn_varlen_dq_sm90_kernel<T, D>, grid, Sizes::THREADS, bytes, stream, a,
                                        rows[0], rows[1], keys[0], keys[1]);

@@ -1,6 +1,6 @@
-// What the attention kernels share: the mask as ranges of keys, tiles of ragged segments, rows into shared memory.
-// Dims: Tq, Tk tokens of q and of k, v; N segments; H query heads; K kv heads; G = H / K query heads per kv head; D
-// head dim. Packed rows: the queries of a segment times the G heads of a kv head, row = token * G + head, so that a
+// What the attention kernels share: the mask as ranges of keys, tiles of ragged sequences, rows into shared memory.
+// Dims: Tq, Tk tokens of q and of k, v; N sequences; H query heads; K kv heads; G = H / K query heads per kv head; D
+// head dim. Packed rows: the queries of a sequence times the G heads of a kv head, row = token * G + head, so that a
 // tile of rows shares its keys whatever G is.
 #pragma once
 #include "kernels/flash_attn_varlen.h"
@@ -15,7 +15,7 @@ struct Span {
   GLM4V_HD int size() const { return end > begin ? end - begin : 0; }
 };
 
-struct Segment {
+struct Sequence {
   int64_t q_begin, k_begin;
   int index, rows, keys;  // rows: queries
 
@@ -37,14 +37,14 @@ struct Segment {
   }
 };
 
-GLM4V_HD Segment segment_at(const Index& cu_q, const Index& cu_k, int n) {
+GLM4V_HD Sequence sequence_at(const Index& cu_q, const Index& cu_k, int n) {
   const int64_t q = cu_q[n], k = cu_k[n];
   return {q, k, n, static_cast<int>(cu_q[n + 1] - q), static_cast<int>(cu_k[n + 1] - k)};
 }
 
-// Where row t of segment s of k or v begins, kv head included.
+// Where row t of sequence s of k or v begins, kv head included.
 template <class T>
-GLM4V_HD const T* key_row(const FlashAttnArgs& a, const HeadRows& x, const Segment& s, int head, int t) {
+GLM4V_HD const T* key_row(const FlashAttnArgs& a, const HeadRows& x, const Sequence& s, int head, int t) {
   const T* base = static_cast<const T*>(x.data) + head * x.head;
   if (a.page_size == 0) return base + (s.k_begin + t) * x.row;
   const int64_t page = a.block_table[s.index * a.pages + t / a.page_size];
@@ -52,22 +52,22 @@ GLM4V_HD const T* key_row(const FlashAttnArgs& a, const HeadRows& x, const Segme
 }
 
 // Tile `tile` of the lengths cu[n + 1] - cu[n], each times `factor`, cut into pieces of `height` and taken `copies`
-// times: every warp finds the segment and the piece by itself, 32 segments at a time, so no host needs to know the
-// lengths. Past the last piece, segment is -1 and `piece` counts the tiles beyond it. Searches for ascending tiles go
+// times: every warp finds the sequence and the piece by itself, 32 sequences at a time, so no host needs to know the
+// lengths. Past the last piece, sequence is -1 and `piece` counts the tiles beyond it. Searches for ascending tiles go
 // on where the last one ended.
 struct Tile {
-  int segment, piece, pieces;  // pieces: of one copy
+  int sequence, piece, pieces;  // pieces: of one copy
 };
 struct TileSearch {
-  int before = 0;  // tiles of the segments before `first`
+  int before = 0;  // tiles of the sequences before `first`
   int first = 0;
 };
-__device__ inline Tile find_tile(TileSearch& from, int tile, const Index& cu, int segments, int factor, int height,
+__device__ inline Tile find_tile(TileSearch& from, int tile, const Index& cu, int sequences, int factor, int height,
                                  int copies = 1) {
   const int lane = threadIdx.x % 32;
-  for (; from.first < segments; from.first += 32) {
+  for (; from.first < sequences; from.first += 32) {
     const int n = from.first + lane;
-    const int64_t length = n < segments ? (cu[n + 1] - cu[n]) * factor : 0;
+    const int64_t length = n < sequences ? (cu[n + 1] - cu[n]) * factor : 0;
     const int pieces = static_cast<int>((length + height - 1) / height);
     int sum = pieces * copies;
     for (int distance = 1; distance < 32; distance *= 2) {
@@ -84,13 +84,13 @@ __device__ inline Tile find_tile(TileSearch& from, int tile, const Index& cu, in
   }
   return {-1, tile - from.before, 0};
 }
-__device__ inline Tile find_tile(int tile, const Index& cu, int segments, int factor, int height) {
+__device__ inline Tile find_tile(int tile, const Index& cu, int sequences, int factor, int height) {
   TileSearch search;
-  return find_tile(search, tile, cu, segments, factor, height);
+  return find_tile(search, tile, cu, sequences, factor, height);
 }
-// Pieces of the rows that belong to no segment.
+// Pieces of the rows that belong to no sequence.
 __device__ inline int padding_pieces(const FlashAttnArgs& a, int height) {
-  const int64_t rows = (a.tokens_q - a.cu_q[a.segments]) * (a.heads / a.kv_heads);
+  const int64_t rows = (a.tokens_q - a.cu_q[a.sequences]) * (a.heads / a.kv_heads);
   return static_cast<int>((rows + height - 1) / height);
 }
 

@@ -1,7 +1,7 @@
 // Forward of flash_attn_varlen for Hopper (sm_90a), head dims 64 and 128. A block stays for the whole launch and takes
 // tiles of M packed rows as they come: one warp copies by TMA what two warp groups multiply by wgmma, 64 rows each. The
 // exponentials of one step run beside P V of the step before, and beside the other group's products: the groups issue
-// theirs in turns. Segments of 64 rows or fewer in the mean would leave the second group idle: blocks have one group
+// theirs in turns. Sequences of 64 rows or fewer in the mean would leave the second group idle: blocks have one group
 // there, and a processor has two blocks. Dims as in flash_attn_varlen_parts.cuh; G divides M, so that a tile of Q is
 // one box.
 #include "kernels/flash_attn_varlen_sm90.cuh"
@@ -25,7 +25,7 @@ struct Sm90Tile {
 
 // A tile of rows and the keys that they see, in blocks of N.
 struct Work {
-  Segment segment;  // index -1: the rows of no segment; `rows` 0: there are no more tiles
+  Sequence sequence;  // index -1: the rows of no sequence; `rows` 0: there are no more tiles
   int kv_head, first, rows, start, blocks;
 };
 
@@ -54,23 +54,23 @@ __device__ __forceinline__ int heads_by_turns(const FlashAttnForward& a, int key
 template <int M, int N>
 __device__ __forceinline__ void find_work(const FlashAttnForward& a, TileSearch& search, int number, Work& work) {
   const int group = a.heads / a.kv_heads, lane = threadIdx.x % 32;
-  const Tile tile = find_tile(search, number, a.cu_q, a.segments, group, M, a.kv_heads);
+  const Tile tile = find_tile(search, number, a.cu_q, a.sequences, group, M, a.kv_heads);
   if (lane > 0) return;
   work.blocks = 0;
-  if (tile.segment < 0) {
+  if (tile.sequence < 0) {
     const int pieces = padding_pieces(a, M);
-    const int64_t begin = a.cu_q[a.segments];
+    const int64_t begin = a.cu_q[a.sequences];
     work.kv_head = pieces == 0 ? a.kv_heads : tile.piece / pieces;
     work.first = pieces == 0 ? 0 : tile.piece % pieces * M;
-    work.segment = {begin, 0, -1, static_cast<int>(a.tokens_q - begin), 0};
-    work.rows = work.kv_head >= a.kv_heads ? 0 : min(M, work.segment.rows * group - work.first);
+    work.sequence = {begin, 0, -1, static_cast<int>(a.tokens_q - begin), 0};
+    work.rows = work.kv_head >= a.kv_heads ? 0 : min(M, work.sequence.rows * group - work.first);
     return;
   }
-  const Segment s = segment_at(a.cu_q, a.cu_k, tile.segment);
+  const Sequence s = sequence_at(a.cu_q, a.cu_k, tile.sequence);
   const int by_turns = heads_by_turns(a, s.keys);
   const int head = tile.piece / (by_turns * tile.pieces) * by_turns, turns = min(by_turns, a.kv_heads - head);
   const int turn = tile.piece - head * tile.pieces;
-  work.segment = s;
+  work.sequence = s;
   work.kv_head = head + turn % turns;
   // The last rows of every head first: under a causal mask they are the most work, and the launch ends with the least.
   work.first = (tile.pieces - 1 - turn / turns) * M;
@@ -92,8 +92,8 @@ __device__ __forceinline__ void produce(const FlashAttnForward& a, const TensorM
     const uint32_t stage = turn % STAGES;
     barrier_wait(empty + stage, turn / STAGES % 2 ^ 1);
     barrier_arrive_expect(full + stage, Sizes::KV_BYTES);
-    copy_tiles<D>(to[stage], Sizes::KV_PANEL, map, full + stage, work.kv_head, work.segment.k_begin, work.segment.keys,
-                  key);
+    copy_tiles<D>(to[stage], Sizes::KV_PANEL, map, full + stage, work.kv_head, work.sequence.k_begin,
+                  work.sequence.keys, key);
   };
   TileSearch search;
   find_work<M, N>(a, search, blockIdx.x, shared.work[0]);
@@ -105,8 +105,8 @@ __device__ __forceinline__ void produce(const FlashAttnForward& a, const TensorM
       barrier_wait(&shared.q_empty, tile % 2 ^ 1);
       if (work.blocks > 0) {
         barrier_arrive_expect(&shared.q_full, Sizes::Q_BYTES);
-        copy_tiles<D>(shared.q, Sizes::Q_PANEL, q_map, &shared.q_full, work.kv_head * group, work.segment.q_begin,
-                      work.segment.rows, work.first / group);
+        copy_tiles<D>(shared.q, Sizes::Q_PANEL, q_map, &shared.q_full, work.kv_head * group, work.sequence.q_begin,
+                      work.sequence.rows, work.first / group);
       } else {
         barrier_arrive(&shared.q_full);
       }
@@ -194,7 +194,7 @@ __device__ __forceinline__ void consume(const FlashAttnForward& a, Sm90Shared<Si
   for (uint32_t tile = 0;; ++tile) {
     barrier_wait(&shared.q_full, tile % 2);
     const Work work = shared.work[tile % 2];
-    const Segment& s = work.segment;
+    const Sequence& s = work.sequence;
     if (work.rows == 0) return;
     const auto token_of = [&](int row) { return s.q_begin + (work.first + row) / group; };
     const auto head_of = [&](int row) { return work.kv_head * group + (work.first + row) % group; };
@@ -339,8 +339,8 @@ cudaError_t launch_groups(DType dtype, const FlashAttnForward& a, cudaStream_t s
   if (error == cudaSuccess) error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (error != cudaSuccess) return error;
-  // As many tiles as the segments can have at most, padding included, or what the processors hold.
-  const int64_t tiles = (a.tokens_q * group / Sizes::M + a.segments + 1) * a.kv_heads;
+  // As many tiles as the sequences can have at most, padding included, or what the processors hold.
+  const int64_t tiles = (a.tokens_q * group / Sizes::M + a.sequences + 1) * a.kv_heads;
   const dim3 grid(static_cast<unsigned>(min(tiles, int64_t{processors} * Sizes::BLOCKS)));
   constexpr int bytes = sizeof(Sm90Shared<Sizes>) + swizzle_bytes;
   static_assert(Sizes::BLOCKS * (bytes + (1 << 10)) <= 228 << 10, "what a processor has");
@@ -352,8 +352,8 @@ cudaError_t launch_groups(DType dtype, const FlashAttnForward& a, cudaStream_t s
 template <class T, int D>
 cudaError_t launch_dim(DType dtype, const FlashAttnForward& a, cudaStream_t stream) {
   const int group = a.heads / a.kv_heads;
-  const bool short_segments = group <= 64 && a.tokens_q * group <= int64_t{64} * a.segments;
-  return short_segments ? launch_groups<T, D, 1>(dtype, a, stream) : launch_groups<T, D, 2>(dtype, a, stream);
+  const bool short_sequences = group <= 64 && a.tokens_q * group <= int64_t{64} * a.sequences;
+  return short_sequences ? launch_groups<T, D, 1>(dtype, a, stream) : launch_groups<T, D, 2>(dtype, a, stream);
 }
 
 }  // namespace

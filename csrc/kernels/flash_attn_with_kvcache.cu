@@ -129,9 +129,9 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheTile<D>::BL
 
   const bool capped = a.softcap > 0;
   const float unit = (capped ? a.softcap : a.scale) * 1.44269504f, in = capped ? a.scale / a.softcap : 0;
-  const Segment segment{0, 0, b, a.queries, keys};
+  const Sequence sequence{0, 0, b, a.queries, keys};
   const auto seen_by = [&](int r) {
-    const Span span = segment.keys_of(query_of(a, first + min(r, rows - 1)), a.left, a.right);
+    const Span span = sequence.keys_of(query_of(a, first + min(r, rows - 1)), a.left, a.right);
     return Span{max(span.begin, leftpad), min(span.end, end)};
   };
   const Span seen[2] = {seen_by(lane / 4), seen_by(lane / 4 + 8)};

@@ -71,8 +71,8 @@ __device__ __forceinline__ void keep_before(float sum) {
 }
 
 // --- tiles ----------------------------------------------------------------------------------------------------------
-// The box at token `row` of the segment that begins at token `begin` and has `length` of them, from `head` and `column`
-// on. One thread copies; the barrier gets the bytes of the whole box, zeros beyond the segment included.
+// The box at token `row` of the sequence that begins at token `begin` and has `length` of them, from `head` and
+// `column` on. One thread copies; the barrier gets the bytes of the whole box, zeros beyond the sequence included.
 __device__ __forceinline__ void copy_tile(void* to, const TensorMap& map, Barrier* barrier, int column, int head,
                                           int64_t begin, int length, int row) {
   const RaggedPlace at = ragged_place(begin, length, row);

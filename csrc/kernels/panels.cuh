@@ -22,8 +22,8 @@ GLM4V_HD MatrixPlace matrix_place(uint32_t address, int panel) {
          swizzle_128 << 62;
 }
 
-// A map by which the TMA finds the rows of one segment of [T, heads, D] and no others. It has no room for where each
-// segment ends, so the end is put where every segment ends alike: with B = ragged_rows as the size of the token dim,
+// A map by which the TMA finds the rows of one sequence of [T, heads, D] and no others. It has no room for where each
+// sequence ends, so the end is put where every sequence ends alike: with B = ragged_rows as the size of the token dim,
 // coordinate B - length + r is out of bounds, hence zeros, from r = length on. Two more dims bring the address back:
 // with s the bytes from token to token, coordinates (B - length + r, begin + length, B) of strides (s, s, 2^34 - s) lie
 // at s (begin + r) + 2^64, and addresses are modulo 2^64. (Triton and flash-attention 4 do likewise.)

@@ -1,4 +1,4 @@
-// Argument contract of flash_attn_varlen. Dims: Tq, Tk tokens, N segments, H query heads, K kv heads, D head dim.
+// Argument contract of flash_attn_varlen. Dims: Tq, Tk tokens, N sequences, H query heads, K kv heads, D head dim.
 #pragma once
 #include "ops/flash_attn.h"
 
@@ -6,7 +6,7 @@ namespace glm4v {
 
 struct FlashAttnShape {
   DType dtype;
-  int64_t tokens_q, tokens_k, segments, heads, kv_heads, dim;
+  int64_t tokens_q, tokens_k, sequences, heads, kv_heads, dim;
   int64_t page_size;  // 0: k and v are packed; else they are [pages, page_size, K, D] and tokens_k is 0
 };
 
@@ -22,7 +22,7 @@ inline FlashAttnShape check_flash_attn_varlen(const char* op, const Tensor& q,  
                                               const Tensor& cu_seqlens_q,  // [N + 1]
                                               const Tensor& cu_seqlens_k,  // [N + 1]
                                               double dropout_p, const std::optional<Tensor>& alibi_slopes,
-                                              const std::optional<Tensor>& block_table) {  // [N, pages per segment]
+                                              const std::optional<Tensor>& block_table) {  // [N, pages per sequence]
   check(dropout_p == 0.0, op, ": dropout_p must be 0, got ", dropout_p);
   check(!alibi_slopes.has_value(), op, ": alibi_slopes must be None, got a tensor");
   FlashAttnShape shape{};
@@ -51,10 +51,10 @@ inline FlashAttnShape check_flash_attn_varlen(const char* op, const Tensor& q,  
   check_same_device(op, "v", v, "q", q);
   check_cu_seqlens(op, "cu_seqlens_q", cu_seqlens_q, q);
   check_cu_seqlens(op, "cu_seqlens_k", cu_seqlens_k, q);
-  shape.segments = cu_seqlens_q.size(0) - 1;
-  check_shape(op, "cu_seqlens_k", cu_seqlens_k, {shape.segments + 1}, "[N + 1]");
+  shape.sequences = cu_seqlens_q.size(0) - 1;
+  check_shape(op, "cu_seqlens_k", cu_seqlens_k, {shape.sequences + 1}, "[N + 1]");
   if (block_table.has_value()) {
-    check_shape(op, "block_table", *block_table, {shape.segments, -1}, "[N, pages per segment]");
+    check_shape(op, "block_table", *block_table, {shape.sequences, -1}, "[N, pages per sequence]");
     check_index_is_int64(op, "block_table", *block_table);
     check_same_device(op, "block_table", *block_table, "q", q);
   }

@@ -160,6 +160,8 @@ class EngineSettings:
             if not ok:
                 raise ValueError(f"engine: {name} must be a JSON object, got {getattr(self, name)!r}")
         if self.kind == "native":
+            if self.urls:
+                raise ValueError(f"engine: kind must be http where there are urls, got native with {self.urls[0]}")
             return
         bad = [url for url in self.urls if not url.startswith(("http://", "https://"))]
         if bad or not self.urls:

@@ -58,6 +58,6 @@ def kilobytes(h, w):
 @pytest.mark.slow
 def test_an_8k_image_takes_memory_in_proportion():
     quarter, _ = kilobytes(154, 274)
-    whole, peak = kilobytes(308, 548)  # 4320 x 7680 pixels: 168 784 patches in one segment
+    whole, peak = kilobytes(308, 548)  # 4320 x 7680 pixels: 168 784 patches in one sequence
     assert whole <= 5 * quarter
     assert peak < 4 << 20

@@ -33,7 +33,7 @@ def test_definition(heads, kv_heads, dim, options, dtype, device):
 
 
 @pytest.mark.parametrize(("device", "dtype"), attention_cases())
-def test_long_segments(device, dtype):  # several key blocks and query tiles in forward and backward
+def test_long_sequences(device, dtype):  # several key blocks and query tiles in forward and backward
     assert_definition(sample(([300], [530]), 2, 1, 64, dtype, device), causal=True)
 
 
@@ -71,7 +71,7 @@ def test_batched(dtype, causal, device):
     window=st.tuples(st.integers(-1, 50), st.integers(-1, 50)),
     causal=st.booleans(),
 )
-def test_any_segments_and_window(lengths, window, causal):
+def test_any_sequences_and_window(lengths, window, causal):
     rows, keys = ([pair[i] for pair in lengths] for i in range(2))
     inputs = sample((rows, keys), 2, 1, 24, torch.float32, padding=1)
     options = {"window_size": window, "causal": causal}
@@ -144,7 +144,7 @@ def test_bitwise_repeatable(device):
 @pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize("dim", [64, 80])
 def test_one_graph_for_all_lengths(dim, device):
-    """Captured once for so many tokens and segments, it serves fewer: the rest is padding and empty segments."""
+    """Captured once for so many tokens and sequences, it serves fewer: the rest is padding and empty sequences."""
     q, k, v, *_ = sample(([200], [200]), 4, 2, dim, torch.bfloat16, device)
     dout = torch.randn_like(q)
     cu = offsets([200, 0, 0, 0], device=device)
@@ -268,7 +268,7 @@ def test_extreme_scores():
         ({"cu_seqlens_q": torch.tensor([0, 6, 4])}, r"cu_seqlens_k must be \[N \+ 1\] = \[3\], got \[2\]"),
         ({"cu_seqlens_k": torch.tensor([0, 11])}, "cu_seqlens_k must be at most the 10 tokens given, got 11"),
         ({"cu_seqlens_k": torch.tensor([1, 5])}, "cu_seqlens_k must be ascending from 0, got first value 1"),
-        ({"max_seqlen_q": 9}, "max_seqlen_q must be at least the longest segment, 10, got 9"),
+        ({"max_seqlen_q": 9}, "max_seqlen_q must be at least the longest sequence, 10, got 9"),
     ],
 )
 def test_errors_name_the_argument(change, text):
@@ -293,9 +293,9 @@ def test_errors_name_the_argument(change, text):
         (
             16,
             torch.zeros(2, 1, dtype=torch.int32),
-            r"block_table must be \[N, pages per segment\] = \[1, \*\], got \[2, 1\]",
+            r"block_table must be \[N, pages per sequence\] = \[1, \*\], got \[2, 1\]",
         ),
-        (16, torch.zeros(1, 1, dtype=torch.int32), "block_table must have 2 columns for the longest segment, got 1"),
+        (16, torch.zeros(1, 1, dtype=torch.int32), "block_table must have 2 columns for the longest sequence, got 1"),
         (16, torch.tensor([[0, 2]]), "block_table must hold pages from 0 to 1, got 2"),
     ],
 )
@@ -308,7 +308,7 @@ def test_errors_of_pages(page_size, table, text):
 def test_more_keys_than_any_pages_hold():
     q, pages, cu, keys = torch.zeros(3, 1, 8), torch.zeros(2, 16, 1, 8), torch.tensor([0, 3]), 2**63 - 1
     table = torch.zeros(1, 2, dtype=torch.int32)
-    with pytest.raises(RuntimeError, match=f"must have {2**59} columns for the longest segment, got 2"):
+    with pytest.raises(RuntimeError, match=f"must have {2**59} columns for the longest sequence, got 2"):
         flash_attn_varlen_func(q, pages, pages, cu, torch.tensor([0, keys]), 3, keys, block_table=table)
 
 

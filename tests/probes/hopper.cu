@@ -6,7 +6,7 @@
 namespace glm4v::cuda {
 namespace {
 
-constexpr int ROWS = 64, COLUMNS = 128, PANEL = ROWS * panel_row_bytes, SEGMENT = 40, BEGIN = 7, TOKENS = 200;
+constexpr int ROWS = 64, COLUMNS = 128, PANEL = ROWS * panel_row_bytes, SEQUENCE = 40, BEGIN = 7, TOKENS = 200;
 
 template <class T>
 struct Managed {
@@ -25,7 +25,7 @@ __global__ void copy_kernel(uint16_t* out, const __grid_constant__ TensorMap map
   __syncthreads();
   if (threadIdx.x == 0) {
     barrier_arrive_expect(full, 2 * PANEL);
-    copy_tiles<COLUMNS>(tile, PANEL, map, full, head, BEGIN, SEGMENT, 0);
+    copy_tiles<COLUMNS>(tile, PANEL, map, full, head, BEGIN, SEQUENCE, 0);
   }
   barrier_wait(full, 0);
   for (int i = threadIdx.x; i < ROWS * COLUMNS; i += blockDim.x) {
@@ -75,12 +75,13 @@ __global__ void __launch_bounds__(384, 1)
 
 constexpr int SHARED = 2 * PANEL + swizzle_bytes + 64;
 
-// How often each (segment, copy, piece) is found, by one warp that asks for all tiles in order.
-__global__ void tiles_kernel(int* found, const int* starts, Index cu, int segments, int tiles, int height, int copies) {
+// How often each (sequence, copy, piece) is found, by one warp that asks for all tiles in order.
+__global__ void tiles_kernel(int* found, const int* starts, Index cu, int sequences, int tiles, int height,
+                             int copies) {
   TileSearch search;
   for (int i = 0; i < tiles; ++i) {
-    const Tile tile = find_tile(search, i, cu, segments, 1, height, copies);
-    if (threadIdx.x == 0) ++found[tile.segment < 0 ? starts[segments] : starts[tile.segment] + tile.piece];
+    const Tile tile = find_tile(search, i, cu, sequences, 1, height, copies);
+    if (threadIdx.x == 0) ++found[tile.sequence < 0 ? starts[sequences] : starts[tile.sequence] + tile.piece];
   }
 }
 
@@ -90,7 +91,7 @@ __global__ void tiles_kernel(int* found, const int* starts, Index cu, int segmen
 using namespace glm4v;
 using namespace glm4v::cuda;
 
-// A box that ends with its segment: the rows of the segment, then zeros.
+// A box that ends with its sequence: the rows of the sequence, then zeros.
 extern "C" __attribute__((visibility("default"))) int probe_copy() {
   constexpr int heads = 3;
   Managed<uint16_t> x(TOKENS * heads * COLUMNS), out(ROWS * COLUMNS);
@@ -107,7 +108,7 @@ extern "C" __attribute__((visibility("default"))) int probe_copy() {
     for (int row = 0; row < ROWS; ++row)
       for (int column = 0; column < COLUMNS; ++column) {
         const int at = ((BEGIN + row) * heads + head) * COLUMNS + column;
-        wrong += out.data[row * COLUMNS + column] != (row < SEGMENT ? x.data[at] : 0);
+        wrong += out.data[row * COLUMNS + column] != (row < SEQUENCE ? x.data[at] : 0);
       }
   }
   return wrong;
@@ -142,23 +143,23 @@ extern "C" __attribute__((visibility("default"))) int probe_products() {
   return wrong;
 }
 
-// Every tile of ragged segments once, those of empty ones never.
+// Every tile of ragged sequences once, those of empty ones never.
 extern "C" __attribute__((visibility("default"))) int probe_tiles() {
-  constexpr int segments = 70, height = 128, copies = 3;
-  Managed<int> cu(segments + 1), starts(segments + 1);
+  constexpr int sequences = 70, height = 128, copies = 3;
+  Managed<int> cu(sequences + 1), starts(sequences + 1);
   if (cu.data == nullptr || starts.data == nullptr) return -1;
   cu.data[0] = starts.data[0] = 0;
-  for (int n = 0; n < segments; ++n) {
+  for (int n = 0; n < sequences; ++n) {
     const int length = n % 3 == 1 ? 0 : n * 7919 % 700;
     cu.data[n + 1] = cu.data[n] + length;
     starts.data[n + 1] = starts.data[n] + (length + height - 1) / height * copies;
   }
-  const int tiles = starts.data[segments], beyond = 5;
+  const int tiles = starts.data[sequences], beyond = 5;
   Managed<int> found(tiles + 1);
   if (found.data == nullptr) return -1;
   for (int i = 0; i <= tiles; ++i) found.data[i] = 0;
   if (launch(tiles_kernel, 1, 32, 0, nullptr, found.data, static_cast<const int*>(starts.data), Index{cu.data, false},
-             segments, tiles + beyond, height, copies) != cudaSuccess ||
+             sequences, tiles + beyond, height, copies) != cudaSuccess ||
       cudaDeviceSynchronize() != cudaSuccess)
     return -1;
   int wrong = found.data[tiles] != beyond;

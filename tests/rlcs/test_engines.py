@@ -420,6 +420,7 @@ def test_closed_it_waits_for_no_request(demo, tmp_path):
     ("changes", "said"),
     [
         ({"kind": "http"}, "urls must begin with http"),
+        ({"urls": ["http://x/v1"]}, "kind must be http where there are urls, got native with http://x/v1"),
         ({"kind": "http", "urls": ["localhost:8000"], "model": "m"}, "urls must begin with http.*got 'localhost"),
         ({"kind": "http", "urls": ["http://a/v1"]}, "model must be the name"),
         ({"kind": "http", "urls": ["http://a/v1"], "server": "openai", "model": "m"}, "update_path or update_command"),

@@ -21,7 +21,7 @@ FlashAttnPlan flash_attn_varlen_plan(const FlashAttnForward& args) {
   return dispatch(args.dtype, [&](auto zero) -> FlashAttnPlan {
     using Scratch = ForwardScratch<decltype(zero)>;
     int64_t copies = 1;
-    for (int64_t n = 0; n < args.segments; ++n)
+    for (int64_t n = 0; n < args.sequences; ++n)
       copies = max(copies, Scratch::copies_of(args, args.cu_q[n + 1] - args.cu_q[n], args.cu_k[n + 1] - args.cu_k[n]));
     return {rows, rows_of_vectors(args), Scratch::bytes(copies, lanes, args.dim)};
   });
@@ -36,23 +36,23 @@ void flash_attn_varlen_task(const FlashAttnForward& args, const FlashAttnTask* p
 FlashAttnBackwardPlan flash_attn_varlen_backward_plan(const FlashAttnBackward& args) {
   // Splitting a group costs an fp32 copy of dk and dv per part; it pays where a few kv heads are all there is to share
   // out.
-  const int64_t group = args.heads / args.kv_heads, tasks = max(1, args.segments * args.kv_heads);
+  const int64_t group = args.heads / args.kv_heads, tasks = max(1, args.sequences * args.kv_heads);
   const int64_t parts = min(group, (16 + tasks - 1) / tasks), heads = (group + parts - 1) / parts;
   GLM4V_TILES((FlashAttnBackwardPlan{heads, flash_attn_tiles_backward_scratch(args), 0}));
   return dispatch(args.dtype, [&](auto zero) -> FlashAttnBackwardPlan {
     int64_t rows = 0, keys = 0;
-    for (int64_t n = 0; n < args.segments; ++n) {
-      const Segment segment(args, n);
-      rows = max(rows, segment.rows), keys = max(keys, BackwardTask<decltype(zero)>::block_size_of(segment));
+    for (int64_t n = 0; n < args.sequences; ++n) {
+      const Sequence sequence(args, n);
+      rows = max(rows, sequence.rows), keys = max(keys, BackwardTask<decltype(zero)>::block_size_of(sequence));
     }
     return {heads, BackwardScratch::bytes(keys, args.dim), Gathered::bytes(heads, rows, args.dim)};
   });
 }
 
-int64_t flash_attn_varlen_backward_blocks(const FlashAttnBackward& args, int64_t segment) {
+int64_t flash_attn_varlen_backward_blocks(const FlashAttnBackward& args, int64_t sequence) {
   GLM4V_TILES(1);
   return dispatch(args.dtype, [&](auto zero) {
-    const Segment of(args, segment);
+    const Sequence of(args, sequence);
     const int64_t size = BackwardTask<decltype(zero)>::block_size_of(of);
     return max(1, (of.keys + size - 1) / size);
   });

@@ -1,5 +1,5 @@
 // Interface between the glue of flash_attn_varlen and its loops.
-// Dims: Tq, Tk tokens of q and of k, v; N segments; H query heads; K kv heads; G = H / K query heads per kv head; D
+// Dims: Tq, Tk tokens of q and of k, v; N sequences; H query heads; K kv heads; G = H / K query heads per kv head; D
 // head dim.
 #pragma once
 #include <cstddef>
@@ -16,7 +16,7 @@ struct HeadRows {
   int64_t row, head;
 };
 
-// What forward and backward share. Row i of segment n (Lq queries, Lk keys) sees key j of that segment when
+// What forward and backward share. Row i of sequence n (Lq queries, Lk keys) sees key j of that sequence when
 //   i + Lk - Lq - left <= j <= i + Lk - Lq + right      (a negative left or right is unbounded; causal is right = 0).
 // Score: s = scale * (q . k), and with softcap > 0 s = softcap * tanh(s / softcap).
 struct FlashAttnArgs {
@@ -24,7 +24,7 @@ struct FlashAttnArgs {
   HeadRows q, k, v;              // [Tq, H, D], [Tk, K, D], [Tk, K, D]; query head h reads kv head h / G
   int64_t heads, kv_heads, dim;  // H, K, D
   int64_t tokens_q, tokens_k;    // Tq, Tk
-  int64_t segments;              // N
+  int64_t sequences;             // N
   const int64_t *cu_q, *cu_k;    // [N + 1], ascending from 0, checked
   int64_t left, right;
   float scale, softcap;
@@ -38,13 +38,13 @@ struct FlashAttnForward : FlashAttnArgs {
   float *maximum, *sum;
 };
 
-// Rows [begin, end) of one segment (relative to it), for the G query heads of one kv head.
+// Rows [begin, end) of one sequence (relative to it), for the G query heads of one kv head.
 struct FlashAttnTask {
-  int64_t segment, kv_head, begin, end;
+  int64_t sequence, kv_head, begin, end;
 };
 
 // How the glue cuts the forward into tasks: at most `rows` query rows each, a multiple of `unit`, in pieces of `unit`
-// rows shared out equally within a segment; a worker owns `scratch_bytes` (64-byte aligned, uninitialised, reused from
+// rows shared out equally within a sequence; a worker owns `scratch_bytes` (64-byte aligned, uninitialised, reused from
 // task to task).
 struct FlashAttnPlan {
   int64_t rows, unit;
@@ -55,20 +55,20 @@ struct FlashAttnBackward : FlashAttnArgs {
   HeadRows dout;               // [Tq, H, D]
   const void* out;             // [Tq, H, D] contiguous
   const float *maximum, *sum;  // [H, Tq] of the forward
-  void *dq, *dk, *dv;          // contiguous, shaped like q, k, v; every row of a segment is written
+  void *dq, *dk, *dv;          // contiguous, shaped like q, k, v; every row of a sequence is written
   float *dk_parts,
       *dv_parts;  // [parts, Tk, K, D] when a kv head is shared by several tasks, else null: then dk, dv are written
 };
 
-// Query heads [head_begin, head_end) of one kv head in one segment, every row against one block of keys. `part` numbers
-// the tasks of a kv head and block.
+// Query heads [head_begin, head_end) of one kv head in one sequence, every row against one block of keys. `part`
+// numbers the tasks of a kv head and block.
 struct FlashAttnBackwardTask {
-  int64_t segment, kv_head, head_begin, head_end, part, block;
+  int64_t sequence, kv_head, head_begin, head_end, part, block;
   void* gathered;     // what the blocks of these heads share, dq among it; blocks add to a row in their order
   int64_t* progress;  // [blocks], 0 at first: how far each block has come, which the next one waits for
 };
 
-// At most `heads` query heads per task; `scratch_bytes` as above and `gathered_bytes`, enough for every segment.
+// At most `heads` query heads per task; `scratch_bytes` as above and `gathered_bytes`, enough for every sequence.
 struct FlashAttnBackwardPlan {
   int64_t heads;
   size_t scratch_bytes, gathered_bytes;
@@ -80,8 +80,8 @@ GLM4V_LOOPS_BF16(FlashAttnPlan flash_attn_varlen_plan(const FlashAttnForward& ar
 GLM4V_LOOPS_BF16(void flash_attn_varlen_task(const FlashAttnForward& args, const FlashAttnTask* previous,
                                              const FlashAttnTask& task, const FlashAttnTask* next, void* scratch))
 GLM4V_LOOPS_BF16(FlashAttnBackwardPlan flash_attn_varlen_backward_plan(const FlashAttnBackward& args))
-// Blocks of keys of a segment, at least one. A block must be begun by the time that the next one is.
-GLM4V_LOOPS_BF16(int64_t flash_attn_varlen_backward_blocks(const FlashAttnBackward& args, int64_t segment))
+// Blocks of keys of a sequence, at least one. A block must be begun by the time that the next one is.
+GLM4V_LOOPS_BF16(int64_t flash_attn_varlen_backward_blocks(const FlashAttnBackward& args, int64_t sequence))
 GLM4V_LOOPS_BF16(void flash_attn_varlen_backward_task(const FlashAttnBackward& args, const FlashAttnBackwardTask& task,
                                                       const FlashAttnBackwardTask* next, void* scratch))
 // Elements [begin, end) of total = parts[0] + parts[1] + ..., each of `elements` values, added in order.

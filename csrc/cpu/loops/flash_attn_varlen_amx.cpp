@@ -1,6 +1,6 @@
 // Forward of bf16 attention on AMX tiles.
 //
-// Dims: L keys of the segment, D head dim, C = D rounded up to 32, R query rows of a task: its rows for each of the G
+// Dims: L keys of the sequence, D head dim, C = D rounded up to 32, R query rows of a task: its rows for each of the G
 // heads that share the kv head, one after the other. Rows go in groups of 32, keys in blocks of 128, so that every
 // product is 2 x 2 tiles and each loaded tile is used twice.
 //
@@ -303,7 +303,7 @@ void finish(const FlashAttnForward& args, const FlashAttnTask& task, int64_t tok
 FlashAttnPlan flash_attn_tiles_plan(const FlashAttnForward& args) {
   const int64_t G = args.heads / args.kv_heads;
   int64_t longest = 1;
-  for (int64_t n = 0; n < args.segments; ++n) longest = most(longest, args.cu_q[n + 1] - args.cu_q[n]);
+  for (int64_t n = 0; n < args.sequences; ++n) longest = most(longest, args.cu_q[n + 1] - args.cu_q[n]);
   const int64_t blocks = (longest * G + TASK_ROWS - 1) / TASK_ROWS;
   const int64_t rows = round_up((longest + blocks - 1) / blocks, ROWS);
   return {rows, 1, lay_out(nullptr, round_up(least(rows, longest) * G, ROWS) / ROWS, round_up(args.dim, 32)).bytes};
@@ -312,8 +312,8 @@ FlashAttnPlan flash_attn_tiles_plan(const FlashAttnForward& args) {
 void flash_attn_tiles_task(const FlashAttnForward& args, const FlashAttnTask& task, void* scratch) {
   const int64_t C = round_up(args.dim, 32), rows = (task.end - task.begin) * (args.heads / args.kv_heads);
   const int64_t groups = round_up(rows, ROWS) / ROWS;
-  const int64_t token = args.cu_q[task.segment], Lq = args.cu_q[task.segment + 1] - token;
-  const int64_t key_token = args.cu_k[task.segment], Lk = args.cu_k[task.segment + 1] - key_token;
+  const int64_t token = args.cu_q[task.sequence], Lq = args.cu_q[task.sequence + 1] - token;
+  const int64_t key_token = args.cu_k[task.sequence], Lk = args.cu_k[task.sequence + 1] - key_token;
   const Scratch x = lay_out(scratch, groups, C);
   // A vanishing scale must not meet an infinite maximum.
   const float c = args.softcap > 0 ? LOG2E : __builtin_fmaxf(args.scale * LOG2E, 0x1p-126f);

@@ -1,6 +1,6 @@
 // Backward of bf16 attention on AMX tiles: one pass, five products per pair of key block and query block (128 each).
 //
-// Dims: L keys and R rows of the segment, D head dim, C = D rounded up to 32. Scores are transposed, [keys, rows], so
+// Dims: L keys and R rows of the sequence, D head dim, C = D rounded up to 32. Scores are transposed, [keys, rows], so
 // that lse and delta lie along the lanes, and P^T and dS^T are operands as the vector code writes them:
 //   S^T = K Q^T, dP^T = V dO^T, P = exp(S - lse), dS = P (dP - delta), delta = dO . O
 //   dV += P^T dO, dK += dS^T Q, dQ^T += K^T dS^T
@@ -73,10 +73,10 @@ struct Task {
         task(t),
         D(a.dim),
         C(round_up(a.dim, 32)),
-        token(a.cu_q[t.segment]),
-        R(a.cu_q[t.segment + 1] - token),
-        key_token(a.cu_k[t.segment]),
-        L(a.cu_k[t.segment + 1] - key_token),
+        token(a.cu_q[t.sequence]),
+        R(a.cu_q[t.sequence + 1] - token),
+        key_token(a.cu_k[t.sequence]),
+        L(a.cu_k[t.sequence + 1] - key_token),
         x(lay_out(scratch, R, L, C)),
         last{x.spill, 64} {}
 
@@ -316,7 +316,7 @@ struct Task {
 
 size_t flash_attn_tiles_backward_scratch(const FlashAttnBackward& args) {
   int64_t rows = 0, keys = 0;
-  for (int64_t n = 0; n < args.segments; ++n) {
+  for (int64_t n = 0; n < args.sequences; ++n) {
     rows = most(rows, args.cu_q[n + 1] - args.cu_q[n]);
     keys = most(keys, args.cu_k[n + 1] - args.cu_k[n]);
   }

@@ -1,4 +1,4 @@
-// Backward of one task: the query heads of a kv head (or some of them) against one key block in one segment. One pass,
+// Backward of one task: the query heads of a kv head (or some of them) against one key block in one sequence. One pass,
 // five products per pair of query tile and key block: dk and dv of the block are complete when its loop ends, dq
 // gathers in fp32 over the blocks, which may run side by side: a block adds to a tile when the one before it has. So
 // everything is added in one fixed order, whoever runs it.
@@ -17,15 +17,15 @@
 namespace glm4v::GLM4V_ISA {
 namespace {
 
-// Most keys of a block, most rows of a tile. dq, q and dout of a long segment come from beyond the second-level cache,
+// Most keys of a block, most rows of a tile. dq, q and dout of a long sequence come from beyond the second-level cache,
 // once per key block: fewer, larger blocks are worth more there than the room that they take in that cache.
 constexpr int64_t BACKWARD_KEYS = 192, BACKWARD_LONG_KEYS = 384, BACKWARD_ROWS = 96;
-constexpr int64_t LONG_SEGMENT = 1024;                                 // rows, beyond which a segment is long
+constexpr int64_t LONG_SEQUENCE = 1024;                                // rows, beyond which a sequence is long
 constexpr int64_t AHEAD = 4 * BACKWARD_LONG_KEYS + 3 * BACKWARD_ROWS;  // most rows that a tile prefetches
 constexpr int64_t WEIGHED = 8;       // rows at a time: their chains of dependent steps overlap
 constexpr int64_t DELTA_CHAIN = 16;  // most terms of delta that are summed before they are added to the rest
 
-// What the blocks of a segment share.
+// What the blocks of a sequence share.
 struct Gathered {
   float *dq, *delta;  // [heads][rows][padded D], [heads][rows]
 
@@ -82,7 +82,7 @@ struct BackwardTask {
   const FlashAttnBackward& a;
   const FlashAttnBackwardTask& task;
   const FlashAttnBackwardTask* const next;
-  const Segment segment;
+  const Sequence sequence;
   const int64_t chain, block_size, tile_size;
   const int64_t heads, padded, stride, key_stride;
   const BackwardScratch s;
@@ -95,41 +95,42 @@ struct BackwardTask {
       : a(args),
         task(t),
         next(next_task),
-        segment(args, t.segment),
-        chain(chain_of<E>(segment)),
-        block_size(block_size_of(segment)),
-        tile_size(tile_size_of(segment)),
+        sequence(args, t.sequence),
+        chain(chain_of<E>(sequence)),
+        block_size(block_size_of(sequence)),
+        tile_size(tile_size_of(sequence)),
         heads(t.head_end - t.head_begin),
         padded(round_up(a.dim, W)),
         stride(copy_stride(a.dim)),
         key_stride(copy_stride(block_size)),
         s(memory, block_size, a.dim),
-        gathered(t.gathered, heads, segment.rows, a.dim),
+        gathered(t.gathered, heads, sequence.rows, a.dim),
         ahead(s.ahead, a.dim * static_cast<int64_t>(sizeof(T))) {}
 
-  static int64_t block_size_of(const Segment& of) {
-    return part_size(of.keys, of.rows > LONG_SEGMENT ? BACKWARD_LONG_KEYS : BACKWARD_KEYS, N * W);
+  static int64_t block_size_of(const Sequence& of) {
+    return part_size(of.keys, of.rows > LONG_SEQUENCE ? BACKWARD_LONG_KEYS : BACKWARD_KEYS, N * W);
   }
-  static int64_t tile_size_of(const Segment& of) { return part_size(of.rows, BACKWARD_ROWS, N); }
+  static int64_t tile_size_of(const Sequence& of) { return part_size(of.rows, BACKWARD_ROWS, N); }
 
   void run() {
-    const Range block{task.block * block_size, min(segment.keys, (task.block + 1) * block_size)};
-    const bool last = block.end == segment.keys;
+    const Range block{task.block * block_size, min(sequence.keys, (task.block + 1) * block_size)};
+    const bool last = block.end == sequence.keys;
     if (task.block > 0) {
       wait_for(0, BEGUN);
     } else if (!last) {
       for (int64_t h = 0; h < heads; ++h)
-        for (int64_t i = 0; i < segment.rows; ++i) gathered.delta[h * segment.rows + i] = delta(segment.q_begin + i, h);
+        for (int64_t i = 0; i < sequence.rows; ++i)
+          gathered.delta[h * sequence.rows + i] = delta(sequence.q_begin + i, h);
       report(BEGUN);
     }
-    const int64_t token = segment.k_begin + block.begin;
+    const int64_t token = sequence.k_begin + block.begin;
     pack(a.k, token, block.size(), s.k_lanes);
     pack(a.v, token, block.size(), s.v_lanes);
     const RowsOf<E> k = rows_of(a.k, token, task.kv_head, block.size(), s.k);
-    const Range rows = segment.rows_of(block);
+    const Range rows = sequence.rows_of(block);
     for (int64_t h = 0; h < heads; ++h)
       for (int64_t i = rows.begin / tile_size * tile_size; i < rows.end; i += tile_size) {
-        const Range tile{i, min(segment.rows, i + tile_size)};
+        const Range tile{i, min(sequence.rows, i + tile_size)};
         look_ahead(h, tile, rows, block);
         attend(h, tile, block, k);
       }
@@ -143,7 +144,7 @@ struct BackwardTask {
   // How far a block has come: delta is there, then one more for every tile, in the order of heads and rows.
   static constexpr int64_t BEGUN = 1, DONE = INT64_MAX;
   int64_t tile_done(int64_t h, int64_t row) const {
-    return BEGUN + 1 + h * ((segment.rows + tile_size - 1) / tile_size) + row / tile_size;
+    return BEGUN + 1 + h * ((sequence.rows + tile_size - 1) / tile_size) + row / tile_size;
   }
   void report(int64_t reached) const { __atomic_store_n(task.progress + task.block, reached, __ATOMIC_RELEASE); }
   void wait_for(int64_t block, int64_t reached) const {
@@ -153,11 +154,11 @@ struct BackwardTask {
 
   void write_queries() const {
     for (int64_t h = 0; h < heads; ++h)
-      for (int64_t i = 0; i < segment.rows; ++i) {
-        T* to = static_cast<T*>(a.dq) + ((segment.q_begin + i) * a.heads + task.head_begin + h) * a.dim;
-        float* const from = gathered.dq + (h * segment.rows + i) * padded;
+      for (int64_t i = 0; i < sequence.rows; ++i) {
+        T* to = static_cast<T*>(a.dq) + ((sequence.q_begin + i) * a.heads + task.head_begin + h) * a.dim;
+        float* const from = gathered.dq + (h * sequence.rows + i) * padded;
         const int64_t tile = i / tile_size * tile_size;
-        if (keys_of(tile, min(segment.rows, tile + tile_size)).size() == 0) memset(from, 0, sizeof(float) * padded);
+        if (keys_of(tile, min(sequence.rows, tile + tile_size)).size() == 0) memset(from, 0, sizeof(float) * padded);
         store_row(to, from, a.dim, splat(a.scale));
       }
   }
@@ -165,28 +166,28 @@ struct BackwardTask {
   // Prefetches what comes after a tile, and the outputs that it completes.
   void look_ahead(int64_t h, Range tile, Range rows, Range block) {
     ahead.clear();
-    const bool last_tile = tile.end >= rows.end && h + 1 == heads, last_block = block.end == segment.keys;
+    const bool last_tile = tile.end >= rows.end && h + 1 == heads, last_block = block.end == sequence.keys;
     if (tile.end < rows.end)
-      prefetch_tile(segment, task.head_begin + h, tile.end);
+      prefetch_tile(sequence, task.head_begin + h, tile.end);
     else if (!last_tile)
-      prefetch_tile(segment, task.head_begin + h + 1, rows.begin / tile_size * tile_size);
+      prefetch_tile(sequence, task.head_begin + h + 1, rows.begin / tile_size * tile_size);
     else if (!last_block)
-      prefetch_block(segment, task, block.end);
+      prefetch_block(sequence, task, block.end);
     else if (next != nullptr)
-      prefetch_block(Segment(a, next->segment), *next, 0);
+      prefetch_block(Sequence(a, next->sequence), *next, 0);
     if (last_tile && a.dk_parts == nullptr)
       for (void* gradient : {a.dk, a.dv})
-        prefetch_output(gradient, segment.k_begin + block.begin, task.kv_head, a.kv_heads, block.size());
-    if (last_block) prefetch_output(a.dq, segment.q_begin + tile.begin, task.head_begin + h, a.heads, tile.size());
+        prefetch_output(gradient, sequence.k_begin + block.begin, task.kv_head, a.kv_heads, block.size());
+    if (last_block) prefetch_output(a.dq, sequence.q_begin + tile.begin, task.head_begin + h, a.heads, tile.size());
     constexpr int64_t products = tile_rows(MAX_NV) * MAX_NV * W;  // of a step
     ahead.spread(5 * tile.size() * block.size() * a.dim / (products * N));
   }
-  void prefetch_tile(const Segment& of, int64_t head, int64_t begin) {
+  void prefetch_tile(const Sequence& of, int64_t head, int64_t begin) {
     const int64_t rows = min(of.rows - begin, tile_size_of(of));
     prefetch_rows<T>(ahead, a.q, of.q_begin + begin, head, rows);
     prefetch_rows<T>(ahead, a.dout, of.q_begin + begin, head, rows);
   }
-  void prefetch_block(const Segment& of, const FlashAttnBackwardTask& t, int64_t begin) {
+  void prefetch_block(const Sequence& of, const FlashAttnBackwardTask& t, int64_t begin) {
     const int64_t keys = min(of.keys - begin, block_size_of(of)), rows = of.rows_of({begin, begin + keys}).begin;
     prefetch_rows<T>(ahead, a.k, of.k_begin + begin, t.kv_head, keys);
     prefetch_rows<T>(ahead, a.v, of.k_begin + begin, t.kv_head, keys);
@@ -199,7 +200,7 @@ struct BackwardTask {
 
   // Keys that any of the rows [begin, end) sees.
   Range keys_of(int64_t begin, int64_t end) const {
-    return {segment.keys_of(begin).begin, segment.keys_of(end - 1).end};
+    return {sequence.keys_of(begin).begin, sequence.keys_of(end - 1).end};
   }
 
   float delta(int64_t token, int64_t h) const {
@@ -252,7 +253,7 @@ struct BackwardTask {
     keys.begin = block.begin + skip;
     if (fresh && keys.size() < block.size()) clear_keys();
     const int64_t count = rows.size(), vectors = round_up(keys.size(), N * W) / W, head = task.head_begin + h;
-    const int64_t token = segment.q_begin + rows.begin, columns = padded / W;
+    const int64_t token = sequence.q_begin + rows.begin, columns = padded / W;
     const int64_t dim_steps = (a.dim + N - 1) / N, row_steps = (count + N - 1) / N;
     const int64_t key_steps = (keys.size() + N - 1) / N;
     const bool partial = prepare(h, rows, keys, round_up(count, N), whole);
@@ -270,7 +271,8 @@ struct BackwardTask {
     fresh = false;
     if (task.block > 0) wait_for(task.block - 1, tile_done(h, rows.begin));
     multiply_to<true>(!first, count, columns, key_steps, elements_of(s.dscores), key_stride,
-                      {k.data + skip / N * k.stride, k.stride}, gathered.dq + (h * segment.rows + rows.begin) * padded);
+                      {k.data + skip / N * k.stride, k.stride},
+                      gathered.dq + (h * sequence.rows + rows.begin) * padded);
     report(tile_done(h, rows.begin));
   }
 
@@ -293,12 +295,12 @@ struct BackwardTask {
     for (int64_t r = 0; r < count; ++r) {
       const int64_t i = rows.begin + r;
       const bool real = i < rows.end;
-      const int64_t at = (task.head_begin + h) * a.tokens_q + segment.q_begin + i;
+      const int64_t at = (task.head_begin + h) * a.tokens_q + sequence.q_begin + i;
       const bool blind = !real || a.sum[at] == 0;  // sees nothing: a maximum of +inf makes its P zero
       s.maximum[r] = blind ? __builtin_inff() : a.maximum[at];
       s.inverse[r] = blind ? 0.0f : 1.0f / a.sum[at];
-      s.row_delta[r] = real && !whole ? gathered.delta[h * segment.rows + i] : 0.0f;
-      const Range seen = real ? segment.keys_of(i) : keys;
+      s.row_delta[r] = real && !whole ? gathered.delta[h * sequence.rows + i] : 0.0f;
+      const Range seen = real ? sequence.keys_of(i) : keys;
       s.begin[r] = static_cast<int32_t>(seen.begin), s.end[r] = static_cast<int32_t>(min(seen.end, keys.end));
       partial |= seen.begin > keys.begin || seen.end < keys.end;
     }
@@ -385,7 +387,7 @@ struct BackwardTask {
 
   void write_keys(Range block) const {
     for (int64_t j = 0; j < block.size(); ++j) {
-      const int64_t at = ((segment.k_begin + block.begin + j) * a.kv_heads + task.kv_head) * a.dim;
+      const int64_t at = ((sequence.k_begin + block.begin + j) * a.kv_heads + task.kv_head) * a.dim;
       const float *dk = s.dk + j * padded, *dv = s.dv + j * padded;
       if (a.dk_parts == nullptr) {
         store_row(static_cast<T*>(a.dk) + at, dk, a.dim, splat(a.scale));

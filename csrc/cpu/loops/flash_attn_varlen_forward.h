@@ -154,7 +154,7 @@ struct ForwardTask {
   const FlashAttnForward& a;
   const FlashAttnTask& task;
   const FlashAttnTask* const next;
-  const Segment segment;
+  const Sequence sequence;
   const int64_t chain, block_size, group, padded, lanes, vectors, tiles, copies;
   const ForwardScratch<T> s;
   Prefetch ahead;
@@ -164,15 +164,15 @@ struct ForwardTask {
       : a(args),
         task(t),
         next(next_task),
-        segment(args, t.segment),
-        chain(chain_of<E>(segment)),
-        block_size(block_size_of(segment)),
+        sequence(args, t.sequence),
+        chain(chain_of<E>(sequence)),
+        block_size(block_size_of(sequence)),
         group(a.heads / a.kv_heads),
         padded(round_up(a.dim, W)),
         lanes((t.end - t.begin) * group),
         vectors((lanes + W - 1) / W),
         tiles((vectors + QUERY_NV - 1) / QUERY_NV),
-        copies(s.copies_of(a, segment.rows, segment.keys)),
+        copies(s.copies_of(a, sequence.rows, sequence.keys)),
         s(memory, copies, vectors * W, a.dim),
         ahead(s.ahead, a.dim * static_cast<int64_t>(sizeof(T))) {
     if (previous == nullptr || !same_head(*previous))
@@ -180,7 +180,7 @@ struct ForwardTask {
   }
 
   bool same_head(const FlashAttnTask& other) const {
-    return other.segment == task.segment && other.kv_head == task.kv_head;
+    return other.sequence == task.sequence && other.kv_head == task.kv_head;
   }
 
   int64_t row(int64_t lane) const { return task.begin + lane / group; }
@@ -190,14 +190,14 @@ struct ForwardTask {
 
   void run() {
     pack_queries();
-    const Range seen = keys_of(segment, task);
+    const Range seen = keys_of(sequence, task);
     for (int64_t i = seen.begin / block_size; i * block_size < seen.end; ++i) {
       const Range block = block_of(i);
       ahead.clear();
       if (block.end >= seen.end)
         prefetch_rest();
       else if (s.copied[copy_of(i + 1)] != i + 1)
-        prefetch_keys(segment, task.kv_head, block_of(i + 1));
+        prefetch_keys(sequence, task.kv_head, block_of(i + 1));
       else  // the copy, as rows of the length that Prefetch knows
         ahead.add(s.copies + copy_of(i + 1) * s.copy_size(a.dim), a.dim * static_cast<int64_t>(sizeof(T)),
                   s.rows_of_copy(a.dim));
@@ -214,13 +214,13 @@ struct ForwardTask {
   }
 
   // Keys of a block: of one size, since a last block of a few would cost nearly what a whole one does.
-  static int64_t block_size_of(const Segment& of) { return part_size(of.keys, KEYS, 8); }
-  Range block_of(int64_t i) const { return {i * block_size, min(segment.keys, (i + 1) * block_size)}; }
+  static int64_t block_size_of(const Sequence& of) { return part_size(of.keys, KEYS, 8); }
+  Range block_of(int64_t i) const { return {i * block_size, min(sequence.keys, (i + 1) * block_size)}; }
   int64_t copy_of(int64_t block) const { return min(block, copies - 1); }
 
   // A(key, d) of the scores. bf16 that is read only once, in pairs, needs no copy.
   RowsOf<E> key_rows(Range block, float* to, bool fresh) const {
-    const int64_t token = segment.k_begin + block.begin, stride = s.key_stride(a.dim);
+    const int64_t token = sequence.k_begin + block.begin, stride = s.key_stride(a.dim);
     if constexpr (pairs) {
       if (copies == 1 && a.dim % 2 == 0 && a.k.row % 2 == 0)
         return {reinterpret_cast<const Pair*>(row_of<T>(a.k, token, task.kv_head)), a.k.row / 2};
@@ -236,7 +236,7 @@ struct ForwardTask {
   }
   // A(d, key) of the output.
   RowsOf<E> value_rows(Range block, float* to, bool fresh) const {
-    const int64_t token = segment.k_begin + block.begin, stride = s.value_stride(a.dim);
+    const int64_t token = sequence.k_begin + block.begin, stride = s.value_stride(a.dim);
     if constexpr (pairs) {
       if (fresh) pair_rows(a.v, token, task.kv_head, block.size(), a.dim, stride, reinterpret_cast<Pair*>(to));
     } else {
@@ -246,11 +246,11 @@ struct ForwardTask {
   }
 
   // Keys that any row of a task sees.
-  static Range keys_of(const Segment& segment, const FlashAttnTask& task) {
-    return {segment.keys_of(task.begin).begin, segment.keys_of(task.end - 1).end};
+  static Range keys_of(const Sequence& sequence, const FlashAttnTask& task) {
+    return {sequence.keys_of(task.begin).begin, sequence.keys_of(task.end - 1).end};
   }
 
-  void prefetch_keys(const Segment& of, int64_t kv_head, Range keys) {
+  void prefetch_keys(const Sequence& of, int64_t kv_head, Range keys) {
     prefetch_rows<T>(ahead, a.k, of.k_begin + keys.begin, kv_head, keys.size());
     prefetch_rows<T>(ahead, a.v, of.k_begin + keys.begin, kv_head, keys.size());
   }
@@ -258,10 +258,10 @@ struct ForwardTask {
   // With the last key block: where the output goes, and what the next task begins with.
   void prefetch_rest() {
     for (int64_t h = 0; h < group; ++h)
-      ahead.add(static_cast<T*>(a.out) + ((segment.q_begin + task.begin) * a.heads + task.kv_head * group + h) * a.dim,
+      ahead.add(static_cast<T*>(a.out) + ((sequence.q_begin + task.begin) * a.heads + task.kv_head * group + h) * a.dim,
                 a.heads * a.dim * static_cast<int64_t>(sizeof(T)), task.end - task.begin);
     if (next == nullptr) return;
-    const Segment of(a, next->segment);
+    const Sequence of(a, next->sequence);
     const Range keys = keys_of(of, *next);
     for (int64_t h = 0; h < group; ++h)
       prefetch_rows<T>(ahead, a.q, of.q_begin + next->begin, next->kv_head * group + h, next->end - next->begin);
@@ -278,11 +278,11 @@ struct ForwardTask {
         pack_lanes<T>(a.dim, queries() + t.begin * W * padded + (v - t.begin) * W, t.size() * W,
                       [&](int64_t l) -> const T* {
                         const int64_t lane = v * W + l;
-                        return lane < lanes ? row_of<T>(a.q, segment.q_begin + row(lane), head(lane)) : nullptr;
+                        return lane < lanes ? row_of<T>(a.q, sequence.q_begin + row(lane), head(lane)) : nullptr;
                       });
     }
     for (int64_t lane = 0; lane < vectors * W; ++lane) {
-      const Range keys = segment.keys_of(row(min(lane, lanes - 1)));
+      const Range keys = sequence.keys_of(row(min(lane, lanes - 1)));
       s.begin[lane] = static_cast<int32_t>(keys.begin), s.end[lane] = static_cast<int32_t>(keys.end);
       s.maximum[lane] = -__builtin_inff(), s.sum[lane] = 0;
     }
@@ -336,14 +336,14 @@ struct ForwardTask {
       }
     }
     for (int64_t lane = first; lane <= last; ++lane) {
-      const int64_t at = head(lane) * a.tokens_q + segment.q_begin + row(lane);
+      const int64_t at = head(lane) * a.tokens_q + sequence.q_begin + row(lane);
       a.maximum[at] = s.maximum[lane], a.sum[at] = s.sum[lane];
       a.lse[at] = s.maximum[lane] * (a.softcap > 0 ? 1.0f : a.scale) + __builtin_logf(s.sum[lane]);
     }
   }
 
   T* out_row(int64_t lane) const {
-    return static_cast<T*>(a.out) + ((segment.q_begin + row(lane)) * a.heads + head(lane)) * a.dim;
+    return static_cast<T*>(a.out) + ((sequence.q_begin + row(lane)) * a.heads + head(lane)) * a.dim;
   }
 };
 

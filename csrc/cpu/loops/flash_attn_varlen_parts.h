@@ -32,11 +32,11 @@ inline float unit_of(const FlashAttnArgs& a) {
   return static_cast<float>(a.softcap > 0 ? log2e : a.scale * log2e);
 }
 
-// One segment: where its tokens begin, and which keys a query row sees.
-struct Segment {
+// One sequence: where its tokens begin, and which keys a query row sees.
+struct Sequence {
   int64_t q_begin, k_begin, rows, keys, left, right;
 
-  Segment(const FlashAttnArgs& a, int64_t n)
+  Sequence(const FlashAttnArgs& a, int64_t n)
       : q_begin(a.cu_q[n]),
         k_begin(a.cu_k[n]),
         rows(a.cu_q[n + 1] - q_begin),
@@ -121,14 +121,14 @@ struct ElementOf<bf16> {
 template <class T>
 using Element = typename ElementOf<T>::type;
 
-// Segments of so few rows or keys wait for memory and latency, not for the additions of shorter chains, and their few
+// Sequences of so few rows or keys wait for memory and latency, not for the additions of shorter chains, and their few
 // results have no larger errors of others to hide behind.
 constexpr int64_t FEW_ROWS = 4, FEW_KEYS = 12;
-// Most steps of a chain in the products of a segment, the same in forward and backward and in every block: backward
+// Most steps of a chain in the products of a sequence, the same in forward and backward and in every block: backward
 // repeats the bits of the forward's scores only where it sums them in the same chains.
 template <class E>
-int64_t chain_of(const Segment& segment) {
-  return segment.rows <= FEW_ROWS || segment.keys <= FEW_KEYS ? CHAIN<E> / 4 : CHAIN<E>;
+int64_t chain_of(const Sequence& sequence) {
+  return sequence.rows <= FEW_ROWS || sequence.keys <= FEW_KEYS ? CHAIN<E> / 4 : CHAIN<E>;
 }
 
 // W elements along a row, or those of its last n values and zeros, as the bits of floats.
