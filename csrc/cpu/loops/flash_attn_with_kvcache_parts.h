@@ -110,35 +110,39 @@ struct KeyBlock {
 };
 
 // Keys and values of the block after this one, all heads of a task, fetched line by line from inside the products. The
-// lines come in the order in which they lie, so that the hardware follows too.
+// lines of each come in the order in which they lie, so that the hardware follows too; a piece of the keys, then one of
+// the values: two streams are read faster than one after the other.
 template <class T, int64_t KEYS>
 class RowsAhead {
  public:
   void find(const KvCacheArgs& a, const KvCacheTask& task, const GroupRows<T, KEYS / KV_GROUP>& rows, int64_t groups) {
     const bool together = a.k.head == a.dim && a.v.head == a.dim;  // the rows of all heads of a key
-    const int64_t heads = task.head_end - task.head_begin;
+    const int64_t heads = task.head_end - task.head_begin, row = a.dim * (together ? heads : 1);
+    const int64_t pieces = (row + MOST - 1) / MOST, piece = (row + pieces - 1) / pieces;
     clear();
-    bytes_ = a.dim * static_cast<int64_t>(sizeof(T)) * (together ? heads : 1);
-    const auto add = [&](const T* const* first, const KvCacheStrides& x) {
-      for (int64_t g = 0; g < groups; ++g)
-        for (int64_t i = 0; i < KV_GROUP; ++i)
-          for (int64_t h = 0; h < (together ? 1 : heads); ++h) rows_[count_++] = first[g] + i * x.row + h * x.head;
-    };
-    add(rows.k, a.k), add(rows.v, a.v);
+    bytes_ = piece * static_cast<int64_t>(sizeof(T));
+    for (int64_t g = 0; g < groups; ++g)
+      for (int64_t i = 0; i < KV_GROUP; ++i)
+        for (int64_t h = 0; h < (together ? 1 : heads); ++h)
+          for (int64_t d = 0; d < row; d += piece) {
+            pieces_[count_++] = rows.k[g] + i * a.k.row + h * a.k.head + d;
+            pieces_[count_++] = rows.v[g] + i * a.v.row + h * a.v.head + d;
+          }
   }
   void clear() { count_ = next_ = left_ = 0; }
   // Asks for the next line, if there is one.
   void take() {
     if (left_ <= 0) {
       if (next_ == count_) return;
-      line_ = reinterpret_cast<const char*>(rows_[next_++]), left_ = bytes_;
+      line_ = reinterpret_cast<const char*>(pieces_[next_++]), left_ = bytes_;
     }
     __builtin_prefetch(line_);
     line_ += 64, left_ -= 64;
   }
 
  private:
-  const T* rows_[2 * KEYS * KV_HEADS];
+  static constexpr int64_t MOST = 512 / sizeof(T);  // of a piece
+  const T* pieces_[2 * KEYS * KV_HEADS * ((MAX_DIM + MOST - 1) / MOST)];
   const char* line_ = nullptr;
   int64_t bytes_ = 0, count_ = 0, next_ = 0, left_ = 0;
 };
