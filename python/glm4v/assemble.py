@@ -128,7 +128,7 @@ def _text_config(settings: Settings) -> TextConfig:
     expect = settings.expect
     expect(settings.get("model_type") == "glm4", "model_type", "glm4 (a GLM-4-0414 decoder)")
     expect(settings.get("hidden_act", "silu") == "silu", "hidden_act", "silu")
-    rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    rope = settings.get("rope_scaling") or settings.get("rope_parameters") or {}  # transformers' order
     expect(isinstance(rope, dict), "rope_parameters", "an object")
     rotary = Settings({**settings, **rope})  # of either spelling
     rotary.path = settings.path

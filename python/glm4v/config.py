@@ -279,9 +279,10 @@ def _divides(where: str, name: str, value: int, divisor_name: str, divisor: int)
 
 
 def _pop_rope(data: dict[str, Any], where: str, types: tuple[str, ...]) -> dict[str, Any]:
-    """Takes the rotary settings out of ``data``, however they are spelled. As in transformers, the nested ones win."""
-    old = data.pop("rope_scaling", None)
-    rope = data.pop("rope_parameters", None) or old or {}
+    """Takes the rotary settings out of ``data``, however they are spelled. As in transformers, the nested ones win, and
+    the older name where a file has both."""
+    new = data.pop("rope_parameters", None)
+    rope = data.pop("rope_scaling", None) or new or {}
     _expect(isinstance(rope, dict), where, "rope_parameters", "an object", repr(rope))
     rope = dict(rope)
     rope.setdefault("rope_theta", data.pop("rope_theta", 1e4))

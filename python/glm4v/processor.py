@@ -33,6 +33,7 @@ Messages: TypeAlias = Sequence[Mapping[str, Any]]
 
 # What is built in: a checkpoint that asks for anything else is refused rather than read wrongly.
 FIXED = {
+    "do_sample_frames": True,
     "do_resize": True,
     "do_rescale": True,
     "do_normalize": True,

@@ -17,12 +17,16 @@ from .errors import InputError
 
 
 def load_tokenizer(folder: Path) -> tokenizers.Tokenizer:
-    """The tokenizer of a checkpoint folder."""
+    """The tokenizer of a checkpoint folder, without the padding and truncation that a file may bring: transformers
+    writes down those of its last call, and ignores them when it reads the file."""
     path = folder / "tokenizer.json"
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exceptions
         raise InputError(f"tokenizer: {path}: cannot be read: {error}") from None
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 class TextCodec:

@@ -172,6 +172,16 @@ def test_errors_of_the_decoder_write_nothing(parts, tmp_path, settings, text):
     assert not (tmp_path / "out").exists()
 
 
+def test_rotary_settings_under_both_names(parts, tmp_path):
+    """As transformers reads such a decoder: the older name wins, and takes what it lacks from beside it."""
+    beside = {"rope_scaling": {"type": "default", "rope_theta": 77.0}, "partial_rotary_factor": 0.25}
+    decoder = change(parts[3], tmp_path / "decoder", **beside)
+    expected = Glm4Config.from_pretrained(decoder).rope_parameters
+    text = assemble(parts[2], decoder, tmp_path / "out").text_config
+    found = (text.rope_theta, text.partial_rotary_factor)
+    assert found == (expected["rope_theta"], expected["partial_rotary_factor"]) == (77.0, 0.25)
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("content", ["{", "[]"])
 def test_damaged_files_of_the_decoder_write_nothing(parts, tmp_path, name, content):

@@ -60,6 +60,24 @@ def test_both_spellings_and_back(spell, tmp_path):
     }
 
 
+def test_rotary_settings_under_both_names(tmp_path):
+    """As transformers reads such a file: the older name wins, and takes what it lacks from beside it."""
+    data = Config().to_dict()
+    data["text_config"] |= {
+        "rope_scaling": {"type": "default", "mrope_section": [4, 6, 6]},
+        "rope_theta": 5e5,
+        "partial_rotary_factor": 0.25,
+    }
+    data["vision_config"]["rope_scaling"] = {"rope_type": "default", "rope_theta": 77.0}
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    ours, theirs = Config.from_pretrained(tmp_path), Glm4vConfig.from_pretrained(tmp_path)
+    text = theirs.text_config.rope_parameters
+    assert text == {**text, "rope_theta": 5e5, "partial_rotary_factor": 0.25, "mrope_section": [4, 6, 6]}
+    for name in ("rope_theta", "partial_rotary_factor", "mrope_section"):
+        assert getattr(ours.text_config, name) == pytest.approx(text[name]), name
+    assert ours.vision_config.rope_theta == theirs.vision_config.rope_parameters["rope_theta"] == 77.0
+
+
 def test_tied_embeddings_in_either_place():
     data = Config().to_dict()
     assert not Config.from_dict(data).tie_word_embeddings

@@ -192,6 +192,20 @@ def test_encode_and_decode(processor):
     assert processor.decode([*typed, processor.codec.id("<|endoftext|>"), 575]) == answer  # 575 only pads the head
 
 
+def test_a_tokenizer_saved_after_padding(tiny_checkpoint, tmp_path, processor):
+    """transformers writes the padding and truncation of its last call into `tokenizer.json`."""
+    shutil.copytree(tiny_checkpoint, tmp_path, dirs_exist_ok=True)
+    theirs = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    theirs(["a", "b c"], padding="max_length", truncation=True, max_length=8)
+    theirs.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "tokenizer.json").read_text())["padding"]["strategy"] == {"Fixed": 8}
+    model, tag = Glm4v.from_pretrained(tmp_path), "</think><answer>"
+    (answer,) = model.generate([user("Hi")], thinking_budget=2, max_new_tokens=8, temperature=0)
+    assert [answer.token_ids[i] for i in answer.forced] == processor.encode(tag)
+    ids = model.processor.tokenizer.encode(tag * 8, add_special_tokens=False).ids
+    assert ids == processor.tokenizer.encode(tag * 8, add_special_tokens=False).ids
+
+
 def changed(checkpoint, folder, **files):
     """A copy of the checkpoint without weights, with some JSON files changed; None removes one."""
     shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -259,9 +273,10 @@ def test_folders_that_are_no_checkpoint(tiny_checkpoint, tmp_path):
     other = changed(tiny_checkpoint, tmp_path / "c", tokenizer={"added_tokens": []})
     with pytest.raises(InputError, match=r"^tokenizer: special tokens must include <\|begin_of_image\|>, got \[\]$"):
         Processor.from_pretrained(other)
-    unscaled = changed(tiny_checkpoint, tmp_path / "d", video_preprocessor_config={"do_rescale": False})
-    with pytest.raises(InputError, match=r"^processor: .*: do_rescale of videos must be True, got False$"):
-        Processor.from_pretrained(unscaled)
+    for key in ("do_rescale", "do_sample_frames"):
+        without = changed(tiny_checkpoint, tmp_path / key, video_preprocessor_config={key: False})
+        with pytest.raises(InputError, match=rf"^processor: .*: {key} of videos must be True, got False$"):
+            Processor.from_pretrained(without)
     for i, (key, value, expectation) in enumerate(
         (
             ("patch_size", 16, "14, got 16"),
