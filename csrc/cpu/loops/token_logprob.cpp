@@ -24,14 +24,6 @@ GLM4V_INLINE vf2 logits_of(const T* p, FirstLanes lanes) {
   return load2(buffer);
 }
 
-GLM4V_INLINE float largest(vf v) {
-  float lanes[W];
-  store(lanes, v);
-  for (int half = W / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
-  return lanes[0];
-}
-
 // Differences to the maximum, bounded so that their product with a weight of 0 is 0.
 GLM4V_INLINE vf bounded(vf difference) { return most(difference, splat(-1e30f)); }
 
