@@ -150,6 +150,13 @@ check()
 """
 
 
+def test_sizes_beyond_the_memory_are_an_error():
+    # Bytes that come round to 1.8 MB, as a number of 64 bits.
+    frames = torch.zeros(1, 28, 28, 3, dtype=torch.uint8).expand(2**64 // 9408 // 2 * 2 + 200, -1, -1, -1)
+    with pytest.raises(RuntimeError):
+        patchify(frames, [0.5] * 3, [0.5] * 3)
+
+
 @needs_kept_memory
 def test_memory_of_its_own_size_comes_first_and_then_up_to_twice_it():
     subprocess.run([sys.executable, "-c", OUTPUT + FITS], check=True)

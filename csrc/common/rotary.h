@@ -42,12 +42,13 @@ GLM4V_HD double rotary_ratio(const Rotary& rotary) {
   return pow(rotary.theta, -1.0 / static_cast<double>(rotary.frequencies));
 }
 
-// cos and sin of an fp64 angle, rounded to fp32: within one fp32 ulp for |angle| < 2^40. Free of branches and calls, so
-// that compilers vectorise a loop over it.
+// cos and sin of an fp64 angle, rounded to fp32: within one fp32 ulp of 1 for |angle| < 2^40, or < 2^30 where there are
+// no FMAs. Free of branches and calls, so that compilers vectorise a loop over it.
 GLM4V_HD void rotary_cos_sin(double angle, float& cos_out, float& sin_out) {
   // Adding 1.5 * 2^52 rounds to an integer, whose two's complement is then in the low bits.
   const double shifter = 0x1.8p52, shifted = angle * 0x1.45f306dc9c883p-1 + shifter, turns = shifted - shifter;
-  // angle - turns * pi/2 in two steps: the first part of pi/2 has 33 bits, so that its product is exact.
+  // angle - turns * pi/2 in two steps: the first part of pi/2 has 33 bits, so that its product is exact up to 2^20
+  // turns and, in an FMA, beyond.
   const double r = (angle - turns * 0x1.921fb544p0) - turns * 0x1.0b4611a626331p-34, r2 = r * r;
   // Taylor's terms up to r^11 and r^10: the rest is below 2e-10 for |r| <= pi/4.
   const double sine =

@@ -10,6 +10,8 @@
 namespace glm4v::cpu {
 namespace {
 
+static_assert(FLASH_ATTN_PAGE_MULTIPLE % KV_GROUP == 0);
+
 KvCacheStrides strides_of(const Tensor& cache) {
   return {cache.const_data_ptr(), cache.stride(0), cache.stride(1), cache.stride(2)};
 }

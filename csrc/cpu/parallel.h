@@ -148,9 +148,14 @@ inline Tensor empty(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef
   const auto code = to<int32_t>(from(dtype.value_or(like.scalar_type())));
   std::vector<int64_t> strides(sizes.size());
   int64_t count = 1, bytes = static_cast<int64_t>(aoti_torch_dtype_element_size(code));
-  for (size_t d = sizes.size(); d-- > 0; count *= std::max<int64_t>(1, sizes[d])) strides[d] = count, bytes *= sizes[d];
+  bool beyond = false;  // int64_t: torch will say so
+  for (size_t d = sizes.size(); d-- > 0;) {
+    strides[d] = count;
+    beyond |= __builtin_mul_overflow(count, std::max<int64_t>(1, sizes[d]), &count);
+    beyond |= __builtin_mul_overflow(bytes, sizes[d], &bytes);
+  }
   AtenTensorHandle handle = nullptr;
-  if (bytes >= kept_from) handle = take_kept_memory(bytes, dims, sizes.data(), strides.data(), code);
+  if (bytes >= kept_from && !beyond) handle = take_kept_memory(bytes, dims, sizes.data(), strides.data(), code);
   if (handle != nullptr) return Tensor(handle);
   STABLE_TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(dims, sizes.data(), strides.data(), code, aoti_torch_device_type_cpu(), 0, &handle));

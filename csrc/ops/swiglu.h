@@ -1,5 +1,7 @@
 // Argument contract of swiglu. Dims: R rows (all leading dims), I inner width.
 #pragma once
+#include <algorithm>
+
 #include "common/check.h"
 
 namespace glm4v {
@@ -24,8 +26,9 @@ inline SwigluShape check_swiglu(const char* op, const Tensor& gate_up) {  // [..
 inline SwigluShape check_swiglu_backward(const Tensor& dout,       // [..., I]
                                          const Tensor& gate_up) {  // [..., 2I]
   const SwigluShape shape = check_swiglu("swiglu_backward", gate_up);
-  check(dout.dim() == gate_up.dim() && dout.numel() == shape.rows * shape.inner,
-        "swiglu_backward: dout must be [..., I] of gate_up, got ", shape_text(dout));
+  const auto sizes = dout.sizes();
+  check(std::equal(sizes.begin(), sizes.end(), shape.out_sizes.begin(), shape.out_sizes.end()),
+        "swiglu_backward: dout must be [..., I] = ", list_text(shape.out_sizes), ", got ", shape_text(dout));
   check_same_dtype("swiglu_backward", "dout", dout, "gate_up", gate_up);
   check_same_device("swiglu_backward", "dout", dout, "gate_up", gate_up);
   return shape;

@@ -146,6 +146,7 @@ HEADS, POSITIONS = torch.zeros(3, 2, 8), torch.zeros(3, 3, dtype=torch.int64)
         (HEADS, POSITIONS.bool(), (1, 1, 1), 6, "position_ids must be int32 or int64, got bool"),
         (HEADS, POSITIONS, (1, 1, 1), 8, r"sections must add up to rotary_dim / 2 = 4, got \[1, 1, 1\]"),
         (HEADS, POSITIONS, (4, -1, 1), 8, r"sections must add up to rotary_dim / 2 = 4, got \[4, -1, 1\]"),
+        (HEADS, POSITIONS, (2**63 - 1, 2**63 - 1, 6), 8, "sections must add up to rotary_dim / 2 = 4, got"),  # mod 2^64
         (HEADS, POSITIONS, (2, 2, 1), 10, "rotary_dim must be even, at most D = 8 and at most 256, got 10"),
         (HEADS, POSITIONS, (1, 1, 1), 7, "rotary_dim must be even, at most D = 8 and at most 256, got 7"),
     ],

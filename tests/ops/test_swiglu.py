@@ -79,3 +79,10 @@ def test_errors_name_the_argument(change, text):
         inputs[position] = value
     with pytest.raises(RuntimeError, match=text):
         swiglu(*inputs)
+
+
+@pytest.mark.parametrize("device", devices())
+def test_gradients_have_the_shape_of_the_output(device):
+    as_many = torch.zeros(4, 2, device=device)
+    with pytest.raises(RuntimeError, match=r"swiglu_backward: dout must be \[..., I\] = \[2, 4\], got \[4, 2\]"):
+        torch.ops.glm4v_ext.swiglu_backward(as_many, torch.zeros(2, 8, device=device))

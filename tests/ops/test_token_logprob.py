@@ -181,6 +181,19 @@ def test_nan_reaches_only_its_row(device):
         assert out[1].isnan() and not out[[0, 2]].isnan().any()
 
 
+@pytest.mark.parametrize("level", isa_levels())
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_gradient_may_be_any_nan(level, dtype):
+    # CUDA's has all bits of its fraction: rounded up to bf16 it would come round to -0.
+    nan = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32).expand(3)
+    hidden, weight, targets = sample((3, 50, 70), dtype)
+    weight.requires_grad_()
+    with forced_isa(level):
+        outs = token_logprob(hidden, weight, targets, 1.0, True)
+        for out in outs:
+            assert torch.autograd.grad(out, weight, nan, retain_graph=True)[0].isnan().all()
+
+
 MEMORY = """
 import torch
 from glm4v_ext import token_logprob

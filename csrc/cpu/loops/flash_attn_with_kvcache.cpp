@@ -145,18 +145,16 @@ void choose_products(const KvCacheArgs& a, const KvCacheTask& task, const KvCach
   const int64_t rows = task.row_end - task.row_begin;
   if (rows <= 2) return run_task<FewProducts<T, 2>>(a, task, next, partials, stride);
   if (rows <= 4) return run_task<FewProducts<T, 4>>(a, task, next, partials, stride);
-  if constexpr (W > 4)  // else more rows fill the vectors of the products below
-    if (rows <= 8) return run_task<FewProducts<T, 8>>(a, task, next, partials, stride);
+  if (rows <= 8) {
+    if constexpr (W > 4)
+      return run_task<FewProducts<T, 8>>(a, task, next, partials, stride);
+    else  // rows enough to fill two vectors
+      return run_task<FloatProducts<T, 2>>(a, task, next, partials, stride);
+  }
 #if defined(__AVX512BF16__)
   if constexpr (std::is_same_v<T, bf16>) return run_task<BestBf16Products>(a, task, next, partials, stride);
 #endif
-  constexpr int most = KV_TILE / W;  // vectors that hold the rows
-  const int64_t vectors = (task.row_end - task.row_begin + W - 1) / W;
-  if constexpr (most >= 4)
-    if (vectors > 2) return run_task<FloatProducts<T, 4>>(a, task, next, partials, stride);
-  if constexpr (most >= 2)
-    if (vectors > 1) return run_task<FloatProducts<T, 2>>(a, task, next, partials, stride);
-  run_task<FloatProducts<T, 1>>(a, task, next, partials, stride);
+  run_task<FloatProducts<T, KV_TILE / W>>(a, task, next, partials, stride);
 }
 
 // One kv head of a tile. The partials' sums become their weights, one vector of rows at a time.

@@ -7,14 +7,6 @@
 namespace glm4v::GLM4V_ISA {
 namespace {
 
-GLM4V_INLINE float highest(vf v) {
-  float lanes[W];
-  store(lanes, v);
-  for (int half = W / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
-  return lanes[0];
-}
-
 // Running maximum and sum of R rows, and what turns their scores of a block, [R][KEYS], into weights.
 template <class Products>
 struct FewSoftmax {
@@ -42,7 +34,7 @@ struct FewSoftmax {
         store(s + i, x);
         tops = most(x, tops);
       }
-      const float before = top[r], here = highest(tops), now = here > before ? here : before;
+      const float before = top[r], here = largest(tops), now = here > before ? here : before;
       const vf base = splat(now == -INF ? 0 : now);  // a row without keys yet stays at zero
       // Not one FMA: the difference is exact for the keys that matter, whatever the rounding of the factor.
       for (int64_t i = 0; i < count; i += W) {
@@ -124,7 +116,8 @@ struct FewProducts {
     };
     int64_t d = 0;
     for (; d + NV * W <= a.dim; d += NV * W) columns(Int<NV>{}, d, AllLanes{});
-    if (d + 2 * W <= a.dim) columns(Int<2>{}, d, AllLanes{}), d += 2 * W;
+    if constexpr (NV > 2)
+      if (d + 2 * W <= a.dim) columns(Int<2>{}, d, AllLanes{}), d += 2 * W;
     over(a.dim - d, [&](int64_t i, auto lanes) { columns(Int<1>{}, d + i, lanes); });
   }
 

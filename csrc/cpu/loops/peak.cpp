@@ -2,6 +2,9 @@
 #include "cpu/loops/peak.h"
 
 #include "cpu/loops/vec.h"
+#if defined(GLM4V_ISA_amx)
+#include "cpu/loops/amx.h"
+#endif
 
 namespace glm4v::GLM4V_ISA {
 namespace {
@@ -53,31 +56,17 @@ double bf16_dot_flops(int64_t steps) {
 }
 #endif
 
-#if defined(__AMX_BF16__)
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
+#if defined(GLM4V_ISA_amx)
 double amx_flops(int64_t steps) {  // 2 x 2 output tiles, as matrix code holds them
-  const TileConfig config;
-  asm volatile("ldtilecfg %0" : : "m"(config));
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  _tile_zero(4);
-  _tile_zero(5);
-  _tile_zero(6);
-  _tile_zero(7);
+  const Tiles tiles;
+  tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
+  tile_zero<4>(), tile_zero<5>(), tile_zero<6>(), tile_zero<7>();
   for (int64_t s = 0; s < steps; ++s) {
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
+    tile_product<0, 4, 6>();
+    tile_product<1, 4, 7>();
+    tile_product<2, 5, 6>();
+    tile_product<3, 5, 7>();
   }
-  _tile_release();
   return 4.0 * 2 * 16 * 16 * 32 * steps;
 }
 #endif
@@ -92,7 +81,7 @@ double peak_flops(PeakKind kind, int64_t steps) {
     case PeakKind::bf16_dot:
       return bf16_dot_flops(steps);
 #endif
-#if defined(__AMX_BF16__)
+#if defined(GLM4V_ISA_amx)
     case PeakKind::amx:
       return amx_flops(steps);
 #endif

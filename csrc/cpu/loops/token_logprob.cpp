@@ -24,14 +24,6 @@ GLM4V_INLINE vf2 logits_of(const T* p, FirstLanes lanes) {
   return load2(buffer);
 }
 
-GLM4V_INLINE float largest(vf v) {
-  float lanes[W];
-  store(lanes, v);
-  for (int half = W / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
-  return lanes[0];
-}
-
 // Differences to the maximum, bounded so that their product with a weight of 0 is 0.
 GLM4V_INLINE vf bounded(vf difference) { return most(difference, splat(-1e30f)); }
 
@@ -86,6 +78,9 @@ void forward(const T* logits, const LogitsChunk& chunk, const LogprobRows& rows,
   }
 }
 
+// A NaN of the caller's may have any bits, but stores of bf16 take none in the lower half (vec.h).
+GLM4V_INLINE float quiet(float x) { return x == x ? x : std::numeric_limits<float>::quiet_NaN(); }
+
 // With p the softmax, l its logarithm, H the entropy and g, h the gradients of logprob and entropy, a logit's is
 // ((target ? g : 0) - p (g + h (l + H))) / temperature.
 template <class T>
@@ -93,8 +88,8 @@ void backward(T* logits, const LogitsChunk& chunk, const LogprobGradients& gradi
   const float scale = chunk.scale, to_exp2 = scale * LOG2E;
   for (int64_t t = begin; t < end; ++t) {
     T* row = logits + t * chunk.columns;
-    const float maximum = gradients.maximum[t], sum = gradients.sum[t], g = gradients.dlogprob[t];
-    const float h = gradients.dentropy ? gradients.dentropy[t] : 0;
+    const float maximum = gradients.maximum[t], sum = gradients.sum[t], g = quiet(gradients.dlogprob[t]);
+    const float h = gradients.dentropy ? quiet(gradients.dentropy[t]) : 0;
     const float at_maximum = gradients.dentropy ? g + h * (gradients.entropy[t] - std::log(sum)) : g;
     const int64_t target = chunk.targets[t] - chunk.first;
     const bool here = target >= 0 && target < chunk.columns;

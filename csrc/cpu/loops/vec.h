@@ -379,7 +379,8 @@ GLM4V_INLINE vf reciprocal(vf x) {
 #endif
 }
 
-// The larger and the smaller, and of a NaN and a number b: as the instructions, for which the compiler doesn't take ?:.
+// The larger and the smaller, and b where one of the two is NaN: as the instructions, for which the compiler doesn't
+// take ?:.
 #if defined(__AVX512F__)
 GLM4V_INLINE vf most(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
 GLM4V_INLINE vf least(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
@@ -415,6 +416,15 @@ GLM4V_INLINE float sum(vf v) {
   store(lanes, v);
   for (int half = W / 2; half > 0; half /= 2)
     for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
+}
+
+// The largest of the lanes, where none is NaN.
+GLM4V_INLINE float largest(vf v) {
+  float lanes[W];
+  store(lanes, v);
+  for (int half = W / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
   return lanes[0];
 }
 
