@@ -83,6 +83,7 @@ LAMPS = "Which lamp is the brightest? (A) P (B) Q (C) R"
         (1, "vqa", "5 m", "5", "How many people came, and how far?"),
         (1, "math", "90 min", "90", "How many minutes does she run?"),
         (0, "math", "90 s", "90", "How many minutes is it?"),
+        (0, "geography", "1981", "1980", "Year of the eruption?"),
         (1, "math", "5 km", "5", "She came in second, after 5 km. How far was it?"),
         (1, "chart", "312 million", "312", MILLIONS), (0, "chart", "312 billion", "312", MILLIONS),
         (0, "chart", "312 million", "312", None),

@@ -68,7 +68,9 @@ _RATIO = re.compile(r"\bratio|\bproportion|比", re.IGNORECASE)
 _BASED = re.compile(r"(\d[\dA-F]*)(?:_\{?(\d+)\}?)?")  # 1101_2
 # Dates, times, ranges, scores and ratios: 2020-01-05, 2:30, 10-3 are no differences and quotients.
 _LABEL = re.compile(r"\d+(?:-\d+)+|\d*√?\d+(?::\d*√?\d+)+|\d+(?:/\d+){2,}")
-_YEAR = re.compile(r"\b(?:which|what|in|the|that) years?\b|\bwhen (?:was|were|is|did)\b|哪一?年|年份", re.IGNORECASE)
+_YEAR = re.compile(
+    r"\b(?:which|what|in|the|that) years?\b|\byear of\b|\bwhen (?:was|were|is|did)\b|哪一?年|年份", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
