@@ -79,9 +79,10 @@ def _unaccented(text: str) -> str:
 
 def said(text: str) -> str:
     """What an answer says, without the signs that make it bold and without "The answer is" in front."""
+    text = text.strip()
     for _ in range(2):  # in either order
-        text = _CALLED.sub("", tidy(text), count=1) if _CALLED.match(tidy(text)) else text
-        text = bold[2] if (bold := _BOLD.fullmatch(text.strip())) else text
+        text = text[called.end() :].strip() if (called := _CALLED.match(text)) else text
+        text = bold[2] if (bold := _BOLD.fullmatch(text)) else text
     return text
 
 
