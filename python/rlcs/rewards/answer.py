@@ -19,7 +19,11 @@ _STOPS = ("<|endoftext|>", "<|user|>", "<|observation|>")  # what generation sto
 _BOX = re.compile(re.escape(BOX_BEGIN) + "(.*?)" + re.escape(BOX_END), re.DOTALL)
 _CJK = re.compile(r"[\u3400-\u9fff]")
 _LATIN_WORD = re.compile(r"[A-Za-z]{2,}")
-_UNSPOKEN = re.compile(r"```.*?```|\$\$.*?\$\$|\$[^$\n]*\$|\\\(.*?\\\)|\\\[.*?\\\]|`[^`\n]*`|<\|.*?\|>", re.DOTALL)
+_UNSPOKEN = re.compile(
+    r"```.*?```|\$\$.*?\$\$|\$[^$\n]*\$|\\\((?:[^\\]|\\[^()])*\\\)|\\\[(?:[^\\]|\\[^\[\]])*\\\]|`[^`\n]*`|<\|[^|]*\|>"
+    r"|\"[^\"\n]*\"|“[^“”]*”|「[^「」]*」|《[^《》]*》",
+    re.DOTALL,
+)
 _UNIT_OF_TEXT = re.compile(r"[\u3400-\u9fff]|\w+|[^\w\s]")
 
 MIXED_LEAST, MIXED_SHARE = 20, 0.3  # words of the rarer language, and their share, from which text counts as mixed
@@ -64,7 +68,8 @@ def split_response(response: str) -> tuple[str, str]:
     whole = _WHOLE.fullmatch(response)
     if whole is None:
         raise FormatFault("the response must be <think>...</think><answer>...</answer> and nothing else")
-    for name, part in (("thinking", whole[1]), ("answer", whole[2])):
+    # A text in two languages, or a table with equal rows, may be what a picture shows.
+    for name, part in (("thinking", whole[1]), ("answer", _BOX.sub(" ", whole[2]))):
         if mixes_languages(part):
             raise FormatFault(f"the {name} mixes Chinese and English")
         if repeats_itself(part):
@@ -83,7 +88,7 @@ def true_answer(truth: str) -> str:
 
 
 def mixes_languages(text: str) -> bool:
-    """Whether Chinese and English share the running text; formulas, code and special tokens don't count."""
+    """Whether Chinese and English share the running text; formulas, code, quotations and special tokens don't count."""
     if not _CJK.search(text):
         return False
     text = _UNSPOKEN.sub(" ", text)

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from .choice import judge_option, options_of
 from .judge import Judge
 from .number import LETTERS, MULTIPLES, Number, close, read_count, read_number, scaled
-from .text import hedges, same_words, tidy, truth_value
+from .text import entries, explained, hedges, said, same_decade, same_words, tidy, truth_value, unlabelled
 from .units import unit_name
 from .verdict import Verdict, judged, right, wrong
 
 _YEARS = range(1000, 2200)
-_LIST = re.compile(r"\[(.*)\]|\((.*)\)", re.DOTALL)
-_SEPARATOR = re.compile(r" ?[;；、，] ?| ?, (?:and )?| and |,(?!\d{3}(?!\d))")
+_SCALE = re.compile(r"(?:\bin|how many|\() ?(thousand|million|billion|trillion)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,11 @@ class Chart:
     judge: Judge | None = None
 
     def __call__(self, answer: str, truth: str, question: str | None) -> Verdict:
+        answer, truth = unlabelled(said(answer), truth, question)
         if tidy(answer) == tidy(truth):
             return right("the same text")
+        if (decade := same_decade(answer, truth)) is not None:
+            return judged(decade, "as decades")
         verdict = self._entry(answer, truth, question)
         if verdict is None:
             expected, given = entries(truth), entries(answer)
@@ -48,7 +50,7 @@ class Chart:
         b = read_number(truth)
         if b is None:
             if (yes := truth_value(truth)) is not None and truth.strip() not in ("y", "n", "t", "f"):
-                return judged(truth_value(answer) is yes, "yes or no")
+                return judged(explained(answer) is yes, "yes or no")
             if (count := read_count(truth)) is not None and count == read_count(answer):
                 return right("in words")
             return right("the same words") if same_words(answer, truth) else None
@@ -58,10 +60,12 @@ class Chart:
             return judged(count is not None and b.value == count, "in words")
         if b.plain_integer and int(b.value) in _YEARS:
             return judged(a.value == b.value, "as years")
-        return self._numbers(a, b)
+        return self._numbers(a, b, question)
 
-    def _numbers(self, a: Number, b: Number) -> Verdict:
+    def _numbers(self, a: Number, b: Number, question: str | None) -> Verdict:
         (x, unit_a), (y, unit_b) = scaled(a, MULTIPLES | LETTERS), scaled(b, MULTIPLES | LETTERS)
+        if (asked := _SCALE.search(question or "")) and x != a.value and y == b.value:  # 5 of "in millions"
+            y *= MULTIPLES[asked[1].casefold()]
         if unit_a and unit_b and not same_words(unit_a, unit_b) and unit_name(unit_a) != unit_name(unit_b):
             return wrong(f"{unit_a} is not {unit_b}")
         if close(x, y, self.tolerance):
@@ -71,11 +75,3 @@ class Chart:
                 close(x * 100 if a.percent else x, y * 100 if b.percent else y, self.tolerance), "as per cent"
             )
         return wrong("as numbers")
-
-
-def entries(text: str) -> list[str]:
-    """What a list holds, with or without brackets; commas within numbers don't part."""
-    text = tidy(text)
-    if found := _LIST.fullmatch(text):
-        text = found[1] if found[1] is not None else found[2]
-    return [part.strip(" '\"") for part in _SEPARATOR.split(text) if part.strip()]

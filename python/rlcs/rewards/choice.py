@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
+from . import worker
+from .dates import read_date
 from .judge import Judge
 from .number import close, percent_left_out, read_count, read_number, scaled
-from .text import asks_for_order, hedges, same_words, tidy, truth_value
-from .units import is_unit, unit_name
+from .text import (
+    asks_for_order,
+    entries,
+    explained,
+    hedges,
+    said,
+    same_decade,
+    same_words,
+    tidy,
+    truth_value,
+    unlabelled,
+)
+from .units import asked_unit, is_unit, unit_name
 from .verdict import Verdict, judged, right, wrong
 
 _OPTION = re.compile(r"(?:^|\n|\s)\(?([A-Z])[).:、．]\s*(.+?)(?=\s+\(?[A-Z](?:[).:、．]\s|[):、．])|\n|$)")
 _LETTERS = re.compile(r"\(?\s*([A-Z])\s*\)?")
 _CALLED = re.compile(
-    r"(?:(?:the )?(?:correct )?(?:options?|choices?|answers?)(?: is)?[:：]?\s+"
+    r"(?:(?:the )?(?:correct )?(?:options?|choices?|answers?|figures?|images?)(?: is)?[:：]?\s+"
     r"|(?:答案|[故应]?选项?)(?:是|为)?[:：]?\s*)"
     r"(?=\(?(?-i:[A-Z])(?![A-Za-z]))",
     re.IGNORECASE,
 )
 _CAPITAL = re.compile(r"[A-Z](?![a-z])")
 _SEVERAL = re.compile(r"(?<!\w)(?:[A-H]\s*[).:、．]|[B-H](?!\w))")  # letters behind an option's own
-_LETTER_AND_TEXT = re.compile(r"\(?([A-Z])(?:[).:、．]|\s*[-–:]|\s(?=\w))\s*(.*)", re.DOTALL)
+_LETTER_AND_TEXT = re.compile(r"\(?([A-Z])(?:[).:、．]|\s*[-–:]|\s(?=[\w($\\]))\s*(.*)", re.DOTALL)
+_AT = re.compile(r"(?:in|on|at|to) (?:the )?(.+?)(?: side)?", re.IGNORECASE)
 _MARKUP = re.compile(r"\\(?:boxed|text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}|[*$]")
 
 
@@ -32,6 +49,7 @@ def options_of(question: str | None) -> dict[str, str]:
 
 def letters_of(text: str) -> frozenset[str] | None:
     """The option letters that the whole text is: ``A``, ``(B)``, ``A, C``, ``AC``, ``B and D``."""
+    text = unicodedata.normalize("NFKC", text)
     text = _CALLED.sub("", _MARKUP.sub(lambda m: m[1] or "", text).strip(" .。"))
     parts = re.split(r"\s*(?:,|，|、|;|&|\band\b|和)\s*|\s+", text)
     if len(parts) == 1 and re.fullmatch(r"[A-H]{2,6}", text) and list(text) == sorted(set(text)):
@@ -48,7 +66,11 @@ def judge_option(answer: str, truth: str, question: str | None) -> Verdict | Non
     expected = lettered or _listed(truth, options)
     if expected is None or (len(truth.strip()) == 1 and truth.strip() > "J" and not options):
         return None
-    if (given := letters_of(answer)) is not None:
+    lone = re.fullmatch(r"\(?([a-z])\)?\.?", answer)
+    if lone and lone[1].upper() in options and lone[1] not in options.values():
+        answer = answer.upper()
+    given = letters_of(answer)
+    if given is not None and (not options or given <= options.keys()):
         if len(expected) > 1 and asks_for_order(question):
             return judged(_CAPITAL.findall(answer) == _CAPITAL.findall(truth), "by letters in order")
         return judged(given == expected, "by letter")
@@ -56,15 +78,30 @@ def judge_option(answer: str, truth: str, question: str | None) -> Verdict | Non
         return wrong("not the letters asked for") if options else None
     (letter,) = expected
     text = _CALLED.sub("", _MARKUP.sub(lambda m: m[1] or "", answer).strip())
-    if letter in options and same_words(text, options[letter]):
+    if letter in options and _same_option(answer, options[letter], options):
         return right("by the option's text")
+    if given is not None and not (options and _LETTER_AND_TEXT.fullmatch(text)):
+        return judged(given == expected, "by letter")
     if (named := _LETTER_AND_TEXT.fullmatch(text)) and not hedges(text):
         if options:
-            fits = same_words(named[2], options.get(letter, named[2]))
+            fits = letter not in options or _same_option(named[2], options[letter])
         else:  # A man is no A, and A. red B. blue are two options
             fits = not re.match(r"[A-Z]\s+\w", text) and not _SEVERAL.search(named[2])
         return judged(named[1] == letter and fits, "by letter and text")
     return wrong("not the option's text") if options and lettered else None
+
+
+def _same_option(text: str, option: str, options: Mapping[str, str] | None = None) -> bool:
+    """Whether a text is an option's, in its words or by its value: 0.25 of 1/4, $\\frac{1}{4}$. By its value it must be
+    no other's."""
+    text = said(text)
+    if same_words(_MARKUP.sub(lambda m: m[1] or "", text), option):
+        return True
+    a, b = read_number(text), read_number(option)
+    if a is None or b is None or a.value != b.value or (a.unit and unit_name(a.unit) != unit_name(b.unit)):
+        return False
+    others = [read_number(other) for other in (options or {}).values()]
+    return sum(other is not None and other.value == b.value for other in others) < 2
 
 
 def _listed(truth: str, options: dict[str, str]) -> frozenset[str] | None:
@@ -84,30 +121,59 @@ class Words:
     judge: Judge | None = None
 
     def __call__(self, answer: str, truth: str, question: str | None) -> Verdict:
+        answer, truth = unlabelled(said(answer), truth, question)
         if tidy(answer) == tidy(truth):
             return right("the same text")
+        if (decade := same_decade(answer, truth)) is not None:
+            return judged(decade, "as decades")
         if (option := judge_option(answer, truth, question)) is not None:
             return option
         if (yes := truth_value(truth)) is not None:
-            return judged(truth_value(answer) is yes, "yes or no")
+            return judged(explained(answer) is yes, "yes or no")
+        if re.fullmatch(r"0\d+", truth.strip()):
+            return judged(same_words(answer, truth), "digits that are no number")
         a, b = read_number(answer), read_number(truth)
         if b is not None:
             if a is None:
                 return judged((count := read_count(answer)) is not None and count == read_count(truth), "as counts")
             (x, mine), (y, theirs) = scaled(a), scaled(b)
+            asked = asked_unit(question) if is_unit(mine) and not theirs else ""
+            if asked and (turned := _turned(x, unit_name(mine), asked)) is not None:
+                return judged(close(turned, y, self.tolerance), "as quantities")
             if same_words(mine, theirs) or not mine or not theirs:
                 return judged(close(x, y, self.tolerance) or percent_left_out(a, b, question), "as numbers")
             if is_unit(mine) and is_unit(theirs):
-                return judged(unit_name(mine) == unit_name(theirs) and close(x, y, self.tolerance), "as quantities")
+                turned = _turned(x, unit_name(mine), unit_name(theirs))
+                return judged(turned is not None and close(turned, y, self.tolerance), "as quantities")
         if same_words(answer, truth):
             return right("the same words")
         if b is None and (count := read_count(truth)) is not None and read_count(answer) == count:
             return right("as counts")
+        if (date := read_date(truth)) is not None and read_date(answer) == date:
+            return right("the same day")
+        given, due = entries(answer), entries(truth)
+        if len(given) == len(due) > 1 and all(map(same_words, given, due)):
+            return right("entry by entry")
+        if (place := _AT.fullmatch(answer.strip(" ."))) and not _AT.fullmatch(truth) and same_words(place[1], truth):
+            return right("the same place")
         if hedges(answer) and not hedges(truth):
             return wrong("the answer hedges")
         if self.judge is not None:
             return self.judge.compare(answer, truth, question)
         return wrong("other words")
+
+
+def _turned(value: Fraction, mine: str, theirs: str) -> Fraction | None:
+    """A number of one everyday unit in another; None if they don't compare, as currencies don't."""
+    if mine == theirs:
+        return value
+    try:
+        factor = worker.call("rlcs.rewards.conversion:ratio_of_units", mine, theirs)
+    except worker.WorkerFault as fault:
+        if not str(fault).startswith("ValueError"):
+            raise
+        return None
+    return value * Fraction(factor[0]).limit_denominator(10**9) + Fraction(factor[1]) if factor else None
 
 
 @dataclass(frozen=True)
@@ -118,5 +184,5 @@ class Count:
         expected = read_count(truth)
         if expected is None:
             raise ValueError(f"counting: truth must be a whole number, got {truth[:80]!r}")
-        given = read_count(answer)
+        given = read_count(said(answer))
         return wrong("not one whole number") if given is None else judged(given == expected, "as counts")

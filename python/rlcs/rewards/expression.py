@@ -93,6 +93,7 @@ def parse(text: str, finished: bool = False) -> Any:
     text = re.sub(r"\\(?:vec|overrightarrow)\s*\{([A-Z])([A-Z])\}", r" \1_{\1\2}", unmark(text))  # BA is not AB
     text = re.sub(r"\\(?:vec|hat)\s*\{([A-Za-z])\}", r" \1 ", text)
     text = re.sub(r"[\u20d7\u0304]|\\(?:vec|hat)(?![A-Za-z])", "", text).replace("根号", "√")
+    text = re.sub(r"\\langle(?![A-Za-z])", "(", re.sub(r"\\rangle(?![A-Za-z])", ")", text))
     text = re.sub(r"\\hbar(?![A-Za-z])", "ħ", text)
     text = re.sub(r"\\(?:cup)(?![A-Za-z])", "∪", text)
     text = re.sub(r"\\pm(?![A-Za-z])", "±", text)

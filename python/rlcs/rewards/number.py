@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -28,13 +28,20 @@ def _repeating(found: re.Match[str]) -> str:
 
 
 _MARKUP: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
+    (re.compile(r"\A\s*\\[(\[]((?:[^\\]|\\[^()\[\]])*)\\[)\]]\s*\Z"), r"\1"),
     (re.compile(r"\A[\s$]*\\boxed\s*\{(.*)\}[\s$]*\Z", re.DOTALL), r"\1"),
     (re.compile(r"(\d{1,40})\.(\d{0,40})\\(?:overline|dot)\s*\{(\d{1,40})\}"), _repeating),
     (re.compile(r",\\!\s*"), ","),  # 32,\! 349
+    (re.compile(r"(?<=[A-Za-z}])\\[,;:](?=[A-Za-z])"), " "),  # of units: m\,s
     (re.compile(r"\\(?:left|right|displaystyle|,|;|:|!|quad|qquad)(?![A-Za-z])|\$"), ""),
     (re.compile(r"\\[ ~]|(?<=\S)~"), " "),
     (re.compile(r"\{,\}"), ","),
-    (re.compile(r"\\(?:text|mathrm|mathbf|mathit|textbf|operatorname|rm|boxed|mbox|ce)\s*\{([^{}]*)\}"), r" \1 "),
+    (
+        re.compile(
+            r"\\(?:text|mathrm|mathbf|mathit|textbf|operatorname|rm|boxed|mbox|ce)\s*\{((?:[^{}]|\{[^{}]*\})*)\}"
+        ),
+        r" \1 ",
+    ),
     (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "*"),
     (re.compile(r"\\[dt]frac"), r"\\frac"),
     (re.compile(r"\\frac(\d)(\d)"), r"\\frac{\1}{\2}"),
@@ -57,11 +64,16 @@ _NUMBER = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _NAMED = re.compile(
-    r"(?:∠|\\angle\s*|\|(?=[A-Z]{2}\|))?([A-Za-z]\w{0,15}(?:(?<=[A-Z]{2})\|)?(?:\s*\([^()]{1,12}\))?)"
-    r"\s*(?:=|≈)\s*(?=[^=])"
+    r"(?:∠|\\angle\s*|\|(?=[A-Z]{2}\|))?"
+    r"((?:[A-Za-z]{2,15} ){0,3}[A-Za-z]\w{0,15}(?:(?<=[A-Z]{2})\|)?(?:\s*\([^()]{1,12}\))?)"
+    r"\s*(?:=|≈|\\approx(?![A-Za-z]))\s*(?=[^=])"
 )
-_CURRENCY = re.compile(r"^((?:[^=]{1,20}=)?\s*[+-]?)\s*(?:US ?)?\\?([$€£¥￥])|\\?([$€£¥￥])\s*$")
-_CURRENCIES = {"$": "dollar", "€": "euro", "£": "sterling", "¥": "yuan", "￥": "yuan"}  # as units.py names them
+_CURRENCY = re.compile(
+    r"^((?:[^=]{1,20}=)?\s*[+-]?)\s*(?:US ?)?\\?([$€£¥￥]|(?:USD|EUR|GBP|RMB|CNY)\b)|\\?([$€£¥￥])\s*$"
+)
+# As units.py names them.
+_CURRENCIES = {"$": "dollar", "€": "euro", "£": "sterling", "¥": "yuan", "￥": "yuan", "USD": "dollar", "EUR": "euro",
+               "GBP": "sterling", "RMB": "yuan", "CNY": "yuan"}  # fmt: skip
 _BOUND = re.compile(
     r"(?:and|plus|minus|over|under|above|below|up|half|squared|cubed)\b|以[上下内]|[几多余半]|个半", re.IGNORECASE
 )
@@ -88,7 +100,10 @@ MULTIPLES = {"dozen": 12, "hundred": 100, "k": 10**3, "thousand": 10**3, "thousa
 LETTERS = {"m": 10**6, "b": 10**9, "t": 10**12}  # of a chart's axis; elsewhere metres, say
 _HAN = {char: i for i, char in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
 _HAN_SCALES = {"十": 10, "百": 100, "千": 1000}
-_THERE_ARE = re.compile(r"^\s*(?:there (?:is|are)\b|[总一]?共有?|有)", re.IGNORECASE)
+_THERE_ARE = re.compile(
+    r"^\s*(?:there (?:is|are)(?: only)?\b|only\b|just\b|total:|图[中里](?:[总一]?共)?有|[总一]?共有?|有)", re.IGNORECASE
+)
+_NONE = re.compile(r"\s*(?:none|there (?:is|are) no [a-z-]+(?: [a-z-]+)?(?: in the [a-z]+)?)[.。]?\s*", re.IGNORECASE)
 _PARTS = "third fourth quarter fifth sixth seventh eighth ninth tenth hundredth thousandth"
 _NO_THINGS = {*WORDS, *_SCALES, *MULTIPLES, *_PARTS.split(), *(f"{part}s" for part in _PARTS.split()), "half", "halves",
               "percent", "st", "nd", "rd", "th"}  # fmt: skip
@@ -122,6 +137,8 @@ def read_number(text: str) -> Number | None:
     text, currency = _without_currency(text)
     text = unmark(text)
     named = _NAMED.match(text)
+    if named and hedges(named[1]):
+        return None
     text = text[named.end() :] if named else text
     if len(text) > _MOST_DIGITS or _is_season(text):
         return None
@@ -202,6 +219,8 @@ def read_count(text: str, named: bool = True) -> int | None:
     none if it must not be ``named``."""
     if len(text) > _MOST_OF_COUNT:
         return None
+    if named and _NONE.fullmatch(text):  # of x, none is no 0
+        return 0
     text = _THERE_ARE.sub("", text)
     if (number := read_number(text)) is not None:
         plain = not number.percent and number.value.denominator == 1 and _names_things(number.unit, named)
@@ -263,10 +282,10 @@ def _in_han(text: str) -> int | None:
     return total + (digit or 0)
 
 
-def scaled(number: Number, scales: Mapping[str, int] = MULTIPLES) -> tuple[Fraction, str]:
-    """The value with a word of scale applied (``1.2 million``), and the unit without it."""
+def scaled(number: Number, scales: dict[str, int] = MULTIPLES) -> tuple[Fraction, str]:
+    """The value with a word of scale applied (``1.2 million``; ``$1.2M``), and the unit without it."""
     word, _, rest = number.unit.partition(" ")
-    scale = scales.get(word.casefold())
+    scale = (scales | LETTERS if rest in _CURRENCIES.values() else scales).get(word.casefold())
     return (number.value * scale, rest.strip()) if scale else (number.value, number.unit)
 
 

@@ -5,6 +5,7 @@ Easy answers (numbers, options, equal texts) are judged here; the rest goes to s
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -13,8 +14,8 @@ from . import worker
 from .choice import judge_option, letters_of, options_of
 from .judge import Judge
 from .number import MULTIPLES, Number, close, percent_left_out, read_count, read_number, scaled, unmark
-from .text import asks_for_order, hedges, same_words, tidy, truth_value
-from .units import is_unit, unit_name
+from .text import asks_for_order, explained, hedges, said, same_decade, same_words, tidy, truth_value, unlabelled
+from .units import asked_unit, is_unit, unit_name
 from .verdict import Verdict, judged, right, wrong
 
 _SYMBOLS = frozenset("+-*/^=<>≤≥(){}[]\\√π∞±|!²³½")
@@ -23,10 +24,13 @@ _HYPHEN = re.compile(
     r"(?<=[^\W\d_])-(?=[^\W\d_]{2})|(?<=[^\W\d_]{2})-(?=[^\W\d_])|\*\*"  # x-ray, **bold**
     r"|(?<=\d)-(?!sin|cos|tan|sec|csc|cot|log|exp|arc)(?=[^\W\d_][a-z]{5})"  # 2-methylpropane
 )
-_ARROW = re.compile(r"\\(?:long)?rightarrow(?![A-Za-z])|\\to(?![A-Za-z])|[→⟶=]")
+_ARROW = re.compile(
+    r"\\xrightarrow\s*(?:\[[^\]]*\])?\s*\{[^{}]*\}|\\(?:long)?rightarrow(?![A-Za-z])|\\to(?![A-Za-z])|[→⟶=]"
+)
 _GENOTYPE = re.compile(r"(?:([A-Za-z])(?i:\1))+")  # AaBb
 # What is written as a formula is: a reaction, an ion, atoms in numbers, shells of electrons.
 _CHEMICAL = re.compile(r"(?:[A-Z][a-z]?|[\d()\[\]])+")
+_SUBSTANCE = re.compile(r"\d*(?:e-|\[?[A-Z](?:[A-Za-z\d]|\([A-Za-z\d]+\)|\]?\d*[+-])*)")
 _WRITTEN = re.compile(r".*->.*|.*[+-]|(?=.*[A-Z])(?:[A-Z][a-z]?|[\d()\[\]])+|(?:\[[A-Z][a-z]\])?(?:\d[spdf]\d+)+|sp\d?")
 # What pint takes for a unit, and an answer of mathematics for a constant or a variable.
 _NO_UNITS = frozenset((*"abcekuBDPRπħ", "pi", "alpha", "gamma", "mu", "hbar"))
@@ -39,7 +43,9 @@ _SCALES = {word: scale for word, scale in MULTIPLES.items() if word not in ("k",
 _OR = re.compile(r"(?<!\s)\s+(?:or|and)\s+|[或和]")
 _WORD = re.compile(r"[^\W\d_]{3,}[\w ]*|[\u3400-\u9fff]+")
 _UNIT_BEHIND = re.compile(
-    r"(.*\S)\s*(?:\\(?:text|mathrm)\s*\{([^{}]+)\}(\^\{?\d\}?)?|\s([a-z]{2}(?:\^\{?\d\}?|[²³])?))\s*\$?", re.DOTALL
+    r"(.*\S)\s*(?:\\(?:text|mathrm)\s*\{([^{}]+)\}(\^\{?\d\}?)?|\s([a-z]{2}(?:\^\{?\d\}?|[²³])?)"
+    r"|(?<![\u4e00-\u9fff])([\u4e00-\u9fff]{1,4}))\s*\$?",
+    re.DOTALL,
 )
 # In what stands behind a number: no letters of a product, nor a function.
 _NAME = re.compile(r"(?<![\\A-Za-z])(?!sin|cos|tan|log|exp)[A-Za-z]{3,}|[\u3400-\u9fff]")
@@ -51,12 +57,20 @@ _FUNCTION = re.compile(
 )
 _ALONE = re.compile(r"(?<![A-Za-z\\])[A-Za-zα-ω](?![A-Za-z])")
 _REWRITE = re.compile(r"\b(?:simpl|reduc|lowest terms|convert|rewrite|express)|化简|约分|换算|化为|化成", re.IGNORECASE)
-_WORK_OUT = re.compile(r"\b(?:expand|factor|evaluat|calculat|comput|rationali[sz])|计算|分解|展开|求值", re.IGNORECASE)
+_WORK_OUT = re.compile(
+    r"\b(?:expand|factor|evaluat|calculat|comput|rationali[sz]|value of)|计算|分解|展开|求值|的值", re.IGNORECASE
+)
 _LABELS = [frozenset(run) for run in ("ABCDEFGH", "PQRS", "XYZ", "ACGTU")]
 _STRAND = re.compile(r"\b(?:sequen|codon|strand|path|route)", re.IGNORECASE)
+_SIGNS = {"angle": "∠", "triangle": "△", "parallel": "∥", "perp": "⊥"}
+_SIGN = re.compile(r"\\(angle|triangle|parallel|perp)(?![A-Za-z])\s*")
+_RATIO = re.compile(r"\bratio|\bproportion|比", re.IGNORECASE)
+_BASED = re.compile(r"(\d[\dA-F]*)(?:_\{?(\d+)\}?)?")  # 1101_2
 # Dates, times, ranges, scores and ratios: 2020-01-05, 2:30, 10-3 are no differences and quotients.
 _LABEL = re.compile(r"\d+(?:-\d+)+|\d*√?\d+(?::\d*√?\d+)+|\d+(?:/\d+){2,}")
-_YEAR = re.compile(r"\b(?:which|what|in|the|that) years?\b|\bwhen (?:was|were|is|did)\b|哪一?年|年份", re.IGNORECASE)
+_YEAR = re.compile(
+    r"\b(?:which|what|in|the|that) years?\b|\byear of\b|\bwhen (?:was|were|is|did)\b|哪一?年|年份", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -73,8 +87,11 @@ class Stem:
     judge: Judge | None = None
 
     def __call__(self, answer: str, truth: str, question: str | None) -> Verdict:
+        answer, truth = unlabelled(_last_value(said(answer), truth), truth, question)
         if tidy(answer) == tidy(truth) or unmark(tidy(answer)) == unmark(tidy(truth)):
             return right("the same text")
+        if truth.isdecimal() and same_decade(answer, truth) is not None:
+            return wrong("a decade is no year")
         verdict = self._compare(answer, truth, question)
         if verdict.score and question and _copied(answer, truth, question):
             return wrong("what the question gives, not what it asks for")
@@ -84,18 +101,23 @@ class Stem:
         if (option := judge_option(answer, truth, question)) is not None:
             return option
         if _LABEL.fullmatch(label := re.sub(r"\s", "", _bare(truth))):
-            given = re.sub(r"\s", "", _bare(answer)).rpartition("=")[2]
-            return judged(given.replace("/", ":") == label.replace("/", ":"), "as written")
+            given = re.sub(r"\s", "", re.sub(r"(?<=\d) to (?=\d)", ":", _bare(answer))).rpartition("=")[2]
+            given, label = given.replace("/", ":"), label.replace("/", ":")
+            if _RATIO.search(question or "") and not _REWRITE.search(question or ""):
+                return judged(_shares(given) == _shares(label), "as ratios")
+            return judged(given == label, "as written")
+        if (due := _digits(truth)) is not None and due[1]:
+            return judged(_digits(answer) in (due, (due[0], "")), "digits of a base")
         a, b = read_number(answer), read_number(truth)
         if a is not None and b is not None and (verdict := self._numbers(a, b, question)) is not None:
             return verdict
         if (yes := truth_value(truth)) is not None and not options_of(question):
-            return judged(truth_value(answer) is yes, "yes or no")
+            return judged(explained(answer) is yes, "yes or no")
         if (a is None) != (b is None):  # two for 2
             count = read_count(truth, named=False)
             if count is not None and count == read_count(answer, named=False):
                 return right("in words")
-        if b is None and _same_words(answer, truth):
+        if b is None and _same_words(answer, truth, question):
             return right("the same words")
         formula, given = _formula(truth), _formula(answer)
         if formula == given and _WRITTEN.fullmatch(formula):
@@ -132,6 +154,8 @@ class Stem:
         """None where the texts behind the numbers are no units."""
         a, b = (replace(x, value=value, unit=unit) for x in (a, b) for value, unit in [scaled(x, _SCALES)])
         mine, theirs = unit_name(a.unit), unit_name(b.unit)
+        if mine and not theirs and (asked := asked_unit(question)) and (mine == asked or self._ratio(mine, asked)):
+            theirs = asked
         if len(a.name) == len(b.name) == 1 and a.name != b.name and not (mine or theirs):
             return None  # x = 5 and y = 5: two lines
         if a.plain_integer and b.plain_integer and 1000 <= b.value < 2200 and _YEAR.search(question or ""):
@@ -208,14 +232,19 @@ class Stem:
         return True
 
 
-def _same_words(answer: str, truth: str) -> bool:
-    """Words alone, to which no sign has come; of one or two letters (CO, Co; M, m) and in formulas (CoCl2, COCl2) the
-    case counts."""
-    answer, truth = unmark(answer), unmark(truth)
+def _same_words(answer: str, truth: str, question: str | None) -> bool:
+    """Words alone, to which no sign has come; of one or two letters (CO, Co; M, m), in products (mgR, mgr) and in
+    formulas (CoCl2, COCl2) the case counts."""
+    answer, truth = (_SIGN.sub(lambda m: _SIGNS[m[1]], unmark(text)) for text in (answer, truth))
     if _SYMBOLS & set(_HYPHEN.sub("", truth)) or (_SYMBOLS - _MARKUP) & set(_HYPHEN.sub("", answer)):
         return False
     short = len(truth) <= 2 and truth.isalpha() and letters_of(truth) is None
-    cased = short or _GENOTYPE.fullmatch(truth) or (_CHEMICAL.fullmatch(truth) and re.search(r"\d", truth))
+    cased = (
+        short
+        or (truth.isalpha() and _product(truth, question))
+        or _GENOTYPE.fullmatch(truth)
+        or (_CHEMICAL.fullmatch(truth) and re.search(r"\d", truth))
+    )
     return answer == truth if cased else same_words(answer, truth)
 
 
@@ -223,7 +252,36 @@ def _formula(text: str) -> str:
     """A formula of chemistry, however its arrow, charges, indices, shells and spaces are written."""
     text = re.sub(r"_\s*\{?(\d+)\}?", r"\1", _ARROW.sub("->", unmark(text)))
     text = re.sub(r"\s", "", re.sub(r"(?<=[spdf])\s*\^\s*\{?(\d+)\}?", r"\1", text))
-    return re.sub(r"\^\{?(\d*[+-])\}?(?=$|[-+\])])", r"\1", text)
+    text = re.sub(r"\^\{?(\d*[+-])\}?(?=$|[-+\])])", r"\1", text)
+    sides = [re.split(r"\+(?=[\dA-Ze\[])", side) for side in text.split("->")]  # a plus before a charge parts none
+    if len(sides) > 1 and all(_SUBSTANCE.fullmatch(part) for side in sides for part in side):  # they have no order
+        return "->".join("+".join(sorted(side)) for side in sides)
+    return text
+
+
+def _last_value(answer: str, truth: str) -> str:
+    """The 5 of an answer ``AB = AC = 5`` or ``3 + 2 = 5``. Not so 0, which any equation may have on its right."""
+    first, *others, last = answer.split("=") if "=" in answer else (answer, answer)
+    several = re.search(r"[<>≤≥,;，、；\n]|\\\\|\\[gln]e", answer) or hedges(answer)  # or x=1 y=2
+    if "=" in truth or several or any(re.search(r"\S\s+[A-Za-z]\w*$", part.strip()) for part in others):
+        return answer
+    named = re.search(r"[^\W\d_]", re.sub(r"\\[A-Za-z]+", "", first))
+    return answer if named and not others else last if re.search("[1-9]", last) else answer
+
+
+def _digits(text: str) -> tuple[str, str] | None:
+    """Digits and the base below them, 1101_2 or 1101₂; "" if none is given."""
+    found = _BASED.fullmatch(re.sub(r"\s", "", unmark(re.sub("([₀-₉]+)", r"_\1", text))))
+    return (found[1], found[2] or "") if found else None
+
+
+def _shares(ratio: str) -> list[str]:
+    """The numbers of a ratio without their common factor: 5:3 of 10:6."""
+    parts = ratio.split(":")
+    if not all(part.isdecimal() and len(part) < 20 for part in parts):
+        return parts
+    factor = math.gcd(*map(int, parts)) or 1
+    return [str(int(part) // factor) for part in parts]
 
 
 def _bare(text: str) -> str:
@@ -263,7 +321,7 @@ def _long_words(text: str) -> list[str]:
 def _unit_behind(text: str) -> tuple[str, str]:
     """An expression and the everyday unit behind it; a bare letter may be a variable and is none."""
     found = _UNIT_BEHIND.fullmatch(text)
-    name = unit_name(unmark(f"{found[2] or found[4]}{found[3] or ''}")) if found else ""
+    name = unit_name(unmark(f"{found[2] or found[4] or found[5]}{found[3] or ''}")) if found else ""
     return (found[1], name) if found and is_unit(name) else (text, "")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import math_verify
 import sympy
-from sympy import Expr, FiniteSet, Interval, Rational, S, Symbol, Tuple, Union
+from sympy import Expr, FiniteSet, Interval, Mul, Rational, S, Symbol, Tuple, Union
 
 from .expression import Around, Chain, Choices, Listed, Relation, TooLarge, Unfinished, Unreadable, interval, parse
 from .number import CUT_OFF
@@ -24,8 +24,10 @@ _OPERATOR = re.compile(r"(?<!_)(?<!_\{)\\(?:sum|int|prod|lim|max|min|gcd|lcm|det
 _ARITHMETIC = re.compile(r"\\(?:times|cdot|div)(?![A-Za-z])|(?<=[\w)}])\s*[-+*/]")
 # {x | x > 3}
 _SET = re.compile(r"[\s$]*\\?\{\s*[A-Za-z]\s*(?:\||∣|\\mid|:)(.*?(?:[<>=≤≥≠]|\\[gln]e).*?)\\?\}[\s$]*")
-# f(x) = ..., x in ...
-_NAME = re.compile(r"\s*\$?[A-Za-z]\s*(?:(?:'|\^\{?-1\}?)?\s*\([A-Za-z]\)\s*=|∈|\\in(?![A-Za-z]))")
+# f(x) = ..., x in ..., P(1, 2)
+_NAME = re.compile(
+    r"\s*\$?[A-Za-z]\s*(?:(?:'|\^\{?-1\}?)?\s*\([A-Za-z]\)\s*=|∈|\\in(?![A-Za-z])|(?=\([^()]*,[^()]*\)\s*\$?$))"
+)
 
 
 def equal(answer: str, truth: str, tolerance: float, ordered: bool = False) -> bool:
@@ -56,9 +58,10 @@ def equal(answer: str, truth: str, tolerance: float, ordered: bool = False) -> b
         return _by_grammar(answer, truth, named=isinstance(b, Expr) and not _is_number(b))
     a, b = _without_names(a), _without_names(b)
     if isinstance(a, Relation) != isinstance(b, Relation):
-        a, b = _without_name(a), _without_name(b)
+        a, b = _value_said(_without_name(a)), _without_name(b)
     if isinstance(a, Around) != isinstance(b, Around):
         a, b = _both(a), _both(b)
+    a, b = _spread(a), _spread(b)
     a, b = _as_set(a, b), _as_set(b, a)
     a, b = _as_point(a, b), _as_point(b, a)
     if ordered and isinstance(a, Choices) and isinstance(b, Choices):
@@ -108,13 +111,27 @@ def _without_name(value: Any) -> Any:
         return value
     if isinstance(value.left, Tuple) and isinstance(value.right, Tuple):  # (x, y) = (1, 2)
         return value.right if all(isinstance(x, Symbol) for x in value.left) else value
-    if not isinstance(value.left, Symbol):
+    if not isinstance(value.left, Symbol) and not (_is_segment(value.left) and _is_number(value.right)):
         return value
     return value if isinstance(value.right, Expr) and value.right.has(value.left) else value.right
 
 
+def _is_segment(value: Any) -> bool:
+    """Whether it is AB, which reads as a product of two points."""
+    names = value.args if isinstance(value, Mul) else ()
+    return len(names) == 2 and all(isinstance(x, Symbol) and str(x).isalpha() and str(x).isupper() for x in names)
+
+
+def _value_said(value: Any) -> Any:
+    """The 5 of an answer ``m + n = 5``. Not so 0, which any equation may have on its right."""
+    said = isinstance(value, Relation) and value.kind == "=" and _is_number(value.right) and value.right != 0
+    return value.right if said and isinstance(value.left, Expr) and value.left.free_symbols else value
+
+
 def _without_names(value: Any) -> Any:
     """The 1 and 2 of ``x = 1, x = 2`` and of ``x_1 = 1, x_2 = 2``; of several unknowns each keeps its name."""
+    if isinstance(value, Choices) and all(isinstance(x, (Expr, Around)) for x in value[1:]):  # x = 1, 2
+        return Choices((_without_name(value[0]), *value[1:]))
     if not isinstance(value, Choices) or not all(isinstance(x, Relation) and x.kind == "=" for x in value):
         return value
     if len({str(x.left).partition("_")[0] for x in value}) > 1:
@@ -124,6 +141,9 @@ def _without_names(value: Any) -> Any:
 
 def _as_set(value: Any, other: Any) -> Any:
     """The interval that ``x > 2`` and ``1 < x <= 2`` say beside one in brackets, and those brackets beside them."""
+    if isinstance(other, Union) and isinstance(value, Choices):  # x < 1 or x > 2
+        parts = [_bounds(part) for part in value]
+        return value if None in parts else Union(*parts)
     if isinstance(other, (Interval, Tuple, Listed)) and (said := _bounds(value)) is not None:
         return said
     pair = isinstance(value, (Tuple, Listed)) and len(value) == 2
@@ -160,6 +180,14 @@ def _is_number(value: Any) -> bool:
 def _both(value: Any) -> Any:
     """The two values of ``1 ± 2``."""
     return Choices((value[0] + value[1], value[0] - value[1])) if isinstance(value, Around) else value
+
+
+def _spread(value: Any) -> Any:
+    """A list with the two values of each ``1 ± 2`` one by one."""
+    if not isinstance(value, Choices):
+        return value
+    parts = map(_both, value)
+    return Choices(x for part in parts for x in (part if isinstance(part, Choices) else (part,)))
 
 
 def same(a: Any, b: Any, tolerance: float) -> bool:

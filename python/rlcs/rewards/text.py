@@ -12,6 +12,20 @@ _DASHES = re.compile("[‐-―−]")
 # numbers (2019-2020, 10:30) and in front of them (-3, .5).
 _LOOSE = re.compile(r"[^\w\s%+#@~<>\u2190-\u22ff.\-/:]|[.\-/:](?!\d)|(?<!\d)[/:]|(?<=[^\W\d])[.\-]")
 _GAPS = re.compile(r"(?<!\d) | (?!\d)")
+_LIST = re.compile(r"\[(.*)\]|\((.*)\)", re.DOTALL)
+_SEPARATOR = re.compile(r" ?(?:[;；、，→]|->) ?| ?, (?:(?:and|&) )?| (?:and|&) |,(?!\d{3}(?!\d))")
+_BOLD = re.compile(r"(\*\*|\*|`)([^*`]+)\1")
+_CALLED = re.compile(
+    r"(?:(?:so|thus|therefore|hence),? )?(?:the )?(?:(?:final|correct) )?answer(?: is\b:?|:) ?|答案(?:[是为]|：|:) ?",
+    re.IGNORECASE,
+)
+_IN_YEAR = re.compile(r"\A(?:in )?(?:(?:the )?year |in )(?=[12]\d{3}\W*$)", re.IGNORECASE)
+_NUMBERED = re.compile(
+    r"\A(?:(?:on|in) )?(?:the )?(page|section|chapter|figure|table|step|slide|number|p\.|no\.|#) ?(?=\d[\w.]*$)",
+    re.IGNORECASE,
+)
+_SHORT = {"p.": "page", "no.": "number", "#": "number"}
+_DECADE = re.compile(r"(?:the )?([12]\d\d0)['’]?s", re.IGNORECASE)
 _HEDGES = re.compile(
     r"\b(?:or|maybe|perhaps|possibly|probably|likely|unless|either|between|about|around|roughly|approximately|nearly"
     r"|almost|close to|at least|at most|more than|less than|not sure|unsure|cannot|can't|unknown|any|some)\b"
@@ -22,8 +36,10 @@ _ORDER = re.compile(
     r"\b(?:rank|arrang|sort)|(?<!any )\border(?:ing)?\b(?! to\b| of magnitude)|排[序列]|顺序|从[大小高低早多少]到",
     re.IGNORECASE,
 )
-_YES = frozenset(("yes", "y", "true", "t", "correct", "是", "对", "正确"))
-_NO = frozenset(("no", "n", "false", "f", "incorrect", "否", "错", "错误"))
+_YES = frozenset(("yes", "y", "true", "t", "correct", "是", "是的", "对", "正确"))
+_NO = frozenset(("no", "n", "false", "f", "incorrect", "否", "不是", "错", "错误"))
+_TAKEN_BACK = re.compile(r"\b(?:yes|no|but|however|though|true|false)\b|但|不过|是的", re.IGNORECASE)
+_DENIED = re.compile(r"\b(?:not|none|never|neither)\b|n['’]t\b|[不没无]", re.IGNORECASE)
 
 
 def tidy(text: str) -> str:
@@ -34,7 +50,8 @@ def tidy(text: str) -> str:
 def plain(text: str) -> str:
     """For answers in words: case, articles, punctuation and markup dropped."""
     text = re.sub(r"\\(?:text|mathrm|mathbf|textbf)\{([^{}]*)\}", r"\1", unicodedata.normalize("NFKC", text))
-    text = re.sub(r"(?<=\d)\s+-\s+(?=\d)", "-", _DASHES.sub("-", text))  # 18 - 24
+    text = re.sub(r"(?<=\d)\s+([-/])\s+(?=\d)", r"\1", _DASHES.sub("-", text))  # 18 - 24
+    text = re.sub(r"(?<![\w.:])(?:00?:(?=\d\d?:))?0?(?=\d\d?:\d\d)", "", text)  # 00:01:23
     text = _ARTICLES.sub("", re.sub(r"[*_`$]", "", text).casefold())
     return tidy(_LOOSE.sub(" ", text))
 
@@ -43,13 +60,71 @@ def same_words(answer: str, truth: str) -> bool:
     """Equal after :func:`plain`, or with the spaces gone too (``e-mail`` and ``email``, ``U.S.A.`` and ``USA``); those
     between numbers stay: ``1, 2`` is not ``12``. Texts of signs alone are equal as they are."""
     a, b = plain(answer), plain(truth)
-    return _GAPS.sub("", a) == _GAPS.sub("", b) if a or b else tidy(answer) == tidy(truth)
+    if not (a or b):
+        return tidy(answer) == tidy(truth)
+    a, b = _GAPS.sub("", a), _GAPS.sub("", b)
+    return a == b or _telephone(answer) == _telephone(truth) != [] or (len(b) > 3 and _unaccented(a) == _unaccented(b))
+
+
+def _telephone(text: str) -> list[str]:
+    """The groups of digits of a number that is dialled, or of a date; [] of anything else."""
+    groups = re.findall(r"\d+", text) if re.fullmatch(r"\+?[\d ()-]{7,30}|[\d.]{7,30}", text.strip()) else []
+    return groups if len(groups) > 2 and sum(map(len, groups)) > 6 else []
+
+
+def _unaccented(text: str) -> str:
+    """Latin letters without their accents: Zurich for Zürich."""
+    return re.sub("(?<=[a-z])[\u0300-\u036f]+", "", unicodedata.normalize("NFD", text))
+
+
+def said(text: str) -> str:
+    """What an answer says, without the signs that make it bold and without "The answer is" in front."""
+    text = text.strip()
+    for _ in range(2):  # in either order
+        text = text[called.end() :].strip() if (called := _CALLED.match(text)) else text
+        text = bold[2] if (bold := _BOLD.fullmatch(text)) else text
+    return text
+
+
+def unlabelled(answer: str, truth: str, question: str | None) -> tuple[str, str]:
+    """Both without a label in front of a number that only one of them has, where the question names it: page 12 beside
+    12. The year may say so without a question."""
+    labels = [_NUMBERED.match(text) for text in (answer, truth)]
+    if labels.count(None) == 1:
+        (label,) = filter(None, labels)
+        if _SHORT.get(label[1].casefold(), label[1].casefold()) in (question or "").casefold():
+            answer, truth = (_NUMBERED.sub("", text, count=1) for text in (answer, truth))
+    return _IN_YEAR.sub("", answer, count=1), truth
+
+
+def same_decade(answer: str, truth: str) -> bool | None:
+    """Whether a decade is the true one; None if neither is one or the truth is no year. A decade is no year."""
+    given, due = _DECADE.fullmatch(answer.strip()), _DECADE.fullmatch(truth.strip())
+    if due is None and (given is None or not re.fullmatch(r"[12]\d{3}", truth.strip())):
+        return None
+    return given is not None and due is not None and given[1] == due[1]
+
+
+def entries(text: str) -> list[str]:
+    """What a list holds, with or without brackets; commas within numbers don't part."""
+    text = tidy(text)
+    if found := _LIST.fullmatch(text):
+        text = found[1] if found[1] is not None else found[2]
+    return [part.strip(" '\"") for part in _SEPARATOR.split(text) if part.strip()]
 
 
 def truth_value(text: str) -> bool | None:
     """True or False for a yes or a no in English or Chinese, None for anything else."""
     word = plain(text)
     return True if word in _YES else False if word in _NO else None
+
+
+def explained(text: str) -> bool | None:
+    """As :func:`truth_value`, of a yes or a no that goes on behind a comma and takes nothing back."""
+    word, *rest = re.split("[,，]", text, maxsplit=1)
+    taken_back = any(hedges(part) or _TAKEN_BACK.search(part) for part in rest)
+    value = truth_value(word)
+    return None if taken_back or (value and any(_DENIED.search(part) for part in rest)) else value
 
 
 def asks_for_order(question: str | None) -> bool:

@@ -28,13 +28,30 @@ _NAMES = {
     "kmh": "km/hour", "kph": "km/hour", "mph": "mile/hour", "days": "day", "years": "year", "microfarads": "uF",
     "feet": "ft", "foot": "ft", "inches": "inch", "in": "inch", "miles": "mile", "pounds": "lb", "lbs": "lb",
     "kg": "kg", "km": "km", "kj": "kJ", "kw": "kW", "kwh": "kWh", "hz": "Hz", "khz": "kHz",
-    "A°": "angstrom", "Å": "angstrom",
+    "A°": "angstrom", "Å": "angstrom", "years old": "year", "year old": "year", "岁": "year", "u.s. dollars": "dollar",
+    "u.s. dollar": "dollar", "us dollar": "dollar", "people": "person", "persons": "person", "人": "person",
 }  # fmt: skip
+
+
+_UNITS = frozenset(_NAMES.values())
+_ASKED = re.compile(r"\b(?:in|how many)(?: total| more)? (?=([^\W\d_][\w/^]*(?: [^\W\d_]+){0,2}))", re.IGNORECASE)
 
 
 def is_unit(text: str) -> bool:
     """Whether the text is one of the everyday units."""
-    return unit_name(text) in set(_NAMES.values())
+    return unit_name(text) in _UNITS
+
+
+def asked_unit(question: str | None) -> str:
+    """The unit that a question asks for, in meters or how many meters; "" if it names none or several. Names in the
+    singular are none: a runner comes in second."""
+    asked: set[str] = set()
+    for found in _ASKED.finditer(question or ""):
+        words = found[1].split()
+        names = (" ".join(words[:end]) for end in range(len(words), 0, -1))
+        plural = (name for name in names if 1 < len(name) < 5 or name.casefold().endswith(("s", "feet")))
+        asked.update(unit_name(name) for name in [next(filter(is_unit, plural), "")] if name)
+    return asked.pop() if len(asked) == 1 else ""
 
 
 def unit_name(text: str) -> str:

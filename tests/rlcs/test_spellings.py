@@ -1,0 +1,147 @@
+"""Answers as models write them beside truths as data sets have them: other spellings, and near misses."""
+
+import time
+
+import pytest
+
+from rlcs.rewards import check_truth, kit, verify
+from rlcs.rewards.answer import mixes_languages
+
+pytestmark = pytest.mark.long
+
+RIGHT = (
+    ("math", "**72**", "72"), ("math", "The answer is 72.", "72"), ("math", "答案是12", "12"),
+    ("math", "\\[12\\]", "12"),
+    ("math", "14 years old", "14"), ("math", "Total distance = 540 meters", "540"),
+    ("math", "AB = 2\\sqrt{5}", "2√5"),
+    ("math", "AB = AC = 5", "5"), ("physics", "v = \\frac{s}{t} = 5 \\text{ m/s}", "5 m/s"),
+    ("math", "\\sqrt{20} = 2\\sqrt{5}", "2\\sqrt{5}"), ("math", "m + n = 17", "17"), ("math", "x = 2, 3", "2,3"),
+    ("math", "2√5厘米", "2\\sqrt{5}"), ("math", "P(1, 2)", "(1,2)"), ("math", "\\langle 1, 2\\rangle", "(1,2)"),
+    ("math", "x = 1, -2 \\pm i", "1, -2+i, -2-i"), ("math", "∠B", "\\angle B"), ("math", "AB⊥CD", "AB \\perp CD"),
+    ("vqa", "02139.", "02139"), ("math", "x<-1 \\text{ or } x>3", "(-\\infty,-1)\\cup(3,\\infty)"),
+    ("math", "3 to 5", "3:5"),
+    ("math", "11001₂", "11001_2"), ("math", "11001", "11001_{2}"), ("math", "Yes, it is even", "Yes"),
+    ("physics", "a = 2.5\\,\\mathrm{m\\,s^{-2}}", "2.5 \\text{ m/s}^2"),
+    ("physics", "t \\approx 1.43\\,\\text{s}", "1.43 s"),
+    ("physics", "1800s", "1800 s"), ("chemistry", "\\mathrm{SO_4^{2-}}", "SO4^2-"),
+    ("chemistry", "O2 + 2H2 → 2H2O", "2H_2 + O_2 \\rightarrow 2H_2O"),
+    ("chemistry", "Zn + 2H+ → Zn2+ + H2", "2H^+ + Zn \\xrightarrow{} H2 + Zn^{2+}"),
+    ("geography", "38 million people", "38 million"), ("geography", "In 1936", "1936"),
+    ("chart", "The year 2015", "2015"), ("chart", "the 1990s", "1990s"), ("chart", "Asia & Africa", "[Asia, Africa]"),
+    ("chart", "$4.1 billion", "4.1 billion U.S. dollars"), ("counting", "**5**", "5"), ("counting", "None", "0"),
+    ("counting", "There are no cars.", "0"), ("counting", "There are 3", "3"), ("counting", "only one", "1"),
+    ("counting", "图中有3只猫", "3"), ("vqa", "USD 1,234.56", "$1,234.56"), ("vqa", "Yes, the light is on.", "yes"),
+    ("vqa", "No, it is not raining", "No"), ("vqa", "60 s", "1 min"), ("spatial", "120 cm", "1.2 m"),
+    ("vqa", "555-123-4567", "(555) 123-4567"), ("vqa", "12 / 05 / 2023", "12/05/2023"),
+    ("vqa", "in the kitchen", "kitchen"),
+    ("spatial", "on the left side", "left"), ("spatial", "lamp, desk, and bed", "lamp, desk, bed"),
+    ("video", "00:01:23", "1:23"), ("video", "00:15:30", "15:30"),
+    ("video", "3→1→2", "3, 1, 2"), ("geoguess", "Zurich", "Zürich"),
+    ("long_document", "3rd of March 2015", "March 3, 2015"), ("long_document", "$3.2M", "$3.2 million"),
+    ("long_document", "Acme, Bolt and Core", "['Acme', 'Bolt', 'Core']"), ("choice", "（D）", "D"),
+    ("choice", "Figure D", "D"),
+)  # fmt: skip
+WRONG = (
+    ("math", "The answer is not 72", "72"), ("math", "The answer is 72 or 73", "72"),
+    ("math", "x=1 y=2", "2"), ("math", "None", "0"),
+    ("math", "x^2-4=0", "0"), ("math", "5", "x+y=5"), ("math", "CD", "AB=CD"), ("math", "x=3, -1", "x=3, y=-1"),
+    ("math", "length or width = 5", "5"), ("math", "1101_3", "1101_2"), ("math", "1011", "1101_2"),
+    ("math", "y=(a+3+2)*c", "y=(a+2)*c+3"), ("math", "y=e^{x+3+2}", "y=e^{x+2}+3"), ("math", "5 to 3", "3:5"),
+    ("math", "-2 \\pm i", "1, -2+i, -2-i"), ("math", "∠A", "\\angle B"), ("math", "AB⊥CD", "AB \\parallel CD"),
+    ("vqa", "2139", "02139"), ("math", "x<-1 or x>4", "(-\\infty,-1)\\cup(3,\\infty)"),
+    ("math", "Yes, it is not", "no"),
+    ("chemistry", "Fe2+ + Ce → Fe + Ce2+", "Fe2 + Ce+ → Fe + Ce2+"),
+    ("chemistry", "2H2O → 2H2 + O2", "O2 + 2H2 → 2H2O"),
+    ("geography", "1980s", "1980"), ("chart", "1980s", "1980"), ("chart", "1980", "1980s"), ("vqa", "1990s", "1990"),
+    ("counting", "There are no more than 5", "0"), ("counting", "There are no fewer than two", "0"),
+    ("counting", "none of these", "0"), ("counting", "only 3 or 4", "3"), ("vqa", "Yes but no", "yes"),
+    ("vqa", "Yes, not really", "yes"), ("vqa", "No, I think yes", "no"), ("vqa", "5 min", "5 s"), ("vqa", "€5", "$5"),
+    ("vqa", "555-123-4576", "(555) 123-4567"), ("vqa", "10 20 30 40", "10.20 30.40"), ("vqa", "1:23", "11:23"),
+    ("spatial", "in the box", "on the box"), ("spatial", "bed, desk, lamp", "lamp, desk, bed"),
+    ("long_document", "3 May 2015", "March 5, 2015"), ("long_document", "$3.2", "$3.2 million"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("expect", "domain", "answer", "truth"), [(0, *x) for x in WRONG] + [(1, *x) for x in RIGHT])
+def test_other_spellings_and_near_misses(expect, domain, answer, truth):
+    verdict = verify(domain, kit.respond(answer), truth)
+    assert (verdict.outcome, verdict.score) == (("score", 1) if expect else ("wrong", 0)), verdict.detail
+
+
+METERS, MILLIONS = "How far is it, in meters?", "What was the profit in million euros?"
+FRACTION = "Which one? A. 3/4 B. 2/3 C. 1/2"
+PRICE = "What is the price? (A) $1.50 (B) $2.50 (C) $3.50"
+LAMPS = "Which lamp is the brightest? (A) P (B) Q (C) R"
+
+
+@pytest.mark.parametrize(
+    ("expect", "domain", "answer", "truth", "question"),
+    [
+        (1, "math", "540 m", "540", METERS), (0, "math", "540 km", "540", METERS),
+        (1, "math", "0.54 km", "540", METERS),
+        (1, "spatial", "250 cm", "2.5", METERS), (0, "spatial", "2.5 cm", "2.5", METERS),
+        (1, "vqa", "5 m", "5", "How many people came, and how far?"),
+        (1, "math", "90 min", "90", "How many minutes does she run?"),
+        (0, "math", "90 s", "90", "How many minutes is it?"),
+        (0, "geography", "1981", "1980", "Year of the eruption?"),
+        (1, "math", "5 km", "5", "She came in second, after 5 km. How far was it?"),
+        (1, "chart", "312 million", "312", MILLIONS), (0, "chart", "312 billion", "312", MILLIONS),
+        (0, "chart", "312 million", "312", None),
+        (1, "math", "10:6", "5:3", "What is the ratio of a to b?"),
+        (0, "math", "10:6", "5:3", "Simplify the ratio 10:6."),
+        (0, "math", "6:10", "5:3", "What is the ratio of a to b?"),
+        (0, "math", "4:60", "2:30", "When does it arrive?"),
+        (0, "physics", "mgr", "mgR", "Give it by m, g and R."),
+        (1, "physics", "Rmg", "mgR", "Give it by m, g and R."),
+        (0, "math", "\\cos 30^\\circ", "\\frac{\\sqrt{3}}{2}", "What is the value of $\\cos 30^\\circ$?"),
+        (1, "vqa", "Number 23", "23", "What number is on the shirt?"), (1, "vqa", "#23", "23", "What is the number?"),
+        (1, "long_document", "12", "Page 12", "On which page is it?"),
+        (0, "long_document", "page 13", "12", "Which page?"),
+        (0, "long_document", "Table 7", "Figure 7", "Which figure or table shows it?"),
+        (1, "choice", "0.75", "A", FRACTION), (1, "choice", "A. $\\frac{3}{4}$", "A", FRACTION),
+        (0, "choice", "0.5", "A", FRACTION),
+        (0, "choice", "A. $\\frac{2}{3}$", "A", FRACTION), (1, "choice", "c", "C", PRICE),
+        (0, "choice", "d", "C", PRICE),
+        (1, "choice", "C ($3.50)", "C", PRICE), (1, "choice", "3.50", "C", PRICE), (0, "choice", "2.50", "C", PRICE),
+        (1, "physics", "Q", "B", LAMPS), (1, "physics", "(B) Q", "B", LAMPS), (0, "physics", "(B) R", "B", LAMPS),
+        (0, "physics", "R", "B", LAMPS), (1, "choice", "Therefore, the answer is B", "B", LAMPS),
+    ],
+)  # fmt: skip
+def test_spellings_that_a_question_allows(expect, domain, answer, truth, question):
+    verdict = verify(domain, kit.respond(answer), truth, question)
+    assert (verdict.outcome, verdict.score) == (("score", 1) if expect else ("wrong", 0)), verdict.detail
+
+
+NOTICE = (
+    "本馆开放时间为每周二至周日上午九时至下午五时，周一闭馆。请勿携带易燃易爆物品入馆，参观时请保持安静，谢谢您的合作。"
+)
+NOTICE_TOO = (
+    "The museum is open from Tuesday to Sunday, nine to five, and closed on Monday. Please do not bring inflammable "
+    "goods and keep quiet during your visit. Thank you for your cooperation."
+)
+
+
+def test_what_a_picture_shows_may_mix_languages_and_repeat_itself():
+    for text in (f"{NOTICE}\n{NOTICE_TOO}", "| item | 1 | 2 | 3 | 0.00 | no |\n" * 40):
+        assert verify("ocr", kit.respond(text), text).score == 1
+    thinking = (
+        f'It is a notice in Chinese. It reads "{NOTICE}", black on white, and I copy it with all its signs as it is.'
+    )
+    assert not mixes_languages(thinking) and mixes_languages(thinking.replace('"', ""))
+
+
+def test_a_long_text_takes_no_minutes_at_the_gates():
+    """Signs that open and never close: work that grows with the square of the length would take minutes here."""
+    start = time.process_time()
+    for sign in ("\\(", "\\[", "<|", "“", '"', "$"):
+        assert not mixes_languages("中" + sign * 50_000)
+    assert time.process_time() - start < 10
+
+
+def test_a_click_beside_its_own_box_is_a_truth_that_answers_can_meet():
+    """As in GLM-4.1V's own examples, where the middle of a target is rounded."""
+    truth = "CLICK(point=(230, 100), box=[[198, 92, 229, 107]], element_info='D')"
+    check_truth("gui_web", truth)
+    assert verify("gui_web", kit.respond("CLICK(point=(214, 100))"), truth).score == 1
+    with pytest.raises(ValueError, match="must be right as its own answer"):
+        check_truth("gui_android", '{"action_type": "click", "box_2d": [[100, 200, 1300, 2400]]}')
