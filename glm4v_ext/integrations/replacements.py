@@ -70,12 +70,14 @@ def replacing(replacement: Any, stock: Any) -> Any:
     """The class that takes the place of ``stock``, by the same name."""
     origin = {"stock": stock, "__module__": stock.__module__, "__qualname__": stock.__qualname__}
     cls: Any = type(stock.__name__, (replacement, stock), origin)
-    ours = cls.forward
+    ours, theirs = cls.forward, stock.forward
 
     @functools.wraps(ours)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        # Who wraps a module's forward, as accelerate does, keeps this one, also when the module is stock again.
-        return (ours if isinstance(self, Replacement) else stock.forward)(self, *args, **kwargs)
+        # Who wraps a module's forward, as accelerate does, keeps this one, also when the module is stock again. Who
+        # changes that of the class, as verl does, means the modules that there are, too.
+        serves = isinstance(self, Replacement) and stock.forward is theirs
+        return (ours if serves else stock.forward)(self, *args, **kwargs)
 
     cls.forward = forward
     return cls

@@ -204,6 +204,9 @@ def _version() -> str:
 
 
 def _wrapped(module: nn.Module) -> str | None:
+    cls = type(module)
+    if getattr(cls.forward, "__module__", None) != cls.__module__:
+        return "another library has changed the forward of its class"
     if "forward" in vars(module) and module not in _wrapped_as_ours:
         return "another library has wrapped its forward; enable() before from_pretrained instead"
     return None
