@@ -163,9 +163,35 @@ def test_forwards_that_others_put_into_a_class(name, first, monkeypatch):
             change()
             enable(model)
             assert f"Glm4v{name}: another library has changed the forward of its class" in str(said[0].message)
+            assert isinstance(model.model.language_model.layers[0].self_attn, Replacement) == (name != "TextAttention")
+            assert ("leaves flash_attn alone" in str(said[-1].message)) == (name == "TextAttention")
         ours = model(**inputs).logits
         disable(model)
         torch.testing.assert_close(ours, model(**inputs).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "ops"),
+    [
+        ("language_model.rotary_emb", "rope"),
+        ("language_model.layers.1.self_attn", "flash_attn, rope"),
+        ("visual.rotary_pos_emb", "rope"),
+        ("visual.blocks.0.attn", "flash_attn, rope"),
+    ],
+)
+def test_rotary_embeddings_and_attention_of_others(name, ops):
+    """One that hands on or takes masks, cosines and sines itself, beside those that transformers made."""
+    model, inputs = make("glm4v"), batch(rows=2, padding="left")
+    module = model.model.get_submodule(name)
+    module.__class__ = type("Mine", (type(module),), {"__module__": "mine"})
+    with torch.no_grad():
+        stock = model(**inputs).logits
+        path = name.partition(".")[2]
+        with pytest.warns(
+            UserWarning, match=f"leaves {ops} alone in .*: {path}, a Mine, is not as transformers made it"
+        ):
+            enable(model)
+        torch.testing.assert_close(model(**inputs).logits, stock, rtol=1e-4, atol=1e-4)
 
 
 def test_attention_that_was_not_there_when_the_model_was_enabled():
