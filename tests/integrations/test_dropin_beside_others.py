@@ -194,6 +194,19 @@ def test_rotary_embeddings_and_attention_of_others(name, ops):
         torch.testing.assert_close(model(**inputs).logits, stock, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["language_model.rotary_emb", "visual.rotary_pos_emb"])
+def test_frequencies_that_somebody_has_changed(name):
+    """As who stretches positions by hand does; those that were in 16 bits once are the same."""
+    enable(make("glm4v").half().float())
+    model, inputs = make("glm4v"), batch()
+    model.model.get_submodule(name).inv_freq /= 4
+    with torch.no_grad():
+        stock = model(**inputs).logits
+        with pytest.warns(UserWarning, match=r"leaves rope alone in .*: its inv_freq is not that of rope_theta 10000"):
+            enable(model)
+        torch.testing.assert_close(model(**inputs).logits, stock, rtol=1e-4, atol=1e-4)
+
+
 def test_attention_that_was_not_there_when_the_model_was_enabled():
     model, inputs = make("glm4v"), batch()
     enable(model)
