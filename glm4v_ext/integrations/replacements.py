@@ -211,10 +211,10 @@ class RotaryEmbedding(Replacement):
             return "its forward takes no position_ids"
         if module.rope_type != cls.kind or module.attention_scaling != 1:
             return f"rope_type is {module.rope_type!r}"
-        frequencies, theta = module.inv_freq, module.config.rope_parameters["rope_theta"]
-        if not frequencies.is_meta:  # those of a model that is being loaded come later
-            powers = theta ** -(torch.arange(len(frequencies), dtype=torch.float64) / len(frequencies))
-            if not torch.allclose(frequencies.double().cpu(), powers, rtol=1e-2, atol=1e-5):  # a model's in 16 bits fit
+        count, theta = len(module.inv_freq), module.config.rope_parameters["rope_theta"]
+        if not module.inv_freq.is_meta:  # those of a model that is being loaded come later
+            powers = theta ** -(torch.arange(count, dtype=torch.float64, device="cpu") / count)
+            if not torch.allclose(module.inv_freq.double().cpu(), powers, rtol=1e-2, atol=1e-5):  # 16 bits of them fit
                 return f"its inv_freq is not that of rope_theta {theta}"
         return None
 
