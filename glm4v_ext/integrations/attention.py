@@ -10,6 +10,7 @@ Dims: B batch, S tokens each, H query heads, K kv heads, D head dim, N sequences
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -56,6 +57,11 @@ def attention(
 
     With ``cache``, the one of continuous batching (`generate_batch`), lengths of keys are by kind of layer.
     """
+    for name in ("s_aux", "position_bias"):  # what other models add to the scores; without it numbers would be others
+        if kwargs.get(name) is not None:
+            raise RuntimeError(f"attention: {name} must be None, got that of {type(module).__name__}")
+    if kwargs.get("output_attentions"):
+        warnings.warn("glm4v_ext's attention has no weights for output_attentions: eager has", stacklevel=2)
     if cache is not None:
         lengths_k = {**kwargs, "cu_seq_lens_k": cu_seq_lens_k, "max_length_k": max_length_k}
         key, value = cache.update(key_states=key, value_states=value, layer_idx=module.layer_idx, kwargs=lengths_k)

@@ -70,12 +70,14 @@ def replacing(replacement: Any, stock: Any) -> Any:
     """The class that takes the place of ``stock``, by the same name."""
     origin = {"stock": stock, "__module__": stock.__module__, "__qualname__": stock.__qualname__}
     cls: Any = type(stock.__name__, (replacement, stock), origin)
-    ours = cls.forward
+    ours, theirs = cls.forward, stock.forward
 
     @functools.wraps(ours)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        # Who wraps a module's forward, as accelerate does, keeps this one, also when the module is stock again.
-        return (ours if isinstance(self, Replacement) else stock.forward)(self, *args, **kwargs)
+        # Who wraps a module's forward, as accelerate does, keeps this one, also when the module is stock again. Who
+        # changes that of the class, as verl does, means the modules that there are, too.
+        serves = isinstance(self, Replacement) and stock.forward is theirs
+        return (ours if serves else stock.forward)(self, *args, **kwargs)
 
     cls.forward = forward
     return cls
@@ -209,6 +211,11 @@ class RotaryEmbedding(Replacement):
             return "its forward takes no position_ids"
         if module.rope_type != cls.kind or module.attention_scaling != 1:
             return f"rope_type is {module.rope_type!r}"
+        count, theta = len(module.inv_freq), module.config.rope_parameters["rope_theta"]
+        if not module.inv_freq.is_meta:  # those of a model that is being loaded come later
+            powers = theta ** -(torch.arange(count, dtype=torch.float64, device="cpu") / count)
+            if not torch.allclose(module.inv_freq.double().cpu(), powers, rtol=1e-2, atol=1e-5):  # 16 bits of them fit
+                return f"its inv_freq is not that of rope_theta {theta}"
         return None
 
     def settings(self) -> rotary.Rotary:

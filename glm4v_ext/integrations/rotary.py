@@ -26,6 +26,11 @@ class Rotary(NamedTuple):
     rotary_dim: int = 64
     interleaved: bool = True
 
+    def unsqueeze(self, dim: int) -> Tensor:
+        """What transformers' own attention asks first of the sines in whose place it was handed this."""
+        there = "one whose layer or forward has changed since: enable(model) again, or with rope=False"
+        raise RuntimeError(f"rotary: attention must be enabled where its rotary embedding is, got {there}")
+
 
 GLM_4_1V = Rotary()
 

@@ -23,6 +23,7 @@ from . import replacements as ours
 
 FAMILIES = ("glm4v", "glm4v_moe", "glm_ocr")  # glm46v is made of the first two's towers
 TOWERS = ("VisionModel", "TextModel")
+ATTENTIONS, ROTARY_EMBEDDINGS = ("self_attn", "attn"), ("rotary_emb", "rotary_pos_emb")  # their names in the towers
 TEXT_ATTENTION, VISION_ATTENTION = "glm4v_ext", "glm4v_ext_flash"  # "flash" makes the tower hand over cu_seqlens
 
 
@@ -159,6 +160,9 @@ def _install(part: nn.Module, ops: frozenset[str], loading: bool = False) -> Non
                 changes[op].append((module, (replacement, stock)))
                 if op not in unfit and (reason := _wrapped(module) or replacement.unfit(module)):
                     unfit[op] = f"{stock.__name__}: {reason}"
+    for op, called in ("flash_attn", ATTENTIONS), ("rope", ATTENTIONS + ROTARY_EMBEDDINGS):
+        if op in ops and (reason := _of_others(part, called)):
+            unfit.setdefault(op, reason)
     _enabled[part] = None
     if "flash_attn" in ops - unfit.keys() and (reason := _change_attention(part, loading)):
         unfit["flash_attn"] = reason
@@ -197,6 +201,15 @@ def _unserved(part: nn.Module) -> str | None:
     return None
 
 
+def _of_others(tower: nn.Module, names: tuple[str, ...]) -> str | None:
+    """What is called so and not as transformers made it: of it is not known what masks, cosines and sines it takes."""
+    for name, module in tower.named_modules():
+        made = (cls for cls in map(type, module.modules()) if cls.__name__.endswith(("Attention", "RotaryEmbedding")))
+        if name.rpartition(".")[2] in names and not any(_family(cls) and not _changed(cls) for cls in made):
+            return f"{name}, a {type(module).__name__}, is not as transformers made it"
+    return None
+
+
 def _version() -> str:
     from transformers import __version__
 
@@ -204,9 +217,15 @@ def _version() -> str:
 
 
 def _wrapped(module: nn.Module) -> str | None:
+    if _changed(type(module)):
+        return "another library has changed the forward of its class"
     if "forward" in vars(module) and module not in _wrapped_as_ours:
         return "another library has wrapped its forward; enable() before from_pretrained instead"
     return None
+
+
+def _changed(cls: type[nn.Module]) -> bool:
+    return getattr(cls.forward, "__module__", None) != cls.__module__
 
 
 # --- attention --------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 import torch
 from families import FAMILIES, assert_like_stock, batch, make, replaced, results
 
+from glm4v_ext.integrations.attention import attention
 from glm4v_ext.integrations.replacements import Replacement
 from glm4v_ext.integrations.transformers import disable, enable
 
@@ -135,6 +136,104 @@ def test_forwards_that_others_have_wrapped():
         assert not replaced(model) and torch.equal(model(**inputs).logits, stock)
         enable(model)
         assert replaced(model) == whole and torch.equal(model(**inputs).logits, ours)
+
+
+@pytest.mark.parametrize("first", ["enable", "change"])
+@pytest.mark.parametrize("name", ["RMSNorm", "TextMLP", "TextAttention"])
+def test_forwards_that_others_put_into_a_class(name, first, monkeypatch):
+    """As verl and class-wide patches do, before and after: theirs is what runs."""
+    modeling = sys.modules[FAMILIES["glm4v"][1].__module__]
+    cls, model, inputs = getattr(modeling, f"Glm4v{name}"), make("glm4v"), batch()
+    enable(make("glm4v"))  # the replacement of that class is there already
+    stock = cls.forward
+
+    def change():
+        def zero(self, *given, **named):
+            out = stock(self, *given, **named)
+            return (out[0] * 0, *out[1:]) if isinstance(out, tuple) else out * 0
+
+        monkeypatch.setattr(cls, "forward", zero)
+
+    with torch.no_grad(), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        if first == "enable":
+            enable(model, rope=False)
+            change()
+        else:
+            change()
+            enable(model)
+            assert f"Glm4v{name}: another library has changed the forward of its class" in str(said[0].message)
+            assert isinstance(model.model.language_model.layers[0].self_attn, Replacement) == (name != "TextAttention")
+            assert ("leaves flash_attn alone" in str(said[-1].message)) == (name == "TextAttention")
+        ours = model(**inputs).logits
+        disable(model)
+        torch.testing.assert_close(ours, model(**inputs).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "ops"),
+    [
+        ("language_model.rotary_emb", "rope"),
+        ("language_model.layers.1.self_attn", "flash_attn, rope"),
+        ("visual.rotary_pos_emb", "rope"),
+        ("visual.blocks.0.attn", "flash_attn, rope"),
+    ],
+)
+def test_rotary_embeddings_and_attention_of_others(name, ops):
+    """One that hands on or takes masks, cosines and sines itself, beside those that transformers made."""
+    model, inputs = make("glm4v"), batch(rows=2, padding="left")
+    module = model.model.get_submodule(name)
+    module.__class__ = type("Mine", (type(module),), {"__module__": "mine"})
+    with torch.no_grad():
+        stock = model(**inputs).logits
+        path = name.partition(".")[2]
+        with pytest.warns(
+            UserWarning, match=f"leaves {ops} alone in .*: {path}, a Mine, is not as transformers made it"
+        ):
+            enable(model)
+        torch.testing.assert_close(model(**inputs).logits, stock, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["language_model.rotary_emb", "visual.rotary_pos_emb"])
+def test_frequencies_that_somebody_has_changed(name):
+    """As who stretches positions by hand does; those that were in 16 bits once are the same."""
+    enable(make("glm4v").half().float())
+    model, inputs = make("glm4v"), batch()
+    model.model.get_submodule(name).inv_freq /= 4
+    with torch.no_grad():
+        stock = model(**inputs).logits
+        with pytest.warns(UserWarning, match=r"leaves rope alone in .*: its inv_freq is not that of rope_theta 10000"):
+            enable(model)
+        torch.testing.assert_close(model(**inputs).logits, stock, rtol=1e-4, atol=1e-4)
+
+
+def test_attention_that_was_not_there_when_the_model_was_enabled():
+    model, inputs = make("glm4v"), batch()
+    enable(model)
+    layers = model.model.language_model.layers
+    added = type(layers[0])(layers[0].self_attn.config, 0)
+    added.load_state_dict(layers[0].state_dict())
+    with torch.no_grad():
+        stock = model(**inputs).logits
+        layers[0] = added.eval()
+        with pytest.raises(RuntimeError, match=r"^rotary: attention must be enabled where .* enable\(model\) again"):
+            model(**inputs)
+        enable(model)
+        assert torch.equal(model(**inputs).logits, stock)
+
+
+def test_weights_of_attention_that_are_asked_for():
+    model, inputs = make("glm4v"), batch()
+    enable(model)
+    with torch.no_grad(), pytest.warns(UserWarning, match="has no weights for output_attentions: eager has"):
+        assert model(**inputs, output_attentions=True).attentions == ()
+
+
+@pytest.mark.parametrize("name", ["s_aux", "position_bias"])
+def test_what_other_models_add_to_the_scores(name):
+    x = torch.randn(1, 2, 4, 16)
+    with pytest.raises(RuntimeError, match=f"^attention: {name} must be None, got that of Linear$"):
+        attention(torch.nn.Linear(1, 1), x, x, x, None, **{name: x})
 
 
 @pytest.mark.parametrize("first", ["enable", "offload"])
