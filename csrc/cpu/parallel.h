@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <limits>
 #include <memory>
 #include <new>
 #include <thread>
@@ -77,11 +78,12 @@ void parallel_chains(int64_t chains, Steps&& steps, size_t scratch_bytes, F&& ru
     int64_t steps, owner;
     std::atomic<int64_t> claimed, done;
   };
+  constexpr int64_t closed = std::numeric_limits<int64_t>::max();  // until the owner comes
   const std::unique_ptr<Chain[]> state(new Chain[chains]);
   int64_t total = 0;
   for (int64_t i = 0; i < chains; ++i) {
     total += state[i].steps = steps(i);
-    state[i].claimed = state[i].steps;  // closed until its owner comes
+    state[i].claimed = closed;
     state[i].done = 0;
   }
   const int64_t workers = std::min<int64_t>(total, torch::stable::get_num_threads());
@@ -104,7 +106,10 @@ void parallel_chains(int64_t chains, Steps&& steps, size_t scratch_bytes, F&& ru
       i = next < chains ? next : counter++;
       while (i < chains && state[own].done < state[own].steps) std::this_thread::yield();  // another one is at a step
     }
-    for (int64_t i = chains - 1; i >= 0; --i) run_steps(i, chains);  // the last ones have come least far
+    for (int64_t i = chains - 1; i >= 0; --i) {  // the last ones have come least far
+      while (state[i].claimed == closed) std::this_thread::yield();
+      run_steps(i, chains);
+    }
   });
 }
 
