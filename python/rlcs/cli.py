@@ -5,6 +5,7 @@ Errors are one line. `sft` and `train` take a YAML file by ``--config`` and any 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import io
@@ -15,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from glm4v.output import let_go
 
@@ -99,7 +100,19 @@ def _with_others(command: Callable[[list[str]], Any], arguments: list[str]) -> i
             raise
         code = 0
     parallel.leave()
+    if not code:
+        _end()
     return code
+
+
+def _end() -> NoReturn:
+    """The end of one of several processes where all is well, past Python's own: DTensor's caches keep groups that are
+    left, and with them threads of gloo's, of which one that then drops a tensor aborts the process (pytorch#190489)."""
+    sys.stdout.flush()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _tell(line: str) -> None:

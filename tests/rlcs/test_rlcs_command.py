@@ -114,6 +114,27 @@ def test_torchrun_hears_one_of_its_processes(capfd, monkeypatch, refused):
     assert said.out == said.err == ""
 
 
+ONE_OF_TWO = """
+import atexit, os
+from rlcs import cli, parallel
+
+class Kept:
+    def __del__(self):
+        print("dropped")
+
+os.environ.update(RANK="0", WORLD_SIZE="2")
+kept, parallel.meet, cli.COMMANDS["train"] = Kept(), lambda: None, lambda arguments: print("done")
+atexit.register(print, "the end")
+cli.main(["train"])
+"""
+
+
+def test_one_of_several_processes_ends_before_what_it_kept_is_dropped():
+    """Threads of gloo's that are still at work there would abort it."""
+    ended = subprocess.run([sys.executable, "-c", ONE_OF_TWO], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\nthe end\n", "")
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
