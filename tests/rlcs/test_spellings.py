@@ -68,50 +68,6 @@ def test_other_spellings_and_near_misses(expect, domain, answer, truth):
     assert (verdict.outcome, verdict.score) == (("score", 1) if expect else ("wrong", 0)), verdict.detail
 
 
-METERS, MILLIONS = "How far is it, in meters?", "What was the profit in million euros?"
-FRACTION = "Which one? A. 3/4 B. 2/3 C. 1/2"
-PRICE = "What is the price? (A) $1.50 (B) $2.50 (C) $3.50"
-LAMPS = "Which lamp is the brightest? (A) P (B) Q (C) R"
-
-
-@pytest.mark.parametrize(
-    ("expect", "domain", "answer", "truth", "question"),
-    [
-        (1, "math", "540 m", "540", METERS), (0, "math", "540 km", "540", METERS),
-        (1, "math", "0.54 km", "540", METERS),
-        (1, "spatial", "250 cm", "2.5", METERS), (0, "spatial", "2.5 cm", "2.5", METERS),
-        (1, "vqa", "5 m", "5", "How many people came, and how far?"),
-        (1, "math", "90 min", "90", "How many minutes does she run?"),
-        (0, "math", "90 s", "90", "How many minutes is it?"),
-        (0, "geography", "1981", "1980", "Year of the eruption?"),
-        (1, "math", "5 km", "5", "She came in second, after 5 km. How far was it?"),
-        (1, "chart", "312 million", "312", MILLIONS), (0, "chart", "312 billion", "312", MILLIONS),
-        (0, "chart", "312 million", "312", None),
-        (1, "math", "10:6", "5:3", "What is the ratio of a to b?"),
-        (0, "math", "10:6", "5:3", "Simplify the ratio 10:6."),
-        (0, "math", "6:10", "5:3", "What is the ratio of a to b?"),
-        (0, "math", "4:60", "2:30", "When does it arrive?"),
-        (0, "physics", "mgr", "mgR", "Give it by m, g and R."),
-        (1, "physics", "Rmg", "mgR", "Give it by m, g and R."),
-        (0, "math", "\\cos 30^\\circ", "\\frac{\\sqrt{3}}{2}", "What is the value of $\\cos 30^\\circ$?"),
-        (1, "vqa", "Number 23", "23", "What number is on the shirt?"), (1, "vqa", "#23", "23", "What is the number?"),
-        (1, "long_document", "12", "Page 12", "On which page is it?"),
-        (0, "long_document", "page 13", "12", "Which page?"),
-        (0, "long_document", "Table 7", "Figure 7", "Which figure or table shows it?"),
-        (1, "choice", "0.75", "A", FRACTION), (1, "choice", "A. $\\frac{3}{4}$", "A", FRACTION),
-        (0, "choice", "0.5", "A", FRACTION),
-        (0, "choice", "A. $\\frac{2}{3}$", "A", FRACTION), (1, "choice", "c", "C", PRICE),
-        (0, "choice", "d", "C", PRICE),
-        (1, "choice", "C ($3.50)", "C", PRICE), (1, "choice", "3.50", "C", PRICE), (0, "choice", "2.50", "C", PRICE),
-        (1, "physics", "Q", "B", LAMPS), (1, "physics", "(B) Q", "B", LAMPS), (0, "physics", "(B) R", "B", LAMPS),
-        (0, "physics", "R", "B", LAMPS), (1, "choice", "Therefore, the answer is B", "B", LAMPS),
-    ],
-)  # fmt: skip
-def test_spellings_that_a_question_allows(expect, domain, answer, truth, question):
-    verdict = verify(domain, kit.respond(answer), truth, question)
-    assert (verdict.outcome, verdict.score) == (("score", 1) if expect else ("wrong", 0)), verdict.detail
-
-
 NOTICE = (
     "本馆开放时间为每周二至周日上午九时至下午五时，周一闭馆。请勿携带易燃易爆物品入馆，参观时请保持安静，谢谢您的合作。"
 )
