@@ -15,14 +15,15 @@ from bench.peers import gpu_package
 from bench.shapes import HEAD_DIM, PROMPTS, SEQUENCES, TEXT_HEADS, TEXT_KV_HEADS, VISION_HEADS, cases
 from glm4v_ext import flash_attn_varlen_func
 
+HEAD_DIMS = {f"D{dim}": dim for dim in (64, 80, 96)}
 LONG = {f"S{tokens}": tokens for tokens in (8192, 2048, 4096, 16384, 32768)}
 RAGGED = [64, 256, 576, 1024, 9216, 2304, 64, 4096]
 EAGER_SCORES = 2**30  # bytes of one eager score matrix, at most
 
 
-def sample(lengths, heads, kv_heads, device, dtype):
+def sample(lengths, heads, kv_heads, device, dtype, dim=HEAD_DIM):
     """q, k, v as slices of one packed projection, and cu_seqlens."""
-    qkv = torch.randn(sum(lengths), heads + 2 * kv_heads, HEAD_DIM, device=device).to(dtype)
+    qkv = torch.randn(sum(lengths), heads + 2 * kv_heads, dim, device=device).to(dtype)
     cu_seqlens = torch.tensor([0, *lengths], device=device).cumsum(0).int()
     return qkv.split([heads, kv_heads, kv_heads], dim=1), cu_seqlens
 
@@ -104,14 +105,12 @@ def bench_prefill(race, device, dtype, tokens):
     race(peers_of(q, k, v, cu_seqlens, [tokens], True), flops=flops, bytes=moved(q, k, False))
 
 
-@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
-@pytest.mark.parametrize("tokens", cases(LONG))
-def bench_long(race, device, dtype, tokens, causal, backward):
+def race_long(race, device, dtype, tokens, causal, backward, dim=HEAD_DIM):
     """16 heads and 16k tokens or more: what kernels for GPUs are compared by."""
     if device == "cpu":
         pytest.skip("for a GPU")
     sequences = max(1, 16384 // tokens)
-    parts, cu_seqlens = sample([tokens] * sequences, 16, 16, device, dtype)
+    parts, cu_seqlens = sample([tokens] * sequences, 16, 16, device, dtype, dim)
     q, k, v = (x.requires_grad_(backward) for x in parts)
 
     def batched():
@@ -123,10 +122,22 @@ def bench_long(race, device, dtype, tokens, causal, backward):
             "cudnn": by(SDPBackend.CUDNN_ATTENTION, batched),
             "torch's flash": by(SDPBackend.FLASH_ATTENTION, batched),
         },
-        flops=(3.5 if backward else 1) * (2 if causal else 4) * sequences * tokens**2 * 16 * HEAD_DIM,
+        flops=(3.5 if backward else 1) * (2 if causal else 4) * sequences * tokens**2 * 16 * dim,
         bytes=moved(q, k, backward),
         leaves=(q, k, v) if backward else (),
     )
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("tokens", cases(LONG))
+def bench_long(race, device, dtype, tokens, causal, backward):
+    race_long(race, device, dtype, tokens, causal, backward)
+
+
+@pytest.mark.parametrize("dim", cases(HEAD_DIMS, quick=["D80"]))
+def bench_head_dims(race, device, dtype, dim, backward):
+    """Of other models' towers."""
+    race_long(race, device, dtype, 4096, False, backward, dim)
 
 
 def bench_ragged(race, device, dtype, backward):

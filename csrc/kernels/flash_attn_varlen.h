@@ -54,8 +54,8 @@ struct FlashAttnBackward : FlashAttnArgs {
   float *dk_parts, *dv_parts;  // [Tk, K, parts, D], scratch
 };
 
-// bf16 and f16 only. Those of Hopper serve head dims 64 and 128, groups of heads that divide a tile, no pages; backward
-// no softcap.
+// bf16 and f16 only. Those of Hopper serve aligned rows with head dims to 128, groups of heads that divide a tile, no
+// pages; backward no softcap.
 cudaError_t launch_flash_attn_varlen(DType dtype, const FlashAttnForward& args, cudaStream_t stream);
 bool serves_flash_attn_varlen_sm90(const FlashAttnForward& args);
 cudaError_t launch_flash_attn_varlen_sm90(DType dtype, const FlashAttnForward& args, cudaStream_t stream);

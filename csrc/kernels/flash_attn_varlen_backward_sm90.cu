@@ -1,4 +1,4 @@
-// Backward of flash_attn_varlen for Hopper (sm_90a), head dims 64 and 128, no softcap: the same seven products in two
+// Backward of flash_attn_varlen for Hopper (sm_90a), head dims to 128, no softcap: the same seven products in two
 // kernels as in flash_attn_varlen_backward.cu, no atomics, the same bits at every run.
 //   P = exp(s - lse), dP = dout v^T, dS = P (dP - delta), delta = dout . out:   dv = P^T dout, dk = dS^T q, dq = dS k
 // A block owns a tile that stays in shared memory, 64 rows to each of two consumer groups, and a producer group streams
@@ -13,7 +13,7 @@ namespace {
 // OWN rows of two tensors that stay, OTHER rows of two that stream.
 template <int D, int OTHER_ROWS, int STAGE_COUNT>
 struct Sm90BackwardTile {
-  static constexpr int OWN = 128, OTHER = OTHER_ROWS, STAGES = STAGE_COUNT, PANELS = D / panel_columns;
+  static constexpr int OWN = 128, OTHER = OTHER_ROWS, STAGES = STAGE_COUNT, PANELS = panels<D>;
   static constexpr int OWN_PANEL = OWN * panel_row_bytes, OTHER_PANEL = OTHER * panel_row_bytes;
   static constexpr int OWN_BYTES = PANELS * OWN_PANEL, OTHER_BYTES = PANELS * OTHER_PANEL;
   static constexpr int THREADS = 3 * 128, CONSUMER_WARPS = 8;
@@ -96,14 +96,15 @@ __device__ __forceinline__ void release(Barrier* empty) {
   if (threadIdx.x % 32 == 0) barrier_arrive(empty);
 }
 
-// Row i of this lane's two rows of c [64, D], times `factor`, to `to`; nothing where that is null.
+// `dim` columns of row i of this lane's two rows of c [64, D], times `factor`, to `to`; nothing where that is null.
 template <int D>
-__device__ __forceinline__ void store_row_f32(const float (&c)[D / 2], int i, float factor, float* to) {
+__device__ __forceinline__ void store_row_f32(const float (&c)[D / 2], int i, float factor, float* to, int dim) {
   if (to == nullptr) return;
 #pragma unroll
   for (int d = 0; d < D; d += 8)
-    *reinterpret_cast<Pack<2, float>*>(to + d + threadIdx.x % 4 * 2) = {
-        {c[d / 2 + 2 * i] * factor, c[d / 2 + 2 * i + 1] * factor}};
+    if (d < dim)
+      *reinterpret_cast<Pack<2, float>*>(to + d + threadIdx.x % 4 * 2) = {
+          {c[d / 2 + 2 * i] * factor, c[d / 2 + 2 * i + 1] * factor}};
 }
 
 // dk and dv: a block owns 128 keys of one kv head and sums over a part of its query heads.
@@ -120,14 +121,14 @@ __global__ void __launch_bounds__(KeysTile<D>::THREADS, 1)
   const int lane = threadIdx.x % 32;
   // Where row `token` of this block's sums goes.
   const auto gradient_row = [&](void* x, int64_t token) {
-    return static_cast<T*>(x) + (token * a.kv_heads + kv_head) * D;
+    return static_cast<T*>(x) + (token * a.kv_heads + kv_head) * a.dim;
   };
-  const auto partial_row = [&](float* x, int64_t token) { return x + (token * gridDim.y + blockIdx.y) * D; };
+  const auto partial_row = [&](float* x, int64_t token) { return x + (token * gridDim.y + blockIdx.y) * a.dim; };
   const Tile tile = find_tile(blockIdx.x, a.cu_k, a.sequences, 1, OWN);
   if (tile.sequence < 0) {  // keys of no sequence
     const int64_t first = a.cu_k[a.sequences] + static_cast<int64_t>(tile.piece) * OWN;
     for (int64_t t = first + threadIdx.x; t < first + OWN && t < a.tokens_k; t += blockDim.x)
-      for (int d = 0; d < D; d += 8)
+      for (int d = 0; d < a.dim; d += 8)
         if (a.parts > 1)
           *reinterpret_cast<Pack<8, float>*>(partial_row(a.dk_parts, t) + d) =
               *reinterpret_cast<Pack<8, float>*>(partial_row(a.dv_parts, t) + d) = {};
@@ -243,25 +244,26 @@ __global__ void __launch_bounds__(KeysTile<D>::THREADS, 1)
     const bool real = key < shared.work.sequence.keys;
     const int64_t token = shared.work.sequence.k_begin + key;
     if (a.parts > 1) {
-      store_row_f32<D>(dk, i, a.scale, real ? partial_row(a.dk_parts, token) : nullptr);
-      store_row_f32<D>(dv, i, 1, real ? partial_row(a.dv_parts, token) : nullptr);
+      store_row_f32<D>(dk, i, a.scale, real ? partial_row(a.dk_parts, token) : nullptr, a.dim);
+      store_row_f32<D>(dv, i, 1, real ? partial_row(a.dv_parts, token) : nullptr, a.dim);
     } else {
-      store_row<T, D>(dk, i, a.scale, real ? gradient_row(a.dk, token) : nullptr);
-      store_row<T, D>(dv, i, 1, real ? gradient_row(a.dv, token) : nullptr);
+      store_row<T, D>(dk, i, a.scale, real ? gradient_row(a.dk, token) : nullptr, a.dim);
+      store_row<T, D>(dv, i, 1, real ? gradient_row(a.dv, token) : nullptr, a.dim);
     }
   }
 }
 
 // dk and dv [Tk, K, D] from the parts [Tk, K, parts, D], in order.
-template <class T, int D>
+template <class T>
 __global__ void __launch_bounds__(256) flash_attn_varlen_sum_parts_kernel(FlashAttnBackward a) {
   constexpr int N = 8;
-  const int64_t at = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * N, row = at / D, column = at % D;
+  const int64_t at = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * N, row = at / a.dim;
+  const int column = static_cast<int>(at - row * a.dim);
   if (row >= a.tokens_k * a.kv_heads) return;
-  const float* const parts = (blockIdx.y == 0 ? a.dk_parts : a.dv_parts) + row * a.parts * D + column;
+  const float* const parts = (blockIdx.y == 0 ? a.dk_parts : a.dv_parts) + row * a.parts * a.dim + column;
   float sum[N] = {}, part[N];
   for (int i = 0; i < a.parts; ++i) {
-    load(parts + i * D, part);
+    load(parts + i * a.dim, part);
 #pragma unroll
     for (int j = 0; j < N; ++j) sum[j] += part[j];
   }
@@ -381,7 +383,8 @@ __global__ void __launch_bounds__(RowsTile<D>::THREADS, 1)
   for (int i = 0; i < 2; ++i)
     store_row<T, D>(
         dq, i, a.scale,
-        rows[i] < count ? static_cast<T*>(a.dq) + (token_of(rows[i]) * a.heads + head_of(rows[i])) * D : nullptr);
+        rows[i] < count ? static_cast<T*>(a.dq) + (token_of(rows[i]) * a.heads + head_of(rows[i])) * a.dim : nullptr,
+        a.dim);
 }
 
 template <class T, int D>
@@ -390,8 +393,8 @@ cudaError_t launch_dim(DType dtype, const FlashAttnBackward& a, cudaStream_t str
   const auto kv_heads = static_cast<unsigned>(a.kv_heads), parts = static_cast<unsigned>(a.parts);
   // x and y of one side, in boxes of `height` rows.
   const auto maps = [&](TensorMap(&to)[2], const HeadRows& x, const HeadRows& y, int heads, int box_heads, int height) {
-    const cudaError_t error = make_ragged_map(to[0], dtype, x, heads, D, box_heads, height / box_heads);
-    return error == cudaSuccess ? make_ragged_map(to[1], dtype, y, heads, D, box_heads, height / box_heads) : error;
+    const cudaError_t error = make_ragged_map(to[0], dtype, x, heads, a.dim, box_heads, height / box_heads);
+    return error == cudaSuccess ? make_ragged_map(to[1], dtype, y, heads, a.dim, box_heads, height / box_heads) : error;
   };
   TensorMap rows[2], keys[2];
   {
@@ -405,10 +408,9 @@ cudaError_t launch_dim(DType dtype, const FlashAttnBackward& a, cudaStream_t str
       error = launch(flash_attn_varlen_dkdv_sm90_kernel<T, D>, grid, Sizes::THREADS, bytes, stream, a, rows[0], rows[1],
                      keys[0], keys[1]);
     constexpr int values = 8 * 256;  // of a block
-    const int64_t blocks = (a.tokens_k * a.kv_heads * D + values - 1) / values;
+    const int64_t blocks = (a.tokens_k * a.kv_heads * a.dim + values - 1) / values;
     if (error == cudaSuccess && parts > 1 && blocks > 0)
-      error =
-          launch(flash_attn_varlen_sum_parts_kernel<T, D>, dim3(static_cast<unsigned>(blocks), 2), 256, 0, stream, a);
+      error = launch(flash_attn_varlen_sum_parts_kernel<T>, dim3(static_cast<unsigned>(blocks), 2), 256, 0, stream, a);
     if (error != cudaSuccess) return error;
   }
   using Sizes = RowsTile<D>;
@@ -441,7 +443,7 @@ cudaError_t launch_flash_attn_varlen_backward_sm90(DType dtype, const FlashAttnB
     using T = decltype(zero);
     const cudaError_t error = launch_flash_attn_varlen_delta(dtype, a, stream);
     if (error != cudaSuccess) return error;
-    return a.dim == 64 ? launch_dim<T, 64>(dtype, a, stream) : launch_dim<T, 128>(dtype, a, stream);
+    return dispatch_dim_sm90(a.dim, [&](auto dim) { return launch_dim<T, dim()>(dtype, a, stream); });
   });
 }
 

@@ -1,4 +1,4 @@
-// Forward of flash_attn_varlen for Hopper (sm_90a), head dims 64 and 128. A block stays for the whole launch and takes
+// Forward of flash_attn_varlen for Hopper (sm_90a), head dims to 128. A block stays for the whole launch and takes
 // tiles of M packed rows as they come: one warp copies by TMA what two warp groups multiply by wgmma, 64 rows each. The
 // exponentials of one step run beside P V of the step before, and beside the other group's products: the groups issue
 // theirs in turns. Sequences of 64 rows or fewer in the mean would leave the second group idle: blocks have one group
@@ -13,7 +13,7 @@ namespace {
 template <int D, int G>
 struct Sm90Tile {
   static constexpr int GROUPS = G, M = 64 * GROUPS, N = 64 * GROUPS;
-  static constexpr int PANELS = D / panel_columns, STAGES = D == 128 ? 2 : 4;
+  static constexpr int PANELS = panels<D>, STAGES = PANELS == 2 ? 2 : 4;
   static constexpr int Q_PANEL = M * panel_row_bytes, KV_PANEL = N * panel_row_bytes;  // bytes
   static constexpr int Q_BYTES = PANELS * Q_PANEL, KV_BYTES = PANELS * KV_PANEL;
   static constexpr int THREADS = 128 * (1 + GROUPS), CONSUMER_WARPS = 4 * GROUPS, BLOCKS = GROUPS == 1 ? 2 : 1;
@@ -201,8 +201,8 @@ __device__ __forceinline__ void consume(const FlashAttnForward& a, Sm90Shared<Si
     if (s.index < 0) {
       release(&shared.q_empty);
       for (int row = threadIdx.x - 128; row < work.rows; row += THREADS) {
-        T* const out = static_cast<T*>(a.out) + (token_of(row) * a.heads + head_of(row)) * D;
-        for (int d = 0; d < D; d += 8) *reinterpret_cast<Pack<8, T>*>(out + d) = {};
+        T* const out = static_cast<T*>(a.out) + (token_of(row) * a.heads + head_of(row)) * a.dim;
+        for (int d = 0; d < a.dim; d += 8) *reinterpret_cast<Pack<8, T>*>(out + d) = {};
         write_statistics(a, head_of(row), token_of(row), -INFINITY, 0);
       }
       continue;
@@ -294,8 +294,8 @@ __device__ __forceinline__ void consume(const FlashAttnForward& a, Sm90Shared<Si
       const float factor = sum == 0 ? 0 : 1 / sum;
       const bool real = own[i] < work.rows;
       const int64_t token = token_of(own[i]), head = head_of(own[i]);
-      T* const to = static_cast<T*>(a.out) + (token * a.heads + head) * D;
-      store_row<T, D>(out, i, factor, real ? to : nullptr);
+      T* const to = static_cast<T*>(a.out) + (token * a.heads + head) * a.dim;
+      store_row<T, D>(out, i, factor, real ? to : nullptr, a.dim);
       if (real && lane % 4 == 0) write_statistics(a, head, token, softmax.top[i], sum);
     }
   }
@@ -331,9 +331,9 @@ cudaError_t launch_groups(DType dtype, const FlashAttnForward& a, cudaStream_t s
   using Sizes = Sm90Tile<D, GROUPS>;
   const int group = a.heads / a.kv_heads;
   TensorMap q, k, v;
-  cudaError_t error = make_ragged_map(q, dtype, a.q, a.heads, D, group, Sizes::M / group);
-  if (error == cudaSuccess) error = make_ragged_map(k, dtype, a.k, a.kv_heads, D, 1, Sizes::N);
-  if (error == cudaSuccess) error = make_ragged_map(v, dtype, a.v, a.kv_heads, D, 1, Sizes::N);
+  cudaError_t error = make_ragged_map(q, dtype, a.q, a.heads, a.dim, group, Sizes::M / group);
+  if (error == cudaSuccess) error = make_ragged_map(k, dtype, a.k, a.kv_heads, a.dim, 1, Sizes::N);
+  if (error == cudaSuccess) error = make_ragged_map(v, dtype, a.v, a.kv_heads, a.dim, 1, Sizes::N);
   if (error == cudaSuccess) error = cudaMemsetAsync(a.next_tile, 0, sizeof *a.next_tile, stream);
   int device = 0, processors = 0;
   if (error == cudaSuccess) error = cudaGetDevice(&device);
@@ -363,7 +363,7 @@ bool serves_flash_attn_varlen_sm90(const FlashAttnForward& a) { return serves_sm
 cudaError_t launch_flash_attn_varlen_sm90(DType dtype, const FlashAttnForward& a, cudaStream_t stream) {
   return dispatch_half(dtype, [&](auto zero) {
     using T = decltype(zero);
-    return a.dim == 64 ? launch_dim<T, 64>(dtype, a, stream) : launch_dim<T, 128>(dtype, a, stream);
+    return dispatch_dim_sm90(a.dim, [&](auto dim) { return launch_dim<T, dim()>(dtype, a, stream); });
   });
 }
 

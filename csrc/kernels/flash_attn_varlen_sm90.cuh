@@ -5,10 +5,11 @@
 
 namespace glm4v::cuda {
 
-// The other calls are served by the kernels of sm_80.
+// The other calls are served by the kernels of sm_80. Here D is the head dim that a kernel is made for, at least that
+// of the call: copies bring zeros beyond the latter.
 inline bool serves_sm90(const FlashAttnArgs& a) {
   const int group = a.heads / a.kv_heads;
-  return (a.dim == 64 || a.dim == 128) && a.page_size == 0 && a.aligned && group <= 128 && 128 % group == 0 &&
+  return a.dim <= 128 && a.page_size == 0 && a.aligned && group <= 128 && 128 % group == 0 &&
          fits_ragged_map(a.q, a.heads) && fits_ragged_map(a.k, a.kv_heads) && fits_ragged_map(a.v, a.kv_heads);
 }
 
@@ -26,19 +27,22 @@ __device__ __forceinline__ void transpose_quad(uint32_t (&w)[4]) {
     }
 }
 
-// Row i (0 or 1) of this lane's two rows of the accumulators c [64, D], times `factor`, to `to`; nothing where that is
-// null. For a whole warp: a quad shares a row, and each of its lanes writes 16 bytes.
+// `dim` columns of row i (0 or 1) of this lane's two rows of the accumulators c [64, D], times `factor`, to `to`;
+// nothing where that is null. For a whole warp: a quad shares a row, and each of its lanes writes 16 bytes.
 template <class T, int D>
-__device__ __forceinline__ void store_row(const float (&c)[D / 2], int i, float factor, T* to) {
+__device__ __forceinline__ void store_row(const float (&c)[D / 2], int i, float factor, T* to, int dim) {
 #pragma unroll
   for (int d = 0; d < D; d += 32) {
     uint32_t words[4];
 #pragma unroll
-    for (int j = 0; j < 4; ++j)
-      words[j] = pack_pair<T>(c[d / 2 + 4 * j + 2 * i] * factor, c[d / 2 + 4 * j + 2 * i + 1] * factor);
+    for (int j = 0; j < 4; ++j) {
+      const int at = d / 2 + 4 * j + 2 * i;
+      words[j] = at < D / 2 ? pack_pair<T>(c[at] * factor, c[at + 1] * factor) : 0;
+    }
     transpose_quad(words);
-    if (to != nullptr)
-      *reinterpret_cast<Pack<4, uint32_t>*>(to + d + threadIdx.x % 4 * 8) = {{words[0], words[1], words[2], words[3]}};
+    const int column = d + threadIdx.x % 4 * 8;
+    if (to != nullptr && column < dim)
+      *reinterpret_cast<Pack<4, uint32_t>*>(to + column) = {{words[0], words[1], words[2], words[3]}};
   }
 }
 
@@ -82,8 +86,17 @@ __device__ __forceinline__ void accumulate(float (&c)[D / 2], const uint32_t (&w
 template <int D>
 __device__ __forceinline__ void copy_tiles(unsigned char* to, int panel, const TensorMap& map, Barrier* barrier,
                                            int head, int64_t begin, int length, int row) {
-  for (int i = 0; i < D / panel_columns; ++i)
+  for (int i = 0; i < panels<D>; ++i)
     copy_tile(to + i * panel, map, barrier, i * panel_columns, head, begin, length, row);
+}
+
+// Calls f with the D that serves head dim `dim`, as an integral constant.
+template <class F>
+cudaError_t dispatch_dim_sm90(int dim, F&& f) {
+  if (dim <= 64) return f(std::integral_constant<int, 64>{});
+  if (dim <= 80) return f(std::integral_constant<int, 80>{});
+  if (dim <= 96) return f(std::integral_constant<int, 96>{});
+  return f(std::integral_constant<int, 128>{});
 }
 
 }  // namespace glm4v::cuda

@@ -110,9 +110,8 @@ struct Product;
 #define GLM4V_R32                                                                                                  \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, " \
   "%24, %25, %26, %27, %28, %29, %30, %31"
-#define GLM4V_R48 \
-  GLM4V_R32       \
-  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define GLM4V_R40 GLM4V_R32 ", %32, %33, %34, %35, %36, %37, %38, %39"
+#define GLM4V_R48 GLM4V_R40 ", %40, %41, %42, %43, %44, %45, %46, %47"
 #define GLM4V_R64                    \
   GLM4V_R48                          \
   ", %48, %49, %50, %51, %52, %53, " \
@@ -121,7 +120,8 @@ struct Product;
   "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]), "+f"(c[i + 6]), \
       "+f"(c[i + 7])
 #define GLM4V_C32 GLM4V_C8(0), GLM4V_C8(8), GLM4V_C8(16), GLM4V_C8(24)
-#define GLM4V_C48 GLM4V_C32, GLM4V_C8(32), GLM4V_C8(40)
+#define GLM4V_C40 GLM4V_C32, GLM4V_C8(32)
+#define GLM4V_C48 GLM4V_C40, GLM4V_C8(40)
 #define GLM4V_C64 GLM4V_C48, GLM4V_C8(48), GLM4V_C8(56)
 // The last operands are numbered from the accumulators' end.
 #define GLM4V_PRODUCT(T, TYPE, N, REGISTERS, OPERANDS, X0, X1, X2, X3, X4, X5)                                 \
@@ -143,18 +143,22 @@ struct Product;
     }                                                                                                          \
   }
 GLM4V_PRODUCT(bf16, "bf16", 64, GLM4V_R32, GLM4V_C32, "%32", "%33", "%34", "%35", "%36", "%37");
+GLM4V_PRODUCT(bf16, "bf16", 80, GLM4V_R40, GLM4V_C40, "%40", "%41", "%42", "%43", "%44", "%45");
 GLM4V_PRODUCT(bf16, "bf16", 96, GLM4V_R48, GLM4V_C48, "%48", "%49", "%50", "%51", "%52", "%53");
 GLM4V_PRODUCT(bf16, "bf16", 128, GLM4V_R64, GLM4V_C64, "%64", "%65", "%66", "%67", "%68", "%69");
 GLM4V_PRODUCT(f16, "f16", 64, GLM4V_R32, GLM4V_C32, "%32", "%33", "%34", "%35", "%36", "%37");
+GLM4V_PRODUCT(f16, "f16", 80, GLM4V_R40, GLM4V_C40, "%40", "%41", "%42", "%43", "%44", "%45");
 GLM4V_PRODUCT(f16, "f16", 96, GLM4V_R48, GLM4V_C48, "%48", "%49", "%50", "%51", "%52", "%53");
 GLM4V_PRODUCT(f16, "f16", 128, GLM4V_R64, GLM4V_C64, "%64", "%65", "%66", "%67", "%68", "%69");
 #undef GLM4V_PRODUCT
 #undef GLM4V_C64
 #undef GLM4V_C48
+#undef GLM4V_C40
 #undef GLM4V_C32
 #undef GLM4V_C8
 #undef GLM4V_R64
 #undef GLM4V_R48
+#undef GLM4V_R40
 #undef GLM4V_R32
 
 }  // namespace glm4v::cuda

@@ -11,6 +11,8 @@
 namespace glm4v::cuda {
 
 constexpr int panel_columns = 64, panel_row_bytes = 128, swizzle_bytes = 1024;
+template <int D>
+constexpr int panels = (D + panel_columns - 1) / panel_columns;  // of a tile with D columns
 
 // Where an operand of a product begins, and how it goes on; address >> 4 may be added. If its rows lie along the sum
 // (a, and b as [N, 16]): 8 rows every 1024 bytes, 16 columns every 32. If they lie across it (b as [16, N]): 8 rows

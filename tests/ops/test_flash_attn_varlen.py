@@ -38,13 +38,13 @@ def test_long_sequences(device, dtype):  # several key blocks and query tiles in
 
 
 @pytest.mark.parametrize("device", devices())
-@pytest.mark.parametrize(("group", "dim"), [(1, 16), (3, 16), (16, 16), (200, 16), (3, 64), (16, 64)])
+@pytest.mark.parametrize(("group", "dim"), [(1, 16), (3, 16), (16, 16), (200, 16), (3, 64), (16, 64), (16, 88)])
 def test_grouped_heads(group, dim, device):
     assert_definition(sample(([9, 30], [30, 31]), 2 * group, 2, dim, torch.bfloat16, device), causal=True)
 
 
 @pytest.mark.parametrize(("device", "dtype"), attention_cases())
-@pytest.mark.parametrize("dim", [24, 64, 128])
+@pytest.mark.parametrize("dim", [24, 64, 72, 128])
 def test_neighbours_do_not_leak(dim, dtype, device):
     lengths = ([70, 9, 130], [33, 150, 5])
     inputs = sample(lengths, 4, 2, dim, dtype, device, padding=40)
