@@ -38,15 +38,10 @@ def linear_backward(dout: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, 
     dout_rows = dout.flatten(0, -2) if dout.dim() > 1 else dout[None]  # [M, N]
     x_rows = x.reshape(dout_rows.shape[0], x.shape[-1])  # [M, K]
     return (
-        _times(dout, weight) if needs[0] else None,
-        _times(dout_rows.t(), x_rows) if needs[1] else None,
+        _linear(dout, weight.t(), None) if needs[0] else None,
+        _linear(dout_rows.t(), x_rows.t(), None) if needs[1] else None,
         dout_rows.sum(0) if needs[2] else None,
     )
-
-
-def _times(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b``: on a GPU cuBLAS's by the shortest way, else the op's."""
-    return a @ b if a.is_cuda else _linear(a, b.t(), None)
 
 
 @fake("linear")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .autocast import autocast, lower
@@ -40,17 +41,21 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return x.new_empty((x.shape[0] // 4, weight.shape[0]))
 
 
+def _rows(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in one order of the 4C: patches, which are fewer, are rearranged unless the weight lies as they do."""
+    blocks = x.reshape(x.shape[0] // 4, 4, x.shape[1])  # [P/4, 4, C]
+    if weight.is_contiguous():
+        return blocks.transpose(1, 2), weight  # [P/4, C, 4], [O, C, 2, 2]
+    return blocks, weight.permute(0, 2, 3, 1)  # [O, 2, 2, C]
+
+
 def _setup(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs[:2])
 
 
 def _backward(ctx, dout: Tensor):
     x, weight = ctx.saved_tensors
-    blocks = x.reshape(x.shape[0] // 4, 4, x.shape[1])  # [P/4, 4, C]
-    rows = weight.permute(0, 2, 3, 1)  # [O, 2, 2, C]
-    by_channel = weight.is_contiguous()  # then patches are rearranged, in place of the weight and its gradient
-    if by_channel:
-        blocks, rows = blocks.transpose(1, 2), weight  # [P/4, C, 4], [O, C, 2, 2]
+    (blocks, rows), by_channel = _rows(x, weight), weight.is_contiguous()
     dx, dweight, dbias = linear_backward(dout, blocks.flatten(1), rows.flatten(1), ctx.needs_input_grad)
     if dx is not None:
         dx = dx.view(blocks.shape)
@@ -61,6 +66,11 @@ def _backward(ctx, dout: Tensor):
     return dx, dweight, dbias
 
 
-differentiable("merge_patches", _setup, _backward)
+def on_gpu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    blocks, rows = _rows(x, weight)
+    return F.linear(blocks.flatten(1), rows.flatten(1), bias)
+
+
+differentiable("merge_patches", _setup, _backward, on_gpu)
 autocast("merge_patches", lower)
 flops("merge_patches", product)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .autocast import autocast, lower
@@ -63,10 +64,17 @@ def _backward(ctx, dout: Tensor):
     return dpatches, dweight if dweight is None else dweight.reshape(weight.shape), dbias, None
 
 
+def on_gpu(patches: Tensor, weight: Tensor, bias: Tensor, still: bool = False) -> Tensor:
+    if still and patches.requires_grad:
+        frames = patches.reshape(patches.shape[0], *weight.shape[1:])
+        patches = frames[:, :, :1].expand_as(frames).reshape(patches.shape)
+    return F.linear(patches, weight.flatten(1), bias)
+
+
 def _flops(patches: Tensor, weight: Tensor, bias: Tensor, still: bool) -> int:
     return product(patches, weight) // (weight.shape[2] if still else 1)
 
 
-differentiable("patch_embed", _setup, _backward)
+differentiable("patch_embed", _setup, _backward, on_gpu)
 autocast("patch_embed", lower)
 flops("patch_embed", _flops)

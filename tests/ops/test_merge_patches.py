@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from glm4v_ext import merge_patches, reference
+from glm4v_ext.ops.merge_patches import on_gpu
 from glm4v_ext.testing import (
     DTYPES,
     assert_as_accurate,
@@ -29,6 +30,13 @@ def sample(shape, dtype, device="cpu"):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_definition(shape, dtype, device):
     assert_as_accurate(merge_patches, reference.merge_patches, sample(shape, dtype, device))
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_a_gpu_computes_gradients_of(shape, order):
+    x, weight, bias = sample(shape, torch.float32)
+    assert_as_accurate(on_gpu, reference.merge_patches, [x, weight.to(memory_format=order), bias])
 
 
 @pytest.mark.parametrize("level", isa_levels())

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from glm4v_ext import patch_embed, reference
+from glm4v_ext.ops.patch_embed import on_gpu
 from glm4v_ext.testing import (
     DTYPES,
     assert_as_accurate,
@@ -41,6 +42,11 @@ def sample(shape, dtype, device="cpu"):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_definition(shape, dtype, device):
     assert_as_accurate(patch_embed, reference.patch_embed, sample(shape, dtype, device))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_a_gpu_computes_gradients_of(shape):
+    assert_as_accurate(on_gpu, reference.patch_embed, sample(shape, torch.float32))
 
 
 @pytest.mark.parametrize("level", isa_levels())
