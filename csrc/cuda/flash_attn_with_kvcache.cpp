@@ -8,8 +8,11 @@
 namespace glm4v::cuda {
 namespace {
 
-CacheRows rows_of(Tensor& cache) {
+PagedRows<void> rows_of(Tensor& cache) {
   return {cache.mutable_data_ptr(), cache.stride(0), cache.stride(1), cache.stride(2)};
+}
+PagedRows<const void> const_rows_of(const Tensor& x) {
+  return {x.const_data_ptr(), x.stride(0), x.stride(1), x.stride(2)};
 }
 
 }  // namespace
@@ -31,18 +34,18 @@ std::tuple<Tensor, Tensor> flash_attn_with_kvcache(
       check_flash_attn_options(op, s.dim, softmax_scale, causal, window_left, window_right, softcap);
   check_half(op, s.dtype);
   const OnDevice device(q);
-  const Tensor qc = contiguous(q), out = empty_contiguous(qc);
-  const Tensor lse = empty_f32({s.batch, s.heads, s.queries}, qc);
+  const Tensor qd = dense_rows(q), out = empty_contiguous(q);
+  const Tensor lse = empty_f32({s.batch, s.heads, s.queries}, q);
   if (out.numel() == 0 && s.new_tokens == 0) return {out, lse};
-  std::vector<Tensor> kept;  // contiguous copies, alive until the launch
-  const auto values = [&](const std::optional<Tensor>& x) -> const void* {
-    return x ? kept.emplace_back(contiguous(*x)).const_data_ptr() : nullptr;
+  std::vector<Tensor> kept;  // copies, alive until the launch
+  const auto values = [&](const std::optional<Tensor>& x) {
+    return x ? const_rows_of(kept.emplace_back(dense_rows(*x))) : PagedRows<const void>{};
   };
   const auto index = [&](const std::optional<Tensor>& x) {
     return x ? index_of(kept.emplace_back(contiguous(*x))) : Index{};
   };
   KvCacheArgs args{};
-  args.q = qc.const_data_ptr();
+  args.q = const_rows_of(qd);
   args.k = rows_of(k_cache), args.v = rows_of(v_cache);
   args.k_new = values(k), args.v_new = values(v);
   args.seqlens = index(cache_seqlens), args.batch_idx = index(cache_batch_idx), args.leftpad = index(cache_leftpad);
@@ -54,7 +57,7 @@ std::tuple<Tensor, Tensor> flash_attn_with_kvcache(
   args.left = narrow_window(options.left), args.right = narrow_window(options.right);
   args.splits = static_cast<int>(std::min<int64_t>(num_splits, KV_MOST_WANTED));
   args.scale = options.scale, args.softcap = options.softcap;
-  args.aligned = aligned_rows(k_cache) && aligned_rows(v_cache) && aligned_rows(qc) &&
+  args.aligned = aligned_rows(k_cache) && aligned_rows(v_cache) && aligned_rows(qd) &&
                  std::all_of(kept.begin(), kept.begin() + (k ? 2 : 0), aligned_rows);
   args.out = out.mutable_data_ptr(), args.lse = static_cast<float*>(lse.mutable_data_ptr());
   const int64_t row_tiles = std::max<int64_t>(1, kv_tiles(args));
@@ -64,8 +67,8 @@ std::tuple<Tensor, Tensor> flash_attn_with_kvcache(
         " queries times heads per kv head on CUDA, got ", s.batch, " and ", s.queries * (s.heads / s.kv_heads));
   plan_flash_attn_with_kvcache(args, compute_capability(q) >= 90, processors(q));
   const int64_t tiles = s.batch * s.kv_heads * row_tiles;
-  const Tensor partials = empty_f32({tiles * args.slots * KV_TILE * (kv_padded_dim(args.dim) + 8)}, qc);
-  const Tensor finished = torch::stable::new_zeros(qc, {tiles * args.counters}, ScalarType::Int);
+  const Tensor partials = empty_f32({tiles * args.slots * KV_TILE * (kv_padded_dim(args.dim) + 8)}, q);
+  const Tensor finished = torch::stable::new_zeros(q, {tiles * args.counters}, ScalarType::Int);
   args.partials = static_cast<float*>(partials.mutable_data_ptr());
   args.finished = static_cast<int*>(finished.mutable_data_ptr());
   check_launch(op, launch_flash_attn_with_kvcache(s.dtype, args, device.stream()));

@@ -41,8 +41,7 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheTile<D>::BL
   for (int i = threadIdx.x; i < KV_TILE * D / 8; i += 32 * WARPS) {
     const int r = i / (D / 8), d = i % (D / 8) * 8;
     const bool inside = r < rows && d < a.dim;
-    const T* const from =
-        static_cast<const T*>(a.q) + packed_row(a, b, kv_head, first + (r < rows ? r : 0)).heads * a.dim;
+    const T* const from = query_row<T>(a, b, kv_head, first + (r < rows ? r : 0));
     if (a.aligned)
       copy_async(sq + r * ROW + d, inside ? from + d : from, inside);
     else
@@ -73,12 +72,11 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheTile<D>::BL
     const int page_size = static_cast<int>(a.page_size);
     return Place{a.block_table[b * a.max_pages + key / page_size], key % page_size};
   };
-  const auto cached = [&](const CacheRows& x, Place at) {
+  const auto cached = [&](const PagedRows<void>& x, Place at) {
     return static_cast<T*>(x.data) + at.page * x.page + at.row * x.row + kv_head * x.head;
   };
-  const auto fresh = [&](const void* x, int key) {
-    return static_cast<const T*>(x) +
-           ((static_cast<int64_t>(b) * a.new_tokens + key - old) * a.kv_heads + kv_head) * a.dim;
+  const auto fresh = [&](const PagedRows<const void>& x, int key) {
+    return static_cast<const T*>(x.data) + b * x.page + (key - old) * x.row + kv_head * x.head;
   };
 
   constexpr int CHUNKS = D / 8, PASS = 32 / CHUNKS;  // 16 bytes each; rows that a warp loads at once
@@ -86,7 +84,7 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheTile<D>::BL
   const bool lane_inside = lane_column < a.dim;
   const auto load_group = [&](int values, int stage, int key, Place place) {
     if (key >= end) return;
-    const CacheRows& x = values ? a.v : a.k;
+    const PagedRows<void>& x = values ? a.v : a.k;
     const T* const base = cached(x, place);
     T* to = own + (stage * 2 + values) * GROUP + lane_row * ROW + lane_column;
     if (a.aligned && key + KV_TILE <= min(old, end)) {
@@ -95,12 +93,13 @@ __global__ void __launch_bounds__(32 * KvCacheTile<D>::WARPS, KvCacheTile<D>::BL
       for (int r = 0; r < KV_TILE; r += PASS, from += PASS * x.row) copy_async(to + r * ROW, from, lane_inside);
       return;
     }
-    const T* const base_new = fresh(values ? a.v_new : a.k_new, key);
+    const PagedRows<const void>& x_new = values ? a.v_new : a.k_new;
+    const T* const base_new = fresh(x_new, key);
 #pragma unroll 1
     for (int r = lane_row; r < KV_TILE; r += PASS, to += PASS * ROW) {
       const bool inside = key + r < end && lane_inside;
       const int at = inside ? key + r : key;
-      const T* const from = at < old ? base + (at - key) * x.row : base_new + (at - key) * a.kv_heads * a.dim;
+      const T* const from = at < old ? base + (at - key) * x.row : base_new + (at - key) * x_new.row;
       if (a.aligned)
         copy_async(to, inside ? from + lane_column : from, inside);
       else

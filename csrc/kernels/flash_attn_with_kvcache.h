@@ -7,15 +7,17 @@
 
 namespace glm4v::cuda {
 
-struct CacheRows {
-  void* data;
-  int64_t page, row, head;  // strides in elements; without a block table a page is a row of the cache
+// [pages, page_size, heads, D], or [B, S, heads, D], in memory: strides in elements.
+template <class Data>
+struct PagedRows {
+  Data* data;
+  int64_t page, row, head;  // without a block table a page is a row of the cache, or a sequence
 };
 
 struct KvCacheArgs {
-  const void* q;                                   // [B, Sq, H, D] contiguous
-  CacheRows k, v;                                  // [pages, page_size, K, D]
-  const void *k_new, *v_new;                       // [B, Sn, K, D] contiguous, or null
+  PagedRows<const void> q;                         // [B, Sq, H, D]
+  PagedRows<void> k, v;                            // [pages, page_size, K, D]
+  PagedRows<const void> k_new, v_new;              // [B, Sn, K, D], or null
   Index seqlens, batch_idx, leftpad, block_table;  // [B], [B], [B], [B, max_pages]; null data: capacity, b, 0, none
   int64_t page_size, max_pages;
   int batch, queries, heads, kv_heads, dim, new_tokens;

@@ -28,6 +28,13 @@ __device__ __forceinline__ PackedRow packed_row(const KvCacheArgs& a, int b, int
           (b * static_cast<int64_t>(a.heads) + head) * a.queries + query};
 }
 
+// Where row `row` of a tile begins in q.
+template <class T>
+__device__ __forceinline__ const T* query_row(const KvCacheArgs& a, int b, int kv_head, int row) {
+  const int group = a.heads / a.kv_heads, query = query_of(a, row), head = kv_head * group + row - query * group;
+  return static_cast<const T*>(a.q.data) + b * a.q.page + query * a.q.row + head * a.q.head;
+}
+
 // Sums of weighted values relative to 2^top are added to others: first what top and the sum of weights become, then the
 // values by the factors that this gives. Rounding is spelled out: the same sums are made in registers and in memory.
 // What is empty (top -inf, zeros) changes no bit of the other.
