@@ -5,11 +5,12 @@ Dims: T rows (tokens or patches), C width, F inner width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils.checkpoint import checkpoint
 
 from glm4v_ext import linear, rms_norm, swiglu
@@ -22,6 +23,54 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:  # [..., C_in] -> [..., C_out]
         return linear(input, self.weight, self.bias)
+
+
+def adjoin(layers: Sequence[Linear], dtype: torch.dtype, device: torch.device | str) -> None:
+    """Gives layers that read the same rows new parameters, one behind the other in one tensor, without values yet."""
+    for name in ("weight", "bias"):
+        old = [layer.get_parameter(name) for layer in layers]
+        rows = [len(parameter) for parameter in old]
+        whole = torch.empty(sum(rows), *old[0].shape[1:], dtype=dtype, device=device)
+        for layer, parameter, part in zip(layers, old, whole.split(rows), strict=True):
+            # `.data`: autograd would take a change of one in place for a change of all.
+            setattr(layer, name, nn.Parameter(part.data, requires_grad=parameter.requires_grad))
+
+
+def products(layers: Sequence[Linear], x: Tensor) -> Sequence[Tensor]:
+    """``[layer(x) for layer in layers]``: as columns of one product where `adjoin` has placed their parameters.
+
+    A GPU makes one of many outputs faster than three of which two have few. Its bits may be others, so that only
+    inference mode has it: what is computed with gradients is computed alike without them.
+    """
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled() and all(map(_only_multiplies, layers)):
+        weights = [layer.weight for layer in layers]
+        weight = _whole(weights)
+        bias = None if weight is None else _whole([layer.bias for layer in layers])
+        if weight is not None and bias is not None:
+            return linear(x, weight, bias).split([part.shape[0] for part in weights], -1)
+    return [layer(x) for layer in layers]
+
+
+def _only_multiplies(layer: nn.Module) -> bool:
+    """Whether calling the layer is its product and nothing else: no adapter, no hook, no forward put in its place."""
+    hooks = _has_any_global_hook() or layer._forward_hooks or layer._forward_pre_hooks
+    return type(layer) is Linear and not hooks and "forward" not in vars(layer)
+
+
+def _whole(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """What parameters are the rows of, one behind the other; None where they are not, as after any move of one."""
+    first = parts[0]
+    if type(first) is not nn.Parameter:
+        return None
+    storage, begin = first.untyped_storage(), first.storage_offset()
+    end = begin
+    for part in parts:
+        if type(part) is not nn.Parameter or part.untyped_storage() is not storage or part.dtype != first.dtype:
+            return None
+        if part.shape[1:] != first.shape[1:] or not part.is_contiguous() or part.storage_offset() != end:
+            return None
+        end += part.numel()
+    return first.as_strided([end - begin], [1]).view(-1, *first.shape[1:])
 
 
 class Kernel(nn.Module):

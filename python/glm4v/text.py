@@ -16,13 +16,15 @@ from glm4v_ext import flash_attn_varlen_func, flash_attn_with_kvcache, rms_norm_
 
 from .cache import KVCache
 from .config import TextConfig
-from .layers import Linear, Mlp, RMSNorm, run
+from .layers import Linear, Mlp, RMSNorm, products, run
 from .positions import Keys
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q [T, H, D], k and v [T, K, D] -> [T, H, D]
 
 
 class Attention(nn.Module):
+    few = 512  # tokens of which copies of q and k cost their launches more than their bytes
+
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         c, d = config.hidden_size, config.head_dim
@@ -32,12 +34,17 @@ class Attention(nn.Module):
         self.v_proj = Linear(c, config.num_key_value_heads * d)
         self.o_proj = Linear(config.num_attention_heads * d, c, bias=False)
 
+    @property
+    def projections(self) -> tuple[Linear, Linear, Linear]:
+        return self.q_proj, self.k_proj, self.v_proj
+
     def forward(self, x: Tensor, position_ids: Tensor, layer: int, attend: Attend) -> Tensor:
         config = self.config
         heads = (-1, config.head_dim)
-        q, k, v = (project(x).unflatten(-1, heads) for project in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (part.unflatten(-1, heads) for part in products(self.projections, x))
         rotary = (config.mrope_section, config.rope_theta, config.rotary_dim)
-        if torch.is_grad_enabled():
+        # Columns of one product: the op that reads a cache would copy them, but not what is turned into new memory.
+        if torch.is_grad_enabled() or (not q.is_contiguous() and len(q) <= self.few):
             q, k = rope_3d(q, k, position_ids, *rotary)
         else:
             rope_3d_(q, k, position_ids, *rotary)

@@ -1,7 +1,8 @@
 """Weights between a model and a folder of safetensors with Hugging Face's names.
 
 Reading maps each file and hands its pages to the model, so that a checkpoint never stands in memory twice; what has
-another dtype is converted tensor by tensor. Everything is checked against the model before anything is taken. Writing
+another dtype is converted tensor by tensor. On other devices, where all is copied, a layer's projections to q, k and v
+stand in one tensor (`layers.products`). Everything is checked against the model before anything is taken. Writing
 puts every file under a temporary name first, so that an interrupted save leaves no half file under a real one.
 
 A safetensors file is 8 bytes of header length, a JSON header (name to dtype, shape, byte range), and the bytes.
@@ -25,6 +26,8 @@ from torch import Tensor, nn
 from .errors import InputError
 from .files import read_json, temporary, write_temporary
 from .kinds import is_whole
+from .layers import adjoin
+from .text import Attention
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -60,7 +63,10 @@ def load(
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Gives every parameter of ``model``, on the meta device, its tensor from ``folder``: `Glm4v.from_pretrained`."""
+    """Gives every parameter of ``model``, on the meta device, its tensor from ``folder``: `Glm4v.from_pretrained`.
+
+    One that is elsewhere already (`layers.adjoin`) takes its values where it is.
+    """
     computed = ", ".join(map(str, COMPUTED))
     if dtype is not None and dtype not in COMPUTED:
         raise InputError(f"weights: dtype must be {computed} or None, got {dtype!r}")
@@ -69,14 +75,21 @@ def load(
         dtype = _dtype(entries.values())
         if dtype not in COMPUTED:
             raise InputError(f"weights: {folder}: dtype must be given, one of {computed}, for weights of {dtype}")
+    if torch.device(device).type != "cpu":
+        for module in model.modules():
+            if isinstance(module, Attention):
+                adjoin(module.projections, dtype, device)
     total, done = sum(e.stop - e.start for e in entries.values()), 0
     # In the order of the files, which disks like best.
     order = sorted(wanted, key=lambda name: (entries[parts(name)[0]].file, entries[parts(name)[0]].start))
     for name in order:
         pieces = [entries.pop(part) for part in parts(name)]
         owner, _, leaf = name.rpartition(".")
-        parameter = nn.Parameter(_read(pieces).to(device, dtype), requires_grad=wanted[name].requires_grad)
-        setattr(model.get_submodule(owner), leaf, parameter)
+        layer, values = model.get_submodule(owner), _read(pieces)
+        if (held := layer.get_parameter(leaf)).is_meta:
+            setattr(layer, leaf, nn.Parameter(values.to(device, dtype), requires_grad=held.requires_grad))
+        else:
+            held.data.copy_(values)
         done += sum(e.stop - e.start for e in pieces)
         if progress is not None:
             progress(done, total)

@@ -225,8 +225,9 @@ def load_model(settings: ModelSettings, seed: int = 0, checkpoint: Path | None =
         model = fsdp.load(folder, dtype, device, lambda model: _choose(model, settings))
     else:
         model = Glm4v.from_pretrained(folder, dtype, device)
-        for weight in model.parameters():
-            weight.data = weight.data.clone()
+        if device.type == "cpu":  # elsewhere they are copies, whose places count (`glm4v.layers.products`)
+            for weight in model.parameters():
+                weight.data = weight.data.clone()
         _choose(model, settings)
     if settings.lora_rank and checkpoint is not None:
         lora.load(model, checkpoint / lora.FOLDER)

@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file
 from small_runs import sft_config, train_config
 
-from glm4v import Processor
+from glm4v import Glm4v, Processor
 from rlcs import checkpoint, parallel, rewards
 from rlcs.admission import check_tasks
 from rlcs.cli import COMMANDS, main
@@ -24,7 +24,7 @@ from rlcs.data import read_tasks
 from rlcs.logs import read_metrics
 from rlcs.rewards import Judge
 from rlcs.rollout import RolloutSettings
-from rlcs.run import Run
+from rlcs.run import Run, load_model
 
 pytestmark = pytest.mark.long
 
@@ -215,6 +215,17 @@ def test_an_evaluation_goes_where_it_is_told(demo, monkeypatch):
             main(["eval", "--model", str(demo / "model"), "--tasks", str(demo / "test.jsonl"), *device])
         assert end.value.code == 0
     assert devices == ["cpu", "meta"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_weights_are_copied_out_of_the_file_once(device, demo, monkeypatch):
+    """On the CPU here; elsewhere they have been, to places that count."""
+    model = Glm4v.from_pretrained(demo / "model")
+    before = [weight.data_ptr() for weight in model.parameters()]
+    monkeypatch.setattr(Glm4v, "from_pretrained", lambda *_: model)
+    load_model(ModelSettings(path=demo / "model", device=device))
+    stayed = {weight.data_ptr() == at for weight, at in zip(model.parameters(), before, strict=True)}
+    assert stayed == {device != "cpu"}
 
 
 # --- runs that are taken up ---
