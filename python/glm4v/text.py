@@ -23,8 +23,6 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q [T, H, D], 
 
 
 class Attention(nn.Module):
-    few = 512  # tokens of which copies of q and k cost their launches more than their bytes
-
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         c, d = config.hidden_size, config.head_dim
@@ -43,8 +41,7 @@ class Attention(nn.Module):
         heads = (-1, config.head_dim)
         q, k, v = (part.unflatten(-1, heads) for part in products(self.projections, x))
         rotary = (config.mrope_section, config.rope_theta, config.rotary_dim)
-        # Columns of one product: the op that reads a cache would copy them, but not what is turned into new memory.
-        if torch.is_grad_enabled() or (not q.is_contiguous() and len(q) <= self.few):
+        if torch.is_grad_enabled():
             q, k = rope_3d(q, k, position_ids, *rotary)
         else:
             rope_3d_(q, k, position_ids, *rotary)

@@ -13,6 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from glm4v.weights import Rows
+
 from . import fsdp, parallel
 
 FIRST = 0.1  # share of the rate at the very first step, which would else be wasted
@@ -78,6 +80,12 @@ class Optimizer:
             {"params": [m for m in self.masters if m.ndim <= 1], "weight_decay": 0.0},
         ]
         self.adam = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
+
+    def begin(self, rows: Rows) -> None:
+        """Masters start from the checkpoint's own values, which are finer than the model's where it is in fp32."""
+        for name, weight, master in zip(self.names, self.weights, self.masters, strict=True):
+            if master is not weight and rows.dtype != weight.dtype:
+                master.copy_(rows(name, 0, len(master)))
 
     def step(self, rate: float) -> float:
         """Clips the gradients, moves the weights, clears the gradients; returns the norm before clipping.

@@ -22,6 +22,7 @@ import torch
 
 from glm4v import Glm4v, Processor
 from glm4v.layers import Linear
+from glm4v.weights import Rows
 
 from . import checkpoint, evaluate, fsdp, lora, parallel
 from .admission import check_tasks, eval_tasks
@@ -91,6 +92,8 @@ class Run:
         if saved is not None:
             self.optimizer.load_state_dict(saved.tensors(self.optimizer.like))
             self.step, self.seconds = saved.step, self.state["seconds"]
+        elif not config.model.lora_rank:  # whose trained weights are adapters
+            self.optimizer.begin(Rows(self.model, config.model.path))
         self.log: Log | Silence = Silence()
         if parallel.first():
             self.log = Log(run.out, self.step, run.wandb, plain(config))

@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from glm4v import Glm4v, layers, weights
-from glm4v.text import Attention
 from glm4v_ext.testing import devices
 
 
@@ -60,28 +59,15 @@ def outputs(model):
     return [len(projection.weight) for projection in attention.projections]
 
 
-@pytest.mark.parametrize("few", [0, 512])
-def test_one_product(few, monkeypatch, plain, adjoined, products):
-    monkeypatch.setattr(Attention, "few", few)
+def test_one_product(plain, adjoined, products):
     count, each = len(plain.language_model.layers), outputs(plain)
     expected = answers(plain)
     three = products.copy()
     products.clear()
-    monkeypatch.setattr("glm4v.text.rope_3d" if few == 0 else "glm4v.text.rope_3d_", None)  # the other serves
     found = answers(adjoined)
     assert len(products) == len(three) - 2 * count * len(found)
     assert products.count(sum(each)) - three.count(sum(each)) == count * len(found)
     torch.testing.assert_close(found, expected)
-
-
-def test_one_sequence_is_turned_where_it_is(monkeypatch, adjoined, products):
-    """Its columns are contiguous: nothing would be copied."""
-    monkeypatch.setattr("glm4v.text.rope_3d", None)
-    cache = adjoined.new_cache(1, 4)
-    cache.reserve(1)
-    with torch.inference_mode():
-        adjoined.language_model.decode(torch.randn(1, 128), torch.zeros(3, 1, dtype=torch.int64), cache)
-    assert sum(outputs(adjoined)) in products
 
 
 @pytest.mark.parametrize("grad", [False, True])

@@ -24,7 +24,7 @@ from rlcs.logs import read_metrics
 from rlcs.loss import LossSettings, policy_loss
 from rlcs.optimizer import Optimizer, OptimizerSettings
 from rlcs.prompts import Prompts
-from rlcs.run import load_model
+from rlcs.run import Run, load_model
 from rlcs.shards import BadRows
 from rlcs.supervised import Samples, lessons_of, read_lessons, sft
 from rlcs.trainer import Trainer, train
@@ -226,6 +226,16 @@ def test_bf16_weights_have_fp32_masters(demo):
     again = Optimizer(load_model(ModelSettings(path=demo / "model", dtype="bfloat16")), optimizer.settings)
     again.load_state_dict(optimizer.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(again.masters, optimizer.masters, strict=True))
+
+
+def test_masters_begin_as_the_checkpoint_has_them(demo, tmp_path):
+    """Else a rounded weight stays where it is until its steps add up to half of what bf16 tells apart."""
+    model = ModelSettings(path=demo / "model", dtype="bfloat16")
+    run = Run(sft_config(demo, tmp_path / "run", model=model), print)
+    found = dict(zip(run.optimizer.names, run.optimizer.masters, strict=True))
+    weights = dict(Glm4v.from_pretrained(demo / "model").named_parameters())
+    assert found.keys() == weights.keys() and all(torch.equal(found[name], weights[name]) for name in weights)
+    assert any(not torch.equal(m, m.bfloat16().float()) for m in found.values())
 
 
 def test_a_gradient_that_is_not_finite_moves_nothing(demo):
