@@ -241,7 +241,8 @@ def steps(device: str, quick: bool) -> list[Step]:
             others = [path for op, path in files.items() if op not in ATTENTION]
             plan.append(Step(f"{tool} of the other ops", 0.6, sanitized(tool, others)))
     plan += [Step(f"tests of {op}", 0.5, tested([files[op]], chosen)) for op in ops]
-    plan.append(Step("tests of the model", 0.5, tested(["tests/glm4v/test_device.py", "tests/glm4v/test_layers.py"], "")))
+    model = [f"tests/glm4v/test_{name}.py" for name in ("device", "layers")]
+    plan.append(Step("tests of the model", 0.5, tested(model, "")))
     plan.append(Step("tests of the drop-in", 0.5, tested(["tests/integrations/test_any_version.py"], "")))
     plan.append(Step("repeated runs", 0.5, again))
     if not quick:

@@ -15,6 +15,7 @@ from bench.peers import gpu_package
 from bench.shapes import HEAD_DIM, PROMPTS, SEQUENCES, TEXT_HEADS, TEXT_KV_HEADS, VISION_HEADS, cases
 from glm4v_ext import flash_attn_varlen_func
 
+PAGES = {f"P{size}": size for size in (256, 16)}
 HEAD_DIMS = {f"D{dim}": dim for dim in (64, 80, 96)}
 LONG = {f"S{tokens}": tokens for tokens in (8192, 2048, 4096, 16384, 32768)}
 RAGGED = [64, 256, 576, 1024, 9216, 2304, 64, 4096]
@@ -103,6 +104,33 @@ def bench_prefill(race, device, dtype, tokens):
     (q, k, v), cu_seqlens = sample([tokens], TEXT_HEADS, TEXT_KV_HEADS, device, dtype)
     flops = 2 * tokens * tokens * TEXT_HEADS * HEAD_DIM
     race(peers_of(q, k, v, cu_seqlens, [tokens], True), flops=flops, bytes=moved(q, k, False))
+
+
+@pytest.mark.parametrize("size", cases(PAGES, quick=PAGES))
+def bench_pages(race, device, dtype, size):
+    """A quarter of a prompt, as servers read long ones: its keys and those before stand in pages of a cache."""
+    new, seen = (1024, 4096) if device == "cuda" else (256, 1024)
+    q = torch.randn(new, TEXT_HEADS, HEAD_DIM, device=device).to(dtype)
+    k, v = (torch.randn(seen // size, size, TEXT_KV_HEADS, HEAD_DIM, device=device).to(dtype) for _ in "kv")
+    table = torch.randperm(seen // size, device=device).int()[None]
+    starts = [torch.tensor([0, n], device=device).int() for n in (new, seen)]
+    flat = [x[table[0].long()].flatten(0, 1) for x in (k, v)]
+    mask = torch.ones(new, seen, dtype=torch.bool, device=device).tril(seen - new)
+
+    def gathered():
+        parts = (x[table[0].long()].flatten(0, 1) for x in (k, v))
+        rows = (x.transpose(0, 1)[None] for x in (q, *parts))
+        return F.scaled_dot_product_attention(*rows, attn_mask=mask, enable_gqa=True)[0].transpose(0, 1)
+
+    race(
+        {
+            "glm4v_ext": lambda: flash_attn_varlen_func(q, k, v, *starts, new, seen, causal=True, block_table=table),
+            "without pages": lambda: flash_attn_varlen_func(q, *flat, *starts, new, seen, causal=True),
+            "sdpa of gathered": gathered,
+        },
+        flops=4 * int(mask.sum()) * TEXT_HEADS * HEAD_DIM,
+        bytes=moved(q, flat[0], False),
+    )
 
 
 def race_long(race, device, dtype, tokens, causal, backward, dim=HEAD_DIM):

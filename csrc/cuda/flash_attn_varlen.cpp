@@ -21,7 +21,7 @@ FlashAttnArgs kernel_args(const FlashAttnShape& shape, const FlashAttnOptions& o
     args.block_table = index_of(*block_table);
     args.page_size = shape.page_size, args.pages = block_table->size(1), args.page_stride = k.stride(0);
   }
-  args.tokens_q = shape.tokens_q;
+  args.tokens_q = shape.tokens_q, args.tokens_k = block_table ? k.size(0) * shape.page_size : shape.tokens_k;
   args.heads = static_cast<int>(shape.heads), args.kv_heads = static_cast<int>(shape.kv_heads);
   args.sequences = static_cast<int>(shape.sequences), args.dim = static_cast<int>(shape.dim);
   args.left = narrow_window(options.left), args.right = narrow_window(options.right);
@@ -94,7 +94,6 @@ std::tuple<Tensor, Tensor, Tensor> flash_attn_varlen_backward(
   args.maximum = static_cast<const float*>(sd.const_data_ptr()), args.sum = args.maximum + rows;
   args.delta = static_cast<float*>(scratch.mutable_data_ptr()), args.shift = args.delta + rows;
   args.dq = dq.mutable_data_ptr(), args.dk = dk.mutable_data_ptr(), args.dv = dv.mutable_data_ptr();
-  args.tokens_k = shape.tokens_k;
   auto launch = launch_flash_attn_varlen_backward;
   std::optional<Tensor> parts;
   if constexpr (GLM4V_SM90)

@@ -27,7 +27,7 @@ struct FlashAttnArgs {
   Index cu_q, cu_k;   // [N + 1]
   Index block_table;  // [N, pages] where page_size > 0: token t of sequence n is in page block_table[n, t / page_size]
   int64_t page_size, pages, page_stride;
-  int64_t tokens_q;  // Tq
+  int64_t tokens_q, tokens_k;  // Tq, Tk; of pages all that they hold
   int heads, kv_heads, sequences, dim;
   int left, right;  // negative: unbounded
   float scale, softcap;
@@ -41,6 +41,7 @@ struct FlashAttnForward : FlashAttnArgs {
   // relative to it
   float *maximum, *sum;
   int* next_tile;  // one, scratch
+  int key_box;     // keys that one copy brings: a tile of them, or a page in it; the launch for Hopper sets it
 };
 
 struct FlashAttnBackward : FlashAttnArgs {
@@ -49,13 +50,12 @@ struct FlashAttnBackward : FlashAttnArgs {
   const float *maximum, *sum;  // [H, Tq]
   float *delta, *shift;        // [H, Tq], scratch: dout . out, and P = 2^(score of the softmax / ln 2 - shift)
   void *dq, *dk, *dv;          // contiguous, shaped like q, k, v
-  int64_t tokens_k;            // Tk
   int parts;                   // of a kv head's query heads, whose sums for dk and dv are made apart; 1: no scratch
   float *dk_parts, *dv_parts;  // [Tk, K, parts, D], scratch
 };
 
-// bf16 and f16 only. Those of Hopper serve aligned rows with head dims to 128, groups of heads that divide a tile, no
-// pages; backward no softcap.
+// bf16 and f16 only. Those of Hopper serve aligned rows with head dims to 128, groups of heads that divide a tile,
+// pages that divide one or that it divides; backward no softcap.
 cudaError_t launch_flash_attn_varlen(DType dtype, const FlashAttnForward& args, cudaStream_t stream);
 bool serves_flash_attn_varlen_sm90(const FlashAttnForward& args);
 cudaError_t launch_flash_attn_varlen_sm90(DType dtype, const FlashAttnForward& args, cudaStream_t stream);

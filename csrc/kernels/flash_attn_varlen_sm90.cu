@@ -27,6 +27,7 @@ struct Sm90Tile {
 struct Work {
   Sequence sequence;  // index -1: the rows of no sequence; `rows` 0: there are no more tiles
   int kv_head, first, rows, start, blocks;
+  int head, token;  // where the tile begins in q, token of the sequence
 };
 
 // Shared memory of a block.
@@ -78,6 +79,7 @@ __device__ __forceinline__ void find_work(const FlashAttnForward& a, TileSearch&
   const int start = s.keys_of(work.first / group, a.left, a.right).begin / N * N;
   const int end = s.keys_of((work.first + work.rows - 1) / group, a.left, a.right).end;
   work.start = start;
+  work.head = work.kv_head * group, work.token = work.first / group;
   if (start < end) work.blocks = (end - start + N - 1) / N;
 }
 
@@ -86,14 +88,22 @@ template <int D, class Sizes>
 __device__ __forceinline__ void produce(const FlashAttnForward& a, const TensorMap& q_map, const TensorMap& k_map,
                                         const TensorMap& v_map, Sm90Shared<Sizes>& shared) {
   constexpr int M = Sizes::M, N = Sizes::N, STAGES = Sizes::STAGES;
-  const int lane = threadIdx.x % 32, group = a.heads / a.kv_heads;
+  const int lane = threadIdx.x % 32;
+  // Where the sequence would begin if all of it stood like the page of this key.
+  const auto begin_of = [&](const Sequence& s, int key) {
+    if (a.page_size == 0 || key >= s.keys) return static_cast<int>(s.k_begin);
+    const int size = static_cast<int>(a.page_size), page = key / size;
+    return (static_cast<int>(a.block_table[s.index * a.pages + page]) - page) * size;
+  };
   const auto copy_keys = [&](const TensorMap& map, auto& to, Barrier* full, Barrier* empty, const Work& work, int key,
                              uint32_t turn) {
     const uint32_t stage = turn % STAGES;
     barrier_wait(empty + stage, turn / STAGES % 2 ^ 1);
     barrier_arrive_expect(full + stage, Sizes::KV_BYTES);
-    copy_tiles<D>(to[stage], Sizes::KV_PANEL, map, full + stage, work.kv_head, work.sequence.k_begin,
-                  work.sequence.keys, key);
+    // Tiles and pages begin at multiples of one another: a tile lies in one page, or whole pages lie in it.
+    for (int row = 0; row < N; row += a.key_box)
+      copy_tiles<D>(to[stage] + row * panel_row_bytes, Sizes::KV_PANEL, map, full + stage, work.kv_head,
+                    begin_of(work.sequence, key + row), work.sequence.keys, key + row);
   };
   TileSearch search;
   find_work<M, N>(a, search, blockIdx.x, shared.work[0]);
@@ -105,8 +115,8 @@ __device__ __forceinline__ void produce(const FlashAttnForward& a, const TensorM
       barrier_wait(&shared.q_empty, tile % 2 ^ 1);
       if (work.blocks > 0) {
         barrier_arrive_expect(&shared.q_full, Sizes::Q_BYTES);
-        copy_tiles<D>(shared.q, Sizes::Q_PANEL, q_map, &shared.q_full, work.kv_head * group, work.sequence.q_begin,
-                      work.sequence.rows, work.first / group);
+        copy_tiles<D>(shared.q, Sizes::Q_PANEL, q_map, &shared.q_full, work.head, work.sequence.q_begin,
+                      work.sequence.rows, work.token);
       } else {
         barrier_arrive(&shared.q_full);
       }
@@ -330,10 +340,12 @@ template <class T, int D, int GROUPS>
 cudaError_t launch_groups(DType dtype, const FlashAttnForward& a, cudaStream_t stream) {
   using Sizes = Sm90Tile<D, GROUPS>;
   const int group = a.heads / a.kv_heads;
+  FlashAttnForward args = a;
+  args.key_box = a.page_size == 0 ? Sizes::N : static_cast<int>(min(a.page_size, int64_t{Sizes::N}));
   TensorMap q, k, v;
   cudaError_t error = make_ragged_map(q, dtype, a.q, a.heads, a.dim, group, Sizes::M / group);
-  if (error == cudaSuccess) error = make_ragged_map(k, dtype, a.k, a.kv_heads, a.dim, 1, Sizes::N);
-  if (error == cudaSuccess) error = make_ragged_map(v, dtype, a.v, a.kv_heads, a.dim, 1, Sizes::N);
+  if (error == cudaSuccess) error = make_ragged_map(k, dtype, a.k, a.kv_heads, a.dim, 1, args.key_box);
+  if (error == cudaSuccess) error = make_ragged_map(v, dtype, a.v, a.kv_heads, a.dim, 1, args.key_box);
   if (error == cudaSuccess) error = cudaMemsetAsync(a.next_tile, 0, sizeof *a.next_tile, stream);
   int device = 0, processors = 0;
   if (error == cudaSuccess) error = cudaGetDevice(&device);
@@ -346,7 +358,7 @@ cudaError_t launch_groups(DType dtype, const FlashAttnForward& a, cudaStream_t s
   static_assert(Sizes::BLOCKS * (bytes + (1 << 10)) <= 228 << 10, "what a processor has");
   const auto kernel = a.softcap > 0 ? flash_attn_varlen_sm90_kernel<T, D, GROUPS, true>
                                     : flash_attn_varlen_sm90_kernel<T, D, GROUPS, false>;
-  return launch(kernel, grid, Sizes::THREADS, bytes, stream, a, q, k, v);
+  return launch(kernel, grid, Sizes::THREADS, bytes, stream, args, q, k, v);
 }
 
 template <class T, int D>
@@ -358,7 +370,10 @@ cudaError_t launch_dim(DType dtype, const FlashAttnForward& a, cudaStream_t stre
 
 }  // namespace
 
-bool serves_flash_attn_varlen_sm90(const FlashAttnForward& a) { return serves_sm90(a); }
+bool serves_flash_attn_varlen_sm90(const FlashAttnForward& a) {
+  constexpr int tile = 128;
+  return serves_sm90(a) && (a.page_size == 0 || tile % a.page_size == 0 || a.page_size % tile == 0);
+}
 
 cudaError_t launch_flash_attn_varlen_sm90(DType dtype, const FlashAttnForward& a, cudaStream_t stream) {
   return dispatch_half(dtype, [&](auto zero) {

@@ -9,8 +9,9 @@ namespace glm4v::cuda {
 // of the call: copies bring zeros beyond the latter.
 inline bool serves_sm90(const FlashAttnArgs& a) {
   const int group = a.heads / a.kv_heads;
-  return a.dim <= 128 && a.page_size == 0 && a.aligned && group <= 128 && 128 % group == 0 &&
-         fits_ragged_map(a.q, a.heads) && fits_ragged_map(a.k, a.kv_heads) && fits_ragged_map(a.v, a.kv_heads);
+  return a.dim <= 128 && a.tokens_q < ragged_tokens && a.tokens_k < ragged_tokens && a.aligned && group <= 128 &&
+         128 % group == 0 && fits_ragged_map(a.q, a.heads) && fits_ragged_map(a.k, a.kv_heads) &&
+         fits_ragged_map(a.v, a.kv_heads);
 }
 
 // 4 words of each lane of a quad: lane q has word q of the four rows, and gets row q.

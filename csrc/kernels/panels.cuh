@@ -32,7 +32,7 @@ GLM4V_HD MatrixPlace matrix_place(uint32_t address, int panel) {
 struct TensorMap {
   CUtensorMap map;
 };
-constexpr int ragged_rows = 1 << 30;
+constexpr int ragged_rows = 1 << 30, ragged_tokens = 0x7fff0000;  // of a sequence and of all, at most
 struct RaggedPlace {
   int row, end, turn;
 };
@@ -52,7 +52,7 @@ inline cudaError_t make_ragged_map(TensorMap& map, DType dtype, const HeadRows& 
     return error == cudaSuccess && result == cudaDriverEntryPointSuccess ? reinterpret_cast<Encode>(found) : nullptr;
   }();
   if (encode == nullptr) return cudaErrorNotSupported;
-  constexpr cuuint64_t any = 0x7fff0000, wrap = cuuint64_t{1} << 34;
+  constexpr cuuint64_t any = ragged_tokens, wrap = cuuint64_t{1} << 34;
   const auto token = static_cast<cuuint64_t>(2 * x.row), head = static_cast<cuuint64_t>(2 * (heads > 1 ? x.head : dim));
   const cuuint64_t sizes[5] = {static_cast<cuuint64_t>(dim), static_cast<cuuint64_t>(heads), ragged_rows, any, any};
   const cuuint64_t strides[4] = {head, token, token, wrap - token};

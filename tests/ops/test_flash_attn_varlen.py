@@ -97,9 +97,12 @@ def test_packed_qkv_and_expanded_gradients(device, dtype):
 
 
 @pytest.mark.parametrize(("device", "dtype"), attention_cases())
-def test_pages(dtype, device):
-    q, *_, cu_q, cu_k, max_q, max_k = sample(([7, 1, 20], [40, 0, 33]), 4, 2, 32, dtype, device)
-    k, v = (torch.randn(9, 16, 2, 32, device=device).to(dtype) for _ in "kv")
+@pytest.mark.parametrize(("size", "dim"), [(16, 32), (48, 64), (64, 64), (256, 128)])
+def test_pages(size, dim, dtype, device):
+    q, *_, cu_q, cu_k, max_q, max_k = sample(
+        ([7, 1, 70], [40 * size // 16, 0, 33 * size // 16]), 4, 2, dim, dtype, device
+    )
+    k, v = (torch.randn(9, size, 2, dim, device=device).to(dtype) for _ in "kv")
     table = torch.randperm(9, device=device).view(3, 3).to(torch.int32)
     inputs = [q, k, v, cu_q, cu_k, max_q, max_k]
     with torch.no_grad():
