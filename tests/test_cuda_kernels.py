@@ -57,7 +57,8 @@ ATTENTION = {
 # Ops with kernels of their own for Hopper, or that use its clusters, and tests of what these serve.
 HOPPER = {"flash_attn_varlen": "not compile"}
 HOPPER_QUICK = {
-    "flash_attn_varlen": "pages or neighbours or graph or far_apart or (grouped and 64) or (long and dtype0) or 1-1-128",
+    "flash_attn_varlen": "pages or neighbours or graph or far_apart or (grouped and 64) or (long and dtype0) or "
+    "1-1-128",
     "flash_attn_with_kvcache": "not compile",
 }
 # Products: of few rows they are a kernel's, others torch's, whose own paths the other tests of these ops are about.
