@@ -19,7 +19,7 @@ struct Sm90Tile {
   static constexpr int THREADS = 128 * (1 + GROUPS), CONSUMER_WARPS = 4 * GROUPS, BLOCKS = GROUPS == 1 ? 2 : 1;
   // Of a thread: at the launch, what the producer keeps and what a consumer has then.
   static constexpr int REGISTERS = GROUPS == 1 ? 128 : 168;
-  static constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = GROUPS == 1 ? 216 : 232;
+  static constexpr int PRODUCER_REGISTERS = 56, CONSUMER_REGISTERS = GROUPS == 1 ? 200 : 224;
   static_assert(PRODUCER_REGISTERS + GROUPS * CONSUMER_REGISTERS <= REGISTERS * (1 + GROUPS));
 };
 
@@ -83,7 +83,8 @@ __device__ __forceinline__ void find_work(const FlashAttnForward& a, TileSearch&
   if (start < end) work.blocks = (end - start + N - 1) / N;
 }
 
-// The producer: one warp finds the work, its first lane copies.
+// The producer: one warp finds the work and copies, a lane a box: of pages that are shorter than a tile several, which
+// are then looked up side by side.
 template <int D, class Sizes>
 __device__ __forceinline__ void produce(const FlashAttnForward& a, const TensorMap& q_map, const TensorMap& k_map,
                                         const TensorMap& v_map, Sm90Shared<Sizes>& shared) {
@@ -98,10 +99,13 @@ __device__ __forceinline__ void produce(const FlashAttnForward& a, const TensorM
   const auto copy_keys = [&](const TensorMap& map, auto& to, Barrier* full, Barrier* empty, const Work& work, int key,
                              uint32_t turn) {
     const uint32_t stage = turn % STAGES;
-    barrier_wait(empty + stage, turn / STAGES % 2 ^ 1);
-    barrier_arrive_expect(full + stage, Sizes::KV_BYTES);
+    if (lane == 0) {
+      barrier_wait(empty + stage, turn / STAGES % 2 ^ 1);
+      barrier_arrive_expect(full + stage, Sizes::KV_BYTES);
+    }
+    __syncwarp();
     // Tiles and pages begin at multiples of one another: a tile lies in one page, or whole pages lie in it.
-    for (int row = 0; row < N; row += a.key_box)
+    if (const int row = lane * a.key_box; row < N)
       copy_tiles<D>(to[stage] + row * panel_row_bytes, Sizes::KV_PANEL, map, full + stage, work.kv_head,
                     begin_of(work.sequence, key + row), work.sequence.keys, key + row);
   };
@@ -110,8 +114,9 @@ __device__ __forceinline__ void produce(const FlashAttnForward& a, const TensorM
   uint32_t turn = 0;  // blocks of keys so far
   for (uint32_t tile = 0;; ++tile) {
     const Work& work = shared.work[tile % 2];
+    __syncwarp();  // the first lane has written it
+    if (work.blocks > 0) copy_keys(k_map, shared.k, shared.k_full, shared.k_empty, work, work.start, turn);
     if (lane == 0) {
-      if (work.blocks > 0) copy_keys(k_map, shared.k, shared.k_full, shared.k_empty, work, work.start, turn);
       barrier_wait(&shared.q_empty, tile % 2 ^ 1);
       if (work.blocks > 0) {
         barrier_arrive_expect(&shared.q_full, Sizes::Q_BYTES);
@@ -121,18 +126,15 @@ __device__ __forceinline__ void produce(const FlashAttnForward& a, const TensorM
         barrier_arrive(&shared.q_full);
       }
     }
-    __syncwarp();
     if (work.rows == 0) return;
     // The next tile is found while this one is being worked on; its place held the tile before this one.
     const int taken = lane == 0 ? atomicAdd(a.next_tile, 1) : 0;
     find_work<M, N>(a, search, static_cast<int>(gridDim.x) + __shfl_sync(~0u, taken, 0), shared.work[(tile + 1) % 2]);
-    if (lane == 0)
-      for (int block = 0; block < work.blocks; ++block, ++turn) {
-        const int key = work.start + block * N;
-        if (block + 1 < work.blocks) copy_keys(k_map, shared.k, shared.k_full, shared.k_empty, work, key + N, turn + 1);
-        copy_keys(v_map, shared.v, shared.v_full, shared.v_empty, work, key, turn);
-      }
-    __syncwarp();
+    for (int block = 0; block < work.blocks; ++block, ++turn) {
+      const int key = work.start + block * N;
+      if (block + 1 < work.blocks) copy_keys(k_map, shared.k, shared.k_full, shared.k_empty, work, key + N, turn + 1);
+      copy_keys(v_map, shared.v, shared.v_full, shared.v_empty, work, key, turn);
+    }
   }
 }
 
