@@ -187,6 +187,16 @@ def test_func_grad(op):
     torch.testing.assert_close(given, asked.grad, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("op", [*SECOND_GRADIENTS, "linear"])
+def test_tangents_of_a_gradient_are_refused(op):
+    # Products with the Hessian, where an outer level has the tangent: they were zeros.
+    function, shapes = TANGENTS[op]
+    *first, last = [torch.randn(shape) for shape in shapes]
+    gradient = torch.func.grad(lambda last: function(*first, last)[0].square().sum())
+    with pytest.raises(RuntimeError, match=f"^{op}: derivatives must be asked for by backward, got a tangent"):
+        torch.func.jvp(gradient, (last,), (last,))
+
+
 def test_nested_transforms():
     x, weight = torch.randn(2, 3, 8), torch.randn(4, 8)
 

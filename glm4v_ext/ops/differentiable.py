@@ -34,8 +34,9 @@ def differentiable(
     below, after = torch._C._AutoDispatchBelowAutograd, torch._C._after_autograd_keyset
 
     def forward(ctx: Any, *inputs: Any) -> Any:
-        # Of several levels of torch.func the outer ones record what this one calls.
-        with below(), torch.set_grad_enabled(torch._C._are_functorch_transforms_active()):
+        # Of several levels of torch.func the outer ones record what this one calls, and look for tangents there.
+        nested = torch._C._are_functorch_transforms_active()
+        with below(), torch.set_grad_enabled(nested), forward_ad._set_fwd_grad_enabled(nested):
             output = op(*inputs)
         if setup is not None:
             setup(ctx, (*inputs, *defaults[len(inputs) :]), output)
