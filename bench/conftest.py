@@ -53,11 +53,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.device == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError("--device must be cpu where torch finds no GPU, got 'cuda'")
     config.option.benchmark_quiet = True  # the table below replaces the plugin's
-    json, page = _json(config), _page(config)
-    for name, file in (("--benchmark-json", json), ("--bench-html", page)):
-        if file is not None:
-            _expect_writable(name, file)
-    if json is not None and json == page:
+    if json := _json(config):
+        _expect_writable("--benchmark-json", json)
+    if page := _page(config):
+        _expect_writable("--bench-html", page)
+    if page and page == json:
         raise pytest.UsageError(f"--benchmark-json must be another file than the page, got {str(page)!r}")
 
 

@@ -174,8 +174,9 @@ def test_a_page_that_has_no_place(option, tmp_path):
 @pytest.mark.parametrize("option", ["--benchmark-json", "--bench-html"])
 def test_results_that_have_no_place(option, tmp_path):
     """Said before anything is timed."""
-    done = pytest_bench("--op", "swiglu", option, tmp_path)
-    assert done.returncode == 4 and f"ERROR: {option} must be a file, got the folder '{tmp_path}'" in done.stderr
+    for place, folder in ((tmp_path, tmp_path), ("", ".")):
+        done = pytest_bench("--op", "swiglu", f"{option}={place}")
+        assert done.returncode == 4 and f"ERROR: {option} must be a file, got the folder '{folder}'" in done.stderr
     (file := tmp_path / "file").write_text("")
     for place in (file / "results.json", "/proc/results.json"):  # where even root may not write
         done = pytest_bench("--op", "swiglu", option, place)
