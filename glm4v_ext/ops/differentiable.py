@@ -34,10 +34,8 @@ def differentiable(
     below, after = torch._C._AutoDispatchBelowAutograd, torch._C._after_autograd_keyset
 
     def forward(ctx: Any, *inputs: Any) -> Any:
-        # Of several levels of torch.func the outer ones record what this one calls, and look for tangents there.
-        nested = torch._C._are_functorch_transforms_active()
-        with below(), torch.set_grad_enabled(nested), forward_ad._set_fwd_grad_enabled(nested):
-            output = op(*inputs)
+        with below():
+            output = _recorded(op, inputs) if torch._C._are_functorch_transforms_active() else op(*inputs)
         if setup is not None:
             setup(ctx, (*inputs, *defaults[len(inputs) :]), output)
         return output
@@ -62,6 +60,12 @@ def differentiable(
             return op.redispatch(keyset & after, *inputs)
 
     _library.impl(name, kernel, "Autograd", with_keyset=True)
+
+
+def _recorded(op: Any, inputs: tuple[Any, ...]) -> Any:
+    """Of several levels of torch.func the outer ones record what an inner one calls, and look for tangents there."""
+    with torch.set_grad_enabled(True), forward_ad._set_fwd_grad_enabled(True):
+        return op(*inputs)
 
 
 def refuse_tangents(name: str, arguments: Iterable[Any]) -> None:
