@@ -137,6 +137,6 @@ def show(
         times = [f"{np.median(next(iter(rows[name]['rounds_s'].values()))) * 1e6:.1f} us" for rows in (before, after)]
         told = "" if baseline is None else str(baseline)
         table.add_row(f"{after[name]['op']}: {after[name]['case']}", *times, str(ours), told, ours.verdict(threshold))
-    console = Console()
+    console = Console(markup=False)  # cases may have brackets
     console.width = max(console.width, 160)
     console.print(table)

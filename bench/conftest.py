@@ -157,7 +157,7 @@ def race(request: pytest.FixtureRequest, benchmark, device: str) -> Callable[...
 
 def _names(request: pytest.FixtureRequest) -> dict[str, str]:
     """Of a row. Cases of one group are fitted together in `growth`."""
-    name, _, chosen = request.node.name.removeprefix("bench_").rstrip("]").partition("[")
+    name, _, chosen = request.node.name.removeprefix("bench_").removesuffix("]").partition("[")
     kind = [part for part in chosen.split("-") if part in (*DTYPES, "forward", "backward")]
     op = request.path.stem.removeprefix("bench_")
     of_op = [name] if name == op else [op, name]  # another op's benchmark may have the same name
@@ -241,7 +241,8 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None]:
 def pytest_terminal_summary(config: pytest.Config) -> None:
     if not _rows:
         return
-    console = Console(file=sys.__stdout__, width=None if sys.__stdout__.isatty() else 160)
+    width = None if sys.__stdout__.isatty() else 160
+    console = Console(file=sys.__stdout__, width=width, markup=False)  # names may have brackets
     machine = describe_machine(config.option.device)
     show(console, machine, measured, _rows)
     if file := _page(config):

@@ -91,9 +91,9 @@ def test_a_run_is_no_regression_of_itself(tmp_path):
     assert compare(tmp_path, rows, rows).returncode == 0
     done = compare(tmp_path, rows, rows, "--relative")
     assert done.returncode == 2 and done.stderr.endswith("must find a baseline that both runs have, got none\n")
-    with_baseline = row("with", 1e6, {"glm4v_ext": 1e-3, "torch": 2e-3})
+    with_baseline = row("with [red]", 1e6, {"glm4v_ext": 1e-3, "torch": 2e-3})
     done = compare(tmp_path, [rows[0], with_baseline], [rows[0], with_baseline], "--relative")
-    assert done.returncode == 0 and "1 rows" in done.stdout
+    assert done.returncode == 0 and "1 rows" in done.stdout and "made: with [red] " in done.stdout
     assert "No baseline in both runs: bench/bench_made.py::bench_case0\n" in done.stdout
 
 
@@ -255,32 +255,33 @@ def test_an_entry_of_ten_lines(tmp_path):
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     third = ',\n        "third": lambda: x * torch.rsqrt(x.float().square().mean(-1, True) + 1e-5).to(dtype) * weight}'
     entry = entry.replace("def bench_theirs", "def bench_rms_norm")  # as one of ours
+    entry = entry.replace('"theirs":', '"their [own]":')
     (tmp_path / "bench" / "bench_theirs.py").write_text(entry.replace("weight, 1e-5)}", f"weight, 1e-5){third}"))
     json_file = tmp_path / "results" / "a.json"
-    options = ["--op", "theirs", "--dtype", "fp32", "--peers", "glm4v_ext, theirs"]
+    options = ["--op", "theirs", "--dtype", "fp32", "--peers", "glm4v_ext, their [own]"]
     done = pytest_bench(*options, "--benchmark-json", json_file, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(json_file.read_text())
     assert len(found["benchmarks"]) == 4
     for timed in found["benchmarks"]:
         one = timed["extra_info"]
-        assert list(one["median_s"]) == ["glm4v_ext", "theirs"] == list(one["peak_mib"])
+        assert list(one["median_s"]) == ["glm4v_ext", "their [own]"] == list(one["peak_mib"])
         assert {len(seconds) for seconds in one["rounds_s"].values()} == {timed["stats"]["rounds"]}
         assert one["bound"] in ("compute", "memory") and one["share"] > 0
     assert set(found["growth"]) == {"theirs rms_norm forward fp32", "theirs rms_norm backward fp32"}
-    assert "--peers 'glm4v_ext, theirs'" in found["machine_info"]["command"]  # to be run again
+    assert "--peers 'glm4v_ext, their [own]'" in found["machine_info"]["command"]  # to be run again
     assert found["ceilings"]["peak_gflops"]["float32"] > 0 and found["ceilings"]["bandwidth_gbs"]
     assert found["machine_info"]["hardware"] and found["machine_info"]["versions"]["torch"]
-    assert "theirs" in done.stdout and "http" not in json_file.with_suffix(".html").read_text()
+    assert " their [own] " in done.stdout and "http" not in json_file.with_suffix(".html").read_text()
     done = pytest_bench("--op", "theirs", "--benchmark-disable", "--peers", "their", cwd=tmp_path)
-    said = "must name peers of these benchmarks (glm4v_ext, theirs, third), got 'their'"
+    said = "must name peers of these benchmarks (glm4v_ext, their [own], third), got 'their'"
     assert done.returncode == 4 and said in done.stderr
     for op in ("their", "rlcs"):  # bench_rlcs.py is a program
         done = pytest_bench("--op", op, cwd=tmp_path)
         assert done.returncode == 4 and re.search(rf"--op must be one of .*, theirs, .*, got '{op}'", done.stderr)
     (tmp_path / "bench" / "bench_theirs.py").write_text(entry.replace("theirs(x,", "theirs(x[1:],"))
     done = pytest_bench("--op", "theirs", "--benchmark-disable", "-k", "512 and forward", cwd=tmp_path)
-    assert done.returncode == 1 and "theirs: output 0 is [511, 1536], expected [512, 1536]" in done.stdout
+    assert done.returncode == 1 and "their [own]: output 0 is [511, 1536], expected [512, 1536]" in done.stdout
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
