@@ -284,6 +284,12 @@ def test_an_entry_of_ten_lines(tmp_path):
     assert done.returncode == 1 and "their [own]: output 0 is [511, 1536], expected [512, 1536]" in done.stdout
 
 
+def test_tests_leave_the_benchmarks_alone():
+    """Options of both have the same names; where nobody asks for the bench, it is not there."""
+    done = run("pytest", ".", "-p", "no:cacheprovider", "--collect-only", "--ignore", "tests")
+    assert done.returncode == 5 and "no tests collected" in done.stdout, done.stdout + done.stderr
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there():
     done = pytest_bench("--op", "swiglu", "--device", "cuda")
