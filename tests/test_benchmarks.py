@@ -195,7 +195,11 @@ def test_the_results_that_are_kept_can_be_read(path, tmp_path):
     done = run("bench", "compare", path, path)
     assert done.returncode == 0 and " 0 slower" in done.stdout, done.stdout + done.stderr
     done = run("bench", "page", path, "--out", tmp_path / "page.html")
-    assert done.returncode == 0 and "glm4v_ext" in (tmp_path / "page.html").read_text(), done.stderr
+    page = (tmp_path / "page.html").read_text()
+    assert done.returncode == 0 and "glm4v_ext" in page, done.stderr
+    shown = [title for title in re.findall("<h2>(.*?)</h2>", page) if title != "Rooflines"]
+    ops = {path.stem.removeprefix("bench_") for path in (ROOT / "bench").glob("bench_*.py")}
+    assert len(shown) == len(set(shown)) and set(shown) <= ops  # and so they stand on the ops' pages
 
 
 # --- page -------------------------------------------------------------------------------------------------------------
