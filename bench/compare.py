@@ -75,6 +75,10 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     ]
 
 
+def _ours(row: dict[str, Any]) -> str:
+    return next(iter(row["rounds_s"]))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="bench compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -92,6 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shared = [name for name in rows_b if name in rows_a]
         if not shared:
             raise ValueError(f"{asked.a} and {asked.b} must have a row in common, got none")
+        renamed = [name for name in shared if _ours(rows_a[name]) != _ours(rows_b[name])]
+        if len(renamed) == len(shared):
+            raise ValueError(f"{asked.b} must have the first peers of {asked.a}, got others in every row in common")
     except ValueError as error:
         print(f"bench compare: {error}", file=sys.stderr)
         return 2
@@ -100,7 +107,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for path, rows, others in ((asked.a, rows_a, rows_b), (asked.b, rows_b, rows_a)):
         if alone := [name for name in rows if name not in others]:
             print(f"Only in {path}: {', '.join(alone)}")
-    found = {name: compared(rows_a[name], rows_b[name], asked.relative) for name in shared}
+    if renamed:
+        print(f"Another peer is the first: {', '.join(renamed)}")
+    found = {name: compared(rows_a[name], rows_b[name], asked.relative) for name in shared if name not in renamed}
     changes = {name: (ours, baseline) for name, (ours, baseline) in found.items() if ours is not None}
     if bare := [name for name in found if name not in changes]:
         print(f"No baseline in both runs: {', '.join(bare)}")
@@ -128,6 +137,6 @@ def show(
         times = [f"{np.median(next(iter(rows[name]['rounds_s'].values()))) * 1e6:.1f} us" for rows in (before, after)]
         told = "" if baseline is None else str(baseline)
         table.add_row(f"{after[name]['op']}: {after[name]['case']}", *times, str(ours), told, ours.verdict(threshold))
-    console = Console()
+    console = Console(markup=False)  # cases may have brackets
     console.width = max(console.width, 160)
     console.print(table)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
@@ -26,6 +27,7 @@ from bench.gpu import CudaLane
 from bench.peers import Lane, Peer, assert_agree, gradients
 from bench.rates import Row, bound, growth, share
 from bench.table import show
+from rlcs.files import expect_writable
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _rows: list[Row] = []
@@ -44,31 +46,41 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "full: left out by --quick")
-    ops = sorted(path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py"))
+    files = {path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py")}
+    ops = sorted(files - {"rlcs"})  # that one is a program
     if config.option.op not in (None, *ops):
         raise pytest.UsageError(f"--op must be one of {', '.join(ops)}, got {config.option.op!r}")
     if config.option.device == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError("--device must be cpu where torch finds no GPU, got 'cuda'")
     config.option.benchmark_quiet = True  # the table below replaces the plugin's
-    for name, file in (("--benchmark-json", _json(config)), ("--bench-html", config.option.bench_html)):
-        if file is not None:
-            _make_room(name, file)
+    if json := _json(config):
+        _expect_writable("--benchmark-json", json)
+    if page := _page(config):
+        _expect_writable("--bench-html", page)
+    if page and page == json:
+        raise pytest.UsageError(f"--benchmark-json must be another file than the page, got {str(page)!r}")
 
 
-def _make_room(option: str, file: Path) -> None:
+def _expect_writable(option: str, file: Path) -> None:
     """Before the hours whose results it is for."""
-    try:
-        file.absolute().parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise pytest.UsageError(f"{option} must be a file in a folder, got {str(file)!r}: {error.strerror}") from None
     if file.is_dir():
         raise pytest.UsageError(f"{option} must be a file, got the folder {str(file)!r}")
+    try:
+        expect_writable(file)
+    except OSError as error:
+        said = f"{option} must be a file that can be written, got {str(file)!r}: {error.strerror}"
+        raise pytest.UsageError(said) from None
 
 
 def _json(config: pytest.Config) -> Path | None:
     """The file of --benchmark-json, which older versions of pytest-benchmark have opened."""
     given = config.getoption("benchmark_json")
     return Path(given if isinstance(given, str | Path) else given.name) if given else None
+
+
+def _page(config: pytest.Config) -> Path | None:
+    json = _json(config)
+    return config.option.bench_html or (json and json.with_suffix(".html"))
 
 
 def pytest_ignore_collect(collection_path, config: pytest.Config) -> bool | None:
@@ -145,13 +157,11 @@ def race(request: pytest.FixtureRequest, benchmark, device: str) -> Callable[...
 
 def _names(request: pytest.FixtureRequest) -> dict[str, str]:
     """Of a row. Cases of one group are fitted together in `growth`."""
-    name, _, chosen = request.node.name.removeprefix("bench_").rstrip("]").partition("[")
+    name, _, chosen = request.node.name.removeprefix("bench_").removesuffix("]").partition("[")
     kind = [part for part in chosen.split("-") if part in (*DTYPES, "forward", "backward")]
-    return {
-        "op": request.path.stem.removeprefix("bench_"),
-        "case": f"{name} {chosen}".rstrip(),
-        "group": " ".join([name, *kind]),
-    }
+    op = request.path.stem.removeprefix("bench_")
+    of_op = [name] if name == op else [op, name]  # another op's benchmark may have the same name
+    return {"op": op, "case": f"{name} {chosen}".rstrip(), "group": " ".join([*of_op, *kind])}
 
 
 def _names_in(text: str) -> set[str]:
@@ -193,7 +203,7 @@ def describe_machine(device: str) -> dict[str, Any]:
     import glm4v_ext
 
     return {
-        "command": " ".join(["pytest", *sys.argv[1:]]),
+        "command": shlex.join(["pytest", *sys.argv[1:]]),
         "hardware": torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
         "threads": torch.get_num_threads(),
         "isa": glm4v_ext.build_info()["isa"],
@@ -231,11 +241,11 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None]:
 def pytest_terminal_summary(config: pytest.Config) -> None:
     if not _rows:
         return
-    console = Console(file=sys.__stdout__, width=None if sys.__stdout__.isatty() else 160)
+    width = None if sys.__stdout__.isatty() else 160
+    console = Console(file=sys.__stdout__, width=width, markup=False)  # names may have brackets
     machine = describe_machine(config.option.device)
     show(console, machine, measured, _rows)
-    json = _json(config)
-    if file := config.option.bench_html or (json and json.with_suffix(".html")):
+    if file := _page(config):
         if importlib.util.find_spec("matplotlib") is None:
             console.print("no page: its figures need matplotlib")
             return

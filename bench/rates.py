@@ -17,10 +17,16 @@ import numpy as np
 
 Row = dict[str, Any]
 
-FACTS = (
-    "op", "case", "group", "dtype", "flops", "bytes", "ceiling_gflops", "ceiling_gbs", "median_s", "rounds_s",
-    "peak_mib",
-)  # fmt: skip
+FACTS = {
+    **dict.fromkeys(("op", "case", "group"), str),
+    "dtype": (str, type(None)),  # of records that were made before all rows had one
+    **dict.fromkeys(("flops", "bytes", "ceiling_gflops", "ceiling_gbs"), (int, float)),
+    **dict.fromkeys(("median_s", "rounds_s", "peak_mib"), dict),
+}
+FACTS_OF_RUN = {
+    "machine_info": ("command", "hardware", "threads", "isa", "versions"),
+    "ceilings": ("peak_gflops", "product_gflops", "bandwidth_gbs"),
+}
 
 
 def read_run(path: Path) -> tuple[dict[str, Any], dict[str, Row]]:
@@ -38,14 +44,19 @@ def read_run(path: Path) -> tuple[dict[str, Any], dict[str, Row]]:
     for part, kind in (("machine_info", dict), ("commit_info", dict), ("ceilings", dict), ("benchmarks", list)):
         if not isinstance(run, dict) or not isinstance(run.get(part), kind):
             raise ValueError(f"{path} must be the JSON of a run, its {part} are missing")
+    for part, names in FACTS_OF_RUN.items():
+        if missing := [name for name in names if name not in run[part]]:
+            raise ValueError(f"{path} must be the JSON of a run, its {part} have no {missing[0]}")
     rows = {}
     for i, benchmark in enumerate(run["benchmarks"]):
         if not isinstance(benchmark, dict) or not isinstance(row := benchmark.get("extra_info"), dict):
             raise ValueError(f"{path} must be the JSON of a run, benchmark {i} has no extra_info")
         if "median_s" not in row:  # of another plugin's making
             continue
-        if missing := [fact for fact in FACTS if fact not in row]:
-            raise ValueError(f"{path} must be the JSON of a run, benchmark {i} has no {missing[0]}")
+        for fact, kind in FACTS.items():
+            if not isinstance(row.get(fact), kind):
+                had = f"{row[fact]!r} as its" if fact in row else "no"
+                raise ValueError(f"{path} must be the JSON of a run, benchmark {i} has {had} {fact}")
         if not _is_timed(row):
             raise ValueError(f"{path} must be the JSON of a run, benchmark {i} has other times than seconds above 0")
         rows[str(benchmark.get("fullname", i))] = row

@@ -95,3 +95,14 @@ def test_a_cache_keeps_its_dtype(cache):
     expected = flash_attn_with_kvcache(q.to(cache), *again, k.to(cache), v.to(cache), cache_seqlens=2)
     assert found.dtype == cache and torch.equal(found, expected)
     assert torch.equal(caches[0], again[0]) and torch.equal(caches[1], again[1])
+
+
+def test_caches_of_two_dtypes_are_refused():
+    # A cast of the second one would have taken the new values in its place.
+    q, k, v = (randn(1, 1, 2, 8) for _ in "qkv")
+    caches = randn(1, 4, 2, 8).to(bfloat16), randn(1, 4, 2, 8)
+    with (
+        torch.autocast("cpu", bfloat16),
+        pytest.raises(RuntimeError, match=r"^flash_attn_with_kvcache: v_cache must be bfloat16 like q, got float32"),
+    ):
+        flash_attn_with_kvcache(q, *caches, k, v, cache_seqlens=2)

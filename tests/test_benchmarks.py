@@ -91,9 +91,9 @@ def test_a_run_is_no_regression_of_itself(tmp_path):
     assert compare(tmp_path, rows, rows).returncode == 0
     done = compare(tmp_path, rows, rows, "--relative")
     assert done.returncode == 2 and done.stderr.endswith("must find a baseline that both runs have, got none\n")
-    with_baseline = row("with", 1e6, {"glm4v_ext": 1e-3, "torch": 2e-3})
+    with_baseline = row("with [red]", 1e6, {"glm4v_ext": 1e-3, "torch": 2e-3})
     done = compare(tmp_path, [rows[0], with_baseline], [rows[0], with_baseline], "--relative")
-    assert done.returncode == 0 and "1 rows" in done.stdout
+    assert done.returncode == 0 and "1 rows" in done.stdout and "made: with [red] " in done.stdout
     assert "No baseline in both runs: bench/bench_made.py::bench_case0\n" in done.stdout
 
 
@@ -116,6 +116,12 @@ def test_what_cannot_be_compared_is_said(tmp_path):
     assert "bench_old" in done.stdout and "bench_new" in done.stdout
     done = compare(tmp_path, a[1:], b[1:])
     assert done.returncode == 2 and "must have a row in common, got none" in done.stderr
+    other = [row("both", 1e6, {"mine": 9e-3, "glm4v_ext": 1e-3})]
+    done = compare(tmp_path, a[:1], other)
+    assert done.returncode == 2 and done.stderr.endswith("a.json, got others in every row in common\n")
+    done = compare(tmp_path, a, [*other, a[1]])
+    assert done.returncode == 0 and "Another peer is the first: bench/bench_made.py::bench_both\n" in done.stdout
+    compare(tmp_path, a, b)
     whole = json.loads((tmp_path / "a.json").read_text())
 
     def timed(**changed):
@@ -131,6 +137,9 @@ def test_what_cannot_be_compared_is_said(tmp_path):
         ("# no", "must be the JSON of a run, got another kind of file"),
         (json.dumps(whole | {"benchmarks": [{}]}), "must be the JSON of a run, benchmark 0 has no extra_info"),
         (json.dumps(whole | {"benchmarks": [{"extra_info": {"median_s": {}}}]}), "benchmark 0 has no op"),
+        (timed(bytes=None), "benchmark 0 has None as its bytes"),
+        (timed(peak_mib=[3]), "benchmark 0 has [3] as its peak_mib"),
+        (json.dumps(whole | {"machine_info": {}}), "its machine_info have no command"),
         (json.dumps(whole | {"benchmarks": []}), "must have rows that were timed, got none"),
         (None, "cannot be read: No such file or directory"),
     ):
@@ -165,11 +174,20 @@ def test_a_page_that_has_no_place(option, tmp_path):
 @pytest.mark.parametrize("option", ["--benchmark-json", "--bench-html"])
 def test_results_that_have_no_place(option, tmp_path):
     """Said before anything is timed."""
-    done = pytest_bench("--op", "swiglu", option, tmp_path)
-    assert done.returncode == 4 and f"ERROR: {option} must be a file, got the folder '{tmp_path}'" in done.stderr
+    for place, folder in ((tmp_path, tmp_path), ("", ".")):
+        done = pytest_bench("--op", "swiglu", f"{option}={place}")
+        assert done.returncode == 4 and f"ERROR: {option} must be a file, got the folder '{folder}'" in done.stderr
     (file := tmp_path / "file").write_text("")
-    done = pytest_bench("--op", "swiglu", option, file / "results")
-    assert done.returncode == 4 and f"ERROR: {option} must be a file in a folder, got '{file}/results': " in done.stderr
+    for place in (file / "results.json", "/proc/results.json"):  # where even root may not write
+        done = pytest_bench("--op", "swiglu", option, place)
+        said = f"ERROR: {option} must be a file that can be written, got '{place}': "
+        assert done.returncode == 4 and said in done.stderr
+
+
+def test_results_in_the_pages_place(tmp_path):
+    file = tmp_path / "a.html"
+    done = pytest_bench("--op", "swiglu", "--benchmark-json", file)
+    assert done.returncode == 4 and f"--benchmark-json must be another file than the page, got '{file}'" in done.stderr
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "bench" / "results").glob("cpu-*.json")), ids=lambda path: path.stem)
@@ -177,7 +195,11 @@ def test_the_results_that_are_kept_can_be_read(path, tmp_path):
     done = run("bench", "compare", path, path)
     assert done.returncode == 0 and " 0 slower" in done.stdout, done.stdout + done.stderr
     done = run("bench", "page", path, "--out", tmp_path / "page.html")
-    assert done.returncode == 0 and "glm4v_ext" in (tmp_path / "page.html").read_text(), done.stderr
+    page = (tmp_path / "page.html").read_text()
+    assert done.returncode == 0 and "glm4v_ext" in page, done.stderr
+    shown = [title for title in re.findall("<h2>(.*?)</h2>", page) if title != "Rooflines"]
+    ops = {path.stem.removeprefix("bench_") for path in (ROOT / "bench").glob("bench_*.py")}
+    assert len(shown) == len(set(shown)) and set(shown) <= ops  # and so they stand on the ops' pages
 
 
 # --- page -------------------------------------------------------------------------------------------------------------
@@ -236,30 +258,40 @@ def test_an_entry_of_ten_lines(tmp_path):
     shutil.copytree(ROOT / "bench", tmp_path / "bench", ignore=shutil.ignore_patterns("results", "__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     third = ',\n        "third": lambda: x * torch.rsqrt(x.float().square().mean(-1, True) + 1e-5).to(dtype) * weight}'
+    entry = entry.replace("def bench_theirs", "def bench_rms_norm")  # as one of ours
+    entry = entry.replace('"theirs":', '"their [own]":')
     (tmp_path / "bench" / "bench_theirs.py").write_text(entry.replace("weight, 1e-5)}", f"weight, 1e-5){third}"))
     json_file = tmp_path / "results" / "a.json"
-    options = ["--op", "theirs", "--dtype", "fp32", "--peers", "glm4v_ext, theirs"]
+    options = ["--op", "theirs", "--dtype", "fp32", "--peers", "glm4v_ext, their [own]"]
     done = pytest_bench(*options, "--benchmark-json", json_file, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(json_file.read_text())
     assert len(found["benchmarks"]) == 4
     for timed in found["benchmarks"]:
         one = timed["extra_info"]
-        assert list(one["median_s"]) == ["glm4v_ext", "theirs"] == list(one["peak_mib"])
+        assert list(one["median_s"]) == ["glm4v_ext", "their [own]"] == list(one["peak_mib"])
         assert {len(seconds) for seconds in one["rounds_s"].values()} == {timed["stats"]["rounds"]}
         assert one["bound"] in ("compute", "memory") and one["share"] > 0
-    assert set(found["growth"]) == {"theirs forward fp32", "theirs backward fp32"}
+    assert set(found["growth"]) == {"theirs rms_norm forward fp32", "theirs rms_norm backward fp32"}
+    assert "--peers 'glm4v_ext, their [own]'" in found["machine_info"]["command"]  # to be run again
     assert found["ceilings"]["peak_gflops"]["float32"] > 0 and found["ceilings"]["bandwidth_gbs"]
     assert found["machine_info"]["hardware"] and found["machine_info"]["versions"]["torch"]
-    assert "theirs" in done.stdout and "http" not in json_file.with_suffix(".html").read_text()
+    assert " their [own] " in done.stdout and "http" not in json_file.with_suffix(".html").read_text()
     done = pytest_bench("--op", "theirs", "--benchmark-disable", "--peers", "their", cwd=tmp_path)
-    said = "must name peers of these benchmarks (glm4v_ext, theirs, third), got 'their'"
+    said = "must name peers of these benchmarks (glm4v_ext, their [own], third), got 'their'"
     assert done.returncode == 4 and said in done.stderr
-    done = pytest_bench("--op", "their", cwd=tmp_path)
-    assert done.returncode == 4 and re.search(r"--op must be one of .*, theirs, .*, got 'their'", done.stderr)
+    for op in ("their", "rlcs"):  # bench_rlcs.py is a program
+        done = pytest_bench("--op", op, cwd=tmp_path)
+        assert done.returncode == 4 and re.search(rf"--op must be one of .*, theirs, .*, got '{op}'", done.stderr)
     (tmp_path / "bench" / "bench_theirs.py").write_text(entry.replace("theirs(x,", "theirs(x[1:],"))
     done = pytest_bench("--op", "theirs", "--benchmark-disable", "-k", "512 and forward", cwd=tmp_path)
-    assert done.returncode == 1 and "theirs: output 0 is [511, 1536], expected [512, 1536]" in done.stdout
+    assert done.returncode == 1 and "their [own]: output 0 is [511, 1536], expected [512, 1536]" in done.stdout
+
+
+def test_tests_leave_the_benchmarks_alone():
+    """Options of both have the same names; where nobody asks for the bench, it is not there."""
+    done = run("pytest", ".", "-p", "no:cacheprovider", "--collect-only", "--ignore", "tests")
+    assert done.returncode == 5 and "no tests collected" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -187,6 +187,29 @@ def test_func_grad(op):
     torch.testing.assert_close(given, asked.grad, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("op", [*SECOND_GRADIENTS, "linear"])
+def test_tangents_of_a_gradient_are_refused(op):
+    # Products with the Hessian, where an outer level has the tangent: they were zeros.
+    function, shapes = TANGENTS[op]
+    *first, last = [torch.randn(shape) for shape in shapes]
+    gradient = torch.func.grad(lambda last: function(*first, last)[0].square().sum())
+    with pytest.raises(RuntimeError, match=f"^{op}: derivatives must be asked for by backward, got a tangent"):
+        torch.func.jvp(gradient, (last,), (last,))
+
+
+@pytest.mark.parametrize("op", [*SECOND_GRADIENTS, "linear"])
+def test_batches_of_gradients(op):
+    function, shapes = TANGENTS[op]
+    leaves = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    out = function(*leaves)
+    out = out[0] if isinstance(out, tuple) else out
+    douts = torch.randn(3, *out.shape)
+    batched = torch.autograd.grad(out, leaves, douts, is_grads_batched=True, retain_graph=True)
+    for i, dout in enumerate(douts):
+        alone = torch.autograd.grad(out, leaves, dout, retain_graph=True)
+        torch.testing.assert_close(tuple(gradient[i] for gradient in batched), alone)
+
+
 def test_nested_transforms():
     x, weight = torch.randn(2, 3, 8), torch.randn(4, 8)
 

@@ -52,11 +52,16 @@ def apply_rotary_pos_emb(
     Raises:
         RuntimeError: an argument does not fit; the text names it.
     """
+    if unsqueeze_dim not in (1, 2):
+        raise RuntimeError(f"apply_rotary_pos_emb: unsqueeze_dim must be 1 or 2, got {unsqueeze_dim}")
+    letters, along = ("[B, H, S, D]", 2) if unsqueeze_dim == 1 else ("[B, S, H, D]", 1)
+    for name, x in (("q", q), ("k", k)):  # as tokens in a row they might fit where B and S don't
+        if x.dim() != 4 or x.shape[0] != q.shape[0] or x.shape[along] != q.shape[along]:
+            expected = f"{letters} with one B and one S for q and k"
+            raise RuntimeError(f"apply_rotary_pos_emb: {name} must be {expected}, got {list(x.shape)}")
     if unsqueeze_dim == 1:
         turned = apply_rotary_pos_emb(q.transpose(1, 2), k.transpose(1, 2), position_ids, rotary, 2)
         return turned[0].transpose(1, 2), turned[1].transpose(1, 2)
-    if unsqueeze_dim != 2:
-        raise RuntimeError(f"apply_rotary_pos_emb: unsqueeze_dim must be 1 or 2, got {unsqueeze_dim}")
     theta, sections, rotary_dim, interleaved = _settings("apply_rotary_pos_emb", rotary)
     rows, given = q.shape[:2], position_ids.shape
     if len(given) > 3 or any(n not in (1, m) for n, m in zip(given[::-1], (*rows[::-1], 3), strict=False)):

@@ -27,14 +27,22 @@ def widen(device: str, tensors: list[Tensor]) -> torch.dtype:
 
 
 def autocast(name: str, choose: Callable[[str, list[Tensor]], torch.dtype]) -> None:
-    """Casts the op's floating inputs, where autocast is on, to the dtype that ``choose(device, inputs)`` names."""
+    """Casts the op's floating inputs, where autocast is on, to the dtype that ``choose(device, inputs)`` names.
+
+    Those that it writes to stay: a copy would be written instead.
+    """
     op = getattr(torch.ops.glm4v_ext, name).default
+    aliases = [argument.alias_info for argument in op._schema.arguments]
+    written = [alias is not None and alias.is_write for alias in aliases]
 
     def kernel_of(device: str, key: torch._C.DispatchKey) -> Callable[..., Any]:
         def kernel(*arguments: Any) -> Any:
             floats = [x for x in arguments if isinstance(x, Tensor) and x.is_floating_point()]
             dtype = choose(device, floats)
-            cast = [x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in arguments]
+            cast = [
+                x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() and not stays else x
+                for x, stays in zip(arguments, written, strict=False)
+            ]
             with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
                 return op(*cast)
 

@@ -34,9 +34,8 @@ def differentiable(
     below, after = torch._C._AutoDispatchBelowAutograd, torch._C._after_autograd_keyset
 
     def forward(ctx: Any, *inputs: Any) -> Any:
-        # Of several levels of torch.func the outer ones record what this one calls.
-        with below(), torch.set_grad_enabled(torch._C._are_functorch_transforms_active()):
-            output = op(*inputs)
+        with below():
+            output = _recorded(op, inputs) if torch._C._are_functorch_transforms_active() else op(*inputs)
         if setup is not None:
             setup(ctx, (*inputs, *defaults[len(inputs) :]), output)
         return output
@@ -61,6 +60,12 @@ def differentiable(
             return op.redispatch(keyset & after, *inputs)
 
     _library.impl(name, kernel, "Autograd", with_keyset=True)
+
+
+def _recorded(op: Any, inputs: tuple[Any, ...]) -> Any:
+    """Of several levels of torch.func the outer ones record what an inner one calls, and look for tangents there."""
+    with torch.set_grad_enabled(True), forward_ad._set_fwd_grad_enabled(True):
+        return op(*inputs)
 
 
 def refuse_tangents(name: str, arguments: Iterable[Any]) -> None:

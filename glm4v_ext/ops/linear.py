@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -35,7 +37,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def linear_backward(dout: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]):
     """Gradients of ``linear`` for x, weight and bias, None where not needed."""
-    dout_rows = dout.flatten(0, -2) if dout.dim() > 1 else dout[None]  # [M, N]
+    # No flatten: batches of gradients (is_grads_batched) have no rule for it.
+    dout_rows = dout.reshape(math.prod(dout.shape[:-1]), dout.shape[-1])  # [M, N]
     x_rows = x.reshape(dout_rows.shape[0], x.shape[-1])  # [M, K]
     return (
         _linear(dout, weight.t(), None) if needs[0] else None,

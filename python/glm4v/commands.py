@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from enum import Enum
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -162,6 +163,8 @@ def chat(
     """Talks, with files by path. /help lists what can be typed."""
     from .chat import Chat
 
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no text are wrong with one line alone
     processor = _processor(model, max_pixels, max_aspect_ratio, allow_network)
     options = _options(
         model,

@@ -331,6 +331,16 @@ def test_chat_survives_what_is_wrong_with_a_line(chat, photo, capsys):
     assert len(talk.messages[1]["content"]) == 1
 
 
+def test_chat_survives_bytes_that_are_no_text(tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8:strict")  # as most people's
+    (tmp_path / "lines").write_bytes(b"\xff\nHi\n")
+    with open(tmp_path / "lines", "rb") as lines:
+        process = start("chat", "--model", tiny_checkpoint, "--max-new-tokens", 2, "--seed", 0, stdin=lines)
+        out, err = process.communicate()
+    assert process.returncode == 0 and out.strip(), err
+    assert err.splitlines()[-1].endswith("text must be Unicode: surrogates not allowed")
+
+
 def test_chat_gives_up_a_file_that_turns_out_to_be_damaged(chat, photo, capsys):
     photo.write_bytes(photo.read_bytes()[:2000])  # the header is whole
     talk = chat(f"/image {photo}", "What?", "Hi")

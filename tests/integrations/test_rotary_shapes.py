@@ -97,8 +97,16 @@ def test_mrope_call_of_heads_apart():
             lambda q, p: apply_rotary_pos_emb(q, q, p[:, :, :4]),
             r"_emb: position_ids must be \[3, B, S\] or \[B, S\], \[B, S\] = \[2, 5\], got \[3, 2, 4\]",
         ),
+        (
+            lambda q, p: apply_rotary_pos_emb(q[0], q[0], p),
+            r"_emb: q must be \[B, H, S, D\] with one B and one S for q and k, got \[5, 5, 64\]",
+        ),
+        (
+            lambda q, p: apply_rotary_pos_emb(q, q.transpose(0, 1), torch.zeros(1, 1).int(), unsqueeze_dim=2),
+            r"_emb: k must be \[B, S, H, D\] with one B and one S for q and k, got \[5, 2, 5, 64\]",
+        ),
     ],
-    ids=["unsqueeze_dim", "sines", "vision's sines", "positions"],
+    ids=["unsqueeze_dim", "sines", "vision's sines", "positions", "dims", "as many tokens"],
 )
 def test_calls_that_do_not_fit(call, said):
     with pytest.raises(RuntimeError, match=said):
