@@ -34,8 +34,19 @@ def test_rows_and_rollouts_after_the_checkpoint_go(tmp_path):
     waves(tmp_path, 3, 3, since=2).close()
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3]
     assert Record.read(tmp_path).steps_shown == [1, 2, 3]
+    (mine := tmp_path / "rollouts" / "labelled-by-hand.jsonl").write_text("{}\n")
     waves(tmp_path, 1, 1).close()
-    assert Record.read(tmp_path).steps_shown == [1]
+    assert Record.read(tmp_path).steps_shown == [1] and mine.exists()
+
+
+@pytest.mark.parametrize("line", [b"null", b"[1]", b'{"step": 1}', b'{"kind": "wave", "step": null}', b"\xff"])
+def test_a_row_of_metrics_that_is_none_is_named(line, tmp_path):
+    waves(tmp_path, 1, 2).close()
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(line + b"\n" + path.read_bytes())
+    for reader in (Record.read, lambda folder: Log(folder, since=2)):
+        with pytest.raises(ValueError, match=r"^metrics: .*metrics\.jsonl, line 1: (must be an object|is not JSON)"):
+            reader(tmp_path)
 
 
 def test_an_evaluation_stands_once(tmp_path):
