@@ -53,7 +53,8 @@ def there(folder, tmp_path, monkeypatch) -> pathlib.Path:
     """That folder, with this tree's two commands on the path."""
     for name in ("glm4v", "rlcs"):
         script = tmp_path / name
-        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {name}.cli "$@"\n')
+        # As pip makes it: without the folder that it is called in on Python's path.
+        script.write_text(f"#!{sys.executable}\nfrom {name}.cli import main\n\nmain()\n")
         script.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'python'}")

@@ -231,7 +231,7 @@ class Curriculum:
 
 def is_valid(rewards: Sequence[float | None]) -> bool:
     """Whether a group's rewards differ, beyond rounding."""
-    known = [r for r in rewards if r is not None]
+    known = [float(r) for r in rewards if r is not None]  # numpy and torch subtract no booleans
     return len(known) > 1 and max(known) - min(known) > VALID_SPREAD
 
 

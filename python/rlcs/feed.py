@@ -15,11 +15,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
 import torch
 
+OBEYED = (signal.SIGINT, signal.SIGTERM)  # by the trainer, which ends its step first; they come to the whole group
 T = TypeVar("T")
 M = TypeVar("M")
 K = TypeVar("K")
@@ -60,7 +62,8 @@ class Feed(Generic[T, M]):
         try:
             while True:
                 for item, key in islice(rest, self._most - len(waiting)):
-                    waiting.append((item, key, self._pool.submit(_make_here, item)))
+                    with _unheard():  # this may start a worker
+                        waiting.append((item, key, self._pool.submit(_make_here, item)))
                 if not waiting:
                     return
                 item, key, future = waiting.popleft()
@@ -72,6 +75,17 @@ class Feed(Generic[T, M]):
         """Ends the workers, once they have made what they are at."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """A process that is started in here is deaf from its first moment, long before `_start` runs there; what comes
+    here meanwhile is heard behind it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, OBEYED)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _made(make: Callable[[T], M], item: T) -> M | ValueError:
@@ -88,7 +102,7 @@ _make: Callable[[Any], Any]
 
 def _start(make: bytes) -> None:
     global _make
-    for number in (signal.SIGINT, signal.SIGTERM):  # of the whole group: the trainer obeys, and ends its step first
+    for number in OBEYED:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_trainer, daemon=True).start()
     torch.set_num_threads(1)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 PART = ".part"  # ends the name of what is not whole yet
+LOCK = ".lock"
 
 
 @contextmanager
@@ -32,6 +36,22 @@ def expect_writable(path: Path) -> None:
     part = path.with_name(path.name + PART)
     part.touch()
     part.unlink()
+
+
+def held(folder: Path) -> IO[str]:
+    """A file of ``folder``: until it is closed, or its process has ended in whatever way, no other process gets it.
+
+    Raises:
+        ValueError: another one has it. Where the file system knows no locks, nobody is told.
+    """
+    file = open(folder / LOCK, "a")  # noqa: SIM115 (it is what is returned)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            file.close()
+            raise ValueError(f"run: {folder} must be one run's alone, got another process that trains in it") from None
+    return file
 
 
 def write_text(path: Path, text: str) -> None:

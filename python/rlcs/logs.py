@@ -43,7 +43,7 @@ class Log:
         self._evaluated = {row["step"] for row in kept if row["kind"] == "eval"}
         write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
         for rollouts in (folder / "rollouts").glob("*.jsonl"):
-            if not (rollouts.stem.isdigit() and int(rollouts.stem) <= since):
+            if rollouts.stem.isdigit() and int(rollouts.stem) > since:  # others are not the run's
                 rollouts.unlink()
         if not since:  # of other tasks, perhaps
             shutil.rmtree(folder / "rollouts" / "pictures", ignore_errors=True)
@@ -145,14 +145,20 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = []
-    lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # splitlines knows ends that stand in a text
+    lines = path.read_bytes().rstrip(b"\n").split(b"\n")  # splitlines knows ends that stand in a text
     for number, line in enumerate(lines, 1):
+        if not line:
+            continue
         try:
-            if line:
-                rows.append(json.loads(line))
+            row = json.loads(line.decode())
         except ValueError:
             if number < len(lines):
                 raise ValueError(f"metrics: {path}, line {number}: is not JSON") from None
+            break
+        if not (isinstance(row, dict) and isinstance(row.get("kind"), str) and isinstance(row.get("step"), int)):
+            due = "must be an object with a kind and a step"
+            raise ValueError(f"metrics: {path}, line {number}: {due}, got {row!r:.60}")
+        rows.append(row)
     return rows
 
 

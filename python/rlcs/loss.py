@@ -47,7 +47,8 @@ def policy_loss(
     """Mean loss of the batch, and facts to log; multiply by the micro-step's weight to add it to others.
 
     Args:
-        new: ``[T]`` log-probabilities of the targets under the policy that is trained, with a graph.
+        new: ``[T]`` log-probabilities of the targets under the policy that is trained, with a graph; of whatever
+            type, all is computed in fp32 at least.
         old: ``[T]`` under the policy that the ratio is taken to, without.
         advantages: ``[N]``.
         trained: ``[T]`` bool; other tokens count nowhere, whatever they hold.
@@ -59,6 +60,8 @@ def policy_loss(
     Returns:
         A scalar, and clip_high, clip_low, ratio, kl_old and mismatch by name, shares and means over the trained tokens.
     """
+    wide = torch.promote_types(new.dtype, torch.float32)  # a sum of ones in bf16 ends at 256
+    new, old = new.to(wide), old.to(wide)
     tokens, samples = len(new), len(advantages)
     lengths = (cu_seqlens[1:] - cu_seqlens[:-1]).long()
     sample = torch.repeat_interleave(torch.arange(samples, device=new.device), lengths, output_size=tokens)

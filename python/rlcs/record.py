@@ -47,7 +47,7 @@ class Record:
         """Raises ValueError where there is no run."""
         if not folder.is_dir():
             raise ValueError(f"run: {folder} must be a run folder, got {'a file' if folder.exists() else 'nothing'}")
-        rows = [row for row in read_metrics(folder) if isinstance(row, dict) and "kind" in row]
+        rows = read_metrics(folder)
         if not rows:
             raise ValueError(f"run: {folder} must hold a row of metrics.jsonl, got none")
         return cls(folder, folder.resolve().name, rows, _config(folder / "config.yaml"))
@@ -136,18 +136,13 @@ class Record:
         """Groups of one wave; `pictures` finds their files. Raises ValueError where the wave isn't kept."""
         if step not in self.steps_shown:
             raise ValueError(f"run: step must be one of {_ranges(self.steps_shown)} of {self.folder}, got {step}")
-        path = self.folder / "rollouts" / f"{step:06d}.jsonl"
-        try:
-            return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-        except ValueError as error:
-            raise ValueError(f"run: {path} must be JSON lines, got {error}") from None
+        return _rows(self.folder / "rollouts" / f"{step:06d}.jsonl")
 
     @cached_property
     def ledger(self) -> list[Row]:
         """One row a prompt, as last saved."""
         path = self.folder / "ledger.jsonl"
-        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-        return [json.loads(line) for line in lines if line]
+        return _rows(path) if path.exists() else []
 
 
 def result(row: Row | None, mode: str, domain: str) -> Result | None:
@@ -247,14 +242,25 @@ def _place(source: Any, folder: Path) -> Path:
     return Path(min(os.path.relpath(place), place, key=len))
 
 
+def _rows(path: Path) -> list[Row]:
+    """The objects of a file of JSON lines."""
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    except ValueError as error:
+        raise ValueError(f"run: {path} must be JSON lines, got {error}") from None
+    if other := [row for row in rows if not isinstance(row, dict)]:
+        raise ValueError(f"run: {path} must hold objects, got {other[0]!r:.60}")
+    return rows
+
+
 def _config(path: Path) -> Row:
     if not path.exists():
         return {}
     import yaml
 
     try:
-        found = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"run: {path} must be YAML, got {str(error).splitlines()[0]}") from None
     return found if isinstance(found, dict) else {}
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -28,7 +28,7 @@ from . import checkpoint, evaluate, fsdp, lora, parallel
 from .admission import check_tasks, eval_tasks
 from .config import EvalSettings, ModelSettings, Part, RunSettings, SftConfig, TrainConfig, plain
 from .data import read_tasks
-from .files import write_text
+from .files import held, write_text
 from .learner import Learner
 from .logs import Log, Silence
 from .optimizer import Optimizer
@@ -69,6 +69,9 @@ class Run:
         self.asked = 0  # to end, by which signal: see stoppable
         self._agreed = 0
         self.checkpoints = run.out / "checkpoints"
+        self._held: IO[str] | None = None  # the folder
+        # Before what another one writes is taken for half a checkpoint. Where nothing is, nothing is made.
+        parallel.on_first(lambda: self._hold() if run.out.is_dir() else None)
         saved = parallel.on_first(lambda: checkpoint.latest(self.checkpoints)) if run.resume else None
         if saved is None and checkpoint.every(self.checkpoints):
             raise ValueError(f"run: {run.out} must be empty without --run.resume, got checkpoints in it")
@@ -95,9 +98,16 @@ class Run:
         elif not config.model.lora_rank:  # whose trained weights are adapters
             self.optimizer.begin(Rows(self.model, config.model.path))
         self.log: Log | Silence = Silence()
+        parallel.on_first(self._hold)
         if parallel.first():
             self.log = Log(run.out, self.step, run.wandb, plain(config))
             write_config(run.out, config)
+
+    def _hold(self) -> None:
+        """Keeps other processes out of the folder as long as this one is at work."""
+        if self._held is None:
+            self.settings.out.mkdir(parents=True, exist_ok=True)
+            self._held = held(self.settings.out)
 
     @property
     def progress(self) -> float:

@@ -121,8 +121,10 @@ class Making:
         else:
             prompt = make(lesson.messages, how, pixels=False)
         sample = self.samples(lesson, prompt, 0)
-        if len(sample) > self.most_tokens:
-            raise ValueError(f"tokens must be at most {self.most_tokens}, got {len(sample)}")
+        context = self.samples.config.text_config.max_position_embeddings
+        for most, whose in ((self.most_tokens, "of a micro-step"), (context, "of the model's context")):
+            if len(sample) > most:
+                raise ValueError(f"prompt and answer must be at most the {most} tokens {whose}, got {len(sample)}")
         return sample, prompt
 
     def __reduce__(self) -> Any:

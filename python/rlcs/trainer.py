@@ -170,7 +170,8 @@ class Trainer:
         """What the next wave asks."""
         ids = self.curriculum.draw(self.config.groups)
         if not ids:
-            raise ValueError("train: a domain must be left to draw from, got all in quarantine: see the alarms")
+            rest = "see the alarms; --no-act-on-alarms draws from them again"
+            raise ValueError(f"train: a domain must be left to draw from, got all in quarantine: {rest}")
         ids = self._readable(ids)
         parallel.expect_same("what the curriculum draws", ids)
         return [self.tasks[id] for id in ids]
@@ -283,10 +284,14 @@ class Trainer:
                 lenience_error=lenience_error,
             )
         alarms = self.alarms.observe(facts)
-        for domain in dict.fromkeys(task.domain for task in self.tasks.values()):
-            action = self.alarms.action(domain) if config.act_on_alarms else None
-            self.curriculum.scale(domain, FACTOR[action])
+        self._act()
         return alarms
+
+    def _act(self) -> None:
+        """Weighs domains as their alarms, or that these only warn, have it."""
+        for domain in dict.fromkeys(task.domain for task in self.tasks.values()):
+            action = self.alarms.action(domain) if self.config.act_on_alarms else None
+            self.curriculum.scale(domain, FACTOR[action])
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -367,6 +372,7 @@ class Trainer:
     def _load(self, state: dict[str, Any]) -> None:
         self.curriculum.load_state_dict(state["curriculum"])
         self.alarms.load_state_dict(state["alarms"])
+        self._act()  # by the settings as they are now: where all is in quarantine, nothing else would end it
         self.carried = groups_of(state["carried"], self.tasks)
         ahead = state.get("ahead")
         if ahead and (groups := groups_of(ahead["groups"], self.tasks)):

@@ -153,6 +153,15 @@ def test_selection_keeps_order_drops_groups_without_spread_and_balances():
     assert curriculum.select([{"rewards": [0.2, 0.9]}], 1) and curriculum.select([], 4) == []
 
 
+def test_rewards_may_be_flags():
+    right = np.array([True, False, False])  # as `answers == truth` has them
+    curriculum = Curriculum(TASKS, seed=0)
+    for name in curriculum.draw(2):
+        curriculum.observe(name, right)
+    assert curriculum.ledger.rollouts.sum() > 0
+    assert curriculum.select([("0", right), ("1", right & False)], 2) == [("0", right)]
+
+
 def test_resuming_gives_the_same_draws():
     rates = {task["id"]: 0.4 for task in TASKS}
     one = Curriculum(TASKS, seed=3)

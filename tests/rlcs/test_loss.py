@@ -84,6 +84,19 @@ def test_micro_steps_add_up_to_the_whole_batch():
     assert torch.allclose(total, whole, rtol=0, atol=1e-15)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("mean", ["sample", "token"])
+def test_long_answers_count_whole_in_any_type(mean, dtype):
+    length = 70_000  # beyond what either type counts to
+    new = torch.full((length,), -1.0, dtype=dtype, requires_grad=True)
+    everything, ends = torch.ones(length, dtype=torch.bool), torch.tensor([0, length])
+    loss, facts = policy_loss(
+        new, new.detach(), torch.ones(1), everything, ends, LossSettings(mean=mean), behaviour=new.detach() - 1
+    )
+    assert loss.item() == pytest.approx(-2.0) and facts["ratio"] == facts["mismatch"] == 1
+    assert torch.autograd.grad(loss, new)[0].dtype == dtype
+
+
 def test_the_upper_clip_is_higher():
     ratio = torch.tensor([1.25, 1.35, 0.75, 0.85], dtype=torch.float64)
     new = ratio.log().requires_grad_()

@@ -312,7 +312,13 @@ def test_numbers_take_the_unit_that_they_round_to():
 
 def test_no_run_is_an_error_of_one_line(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
+    (write(tmp_path / "ledger", WAVE) / "ledger.jsonl").write_text("[1]\n")
+    (write(tmp_path / "cut", WAVE) / "ledger.jsonl").write_text("{")
+    (write(tmp_path / "config", WAVE) / "config.yaml").write_bytes(b"\xff")
     for arguments, says in (
+        (["report", str(tmp_path / "ledger")], "ledger.jsonl must hold objects, got [1]"),
+        (["report", str(tmp_path / "cut")], "ledger.jsonl must be JSON lines, got"),
+        (["report", str(tmp_path / "config")], "config.yaml must be YAML, got"),
         (["report", str(tmp_path / "none")], "must be a run folder, got nothing"),
         (["report", str(tmp_path / "empty")], "must hold a row of metrics.jsonl, got none"),
         (["report"], "runs must hold a folder, got none"),

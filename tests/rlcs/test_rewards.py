@@ -243,6 +243,7 @@ def test_what_a_verifier_returns_is_checked(register, tmp_path, monkeypatch):
         "def hollow(*_): return Verdict('score', 0.0)\n"
         "def undecided(*_): return Verdict('score', float('nan'))\n"
         "def great(*_): return Verdict('great', 1.0)\n"
+        "def distance(*_): return Verdict('wrong', detail=np.float32(0.5))\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     rewards.worker._forget()
@@ -256,7 +257,8 @@ def test_what_a_verifier_returns_is_checked(register, tmp_path, monkeypatch):
     assert said("half") == said("single") == Verdict("score", 0.5) and said("yes") == Verdict("score", 1.0)
     assert said("hollow") == Verdict("wrong")
     for name, part in (("nan", "in [0, 1], got nan"), ("nothing", "must return"), ("much", "got 2.0"),
-                       ("great", "one of"), ("undecided", "got nan")):  # fmt: skip
+                       ("great", "one of"), ("undecided", "got nan"),
+                       ("distance", "detail must be a text, got float32")):  # fmt: skip
         verdict = said(name)
         assert verdict.outcome == "error" and part in verdict.detail
 

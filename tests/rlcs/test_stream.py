@@ -182,6 +182,20 @@ def test_a_worker_that_is_killed_is_one_line():
     assert "\n" not in said and "Lower --workers or --ahead; what was saved is kept" in said
 
 
+def test_a_signal_to_the_whole_group_ends_no_worker_that_is_only_beginning():
+    feed = Feed(make_square, 1, 2)
+
+    def items():
+        yield 3, None
+        for process in feed._pool._processes:
+            os.kill(process, signal.SIGINT)
+            os.kill(process, signal.SIGTERM)
+        yield 4, None
+
+    assert [made for _, made, _ in feed(items())] == [9, 16]
+    feed.close()
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
 def test_workers_end_with_a_trainer_that_is_killed(tmp_path):
     (tmp_path / "trainer.py").write_text(

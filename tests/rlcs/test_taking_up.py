@@ -1,7 +1,9 @@
 """What a run finds in its folder: rows, rollouts and checkpoints of one that was cut off, finished or started anew."""
 
 import dataclasses
+import os
 import signal
+import subprocess
 import sys
 import types
 
@@ -10,11 +12,11 @@ import torch
 from small_runs import groups_of, sft_config, tasks_of, train_config
 
 from rlcs import checkpoint
-from rlcs.config import EvalSettings
+from rlcs.config import EvalSettings, RunSettings
 from rlcs.logs import Log, file_name, read_metrics
 from rlcs.record import Record
 from rlcs.rewards import Verdict
-from rlcs.run import Run
+from rlcs.run import Run, load_model
 from rlcs.supervised import sft
 from rlcs.trainer import train
 
@@ -34,8 +36,19 @@ def test_rows_and_rollouts_after_the_checkpoint_go(tmp_path):
     waves(tmp_path, 3, 3, since=2).close()
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3]
     assert Record.read(tmp_path).steps_shown == [1, 2, 3]
+    (mine := tmp_path / "rollouts" / "labelled-by-hand.jsonl").write_text("{}\n")
     waves(tmp_path, 1, 1).close()
-    assert Record.read(tmp_path).steps_shown == [1]
+    assert Record.read(tmp_path).steps_shown == [1] and mine.exists()
+
+
+@pytest.mark.parametrize("line", [b"null", b"[1]", b'{"step": 1}', b'{"kind": "wave", "step": null}', b"\xff"])
+def test_a_row_of_metrics_that_is_none_is_named(line, tmp_path):
+    waves(tmp_path, 1, 2).close()
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(line + b"\n" + path.read_bytes())
+    for reader in (Record.read, lambda folder: Log(folder, since=2)):
+        with pytest.raises(ValueError, match=r"^metrics: .*metrics\.jsonl, line 1: (must be an object|is not JSON)"):
+            reader(tmp_path)
 
 
 def test_an_evaluation_stands_once(tmp_path):
@@ -65,6 +78,45 @@ def test_half_a_pair_of_utf_16_in_a_verdict_ends_no_run(tmp_path):
     log.write("alarm", 1, 0.0, {"alarm": "\ud83d"})
     log.close()
     assert Record.read(tmp_path).groups(1)[0]["answers"][0]["detail"] == verdict.detail
+
+
+HOLD = """
+import pathlib, sys
+from rlcs.files import held
+file = held(pathlib.Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_folder_is_one_process_s_at_a_time(there, demo, tmp_path, monkeypatch):
+    """Two would write the same checkpoints, and take each other's half-written ones away."""
+    config = train_config(demo, tmp_path / "run", run=RunSettings(out=tmp_path / "run", steps=1))
+    others = []
+
+    def begin():
+        config.run.out.mkdir()
+        command, environment = (
+            [sys.executable, "-c", HOLD, str(config.run.out)],
+            {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        others.append(subprocess.Popen(command, env=environment, **pipes))
+        assert others[0].stdout.readline() == "held\n"
+
+    if there:
+        begin()
+    else:  # both have found none, and begin
+        monkeypatch.setattr("rlcs.run.load_model", lambda *arguments: [begin(), load_model(*arguments)][1])
+    with pytest.raises(ValueError, match=r"run must be one run's alone, got another process that trains in it"):
+        train(config)
+    assert [path.name for path in config.run.out.iterdir()] == [".lock"]
+    others[0].kill()
+    others[0].communicate()
+    monkeypatch.undo()
+    train(config)
+    assert checkpoint.latest(config.run.out / "checkpoints").step == 1
 
 
 @pytest.mark.parametrize("start", [sft, train])

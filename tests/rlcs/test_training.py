@@ -326,6 +326,10 @@ BAD = [
         '"images": ["none.png"]}',
         "none.png",
     ),
+    (
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "' + "1 " * 1100 + '"}]}',
+        "at most the 2048 tokens of the model's context, got 2",
+    ),
 ]
 
 

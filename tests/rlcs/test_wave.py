@@ -107,6 +107,20 @@ def test_a_domain_recovers_when_its_alarm_ends_and_an_empty_draw_is_an_error(dem
             trainer._collect(bar)
 
 
+@pytest.mark.parametrize("acts", [True, False])
+def test_a_run_whose_domains_are_all_in_quarantine_goes_on_where_alarms_only_warn(acts, demo, tmp_path):
+    config = train_config(demo, tmp_path / "run")
+    trainer = Trainer(config)
+    domains = dict.fromkeys(task.domain for task in trainer.tasks.values())
+    for _ in range(2 * config.alarms.patience + 1):
+        trainer.alarms.observe({name: Facts([("", 0.5)], 9, 9, ["a"], ["b"]) for name in domains})
+    trainer._act()
+    assert trainer.curriculum.draw(4) == []
+    trainer._save()
+    trainer = Trainer(dataclasses.replace(config, act_on_alarms=acts))
+    assert bool(trainer.curriculum.draw(4)) is not acts
+
+
 def test_refill_switches_expansion_off(demo, tmp_path):
     trainer = Trainer(train_config(demo, tmp_path / "run", refill=True))
     assert trainer.config.curriculum.expansion == "expected"

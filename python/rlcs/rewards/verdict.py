@@ -27,6 +27,8 @@ class Verdict:
         if not (0.0 <= self.score <= 1.0 if self.outcome == "score" else self.score == 0.0):
             due = "in [0, 1]" if self.outcome == "score" else "0"
             raise ValueError(f"verdict: score of {self.outcome!r} must be {due}, got {self.score}")
+        if not isinstance(self.detail, str):  # it is written down, and travels as JSON
+            raise ValueError(f"verdict: detail must be a text, got {type(self.detail).__name__}")
 
     @property
     def failed(self) -> bool:

@@ -41,7 +41,7 @@ class _Worker:
     """One process; a line of JSON in, a line out."""
 
     def __init__(self) -> None:
-        # -I: no PYTHON* variables, no user site, no current folder. The path is handed over instead.
+        # -I: no PYTHON* variables, no user site, no current folder. `_path` is handed over instead.
         self._process = subprocess.Popen(
             [sys.executable, "-I", __file__],
             stdin=subprocess.PIPE,
@@ -57,7 +57,7 @@ class _Worker:
         os.set_blocking(self._process.stdout.fileno(), False)
         self._selector.register(self._process.stdout, selectors.EVENT_READ)
         self._loaded: set[str] = set()
-        self._send({"path": [p for p in sys.path if p]})
+        self._send({"path": _path()})
         self._receive(START_S)
 
     def call(self, target: str, arguments: tuple[Any, ...], deadline_s: float) -> Any:
@@ -104,6 +104,16 @@ class _Worker:
             if pipe is not None:
                 with contextlib.suppress(OSError):  # unsent bytes of a dead process
                     pipe.close()
+
+
+def _path() -> list[str]:
+    """This process's own, as it is seen from a worker's folder, and behind all of it the folder that stands for "here":
+    a command's path has no such entry, and a user's verifier often lies there."""
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:  # it was removed
+        here = "/"
+    return [*(os.path.join(here, place) for place in sys.path if place), here]
 
 
 class _Died(WorkerFault):
