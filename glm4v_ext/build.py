@@ -51,13 +51,14 @@ def _op_names() -> list[str]:
     return sorted(name.split(".")[0] for name in names)
 
 
-# Ops, backward included, that a record in bench/results/ shows to have passed on a GPU, now all of both backends.
-# Whoever changes a kernel or its launch without one at hand takes its op out of that backend's.
+# Ops, backward included, that a record in bench/results/ shows to have passed on a GPU: all of both backends. Whoever
+# changes a kernel or its launch without one at hand takes its op out of that backend's.
 _OPS = {
     "rms_norm", "add_rms_norm", "rms_norm_add", "swiglu", "rope_2d", "rope_3d", "linear", "token_logprob", "patchify",
     "patch_embed", "merge_patches", "interpolate_pos_embed", "flash_attn_varlen", "flash_attn_with_kvcache",
 }  # fmt: skip
-_GPU_VERIFIED = {"C++": _OPS, "Triton": _OPS}
+# The last record's tests of this twin did not reach it.
+_GPU_VERIFIED = {"C++": _OPS, "Triton": _OPS - {"merge_patches"}}
 
 
 def _has_kernel(op: str, device: str) -> bool:

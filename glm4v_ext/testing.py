@@ -104,6 +104,13 @@ def assert_as_accurate(
         assert_close_to_exact(a, p, e, f"result {i}")
 
 
+def assert_accurate_product(op: Callable[..., Any], definition: Callable[..., Any], inputs: Sequence[Any]) -> None:
+    """With gradients and without, since a GPU makes products by other kernels then."""
+    assert_as_accurate(op, definition, inputs)
+    wide = [x.double() if isinstance(x, Tensor) else x for x in inputs]
+    assert_close_to_exact(op(*inputs), definition(*inputs), definition(*wide))
+
+
 def assert_repeatable(function: Callable[..., Any], inputs: Sequence[Any]) -> None:
     """Two runs, the second one on one thread, give the same bits, gradients included."""
     threads = torch.get_num_threads()
