@@ -54,7 +54,8 @@ def there(folder, tmp_path, monkeypatch) -> pathlib.Path:
     for name in ("glm4v", "rlcs"):
         script = tmp_path / name
         # As pip makes it: without the folder that it is called in on Python's path.
-        script.write_text(f"#!{sys.executable}\nfrom {name}.cli import main\n\nmain()\n")
+        command = f'from {name}.cli import main\n\nif __name__ == "__main__":\n    main()\n'
+        script.write_text(f"#!{sys.executable}\n{command}")
         script.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'python'}")

@@ -50,7 +50,7 @@ def pack(
     for i, length in enumerate(lengths):
         if length > budget:
             raise ValueError(f"pack: sample {i} must have at most {budget} tokens (the budget), got {length}")
-    if not lengths:
+    if len(lengths) == 0:  # they may be an array
         return [[] for _ in range(ranks)]
     costs = list(map(float, lengths if costs is None else costs))
     steps = max(1, -(-sum(lengths) // (budget * ranks)))

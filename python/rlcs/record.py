@@ -120,9 +120,19 @@ class Record:
 
     @property
     def model(self) -> Path | None:
-        """What the run started from."""
+        """What the run started from, as it was told."""
         path = (self.config.get("model") or {}).get("path")
         return None if path is None else Path(path)
+
+    @property
+    def origin(self) -> Path | None:
+        """Where that stands. A relative path was one from where the run was started, which the run's own tells; where
+        that is another, it is one from here."""
+        if self.model is None:
+            return None
+        place, out = self.folder.resolve().parts, Path(str((self.config.get("run") or {}).get("out", ""))).parts
+        start = Path(*place[: -len(out)]) if out and place[-len(out) :] == out else Path()
+        return (start / self.model).resolve()
 
     # --- rollouts ---
 
@@ -162,11 +172,11 @@ def before(record: Record, others: Sequence[Record] = ()) -> tuple[Row, str] | N
     if record.evals and not record.evals[0].get("step"):
         return record.evals[0], "before the first step"
     for other in others:
-        if other is record or record.model is None:
+        if other is record or record.origin is None:
             continue
-        if other.model == record.model and other.evals and not other.evals[0].get("step"):
+        if other.origin == record.origin and other.evals and not other.evals[0].get("step"):
             return other.evals[0], f"the same model, evaluated by {other.name}"
-        if other.evals and other.folder.resolve() in record.model.resolve().parents:
+        if other.evals and other.folder.resolve() in record.origin.parents:
             return other.evals[-1], f"the end of {other.name}, whose model it starts from"
     if len(record.evals) > 1:
         return record.evals[0], f"the first evaluation, at step {record.evals[0]['step']}"

@@ -36,6 +36,10 @@ def test_costs_are_balanced_by_text_and_vision():
     assert imbalance(aware, costs) < 1.2 < imbalance(blind, costs)
 
 
+def test_lengths_may_be_an_array():
+    assert pack(np.array([3, 4, 2]), 5) == pack([3, 4, 2], 5) and pack(np.array([], dtype=int), 5) == [[]]
+
+
 def test_a_sample_beyond_the_budget_is_named():
     with pytest.raises(ValueError, match=r"sample 1 must have at most 10 tokens \(the budget\), got 11"):
         pack([3, 11], 10)
@@ -71,6 +75,8 @@ def test_advantages():
     with_error = group_advantages([1, None, 0])
     assert np.isnan(with_error[1]) and with_error[[0, 2]].tolist() == [1, -1]
     assert np.isnan(group_advantages([None, None])).all()
+    with pytest.raises(ValueError, match=r"^group_advantages: rewards must be finite or None, got \[1, nan\]"):
+        group_advantages([1, float("nan")])
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=16))

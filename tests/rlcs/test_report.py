@@ -226,6 +226,21 @@ def test_where_a_gain_is_counted_from(tmp_path):
     assert "<td>50.0</td><td>–</td>" in page_of([begun]) and not any("Before" in one.title for one in scored)
 
 
+def test_a_relative_model_is_found_from_any_folder(tmp_path, monkeypatch):
+    at = {"kind": "eval", "seconds": 0.0, "step": 9, "sampled/all": 0.5}
+    model = "runs/cold/checkpoints/step-000009"
+    cold, elsewhere = (Record.read(write(tmp_path / name / "runs/cold", at)) for name in ("lab", "other"))
+    config = {"model": {"path": model}, "run": {"out": "runs/rl"}}
+    late = Record.read(write(tmp_path / "lab/runs/rl", at, config=config))
+    for folder in ("lab", "other", "lab/runs/rl"):
+        monkeypatch.chdir(tmp_path / folder)
+        assert before(late, [elsewhere, cold]) == (cold.evals[0], "the end of cold, whose model it starts from")
+    moved = Record.read(write(tmp_path / "moved", at, config=config))
+    monkeypatch.chdir(tmp_path / "lab")  # where it was started is not known: here, perhaps
+    assert before(moved, [elsewhere, cold]) == (cold.evals[0], "the end of cold, whose model it starts from")
+    assert str(late.model) == model
+
+
 def test_runs_that_do_not_compare_are_told(tmp_path):
     rows = [{"kind": "eval", "step": step, "seconds": 100.0 * step, "sampled/all": 0.5} for step in (0, 1)]
     config = {"model": {"path": "m"}, "eval": {"limit": 5}}
