@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import load_file
 
+from glm4v import Glm4v, Processor
 from rlcs import checkpoint
 from rlcs.config import ModelSettings, RunSettings, SftConfig, TrainConfig
 from rlcs.curriculum import Settings as CurriculumSettings
 from rlcs.optimizer import OptimizerSettings
+from rlcs.prompts import Prompts
 from rlcs.rewards import Verdict
 from rlcs.rollout import RolloutSettings
+from rlcs.shards import BadRows
+from rlcs.supervised import Samples, read_lessons
 from rlcs.types import Group, Rollout, Task
 
 
@@ -40,6 +44,17 @@ def train_config(demo, out, **changes):
         updates=2,
     )
     return dataclasses.replace(config, **changes)
+
+
+def lessons(demo, **changes):
+    """Samples and prompts of some of the demo's answers, pictures and videos among them."""
+    config = sft_config(demo, demo / "unused", **changes)
+    processor = Processor.from_pretrained(demo / "model")
+    stop = Glm4v.from_pretrained(demo / "model").generation_config["eos_token_id"]
+    make, prompts = Samples(processor, config.thinking, stop), Prompts(processor)
+    found = read_lessons(config, BadRows("fatal", 0, print))[:12]
+    made = [prompts(one.id, one.messages, make.prompt_processor(one)) for one in found]
+    return [make(one, prompt, i) for i, (one, prompt) in enumerate(zip(found, made, strict=True))], made
 
 
 def weights(folder):

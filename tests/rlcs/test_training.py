@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from small_runs import sft_config, train_config, weights
+from small_runs import lessons, sft_config, train_config, weights
 
 from glm4v import Glm4v, Processor
 from rlcs import checkpoint
@@ -24,9 +24,8 @@ from rlcs.logs import read_metrics
 from rlcs.loss import LossSettings, policy_loss
 from rlcs.optimizer import Optimizer, OptimizerSettings
 from rlcs.prompts import Prompts
-from rlcs.run import Run, load_model
-from rlcs.shards import BadRows
-from rlcs.supervised import Samples, lessons_of, read_lessons, sft
+from rlcs.run import load_model
+from rlcs.supervised import Samples, lessons_of, sft
 from rlcs.trainer import Trainer, train
 from rlcs.types import Sample
 
@@ -108,17 +107,6 @@ def test_a_run_without_resume_does_not_write_over_another(demo, tmp_path):
 
 
 # --- the step ---
-
-
-def lessons(demo, **changes):
-    """Samples and prompts of some of the demo's answers, pictures and videos among them."""
-    config = sft_config(demo, demo / "unused", **changes)
-    processor = Processor.from_pretrained(demo / "model")
-    stop = Glm4v.from_pretrained(demo / "model").generation_config["eos_token_id"]
-    make, prompts = Samples(processor, config.thinking, stop), Prompts(processor)
-    found = read_lessons(config, BadRows("fatal", 0, print))[:12]
-    made = [prompts(one.id, one.messages, make.prompt_processor(one)) for one in found]
-    return [make(one, prompt, i) for i, (one, prompt) in enumerate(zip(found, made, strict=True))], made
 
 
 def gradients(demo, samples, prompts, loss, tokens, **settings):
@@ -207,45 +195,6 @@ def test_frozen_parts_stay(part, demo):
     names = {"vision": "model.visual.blocks", "merger": "model.visual.merger", "language": "model.language_model"}
     assert not any(name.startswith(names[part]) for name in found)
     assert all(any(name.startswith(other) for name in found) for key, other in names.items() if key != part)
-
-
-def test_bf16_weights_have_fp32_masters(demo):
-    model = load_model(ModelSettings(path=demo / "model", dtype="bfloat16"))
-    optimizer = Optimizer(model, OptimizerSettings(lr=1e-5, warmup=0.0))
-    samples, prompts = lessons(demo)
-    prompts = [dataclasses.replace(p, **{k: getattr(p, k).bfloat16() for k in ("pixel_values", "pixel_values_videos")
-               if getattr(p, k) is not None}) for p in prompts]  # fmt: skip
-    learner = Learner(model, optimizer, 1 << 20)
-    before = [master.clone() for master in optimizer.masters]
-    for _ in range(3):
-        learner.update(samples, prompts, sft_loss, 1e-5)
-    assert all(master.dtype == torch.float32 for master in optimizer.masters)
-    assert all(torch.equal(w, m.bfloat16()) for w, m in zip(optimizer.weights, optimizer.masters, strict=True))
-    moved = sum(int((m != b).sum()) for m, b in zip(optimizer.masters, before, strict=True))
-    assert moved > 0.5 * sum(m.numel() for m in optimizer.masters)  # steps too small for bf16 are not lost
-    again = Optimizer(load_model(ModelSettings(path=demo / "model", dtype="bfloat16")), optimizer.settings)
-    again.load_state_dict(optimizer.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(again.masters, optimizer.masters, strict=True))
-
-
-def test_masters_begin_as_the_checkpoint_has_them(demo, tmp_path):
-    """Else a rounded weight stays where it is until its steps add up to half of what bf16 tells apart."""
-    model = ModelSettings(path=demo / "model", dtype="bfloat16")
-    run = Run(sft_config(demo, tmp_path / "run", model=model), print)
-    found = dict(zip(run.optimizer.names, run.optimizer.masters, strict=True))
-    weights = dict(Glm4v.from_pretrained(demo / "model").named_parameters())
-    assert found.keys() == weights.keys() and all(torch.equal(found[name], weights[name]) for name in weights)
-    assert any(not torch.equal(m, m.bfloat16().float()) for m in found.values())
-
-
-def test_a_gradient_that_is_not_finite_moves_nothing(demo):
-    samples, prompts = lessons(demo)
-    model = load_model(ModelSettings(path=demo / "model"))
-    learner = Learner(model, Optimizer(model, OptimizerSettings(lr=1e-3)), 1 << 20)
-    before = [w.detach().clone() for w in model.parameters()]
-    facts = learner.update(samples, prompts, lambda micro: (micro.new.sum() * float("nan"), {}), 1e-3)
-    assert facts["skipped"] == 1
-    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
 def test_learning_rates():
