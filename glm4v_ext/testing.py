@@ -7,6 +7,7 @@ definition makes in the tested dtype, plus one unit in the last place.
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -102,6 +103,11 @@ def assert_as_accurate(
     assert len(actual) == len(exact)
     for i, (a, p, e) in enumerate(zip(actual, plain, exact, strict=True)):
         assert_close_to_exact(a, p, e, f"result {i}")
+
+
+def on_gpu(op: str) -> Callable[..., Any]:
+    """The op as a GPU computes it where gradients are needed: in functions of torch's own, which a CPU has, too."""
+    return importlib.import_module(f"glm4v_ext.ops.{op}").on_gpu
 
 
 def assert_accurate_product(op: Callable[..., Any], definition: Callable[..., Any], inputs: Sequence[Any]) -> None:

@@ -40,8 +40,8 @@ struct FlashAttnForward : FlashAttnArgs {
   // [H, Tq] of the softmax: a score near the largest, before the scale (with a softcap before that); the weights
   // relative to it
   float *maximum, *sum;
-  int* next_tile;  // one, scratch
-  int key_box;     // keys that one copy brings: a tile of them, or a page in it; the launch for Hopper sets it
+  int* next_tile;   // one, scratch
+  int key_box = 0;  // keys that one copy brings: a tile of them, or a page in it; the launch for Hopper sets it
 };
 
 struct FlashAttnBackward : FlashAttnArgs {

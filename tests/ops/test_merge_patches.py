@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from glm4v_ext import merge_patches, reference
-from glm4v_ext.ops.merge_patches import on_gpu
 from glm4v_ext.testing import (
     DTYPES,
     assert_accurate_product,
@@ -13,6 +12,7 @@ from glm4v_ext.testing import (
     devices,
     forced_isa,
     isa_levels,
+    on_gpu,
 )
 
 # P, C, O
@@ -37,7 +37,7 @@ def test_definition(shape, dtype, device):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_what_a_gpu_computes_gradients_of(shape, order):
     x, weight, bias = sample(shape, torch.float32)
-    assert_as_accurate(on_gpu, reference.merge_patches, [x, weight.to(memory_format=order), bias])
+    assert_as_accurate(on_gpu("merge_patches"), reference.merge_patches, [x, weight.to(memory_format=order), bias])
 
 
 @pytest.mark.parametrize("level", isa_levels())

@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from glm4v_ext import patch_embed, reference
-from glm4v_ext.ops.patch_embed import on_gpu
 from glm4v_ext.testing import (
     DTYPES,
     assert_accurate_product,
@@ -13,6 +12,7 @@ from glm4v_ext.testing import (
     devices,
     forced_isa,
     isa_levels,
+    on_gpu,
 )
 
 # P, C, channels, frames, height, width and whether the patches are still
@@ -47,7 +47,7 @@ def test_definition(shape, dtype, device):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_what_a_gpu_computes_gradients_of(shape):
-    assert_as_accurate(on_gpu, reference.patch_embed, sample(shape, torch.float32))
+    assert_as_accurate(on_gpu("patch_embed"), reference.patch_embed, sample(shape, torch.float32))
 
 
 @pytest.mark.parametrize("level", isa_levels())
