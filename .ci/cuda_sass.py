@@ -26,16 +26,12 @@ class Plan(NamedTuple):
 
 # By kernel, head dim and, of the forward, consumer groups. Products take 16 columns of the sum each; prologue, loop and
 # epilogue are counted.
-PLANS = {
-    ("flash_attn_varlen_sm90_kernel", 128, 2): Plan(8 + 8, 8 + 8, 4, 64),
-    ("flash_attn_varlen_sm90_kernel", 64, 2): Plan(4 + 4, 8 + 8, 4, 64),
-    ("flash_attn_varlen_sm90_kernel", 128, 1): Plan(8 + 8, 4 + 4, 4, 32),
-    ("flash_attn_varlen_sm90_kernel", 64, 1): Plan(4 + 4, 4 + 4, 4, 32),
-    ("flash_attn_varlen_dkdv_sm90_kernel", 128): Plan(4 * 8, 4 * 4, 7, 2 * 32),
-    ("flash_attn_varlen_dkdv_sm90_kernel", 64): Plan(4 * 4, 4 * 4, 7, 2 * 32),
-    ("flash_attn_varlen_dq_sm90_kernel", 128): Plan(4 * 8, 2 * 6, 6, 2 * 48),
-    ("flash_attn_varlen_dq_sm90_kernel", 64): Plan(4 * 4, 2 * 6, 6, 2 * 48),
-}
+PLANS: dict[tuple[str, int] | tuple[str, int, int], Plan] = {}
+for dim in (64, 80, 96, 128):
+    for groups in (1, 2):
+        PLANS["flash_attn_varlen_sm90_kernel", dim, groups] = Plan(2 * dim // 16, 2 * 4 * groups, 4, 32 * groups)
+    PLANS["flash_attn_varlen_dkdv_sm90_kernel", dim] = Plan(4 * dim // 16, 4 * 4, 7, 2 * 32)
+    PLANS["flash_attn_varlen_dq_sm90_kernel", dim] = Plan(4 * dim // 16, 2 * 6, 6, 2 * 48)
 # Said where registers don't suffice, and where accumulators are touched or a function is called meanwhile. C7519, a
 # fence that ptxas adds, is harmless.
 SERIALISED = re.compile(r"\((C75(?:0[4-9]|1[0-8]))\)")
