@@ -12,20 +12,22 @@ import gc
 import os
 import subprocess
 import sys
+from itertools import cycle
 
 import pytest
 import torch
+from sklearn.datasets import load_sample_image
 from transformers import DynamicCache, Glm4vForConditionalGeneration
 
 from bench.peers import AGREEMENT_OF_LAYERS
 from bench.shapes import PATCH_VALUES, TEXT_WIDTH, TOWER_GRIDS, cases
 from examples.make_checkpoint import make_checkpoint
-from glm4v import Glm4v, KVCache
+from glm4v import Glm4v, KVCache, Processor, PromptCache
 
 CONTEXTS = {"S4096": 4096, "S8192": 8192}
 MOST_ON_CPU = {"patches": 56 * 56, "tokens": 4096}
-TOWER, DECODER = (24, 1), (1, 2)
-QUICK_TOWER, QUICK_DECODER = (4, 1), (1, 1)
+TOWER, DECODER, BOTH = (24, 1), (1, 2), (24, 2)
+QUICK_TOWER, QUICK_DECODER, QUICK_BOTH = (4, 1), (1, 1), (4, 1)
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +116,40 @@ def bench_decode_layers(race, pair, device, dtype, context):
         return out.last_hidden_state[0]
 
     race({"glm4v_ext": decode, "transformers": their_decode}, tolerance=AGREEMENT_OF_LAYERS[dtype])
+
+
+def bench_next_question(race, pair, device, dtype):
+    """To the first token's logits of another question about a photograph; ours keeps the picture's keys and values."""
+    ours, theirs = pair(dtype, BOTH, QUICK_BOTH)
+    photo = {"type": "image", "image": load_sample_image("china.jpg")}
+    processor = Processor.from_pretrained(ours.folder)
+
+    def question(text):
+        return processor([{"role": "user", "content": [photo, {"type": "text", "text": text}]}]).to(device)
+
+    first, *others = (question(text) for text in ("What is this?", "Where may that be?", "When was it built?"))
+    picture = (first.input_ids == ours.config.image_token_id).sum()
+    print(f"{len(first.input_ids)} tokens, {picture} of the picture, {len(first.pixel_values)} patches")
+    cache, capacity = PromptCache(), 2 * len(first.input_ids)
+    cache.prefill(ours, first, capacity)
+
+    def without(batch):
+        return ours.prefill(batch, ours.new_cache(1, capacity))
+
+    def transformers(batch):
+        ids = batch.input_ids[None]
+        types = (ids == ours.config.image_token_id).long()
+        pictures = {name: batch[name] for name in ("pixel_values", "image_grid_thw")}
+        return theirs(input_ids=ids, mm_token_type_ids=types, logits_to_keep=1, **pictures).logits[0]
+
+    ways = {
+        "glm4v_ext": lambda batch: cache.prefill(ours, batch, capacity)[1],
+        "no cache": without,
+        "transformers": transformers,
+    }
+    turns = {name: (way, cycle(others)) for name, way in ways.items()}  # the same one twice would be one token
+    peers = {name: lambda way=way, batches=batches: way(next(batches)) for name, (way, batches) in turns.items()}
+    race(peers, tolerance=AGREEMENT_OF_LAYERS[dtype])
 
 
 ANSWER = """

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .generate import Piece
     from .model import Glm4v
     from .processor import Processor
+    from .prompt_cache import PromptCache
 
 _HOME = {
     "Batch": "batch",
@@ -27,6 +28,7 @@ _HOME = {
     "KVCache": "cache",
     "Piece": "generate",
     "Processor": "processor",
+    "PromptCache": "prompt_cache",
     "TextConfig": "config",
     "VisionConfig": "config",
 }
@@ -40,6 +42,7 @@ __all__ = [
     "KVCache",
     "Piece",
     "Processor",
+    "PromptCache",
     "TextConfig",
     "VisionConfig",
 ]

@@ -60,19 +60,36 @@ class KVCache:
         self.used += tokens
 
     def start(self, cu_seqlens: Tensor, max_seqlen: int, tokens: int) -> tuple[Tensor, Tensor]:
-        """Takes in N = B prompts of T tokens together: row and slot of each token, ``[T]`` each."""
-        if self.used or cu_seqlens.shape[0] != self.batch_size + 1:
-            sequences = cu_seqlens.shape[0] - 1
-            expectation, found = f"empty and of {sequences} rows", f"{self.used} tokens in {self.batch_size} rows"
+        """Takes in N = B prompts of T tokens together: row and slot of each token, ``[T]`` each. A single row may hold
+        tokens already, which come before."""
+        sequences, past = cu_seqlens.shape[0] - 1, self.used
+        if (past and self.batch_size > 1) or sequences != self.batch_size:
+            expectation, found = f"empty and of {sequences} rows", f"{past} tokens in {self.batch_size} rows"
             raise ValueError(f"cache: the cache of a prefill must be {expectation}, got {found}")
         self.reserve(max_seqlen)
-        self.seqlens.copy_(cu_seqlens.diff())
-        return token_slots(cu_seqlens, tokens)
+        self.seqlens.copy_(cu_seqlens.diff() + past)
+        rows, slots = token_slots(cu_seqlens, tokens)
+        return rows, slots + past
 
     def write(self, layer: int, k: Tensor, v: Tensor, rows: Tensor, slots: Tensor) -> None:
         """Stores packed ``k, v [T, K, D]`` at ``(rows, slots)``, each ``[T]``. Autocast's dtype may be another."""
         self.k[layer][rows, slots] = k.to(self.k[layer].dtype)
         self.v[layer][rows, slots] = v.to(self.v[layer].dtype)
+
+    def rewind(self, tokens: int) -> None:
+        """Forgets all but the first ``tokens`` of each row."""
+        self.used = tokens
+        self.seqlens.fill_(tokens)
+
+    def grow(self, capacity: int) -> None:
+        """Makes room for ``capacity`` tokens a row; what is held is copied, one layer at a time."""
+        for tensors in (self.k, self.v):
+            for layer, old in enumerate(tensors):
+                new = old.new_empty(old.shape[0], capacity, *old.shape[2:])
+                new[:, : self.used] = old[:, : self.used]
+                tensors[layer] = new
+        self.capacity = capacity
+        self._replayed = None  # its addresses are no more
 
     def replayed(self, step: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """The decode step on this cache, the same at every call, as a GPU may replay it; it must not keep the cache."""

@@ -14,6 +14,7 @@ from rich.console import Console
 from .answer import Generation, separate
 from .errors import InputError
 from .generate import Piece
+from .prompt_cache import PromptCache
 
 if TYPE_CHECKING:
     from .model import Glm4v
@@ -122,6 +123,7 @@ class Chat:
         self.messages: list[dict[str, Any]] = list(self.start)
         self.files: list[dict[str, str]] = []
         self.last: Generation | None = None
+        self.read = PromptCache()
 
     def run(self) -> None:
         """Takes lines until the user leaves. What is wrong with a line doesn't end the conversation."""
@@ -174,7 +176,7 @@ class Chat:
         messages = [*self.messages, {"role": "user", "content": content}]
         seed = None if self.seed is None else [(self.seed, len(messages))]
         try:
-            pieces = self.model.stream(messages, seed=seed, **self.options)
+            pieces = self.model.stream(messages, seed=seed, prompt_cache=self.read, **self.options)
             self.last = whole(shown(pieces, self.notes, folded=True))
         except KeyboardInterrupt:
             self.note("\nstopped; the question is forgotten")

@@ -20,6 +20,7 @@ from torch import Tensor
 from .answer import CLOSE_THINK, OPEN_ANSWER, OPEN_THINK, FinishReason, Generation, separate
 from .detokenize import TextStream
 from .kinds import is_list, is_whole
+from .prompt_cache import PromptCache
 from .sampling import Sampler, Sampling, Seed, expect, log_probability, streams
 
 
@@ -112,6 +113,7 @@ def stream(
     thinking_budget: int | None = None,
     logprobs: bool = False,
     allow_vision_ids: bool = False,
+    prompt_cache: PromptCache | None = None,
 ) -> Iterator[Piece]:
     """Answers as they come, one `Piece` per token; the requests of a batch take turns.
 
@@ -128,6 +130,7 @@ def stream(
             ``<think>`` doesn't count; 0 turns thinking off.
         logprobs: also return the log probability of each token (see `Generation`).
         allow_vision_ids: let the six tokens of pictures and their borders be chosen, which a prompt cannot hold again.
+        prompt_cache: reads only what is new since the last call with it, of a single request.
 
     Raises:
         InputError: a setting is of another kind or out of range, or the prompt leaves no room in the context.
@@ -151,6 +154,8 @@ def stream(
     starts = batch["cu_seqlens"].tolist()
     prompts = [batch["input_ids"][a:b] for a, b in pairwise(starts)]
     expect(len(prompts) > 0, "prompt", "one request or more", len(prompts))
+    expect(isinstance(prompt_cache, PromptCache | None), "prompt_cache", "a PromptCache or None", repr(prompt_cache))
+    expect(prompt_cache is None or len(prompts) == 1, "prompt", "one request with a prompt_cache", len(prompts))
     positions = [batch["position_ids"][:, a:b] for a, b in pairwise(starts)]
     context, tokenizer = model.config.text_config.max_position_embeddings, model.processor.tokenizer
 
@@ -172,7 +177,7 @@ def stream(
         requests.append(request)
     banned = () if allow_vision_ids else model.config.vision_token_ids
     sampler = Sampler(settings.sampling, streams(seed, len(prompts)), banned, prompts)
-    return _run(model, batch, requests, sampler, logprobs)
+    return _run(model, batch, requests, sampler, logprobs, prompt_cache)
 
 
 def generate(model: Model, prompt: Any, **options: Any) -> list[Generation]:
@@ -182,14 +187,26 @@ def generate(model: Model, prompt: Any, **options: Any) -> list[Generation]:
 
 
 @torch.inference_mode()
-def _run(model: Model, batch: Any, running: list[_Request], sampler: Sampler, logprobs: bool) -> Iterator[Piece]:
-    cache = model.new_cache(len(running), max(request.prompt_tokens + request.limit for request in running))
-    logits = model.prefill(batch, cache)
+def _run(
+    model: Model,
+    batch: Any,
+    running: list[_Request],
+    sampler: Sampler,
+    logprobs: bool,
+    prompt_cache: PromptCache | None,
+) -> Iterator[Piece]:
+    capacity = max(request.prompt_tokens + request.limit for request in running)
+    if prompt_cache is None:
+        cache = model.new_cache(len(running), capacity)
+        logits = model.prefill(batch, cache)
+    else:
+        cache, logits = prompt_cache.prefill(model, batch, capacity)
     while True:
         forced = [request.thinking.forced_token(request.token_ids) for request in running]
         tokens = sampler.choose(logits, forced)
+        chosen = tokens.tolist()
         likely = log_probability(logits, tokens).tolist()  # always: it also tells of broken logits
-        for request, token, logprob, force in zip(running, tokens.tolist(), likely, forced, strict=True):
+        for request, token, logprob, force in zip(running, chosen, likely, forced, strict=True):
             text = request.accept(token, logprob, force is not None)
             yield Piece(request.index, token, text, request.generation(logprobs))
         rows = [row for row, request in enumerate(running) if request.finish_reason is None]
@@ -203,6 +220,8 @@ def _run(model: Model, batch: Any, running: list[_Request], sampler: Sampler, lo
             cache.select(kept, max(request.prompt_tokens + len(request.token_ids) for request in running) - 1)
         positions = torch.tensor([request.position for request in running], device=logits.device)
         logits = model.decode(tokens, positions.repeat(3, 1), cache)
+        if prompt_cache is not None:
+            prompt_cache.append(chosen[0])
 
 
 class ThinkingBudget:

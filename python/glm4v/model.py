@@ -179,19 +179,39 @@ class Glm4v(nn.Module):
             last = self.config.text_config.vocab_size - 1
             if low < 0 or high > last:
                 raise ValueError(f"glm4v: input_ids must be 0 to {last}, got {low if low < 0 else high}")
-        of_images, of_videos = self._picture_tokens(input_ids, cu_seqlens)
-        places = (
-            (of_images, pixel_values, image_grid_thw, "pixel_values", "image_grid_thw", "outside"),
-            (of_videos, pixel_values_videos, video_grid_thw, "pixel_values_videos", "video_grid_thw", "inside"),
-        )
-        for at, pixels, grid, name, grid_name, where in places:
-            _check_pictures(name, pixels, grid_name, grid, len(at), where)
+        pictures = self.pictures(
+            input_ids, cu_seqlens, pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw
+        ).values()
         x = self.language_model.embed_tokens(self._here(input_ids))
-        seen = [(self._here(at), self._here(pixels), grid) for at, pixels, grid, *_ in places if pixels is not None]
+        seen = [(self._here(at), self._here(pixels), grid) for at, pixels, grid in pictures if pixels is not None]
         if seen:  # all through the tower together: sharded over processes, it must run as often on each of them
             at, pixels, grid = (each[0] if len(each) == 1 else torch.cat(each) for each in zip(*seen, strict=True))
             x.index_copy_(0, at, self.visual(pixels, grid).to(x.dtype))
         return x
+
+    def pictures(
+        self,
+        input_ids: Tensor,  # [T]
+        cu_seqlens: Tensor,  # [N + 1]
+        pixel_values: Tensor | None = None,  # [P, 1176]
+        image_grid_thw: Tensor | None = None,  # [I, 3]
+        pixel_values_videos: Tensor | None = None,
+        video_grid_thw: Tensor | None = None,
+    ) -> dict[tuple[str, str], tuple[Tensor, Tensor | None, Tensor | None]]:
+        """Of images and of videos, by the names of their arguments: where their tokens stand, patches and grids.
+
+        Raises:
+            ValueError: tokens, grids and patches do not count the same.
+        """
+        of_images, of_videos = self._picture_tokens(input_ids, cu_seqlens)
+        places = {
+            ("pixel_values", "image_grid_thw"): (of_images, pixel_values, image_grid_thw),
+            ("pixel_values_videos", "video_grid_thw"): (of_videos, pixel_values_videos, video_grid_thw),
+        }
+        for (name, grid_name), (at, pixels, grid) in places.items():
+            where = "outside" if at is of_images else "inside"
+            _check_pictures(name, pixels, grid_name, grid, len(at), where)
+        return places
 
     def hidden(
         self,
@@ -202,7 +222,8 @@ class Glm4v(nn.Module):
         prefixes: Sequence[int] | None = None,  # N
         **pictures: Any,
     ) -> Tensor:
-        """Hidden states ``[T, C]`` that the head reads; ``pictures`` as in `embed`. Fills an empty cache of N rows.
+        """Hidden states ``[T, C]`` that the head reads; ``pictures`` as in `embed`. Fills an empty cache of N rows; one
+        row may hold tokens already, which the sequence goes on from.
 
         Sequence n goes on from sequence ``prefixes[n]``, where that isn't -1: it sees that one's tokens before its own.
         So the answers to a prompt share its tokens, which are read once.
@@ -265,7 +286,8 @@ class Glm4v(nn.Module):
 
     @torch.inference_mode()
     def prefill(self, batch: Mapping[str, Any], cache: KVCache) -> Tensor:
-        """Reads N prompts, `forward`'s arguments, into an empty cache of N rows: logits ``[N, V]`` of what follows."""
+        """Reads N prompts, `forward`'s arguments, into a cache of N rows as `hidden` does: logits ``[N, V]`` of what
+        follows."""
         hidden = self.hidden(**batch, cache=cache)
         return self.lm_head(hidden[self._here(batch["cu_seqlens"])[1:] - 1])
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glm4v_ext import flash_attn_varlen_func, flash_attn_with_kvcache, rms_norm_add, rope_3d, rope_3d_
@@ -82,20 +83,26 @@ class LanguageModel(nn.Module):
         position_ids: Tensor,  # [3, T], integers
         cu_seqlens: Tensor,  # int32 [N + 1]
         max_seqlen: int,
-        cache: KVCache | None = None,  # empty, N rows
+        cache: KVCache | None = None,  # N rows, empty but for a single one
         keys: Keys | None = None,  # by default each sequence's own
     ) -> Tensor:
         """Hidden states ``[T, C]`` after the last norm. A cache receives the keys and values of every token."""
+        ends, longest = cu_seqlens, max_seqlen  # of the keys
+        past = cache if cache is not None and cache.used else None
         if cache is not None:
             rows, slots = cache.start(cu_seqlens, max_seqlen, x.shape[0])
+        if past is not None:
+            ends, longest = F.pad(past.seqlens, (1, 0)), past.used
+        if keys is not None:
+            ends, longest = keys.cu_seqlens, keys.longest
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             if cache is not None:
                 cache.write(layer, k, v, rows, slots)
-            ends, longest = cu_seqlens, max_seqlen
+            if past is not None:
+                k, v = (kept[layer][0, :longest].to(q.dtype) for kept in (past.k, past.v))
             if keys is not None:  # a prefix's keys and values are copied to each sequence: cheap, beside its layers
                 k, v = k.index_select(0, keys.rows), v.index_select(0, keys.rows)
-                ends, longest = keys.cu_seqlens, keys.longest
             return flash_attn_varlen_func(q, k, v, cu_seqlens, ends, max_seqlen, longest, causal=True)
 
         return self._run(x, position_ids, attend)
