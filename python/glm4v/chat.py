@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from .answer import Generation, separate
 from .errors import InputError
@@ -73,6 +74,16 @@ def shown(pieces: Iterable[Piece], notes: Console, folded: bool = False) -> Iter
         answer.show(parts.answer)
         yield piece
     print(flush=True)
+
+
+def timed(pieces: Iterator[Piece], notes: Console) -> Iterator[Piece]:
+    """The pieces; on a terminal a clock runs until the first one, while the model reads the prompt."""
+    columns = (SpinnerColumn(), TextColumn("reading"), TimeElapsedColumn())
+    with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as clock:
+        clock.add_task("reading")
+        first = next(pieces)
+    yield first
+    yield from pieces
 
 
 def whole(pieces: Iterable[Piece]) -> Generation:
@@ -176,7 +187,7 @@ class Chat:
         messages = [*self.messages, {"role": "user", "content": content}]
         seed = None if self.seed is None else [(self.seed, len(messages))]
         try:
-            pieces = self.model.stream(messages, seed=seed, prompt_cache=self.read, **self.options)
+            pieces = timed(self.model.stream(messages, seed=seed, prompt_cache=self.read, **self.options), self.notes)
             self.last = whole(shown(pieces, self.notes, folded=True))
         except KeyboardInterrupt:
             self.note("\nstopped; the question is forgotten")

@@ -111,7 +111,7 @@ def generate(
 ) -> None:
     """Answers one question about images, videos, or nothing but text."""
     content = _content(image or [], video or [], _stdin() if prompt == "-" else prompt)
-    from .chat import shown, whole
+    from .chat import shown, timed, whole
 
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": content})
@@ -130,9 +130,10 @@ def generate(
     )
     batch = processor(messages)  # before the weights: a bad file is known at once
     glm = load(model, dtype, device, processor)
-    pieces = glm.stream(batch, seed=seed, **options)
+    notes = Console(stderr=True)
+    pieces = timed(glm.stream(batch, seed=seed, **options), notes)
     start = time.perf_counter()
-    answer = whole(pieces if as_json else shown(pieces, Console(stderr=True)))
+    answer = whole(pieces if as_json else shown(pieces, notes))
     if as_json:
         readable = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
         print(json.dumps(answer.to_json(), ensure_ascii=not readable))

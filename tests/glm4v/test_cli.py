@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from glm4v import cli
-from glm4v.chat import Chat, shown, whole
+from glm4v.chat import Chat, shown, timed, whole
 from glm4v.generate import stream
 from tests.glm4v.mock_model import MockModel
 
@@ -273,6 +273,14 @@ def test_a_terminal_counts_thoughts_alone(capsys):
     for said, counted in ((SAID, True), ("<answer>42</answer>", False)):
         whole(shown(stream(MockModel({"Q": said}), ["Q"]), Console(stderr=True, force_terminal=True), folded=True))
         assert ("thinking, " in capsys.readouterr().err) is counted  # an answer would be written over its beginning
+
+
+def test_a_terminal_has_a_clock_while_the_prompt_is_read(capsys):
+    for terminal in (True, False):
+        answer = whole(timed(stream(MockModel({"Q": SAID}), ["Q"]), Console(stderr=True, force_terminal=terminal)))
+        err = capsys.readouterr().err
+        assert ("reading" in err) is terminal and answer.box == "42"
+        assert not terminal or err.endswith("\x1b[2K")  # nothing of it stays
 
 
 def test_a_terminal_obeys_no_answer(capsys, monkeypatch):
