@@ -136,19 +136,17 @@ Tensor packed_linear(DType dtype, const Tensor& x, const Tensor& weight, const s
 }
 
 // Where torch's product is oneDNN's in bf16 without tiles. Row-major weights: ahead by up to 45 % where the weight
-// leaves the caches, else by 5 to 90 % up to 128 rows, if they fill their vectors, more where oneDNN's 15 us of setting
-// up count, and by a few percent where all is long. Others, those of gradients: ahead by 5 to 180 % where the weight or
-// the output leaves the caches, level where all is long.
+// leaves the caches, else by 5 to 70 % from 7 rows to 64 and level beyond, a few percent behind where there are many
+// rows of few inputs; by up to three times where oneDNN's 15 us of setting up count. Others, those of gradients: ahead
+// by 5 to 180 % where the weight or the output leaves the caches, level where all is long.
 bool own_is_ahead(DType dtype, const Tensor& x, const Tensor& weight) {
   if (!in_pairs(dtype)) return false;
   const int64_t n = weight.size(0), k = weight.size(1), m = x.numel() / k;
   if (weight.stride(1) != 1) return std::max(m, k) * n * 2 > cached_bytes || std::min({m, n, k}) > 512;
   if (std::min(m, n) >= 512) return true;
   if (n * k * 2 > cached_bytes) return m >= 8;
-  constexpr int64_t vector = 16, small = 128 << 10;
-  const bool filled = 8 * m >= 7 * ((m + vector - 1) / vector * vector);
-  if (m > 128) return filled && std::min(n, k) >= 512;
-  return filled || (10 <= m && m <= vector) || n * k <= small;
+  constexpr int64_t small = 128 << 10;
+  return n * k <= small || (m >= 7 && (m <= 128 || std::min(n, k) >= 512));
 }
 
 }  // namespace

@@ -188,6 +188,19 @@ def test_own_product(shape, dtype, level):
         assert_as_accurate(linear, reference.linear, [x, weight.t().contiguous().t(), *bias])  # as gradients of x
 
 
+@pytest.mark.parametrize("level", isa_levels())
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_that_fill_half_a_vector(dtype, level):
+    """They take half of its lanes; no bit tells."""
+    for columns, inputs in ((80, 515), (33, 4099)):
+        x, weight, bias = sample((48, inputs, columns, True), dtype)
+        with forced_isa(level), forced_product("glm4v_ext", dtype):
+            whole = linear(x, weight, bias)
+            for rows in (25, 32, 33, 40, 41):
+                assert torch.equal(linear(x[:rows], weight, bias), whole[:rows])
+        assert torch.isfinite(whole).all()
+
+
 @pytest.mark.parametrize("shape", [(192, 1000, 64, False), (64, 900, 30, False), (700, 70, 33, False)])
 def test_threads_share_an_own_product_and_change_nothing(shape):
     x, weight = sample(shape, torch.float32)

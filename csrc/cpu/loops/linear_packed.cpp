@@ -76,6 +76,26 @@ GLM4V_INLINE vf load_step(const T* p, int64_t k_stride, int64_t rows, int64_t le
 // Steps that a row of packed x takes. Odd: panels a power of two apart would fall into the same sets of the caches.
 GLM4V_INLINE int64_t x_stride(int64_t k, int64_t each) { return ((k + each - 1) / each) | 1; }
 
+// Half a vector: cores that take 512 bits in two turns (Zen 4) save one of them where a panel's last vector holds no
+// more rows.
+constexpr bool has_halves = W == 16;
+typedef float vf_half __attribute__((vector_size(2 * W)));
+typedef uint32_t vu_half __attribute__((vector_size(2 * W)));
+template <class Half, class V>
+GLM4V_INLINE Half first_half(V v) {
+  Half half;
+  memcpy(&half, &v, sizeof half);
+  return half;
+}
+GLM4V_INLINE vf_half add_first_half(vf_half sum, vf x, vf y) {
+  return sum + first_half<vf_half>(x) * first_half<vf_half>(y);
+}
+#if defined(__AVX512BF16__)
+GLM4V_INLINE vf_half add_first_half(vf_half sum, vu x, vu y) {
+  return (vf_half)_mm256_dpbf16_ps((__m256)sum, (__m256bh)first_half<vu_half>(x), (__m256bh)first_half<vu_half>(y));
+}
+#endif
+
 // The rows of one panel of x.
 struct Panel {
   int64_t first, vectors;
@@ -111,12 +131,14 @@ class Ahead {
   int64_t stride_, bytes_, rows_, lines_, at_ = 0;
 };
 
-// sums [R][NV * W] (+)= weight [R, steps] * x [steps, NV * W]
-template <int R, int NV, bool row_major, class E>
+// sums [R][NV * W] (+)= weight [R, steps] * x [steps, NV * W]; with `half` without the second half of the last vector
+template <int R, int NV, bool half, bool row_major, class E>
 GLM4V_INLINE void tile(int64_t steps, const E* weight, int64_t stride, const E* x, float* sums, bool first) {
 #pragma GCC unroll 8
   for (int i = 0; i < R * NV * W; i += 16) __builtin_prefetch(sums + i, 1);
+  constexpr int whole = half ? NV - 1 : NV;
   vf total[R][NV] = {};
+  vf_half last[R] = {};
 #pragma GCC unroll 1
   for (int64_t s = 0; s < steps; ++s) {
     decltype(load(x)) xs[NV];
@@ -126,10 +148,13 @@ GLM4V_INLINE void tile(int64_t steps, const E* weight, int64_t stride, const E* 
     for (int r = 0; r < R; ++r) {
       const auto w = load_splat(weight + (row_major ? r * stride : r));
 #pragma GCC unroll 3
-      for (int v = 0; v < NV; ++v) total[r][v] = add_product(total[r][v], w, xs[v]);
+      for (int v = 0; v < whole; ++v) total[r][v] = add_product(total[r][v], w, xs[v]);
+      if constexpr (half) last[r] = add_first_half(last[r], w, xs[whole]);
     }
     weight += row_major ? 1 : stride, x += NV * W;
   }
+  if constexpr (half)
+    for (int r = 0; r < R; ++r) memcpy(&total[r][whole], &last[r], sizeof last[r]);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 3
@@ -139,7 +164,7 @@ GLM4V_INLINE void tile(int64_t steps, const E* weight, int64_t stride, const E* 
     }
 }
 
-template <int NV, bool row_major, class E>
+template <int NV, bool half, bool row_major, class E>
 __attribute__((noinline)) void multiply_panel(int64_t rows, int64_t steps, const E* weight, int64_t stride, const E* x,
                                               float* sums, bool first, Ahead& ahead) {
   constexpr int R = W == 16 || NV == 1 ? tile_rows_most : tile_rows_most / 2;  // of 32 registers, or of 16
@@ -147,17 +172,24 @@ __attribute__((noinline)) void multiply_panel(int64_t rows, int64_t steps, const
     ahead.take();
     const E* from = weight + (row_major ? r * stride : r / group * (group * weight_stride) + r % group);
     for (int64_t s = 0; s < steps; s += chain)
-      tile<R, NV, row_major>(least(chain, steps - s), from + s * (row_major ? 1 : group), stride, x + s * NV * W,
-                             sums + r * NV * W, first && s == 0);
+      tile<R, NV, half, row_major>(least(chain, steps - s), from + s * (row_major ? 1 : group), stride, x + s * NV * W,
+                                   sums + r * NV * W, first && s == 0);
   }
 }
 
 template <bool row_major, class E>
-void multiply_strip(int64_t rows, int64_t vectors, int64_t steps, const E* weight, int64_t stride, const E* x,
-                    float* sums, bool first, Ahead& ahead) {
-  if (vectors == 1) multiply_panel<1, row_major>(rows, steps, weight, stride, x, sums, first, ahead);
-  if (vectors == 2) multiply_panel<2, row_major>(rows, steps, weight, stride, x, sums, first, ahead);
-  if (vectors == 3) multiply_panel<3, row_major>(rows, steps, weight, stride, x, sums, first, ahead);
+void multiply_strip(int64_t rows, int64_t vectors, bool half, int64_t steps, const E* weight, int64_t stride,
+                    const E* x, float* sums, bool first, Ahead& ahead) {
+  const auto multiply = [&](auto count) {
+    constexpr int nv = decltype(count)::value;
+    if (has_halves && half)
+      multiply_panel<nv, has_halves, row_major>(rows, steps, weight, stride, x, sums, first, ahead);
+    else
+      multiply_panel<nv, false, row_major>(rows, steps, weight, stride, x, sums, first, ahead);
+  };
+  if (vectors == 1) multiply(Int<1>{});
+  if (vectors == 2) multiply(Int<2>{});
+  if (vectors == 3) multiply(Int<3>{});
 }
 
 // Panels [begin, end) of `rows` rows of x, `inputs` of each; a row takes `stride` steps.
@@ -288,7 +320,8 @@ void product(const PackedProduct& a, int64_t m, int64_t rows, int64_t n, int64_t
         const auto [first, vectors] = panel_at(rows, i);
         const float* panel = a.packed_x + (m + first) * x_stride(a.k, each) + k / each * vectors * W;
         float* to = blocks == 1 ? sums : sums + first * wide + c * vectors * W;
-        multiply(round_up(width, row_major ? tile_rows_most : group), vectors, steps, strip_rows, stride,
+        const bool half = rows - first <= vectors * W - W / 2;
+        multiply(round_up(width, row_major ? tile_rows_most : group), vectors, half, steps, strip_rows, stride,
                  reinterpret_cast<const E*>(panel), to, first_block, ahead);
         const T* bias = static_cast<const T*>(a.bias);
         if (last_block && a.swapped)
