@@ -1,6 +1,7 @@
 """The native library as a file: what it links, what it exports, and what an import brings."""
 
 import ast
+import inspect
 import pathlib
 import re
 import subprocess
@@ -150,6 +151,37 @@ def test_second_gradients_are_refused(op):
     gradients = torch.autograd.grad(loss, leaves, create_graph=True)  # which may be all that is wanted
     with pytest.raises(RuntimeError, match=f"^{op}: gradients must be asked for once"):
         gradients[-1].sum().backward()
+
+
+ROWS, ROWS_3D, TARGETS = torch.zeros(4, 2, dtype=torch.long), torch.zeros(3, 4, dtype=torch.long), torch.tensor([0])
+HEADS, PACKED, CACHE = torch.randn(4, 2, 64), torch.randn(4, 2, 8), torch.randn(1, 4, 2, 8)
+# By op, arguments that must be tensors; what else it wants, by name. A call without any tensor torch does not hand on.
+TENSORS = {
+    "rms_norm": ([HEADS, torch.randn(64)], {}),
+    "add_rms_norm": ([HEADS, HEADS, torch.randn(64)], {}),
+    "rms_norm_add": ([HEADS, HEADS, torch.randn(64)], {}),
+    "linear": ([HEADS, torch.randn(3, 64)], {}),
+    "merge_patches": ([torch.randn(4, 8), torch.randn(3, 8, 2, 2), torch.randn(3)], {}),
+    "patch_embed": ([torch.randn(4, 1176), torch.randn(3, 3, 2, 14, 14), torch.randn(3)], {}),
+    "interpolate_pos_embed": ([torch.randn(4, 8), torch.randn(9, 8), GRID], {}),
+    "rope_2d": ([HEADS, HEADS, ROWS], {}),
+    "rope_2d_": ([HEADS, HEADS.clone(), ROWS], {}),
+    "rope_3d": ([HEADS, HEADS, ROWS_3D], {}),
+    "rope_3d_": ([HEADS, HEADS.clone(), ROWS_3D], {}),
+    "flash_attn_varlen_func": ([PACKED, PACKED, PACKED, CU, CU], {"max_seqlen_q": 4, "max_seqlen_k": 4}),
+    "flash_attn_with_kvcache": ([CACHE[:, :1], CACHE, CACHE], {}),
+    "token_logprob": ([torch.randn(1, 8), torch.randn(5, 8), TARGETS], {}),
+}
+
+
+@pytest.mark.parametrize("op", TENSORS)
+def test_none_in_place_of_a_tensor_is_named(op):
+    function, (tensors, options) = getattr(glm4v_ext, op), TENSORS[op]
+    names = list(inspect.signature(function).parameters)
+    function(*tensors, **options)
+    for i, name in enumerate(names[: len(tensors)]):
+        with pytest.raises(RuntimeError, match=rf"^{op.removesuffix('_func')}: {name} must be a tensor, got None$"):
+            function(*tensors[:i], None, *tensors[i + 1 :], **options)
 
 
 def test_every_backward_op_refuses_or_has_gradients():

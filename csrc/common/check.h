@@ -95,9 +95,15 @@ inline bool overlaps_itself(const Tensor& t) {
   return false;
 }
 
+// torch gives None as a tensor that has nothing.
+inline void check_given(const char* op, const char* name, const Tensor& t) {
+  check(t.defined(), op, ": ", name, " must be a tensor, got None");
+}
+
 // -1 in `expected` stands for any size; `letters` names the dims in the message, e.g. "[T, H, D]".
 inline void check_shape(const char* op, const char* name, const Tensor& t, std::initializer_list<int64_t> expected,
                         const char* letters) {
+  check_given(op, name, t);
   bool ok = t.dim() == static_cast<int64_t>(expected.size());
   int64_t i = 0;
   for (const int64_t size : expected) {
@@ -110,7 +116,7 @@ inline void check_shape(const char* op, const char* name, const Tensor& t, std::
 }
 
 inline DType check_float(const char* op, const char* name, const Tensor& t) {
-  check(t.defined(), op, ": ", name, " must be a tensor, got None");
+  check_given(op, name, t);
   switch (t.scalar_type()) {
     case ScalarType::Float:
       return DType::f32;
@@ -125,6 +131,7 @@ inline DType check_float(const char* op, const char* name, const Tensor& t) {
 
 // Index tensors are int32 or int64.
 inline bool check_index_is_int64(const char* op, const char* name, const Tensor& t) {
+  check_given(op, name, t);
   if (t.scalar_type() == ScalarType::Long) return true;
   check(t.scalar_type() == ScalarType::Int, op, ": ", name, " must be int32 or int64, got ",
         dtype_text(t.scalar_type()));
@@ -145,6 +152,7 @@ inline void check_same_device(const char* op, const char* name, const Tensor& t,
 
 // Shape, dtype and device of another argument.
 inline void check_like(const char* op, const char* name, const Tensor& t, const char* other_name, const Tensor& other) {
+  check_given(op, name, t);
   bool ok = t.dim() == other.dim();
   for (int64_t i = 0; ok && i < t.dim(); ++i) ok = t.size(i) == other.size(i);
   check(ok, op, ": ", name, " must be ", shape_text(other), " like ", other_name, ", got ", shape_text(t));

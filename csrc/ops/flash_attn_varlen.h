@@ -11,6 +11,7 @@ struct FlashAttnShape {
 };
 
 inline void check_cu_seqlens(const char* op, const char* name, const Tensor& cu, const Tensor& q) {
+  check_given(op, name, cu);
   check(cu.dim() == 1 && cu.size(0) >= 1, op, ": ", name, " must be [N + 1], got ", shape_text(cu));
   check_index_is_int64(op, name, cu);
   check_same_device(op, name, cu, "q", q);

@@ -12,8 +12,8 @@ inline PatchifyShape check_patchify(const Tensor& frames,  // uint8 [F, H, W, 3]
                                     const std::vector<double>& mean, const std::vector<double>& std, int64_t temporal,
                                     int64_t patch, int64_t merge, ScalarType dtype) {
   const char* op = "patchify";
-  check(frames.scalar_type() == ScalarType::Byte, op, ": frames must be uint8, got ", dtype_text(frames.scalar_type()));
   check_shape(op, "frames", frames, {-1, -1, -1, 3}, "[F, H, W, 3]");
+  check(frames.scalar_type() == ScalarType::Byte, op, ": frames must be uint8, got ", dtype_text(frames.scalar_type()));
   check(mean.size() == 3, op, ": mean must be 3 numbers, got ", mean.size());
   check(std.size() == 3 && std[0] > 0 && std[1] > 0 && std[2] > 0, op, ": std must be 3 positive numbers, got ",
         std.size(), std.size() == 3 ? " of which some are not positive" : "");
