@@ -217,7 +217,7 @@ class Processor:
         return self.codec.decode(ids.tolist() if isinstance(ids, Tensor) else ids, skip_special_tokens)
 
     def _plan(self, messages: Messages) -> _Plan:
-        conversation = Conversation(messages)
+        conversation = Conversation(messages, self.template)
         pictures = [self._measure(media) for media in conversation.media]
         pieces: list[int | str] = []
         placed = 0

@@ -2,13 +2,15 @@
 
 A conversation is a list of ``{"role": "system" | "user" | "assistant", "content": ...}``. Content is text or a list of
 ``{"type": "text", "text": ...}``, ``{"type": "image", "image": ...}`` and ``{"type": "video", "video": ...}``; the
-spellings ``url``, ``path`` and ``image_url`` / ``video_url`` of other toolkits are read too.
+spellings ``url``, ``path`` and ``image_url`` / ``video_url`` of other toolkits are read too. Roles such as ``tool`` and
+keys such as ``tool_calls`` are for a checkpoint's template that has words for them.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,6 +57,8 @@ CHAT_TEMPLATE = """\
 """
 
 ROLES = ("system", "user", "assistant")
+CALLS = ("tool_calls", "function_call")  # what an assistant said in place of content
+THOUGHTS = ("reasoning_content", "reasoning")  # by servers' names; thinking is no part of the history
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 ANSWER_MARKS = (OPEN_ANSWER, CLOSE_ANSWER, OPEN_BOX, CLOSE_BOX)
 
@@ -69,14 +73,16 @@ class Media:
 
 
 class Conversation:
-    """Checked messages: ``messages`` as templates read them, ``media`` in prompt order."""
+    """Checked messages: ``messages`` as ``template`` reads them, ``media`` in prompt order. Keys beside role and
+    content stay where the template has a word for them."""
 
-    def __init__(self, messages: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, messages: Sequence[Mapping[str, Any]], template: str = CHAT_TEMPLATE) -> None:
         if not is_list(messages):
             raise InputError(f"prompt: a conversation must be a list of messages, got {_outline(messages)}")
         if not messages:
             raise InputError("prompt: messages must not be empty")
         self.media: list[Media] = []
+        self.template = template
         self.messages = [self._read(message, f"message {i + 1}") for i, message in enumerate(messages)]
 
     def _read(self, message: Any, where: str) -> dict[str, Any]:
@@ -84,8 +90,13 @@ class Conversation:
             expectation = '{"role": …, "content": …}'
             raise InputError(f"prompt: {where}: a message must be {expectation}, got {_outline(message)}")
         role, content = message.get("role"), message.get("content")
-        if role not in ROLES:
+        if role not in ROLES and not self._has_case(role):
             raise InputError(f"prompt: {where}: role must be one of {', '.join(ROLES)}, got {role!r}")
+        calls = [key for key in CALLS if message.get(key)]
+        for key in calls:
+            if key not in self.template:  # and so would be lost
+                raise InputError(f"prompt: {where}: {key} must be left out, the chat template has no word for it")
+        content = "" if content is None and calls else content
         if not isinstance(content, str | list | tuple):
             raise InputError(f"prompt: {where}: content must be text or a list of parts, got {type(content).__name__}")
         parts: list[dict[str, str]] = []
@@ -103,7 +114,26 @@ class Conversation:
         text = "".join(part["text"] for part in parts) if text_only else ""
         if role == "assistant":
             text = answer_text(text)
-        return {"role": role, "content": text if text_only else parts}
+        return {"role": role, "content": text if text_only else parts, **self._others(message, where)}
+
+    def _others(self, message: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """What else of a message the template reads, as JSON has it."""
+        others: dict[str, Any] = {}
+        for key, value in message.items():
+            if value is None or key in ("role", "content", *THOUGHTS) or str(key) not in self.template:
+                continue
+            try:
+                text = json.dumps(value, ensure_ascii=False)
+                text.encode()
+            except (TypeError, ValueError, RecursionError) as error:
+                raise InputError(f"prompt: {where}: {key} must be what JSON can hold: {error}") from None
+            others[key] = json.loads(text)
+        return others
+
+    def _has_case(self, role: Any) -> bool:
+        """Whether the template asks if a message is of this role."""
+        case = rf"""role\W*==\s*['"]{re.escape(str(role))}['"]"""  # message.role == 'tool', message['role'] == "tool"
+        return isinstance(role, str) and re.search(case, self.template) is not None
 
     def _read_part(self, part: Any, where: str) -> str:
         found = _outline(part)
@@ -241,9 +271,11 @@ def render(template: str, conversation: Conversation, codec: TextCodec) -> list[
     def guarded(value: Any) -> Any:
         if isinstance(value, str):
             return codec.guard(value, mark)
-        return [{key: guarded(text) for key, text in part.items()} for part in value]
+        if isinstance(value, list):
+            return [guarded(one) for one in value]
+        return {guarded(key): guarded(one) for key, one in value.items()} if isinstance(value, dict) else value
 
-    messages = [{"role": m["role"], "content": guarded(m["content"])} for m in conversation.messages]
+    messages = guarded(conversation.messages)
     try:
         text = _compiled(template).render(
             messages=messages, tools=None, documents=None, add_generation_prompt=True, **codec.named

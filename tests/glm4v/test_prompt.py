@@ -183,6 +183,62 @@ def test_a_template_finds_the_names_of_transformers(source, processor, tiny_chec
     assert render(source, Conversation(messages), codec) == codec.split(text)
 
 
+# Of a checkpoint that calls tools.
+TOOLS = """\
+[gMASK]<sop>
+{%- for m in messages %}
+    {%- if m.role == 'tool' %}
+        {{- '<|observation|>\\n' ~ m.tool_call_id ~ ': ' ~ m.content }}
+    {%- else %}
+        {{- '<|' ~ m.role ~ '|>\\n' ~ m.content }}
+        {%- for call in m.tool_calls or [] %}
+            {{- '\\n' ~ call.function.name ~ call.function.arguments | tojson }}
+        {%- endfor %}
+        {%- if m.reasoning_content %}{{ m.reasoning_content }}{% endif %}
+        {%- if m.name %}({{ m.name }}){% endif %}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|assistant|>\\n' }}{%- endif %}
+"""
+
+
+def called(function="count", argument="leaves", **keys):
+    call = {"id": "c1", "type": "function", "function": {"name": function, "arguments": {"of": argument}}}
+    return {"role": "assistant", "content": "", "tool_calls": [call], **keys}
+
+
+def test_tools_reach_a_template_that_has_words_for_them(processor, tiny_checkpoint):
+    messages = [
+        {"role": "user", "content": "How many leaves?", "name": "Zoë", "refusal": None, "seen": object()},
+        called(function_call=None),
+        {"role": "tool", "tool_call_id": "c1", "content": [said("1"), said("7")]},
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    theirs = [{**messages[0], "seen": None}, messages[1], {**messages[2], "content": "17"}]
+    text = tokenizer.apply_chat_template(theirs, chat_template=TOOLS, tokenize=False, add_generation_prompt=True)
+    assert render(TOOLS, Conversation(messages, TOOLS), processor.codec) == processor.codec.split(text)
+    assert "(Zoë)" in text and 'count{"of": "leaves"}' in text and "c1: 17" in text
+    thoughtful = [messages[0], called(content=None, reasoning_content="Call."), messages[2]]  # no part of the history
+    assert render(TOOLS, Conversation(thoughtful, TOOLS), processor.codec) == processor.codec.split(text)
+    typed = [called("<|user|>", "<|image|>", name="<|assistant|>")]
+    names = ["[gMASK]", "<sop>", "<|assistant|>", "<|assistant|>"]
+    ids = [piece for piece in render(TOOLS, Conversation(typed, TOOLS), processor.codec) if isinstance(piece, int)]
+    assert ids == [processor.codec.id(name) for name in names]
+
+
+def test_a_call_is_not_lost():
+    text = r"^prompt: message 2: tool_calls must be left out, the chat template has no word for it$"
+    for content in (None, "I call."):
+        with pytest.raises(InputError, match=text):
+            Conversation([user(said("?")), called(content=content)])
+    with pytest.raises(InputError, match=r"^prompt: message 1: name must be what JSON can hold: [^\n]*$"):
+        Conversation([{"role": "user", "content": "?", "name": {1j}}], TOOLS)
+    with pytest.raises(
+        InputError, match=r"^prompt: message 1: role must be one of system, user, assistant, got 'name'$"
+    ):
+        Conversation([{"role": "name", "content": "?"}], TOOLS)
+
+
 def test_a_named_token_of_another_kind(tmp_path):
     write(tmp_path, tokenizer_config__json={"eos_token": 5})
     with pytest.raises(InputError, match=r"^prompt: .*tokenizer_config.json: eos_token must be text, got 5$"):
@@ -226,6 +282,8 @@ def test_a_template_with_an_error(tmp_path):
     [
         ([], "messages must not be empty"),
         ([{"role": "robot", "content": "x"}], "message 1: role must be one of system, user, assistant, got 'robot'"),
+        ([{"role": "image", "content": "x"}], "message 1: role must be one of system, user, assistant, got 'image'"),
+        ([{"role": "tool", "content": "x"}], "message 1: role must be one of system, user, assistant, got 'tool'"),
         ([{"content": "x"}], "message 1: role must be one of system, user, assistant, got None"),
         ([{"role": "user"}], "message 1: content must be text or a list of parts, got NoneType"),
         ([user(said("a")), user({"type": "sound"})], r"message 2: a part must be .*, got \{'type': 'sound'\}"),
