@@ -44,6 +44,8 @@ FIXED = {
     "merge_size": MERGE_SIZE,
 }
 
+FILM_RULE = "Glm4vVideoProcessor"  # transformers' name of it; GLM-4.6V samples and dates its frames in another way
+
 PICTURE_TOKENS = {  # by their ids' names in the config
     "image_start_token_id": "<|begin_of_image|>",
     "image_end_token_id": "<|end_of_image|>",
@@ -67,6 +69,7 @@ class PixelSettings:
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
     fps: float = 2
     max_duration: float = 300
+    sampled_by: str = FILM_RULE
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], release: PixelSettings, where: str) -> PixelSettings:
@@ -99,6 +102,7 @@ class PixelSettings:
             std=tuple(stated("image_std", release.std, "3 positive numbers", lambda x: three(x) and min(x) > 0)),
             fps=stated("fps", release.fps, "a positive number", positive),
             max_duration=stated("max_duration", release.max_duration, "a positive number", positive),
+            sampled_by=stated("video_processor_type", FILM_RULE, "text", lambda x: isinstance(x, str)),
         )
 
 
@@ -240,6 +244,8 @@ class Processor:
         picture: Picture | Video
         if media.kind == "image":
             picture = Picture(media.source, self.allow_network)
+        elif settings.sampled_by != FILM_RULE:
+            raise InputError(f"processor: video_processor_type must be {FILM_RULE}, got {settings.sampled_by}")
         else:
             picture = Video(media.source, media.fps, settings.fps, settings.max_duration, self.allow_network)
         try:

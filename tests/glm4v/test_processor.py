@@ -325,6 +325,17 @@ def test_a_template_that_loses_a_picture(tiny_checkpoint, tmp_path, photos):
             Processor.from_pretrained(folder)(messages)
 
 
+def test_films_by_another_rule(tiny_checkpoint, tmp_path, photos):
+    """GLM-4.6V-Flash has this model and these image settings, but other rules for films."""
+    other = changed(tiny_checkpoint, tmp_path / "a", video_preprocessor_config={"video_processor_type": "Glm46VVideo"})
+    processor = Processor.from_pretrained(other)
+    assert processor.count_tokens([user(image(photos[0]))]) > 100
+    with pytest.raises(
+        InputError, match=r"^processor: video_processor_type must be Glm4vVideoProcessor, got Glm46VVid"
+    ):
+        processor.count_tokens([user({"type": "video", "video": photos[:1]})])
+
+
 def test_messages_that_are_no_list(processor):
     for messages in ("Hi", b"Hi", {"role": "user", "content": "Hi"}, [], iter([])):
         with pytest.raises(InputError, match="prompt: messages must be a list of messages or a list of such lists"):
