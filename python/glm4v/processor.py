@@ -142,6 +142,9 @@ class Processor:
         for name, limit in (("max_pixels", max_pixels), ("max_aspect_ratio", max_aspect_ratio)):
             if limit is not None and not (is_number(limit) and limit >= 1):
                 raise InputError(f"processor: {name} must be 1 or more, got {limit!r}")
+        if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            kinds = "torch.float32, torch.bfloat16 or torch.float16"
+            raise InputError(f"processor: dtype must be {kinds}, got {dtype!r}")
         if not isinstance(allow_network, bool):  # "no" is true
             raise InputError(f"processor: allow_network must be True or False, got {allow_network!r}")
         self.max_pixels, self.max_aspect_ratio = max_pixels, max_aspect_ratio

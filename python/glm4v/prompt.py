@@ -12,6 +12,7 @@ import itertools
 import json
 import re
 import reprlib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -152,6 +153,9 @@ class Conversation:
             raise InputError(f"prompt: {where}: a part must be {example}, got {found}")
         if fps is not None and not is_number(fps):
             raise InputError(f"prompt: {where}: fps must be a number, got {fps!r}")
+        known = ("type", "text", "fps", "url", "path", kind)
+        if lost := [str(key) for key in part if part[key] is not None and key not in known]:
+            warnings.warn(f"prompt: has no effect on a picture: {', '.join(lost)}", stacklevel=2)
         self.media.append(Media(medium, source, None if fps is None else float(fps)))
         return medium
 

@@ -302,6 +302,8 @@ def test_folders_that_are_no_checkpoint(tiny_checkpoint, tmp_path):
             Processor.from_pretrained(tiny_checkpoint, **{name: value})
     with pytest.raises(InputError, match=r"^processor: allow_network must be True or False, got 'no'$"):
         Processor.from_pretrained(tiny_checkpoint, allow_network="no")
+    with pytest.raises(InputError, match=r"^processor: dtype must be torch.float32, .* or torch.float16, got 'half'$"):
+        Processor.from_pretrained(tiny_checkpoint, dtype="half")
     both = {"preprocessor_config": None, "processor_config": {"image_processor": 5}}
     with pytest.raises(InputError, match=r"^processor: .*: settings of images must be a JSON object, got 5$"):
         Processor.from_pretrained(changed(tiny_checkpoint, tmp_path / "both", **both))

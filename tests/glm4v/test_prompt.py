@@ -149,6 +149,11 @@ def test_keys_without_a_value_are_as_if_absent():
     assert conversation.messages[0]["content"] == [{"type": "image"}, said("b")]
 
 
+def test_what_a_picture_cannot_have_is_named():
+    with pytest.warns(UserWarning, match=r"^prompt: has no effect on a picture: max_pixels, detail$"):
+        Conversation([user({"type": "image", "image": "a", "max_pixels": 9, "min_pixels": None, "detail": "low"})])
+
+
 def test_where_the_template_comes_from(tmp_path):
     def loaded(**files):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
