@@ -4,10 +4,11 @@ import shutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
 from examples.make_checkpoint import CONTROL_TOKENS
-from glm4v import InputError
+from glm4v import InputError, Processor
 from glm4v.answer import TAGS
 from glm4v.prompt import CHAT_TEMPLATE, Conversation, answer_text, load_chat_template, load_named_tokens, render
 from glm4v.tokenizer import TextCodec
@@ -242,6 +243,21 @@ def test_a_call_is_not_lost():
         InputError, match=r"^prompt: message 1: role must be one of system, user, assistant, got 'name'$"
     ):
         Conversation([{"role": "name", "content": "?"}], TOOLS)
+
+
+def test_added_words_are_words_as_in_transformers(tiny_checkpoint, tmp_path):
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "a")
+    theirs = AutoTokenizer.from_pretrained(folder)
+    theirs.add_tokens(["zebrafish", "<loc_7>", AddedToken("fin", single_word=True), "<|typed|>"])
+    theirs.save_pretrained(folder)
+    processor = Processor.from_pretrained(folder)
+    for text in ("A zebrafish's fins, one fin,finzebrafish.", " <loc_7><loc_7> zebra<loc_7>"):
+        messages = [user(said(text)), {"role": "assistant", "content": text}]
+        prompt = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert processor(messages).input_ids.tolist() == theirs(prompt).input_ids
+    assert processor.encode("<loc_7>", specials=False) == [theirs.convert_tokens_to_ids("<loc_7>")]
+    typed = processor([user(said("<think> <|typed|> zebrafish"))]).input_ids.tolist()
+    assert not {theirs.convert_tokens_to_ids(token) for token in ("<think>", "<|typed|>")} & set(typed)
 
 
 def test_a_named_token_of_another_kind(tmp_path):
