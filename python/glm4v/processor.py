@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -307,7 +308,8 @@ class Processor:
 
 def _conversations(messages: Messages | Sequence[Messages]) -> Sequence[Messages]:
     if not is_list(messages) or not messages:
-        raise InputError("prompt: messages must be a list of messages or a list of such lists, not empty")
+        expectation = "a list of messages or a list of such lists, not empty"
+        raise InputError(f"prompt: messages must be {expectation}, got {reprlib.repr(messages)}")
     return cast(Sequence[Messages], [messages] if isinstance(messages[0], Mapping) else messages)
 
 

@@ -59,6 +59,7 @@ CHAT_TEMPLATE = """\
 
 ROLES = ("system", "user", "assistant")
 CALLS = ("tool_calls", "function_call")  # what an assistant said in place of content
+BESIDE = ("image", "images", "video", "videos")  # where some clients put pictures
 THOUGHTS = ("reasoning_content", "reasoning")  # by servers' names; thinking is no part of the history
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 ANSWER_MARKS = (OPEN_ANSWER, CLOSE_ANSWER, OPEN_BOX, CLOSE_BOX)
@@ -93,10 +94,14 @@ class Conversation:
         role, content = message.get("role"), message.get("content")
         if role not in ROLES and not self._has_case(role):
             raise InputError(f"prompt: {where}: role must be one of {', '.join(ROLES)}, got {role!r}")
-        calls = [key for key in CALLS if message.get(key)]
+        said = [key for key, value in message.items() if value is not None and not (is_list(value) and len(value) == 0)]
+        calls = [key for key in CALLS if key in said]
         for key in calls:
             if key not in self.template:  # and so would be lost
                 raise InputError(f"prompt: {where}: {key} must be left out, the chat template has no word for it")
+        for key in BESIDE:
+            if key in said:
+                raise InputError(f"prompt: {where}: pictures must be parts of the content, got {key} beside it")
         content = "" if content is None and calls else content
         if not isinstance(content, str | list | tuple):
             raise InputError(f"prompt: {where}: content must be text or a list of parts, got {type(content).__name__}")

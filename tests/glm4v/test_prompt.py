@@ -215,7 +215,7 @@ def called(function="count", argument="leaves", **keys):
 
 def test_tools_reach_a_template_that_has_words_for_them(processor, tiny_checkpoint):
     messages = [
-        {"role": "user", "content": "How many leaves?", "name": "Zoë", "refusal": None, "seen": object()},
+        {"role": "user", "content": "How many leaves?", "name": "Zoë", "images": [], "seen": object()},
         called(function_call=None),
         {"role": "tool", "tool_call_id": "c1", "content": [said("1"), said("7")]},
     ]
@@ -303,6 +303,7 @@ def test_a_template_with_an_error(tmp_path):
     [
         ([], "messages must not be empty"),
         ([{"role": "robot", "content": "x"}], "message 1: role must be one of system, user, assistant, got 'robot'"),
+        ([{"role": "user", "content": "x", "images": ["a"]}], "message 1: pictures must be parts of the"),
         ([{"role": "image", "content": "x"}], "message 1: role must be one of system, user, assistant, got 'image'"),
         ([{"role": "tool", "content": "x"}], "message 1: role must be one of system, user, assistant, got 'tool'"),
         ([{"content": "x"}], "message 1: role must be one of system, user, assistant, got None"),
