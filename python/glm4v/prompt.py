@@ -2,8 +2,8 @@
 
 A conversation is a list of ``{"role": "system" | "user" | "assistant", "content": ...}``. Content is text or a list of
 ``{"type": "text", "text": ...}``, ``{"type": "image", "image": ...}`` and ``{"type": "video", "video": ...}``; the
-spellings ``url``, ``path`` and ``image_url`` / ``video_url`` of other toolkits are read too. Roles such as ``tool`` and
-keys such as ``tool_calls`` are for a checkpoint's template that has words for them.
+spellings ``url``, ``path``, ``base64`` and ``image_url`` / ``video_url`` of other toolkits are read too. Roles such as
+``tool`` and keys such as ``tool_calls`` are for a checkpoint's template that has words for them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .answer import CLOSE_ANSWER, CLOSE_BOX, CLOSE_THINK, OPEN_ANSWER, OPEN_BOX,
 from .errors import InputError
 from .files import read_json
 from .kinds import is_list, is_number
-from .source import source_of
+from .source import SPELLINGS, source_of
 from .tokenizer import TextCodec
 
 # GLM-4.1V's chat template, used when a checkpoint brings none.
@@ -158,7 +158,7 @@ class Conversation:
             raise InputError(f"prompt: {where}: a part must be {example}, got {found}")
         if fps is not None and not is_number(fps):
             raise InputError(f"prompt: {where}: fps must be a number, got {fps!r}")
-        known = ("type", "text", "fps", "url", "path", kind)
+        known = ("type", "text", "fps", kind, *SPELLINGS)
         if lost := [str(key) for key in part if part[key] is not None and key not in known]:
             warnings.warn(f"prompt: has no effect on a picture: {', '.join(lost)}", stacklevel=2)
         self.media.append(Media(medium, source, None if fps is None else float(fps)))

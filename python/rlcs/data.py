@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from glm4v.source import scheme, source_of
+from glm4v.source import SPELLINGS, scheme, source_of
 
 from .curriculum import TIERS
 from .rewards import find
@@ -233,7 +233,7 @@ def _part(part: dict[str, Any], folder: Path) -> dict[str, Any]:
     source, medium = source_of(kind, part), kind.removesuffix("_url")
     if source is None:
         return part
-    rest = {name: value for name, value in part.items() if name not in ("type", kind, "url", "path")}
+    rest = {name: value for name, value in part.items() if name not in ("type", kind, *SPELLINGS)}
     return {**rest, "type": medium, medium: _place(source, folder)}
 
 

@@ -189,6 +189,7 @@ def bomb():
         (b"plain text", "image: 10 bytes: is not an image"),
         (b"", "image: 0 bytes: is not an image"),
         (bomb(), r"image: 69 bytes: Image size \(3600000000 pixels\) exceeds limit .*bomb"),
+        ("", "image: a file must have a name, got ''"),
         ("nowhere.png", "image: nowhere.png: no such file"),
         ("/", "image: /: is not a file"),
         ("a" * 5000, "image: a{300}: cannot be read: File name too long"),

@@ -150,6 +150,12 @@ def test_keys_without_a_value_are_as_if_absent():
     assert conversation.messages[0]["content"] == [{"type": "image"}, said("b")]
 
 
+def test_pictures_in_base64():
+    url = "data:image/png;base64,aGk="
+    rows = [{"type": "image", "base64": "aGk="}, {"type": "image", "base64": url}]
+    assert [media.source for media in Conversation([user(*rows)]).media] == ["data:;base64,aGk=", url]
+
+
 def test_what_a_picture_cannot_have_is_named():
     with pytest.warns(UserWarning, match=r"^prompt: has no effect on a picture: max_pixels, detail$"):
         Conversation([user({"type": "image", "image": "a", "max_pixels": 9, "min_pixels": None, "detail": "low"})])
