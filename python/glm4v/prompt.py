@@ -60,7 +60,7 @@ CHAT_TEMPLATE = """\
 ROLES = ("system", "user", "assistant")
 CALLS = ("tool_calls", "function_call")  # what an assistant said in place of content
 BESIDE = ("image", "images", "video", "videos")  # where some clients put pictures
-THOUGHTS = ("reasoning_content", "reasoning")  # by servers' names; thinking is no part of the history
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # as servers call them; they are no part of the history
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 ANSWER_MARKS = (OPEN_ANSWER, CLOSE_ANSWER, OPEN_BOX, CLOSE_BOX)
 
