@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import string
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
@@ -94,7 +95,8 @@ def _download(kind: str, url: str, allow_network: bool) -> Source:
     if not allow_network:
         raise InputError(f"{kind}: {url}: network access is off; allow_network=True (--allow-network) turns it on")
     try:
-        with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as response:
+        sent = urllib.parse.quote(url, safe=string.printable)  # a path may be in any script; HTTP's is ASCII
+        with urllib.request.urlopen(sent, timeout=DOWNLOAD_TIMEOUT_S) as response:
             data = response.read(DOWNLOAD_LIMIT_BYTES + 1)
             missing = response.length  # of what was announced; a read that is given a size doesn't tell
     except (OSError, ValueError, HTTPException) as error:

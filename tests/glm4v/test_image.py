@@ -260,7 +260,7 @@ def test_a_download_that_is_cut_off(lost, photos, monkeypatch):
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server, ThreadPoolExecutor() as pool:
         pool.submit(server.handle_request)
-        url = f"http://127.0.0.1:{server.server_port}/photo.png"
+        url = f"http://127.0.0.1:{server.server_port}/花%20.png"
         if lost:
             with pytest.raises(
                 InputError, match=f"^image: {url}: cannot be downloaded: the last 7 bytes did not come$"
