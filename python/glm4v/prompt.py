@@ -158,7 +158,7 @@ class Conversation:
             raise InputError(f"prompt: {where}: a part must be {example}, got {found}")
         if fps is not None and not is_number(fps):
             raise InputError(f"prompt: {where}: fps must be a number, got {fps!r}")
-        known = ("type", "text", "fps", kind, *SPELLINGS)
+        known = ("type", "fps", kind, *SPELLINGS)
         if lost := [str(key) for key in part if part[key] is not None and key not in known]:
             warnings.warn(f"prompt: has no effect on a picture: {', '.join(lost)}", stacklevel=2)
         self.media.append(Media(medium, source, None if fps is None else float(fps)))
