@@ -60,6 +60,9 @@ def conversation_of(row: Mapping[str, Any], folder: Path) -> list[dict[str, Any]
     messages = row.get("messages")
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
         raise ValueError(f"messages must be a list of objects with role and content, got {messages!r}")
+    # Beside the content, which is all that is read.
+    if row.get("tools") or any(message.get("tool_calls") for message in messages):
+        raise ValueError("messages must be without tools and tool_calls, which are neither read nor learned here")
     pictures = {kind: iter(_paths(row, f"{kind}s")) for kind in ("image", "video")}
     found = [
         {
