@@ -81,7 +81,7 @@ class Conversation:
     def __init__(self, messages: Sequence[Mapping[str, Any]], template: str = CHAT_TEMPLATE) -> None:
         if not is_list(messages):
             raise InputError(f"prompt: a conversation must be a list of messages, got {_outline(messages)}")
-        if not messages:
+        if len(messages) == 0:
             raise InputError("prompt: messages must not be empty")
         self.media: list[Media] = []
         self.template = template
@@ -92,7 +92,7 @@ class Conversation:
             expectation = '{"role": …, "content": …}'
             raise InputError(f"prompt: {where}: a message must be {expectation}, got {_outline(message)}")
         role, content = message.get("role"), message.get("content")
-        if role not in ROLES and not self._has_case(role):
+        if not isinstance(role, str) or (role not in ROLES and not self._has_case(role)):
             raise InputError(f"prompt: {where}: role must be one of {', '.join(ROLES)}, got {role!r}")
         said = [key for key, value in message.items() if value is not None and not (is_list(value) and len(value) == 0)]
         calls = [key for key in CALLS if key in said]
@@ -136,10 +136,10 @@ class Conversation:
             others[key] = json.loads(text)
         return others
 
-    def _has_case(self, role: Any) -> bool:
+    def _has_case(self, role: str) -> bool:
         """Whether the template asks if a message is of this role."""
-        case = rf"""role\W*==\s*['"]{re.escape(str(role))}['"]"""  # message.role == 'tool', message['role'] == "tool"
-        return isinstance(role, str) and re.search(case, self.template) is not None
+        case = rf"""role\W*==\s*['"]{re.escape(role)}['"]"""  # message.role == 'tool', message['role'] == "tool"
+        return re.search(case, self.template) is not None
 
     def _read_part(self, part: Any, where: str) -> str:
         found = _outline(part)

@@ -339,6 +339,10 @@ def test_films_by_another_rule(tiny_checkpoint, tmp_path, photos):
 
 
 def test_messages_that_are_no_list(processor):
+    table = np.array([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}])  # pandas' way
+    assert processor.count_tokens(table) == processor.count_tokens(list(table))
+    with pytest.raises(InputError, match=r"^prompt: a conversation must be a list of messages, got [^\n]*$"):
+        processor(np.zeros(2))
     for messages in ("Hi", b"Hi", {"role": "user", "content": "Hi"}, [], iter([])):
         with pytest.raises(InputError, match=r"^prompt: messages must be a list of messages .*, not empty, got .+$"):
             processor(messages)
