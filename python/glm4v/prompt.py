@@ -284,8 +284,8 @@ def render(template: str, conversation: Conversation, codec: TextCodec) -> list[
             return [guarded(one) for one in value]
         return {guarded(key): guarded(one) for key, one in value.items()} if isinstance(value, dict) else value
 
-    messages = guarded(conversation.messages)
     try:
+        messages = guarded(conversation.messages)
         text = _compiled(template).render(
             messages=messages, tools=None, documents=None, add_generation_prompt=True, **codec.named
         )

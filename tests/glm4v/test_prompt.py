@@ -238,6 +238,17 @@ def test_tools_reach_a_template_that_has_words_for_them(processor, tiny_checkpoi
     assert ids == [processor.codec.id(name) for name in names]
 
 
+def test_calls_of_any_depth(processor):
+    for depth in (3, 300, 600, 900, 1200, 10_000):
+        argument = json.loads("[" * min(depth, 900) + "]" * min(depth, 900))
+        for _ in range(depth - 900):
+            argument = [argument]
+        try:
+            render(TOOLS, Conversation([called(argument=argument)], TOOLS), processor.codec)
+        except InputError as error:
+            assert depth > 3 and "recursion" in str(error)
+
+
 def test_a_call_is_not_lost():
     text = r"^prompt: message 2: tool_calls must be left out, the chat template has no word for it$"
     for content in (None, "I call."):
