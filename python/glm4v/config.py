@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -26,6 +27,16 @@ FIXED: dict[str, Any] = {
     "patch_size": PATCH_SIZE,
     "temporal_patch_size": TEMPORAL_PATCH_SIZE,
     "spatial_merge_size": MERGE_SIZE,
+}
+# What transformers' `generate` takes from generation_config.json and ours doesn't, and the value that asks for nothing.
+UNREAD: dict[str, int | None] = {
+    **dict.fromkeys(("min_length", "min_new_tokens", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), 0),
+    **dict.fromkeys(("epsilon_cutoff", "eta_cutoff", "token_healing"), 0),
+    **dict.fromkeys(("num_beams", "num_return_sequences", "typical_p", "guidance_scale"), 1),
+    "encoder_repetition_penalty": 1,
+    **dict.fromkeys(("max_new_tokens", "max_time", "stop_strings", "top_h", "watermarking_config"), None),
+    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias"), None),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"), None),
 }
 DTYPES = ("float64", "float32", "bfloat16", "float16")  # that weights are read in
 
@@ -252,6 +263,14 @@ def read_generation_config(folder: str | os.PathLike[str], config: Config) -> di
     path = checkpoint_folder(folder) / "generation_config.json"
     stop = {"eos_token_id": config.text_config.extra.get("eos_token_id", config.extra.get("eos_token_id"))}
     return {**stop, **read_json(path, "config")} if path.exists() else stop
+
+
+def warn_of_unread(settings: dict[str, Any], config: Config, folder: Path) -> None:
+    """A warning that names what `generate` doesn't heed of ``folder``'s `generation_config.json`."""
+    unread = {**UNREAD, "max_length": config.text_config.max_position_embeddings}
+    if lost := [key for key, idle in unread.items() if settings.get(key) not in (None, [], {}, idle)]:
+        path = folder / "generation_config.json"
+        warnings.warn(f"config: {path}: has no effect on generate: {', '.join(lost)}", stacklevel=2)
 
 
 # What may stand in a file for a field whose default is a flag, a count or a number.

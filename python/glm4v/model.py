@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from . import weights
 from .cache import KVCache
-from .config import MERGE_SIZE, Config, checkpoint_folder, read_generation_config
+from .config import MERGE_SIZE, Config, checkpoint_folder, read_generation_config, warn_of_unread
 from .errors import InputError
 from .files import json_text, write_text
 from .generate import generate as _generate
@@ -125,6 +125,7 @@ class Glm4v(nn.Module):
         model = cls(Config.from_pretrained(path), device="meta")
         model.folder = path
         model.generation_config = read_generation_config(path, model.config)
+        warn_of_unread(model.generation_config, model.config, path)
         return model
 
     def save_pretrained(

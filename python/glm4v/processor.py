@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,8 @@ FIXED = {
     "merge_size": MERGE_SIZE,
 }
 
+FILM_RULE = "Glm4vVideoProcessor"  # transformers' name of it; GLM-4.6V samples and dates its frames in another way
+
 PICTURE_TOKENS = {  # by their ids' names in the config
     "image_start_token_id": "<|begin_of_image|>",
     "image_end_token_id": "<|end_of_image|>",
@@ -67,6 +70,7 @@ class PixelSettings:
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
     fps: float = 2
     max_duration: float = 300
+    sampled_by: str = FILM_RULE
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], release: PixelSettings, where: str) -> PixelSettings:
@@ -99,6 +103,7 @@ class PixelSettings:
             std=tuple(stated("image_std", release.std, "3 positive numbers", lambda x: three(x) and min(x) > 0)),
             fps=stated("fps", release.fps, "a positive number", positive),
             max_duration=stated("max_duration", release.max_duration, "a positive number", positive),
+            sampled_by=stated("video_processor_type", FILM_RULE, "text", lambda x: isinstance(x, str)),
         )
 
 
@@ -138,6 +143,9 @@ class Processor:
         for name, limit in (("max_pixels", max_pixels), ("max_aspect_ratio", max_aspect_ratio)):
             if limit is not None and not (is_number(limit) and limit >= 1):
                 raise InputError(f"processor: {name} must be 1 or more, got {limit!r}")
+        if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            kinds = "torch.float32, torch.bfloat16 or torch.float16"
+            raise InputError(f"processor: dtype must be {kinds}, got {dtype!r}")
         if not isinstance(allow_network, bool):  # "no" is true
             raise InputError(f"processor: allow_network must be True or False, got {allow_network!r}")
         self.max_pixels, self.max_aspect_ratio = max_pixels, max_aspect_ratio
@@ -217,7 +225,7 @@ class Processor:
         return self.codec.decode(ids.tolist() if isinstance(ids, Tensor) else ids, skip_special_tokens)
 
     def _plan(self, messages: Messages) -> _Plan:
-        conversation = Conversation(messages)
+        conversation = Conversation(messages, self.template)
         pictures = [self._measure(media) for media in conversation.media]
         pieces: list[int | str] = []
         placed = 0
@@ -240,6 +248,8 @@ class Processor:
         picture: Picture | Video
         if media.kind == "image":
             picture = Picture(media.source, self.allow_network)
+        elif settings.sampled_by != FILM_RULE:
+            raise InputError(f"processor: video_processor_type must be {FILM_RULE}, got {settings.sampled_by}")
         else:
             picture = Video(media.source, media.fps, settings.fps, settings.max_duration, self.allow_network)
         try:
@@ -297,8 +307,9 @@ class Processor:
 
 
 def _conversations(messages: Messages | Sequence[Messages]) -> Sequence[Messages]:
-    if not is_list(messages) or not messages:
-        raise InputError("prompt: messages must be a list of messages or a list of such lists, not empty")
+    if not is_list(messages) or len(messages) == 0:
+        expectation = "a list of messages or a list of such lists, not empty"
+        raise InputError(f"prompt: messages must be {expectation}, got {reprlib.repr(messages)}")
     return cast(Sequence[Messages], [messages] if isinstance(messages[0], Mapping) else messages)
 
 

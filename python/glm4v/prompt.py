@@ -2,14 +2,17 @@
 
 A conversation is a list of ``{"role": "system" | "user" | "assistant", "content": ...}``. Content is text or a list of
 ``{"type": "text", "text": ...}``, ``{"type": "image", "image": ...}`` and ``{"type": "video", "video": ...}``; the
-spellings ``url``, ``path`` and ``image_url`` / ``video_url`` of other toolkits are read too.
+spellings ``url``, ``path``, ``base64`` and ``image_url`` / ``video_url`` of other toolkits are read too. Roles such as
+``tool`` and keys such as ``tool_calls`` are for a checkpoint's template that has words for them.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import re
 import reprlib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,7 +30,7 @@ from .answer import CLOSE_ANSWER, CLOSE_BOX, CLOSE_THINK, OPEN_ANSWER, OPEN_BOX,
 from .errors import InputError
 from .files import read_json
 from .kinds import is_list, is_number
-from .source import source_of
+from .source import SPELLINGS, source_of
 from .tokenizer import TextCodec
 
 # GLM-4.1V's chat template, used when a checkpoint brings none.
@@ -55,6 +58,9 @@ CHAT_TEMPLATE = """\
 """
 
 ROLES = ("system", "user", "assistant")
+CALLS = ("tool_calls", "function_call")  # what an assistant said in place of content
+BESIDE = ("image", "images", "video", "videos")  # where some clients put pictures
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # as servers call them; they are no part of the history
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 ANSWER_MARKS = (OPEN_ANSWER, CLOSE_ANSWER, OPEN_BOX, CLOSE_BOX)
 
@@ -69,14 +75,16 @@ class Media:
 
 
 class Conversation:
-    """Checked messages: ``messages`` as templates read them, ``media`` in prompt order."""
+    """Checked messages: ``messages`` as ``template`` reads them, ``media`` in prompt order. Keys beside role and
+    content stay where the template has a word for them."""
 
-    def __init__(self, messages: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, messages: Sequence[Mapping[str, Any]], template: str = CHAT_TEMPLATE) -> None:
         if not is_list(messages):
             raise InputError(f"prompt: a conversation must be a list of messages, got {_outline(messages)}")
-        if not messages:
+        if len(messages) == 0:
             raise InputError("prompt: messages must not be empty")
         self.media: list[Media] = []
+        self.template = template
         self.messages = [self._read(message, f"message {i + 1}") for i, message in enumerate(messages)]
 
     def _read(self, message: Any, where: str) -> dict[str, Any]:
@@ -84,8 +92,17 @@ class Conversation:
             expectation = '{"role": …, "content": …}'
             raise InputError(f"prompt: {where}: a message must be {expectation}, got {_outline(message)}")
         role, content = message.get("role"), message.get("content")
-        if role not in ROLES:
+        if not isinstance(role, str) or (role not in ROLES and not self._has_case(role)):
             raise InputError(f"prompt: {where}: role must be one of {', '.join(ROLES)}, got {role!r}")
+        said = [key for key, value in message.items() if value is not None and not (is_list(value) and len(value) == 0)]
+        calls = [key for key in CALLS if key in said]
+        for key in calls:
+            if key not in self.template:  # and so would be lost
+                raise InputError(f"prompt: {where}: {key} must be left out, the chat template has no word for it")
+        for key in BESIDE:
+            if key in said:
+                raise InputError(f"prompt: {where}: pictures must be parts of the content, got {key} beside it")
+        content = "" if content is None and calls else content
         if not isinstance(content, str | list | tuple):
             raise InputError(f"prompt: {where}: content must be text or a list of parts, got {type(content).__name__}")
         parts: list[dict[str, str]] = []
@@ -103,7 +120,26 @@ class Conversation:
         text = "".join(part["text"] for part in parts) if text_only else ""
         if role == "assistant":
             text = answer_text(text)
-        return {"role": role, "content": text if text_only else parts}
+        return {"role": role, "content": text if text_only else parts, **self._others(message, where)}
+
+    def _others(self, message: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """What else of a message the template reads, as JSON has it."""
+        others: dict[str, Any] = {}
+        for key, value in message.items():
+            if value is None or key in ("role", "content", *THOUGHTS) or str(key) not in self.template:
+                continue
+            try:
+                text = json.dumps(value, ensure_ascii=False)
+                text.encode()
+            except (TypeError, ValueError, RecursionError) as error:
+                raise InputError(f"prompt: {where}: {key} must be what JSON can hold: {error}") from None
+            others[key] = json.loads(text)
+        return others
+
+    def _has_case(self, role: str) -> bool:
+        """Whether the template asks if a message is of this role."""
+        case = rf"""role\W*==\s*['"]{re.escape(role)}['"]"""  # message.role == 'tool', message['role'] == "tool"
+        return re.search(case, self.template) is not None
 
     def _read_part(self, part: Any, where: str) -> str:
         found = _outline(part)
@@ -122,6 +158,9 @@ class Conversation:
             raise InputError(f"prompt: {where}: a part must be {example}, got {found}")
         if fps is not None and not is_number(fps):
             raise InputError(f"prompt: {where}: fps must be a number, got {fps!r}")
+        known = ("type", "fps", kind, *SPELLINGS)
+        if lost := [str(key) for key in part if part[key] is not None and key not in known]:
+            warnings.warn(f"prompt: has no effect on a picture: {', '.join(lost)}", stacklevel=2)
         self.media.append(Media(medium, source, None if fps is None else float(fps)))
         return medium
 
@@ -241,10 +280,12 @@ def render(template: str, conversation: Conversation, codec: TextCodec) -> list[
     def guarded(value: Any) -> Any:
         if isinstance(value, str):
             return codec.guard(value, mark)
-        return [{key: guarded(text) for key, text in part.items()} for part in value]
+        if isinstance(value, list):
+            return [guarded(one) for one in value]
+        return {guarded(key): guarded(one) for key, one in value.items()} if isinstance(value, dict) else value
 
-    messages = [{"role": m["role"], "content": guarded(m["content"])} for m in conversation.messages]
     try:
+        messages = guarded(conversation.messages)
         text = _compiled(template).render(
             messages=messages, tools=None, documents=None, add_generation_prompt=True, **codec.named
         )

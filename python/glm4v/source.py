@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import string
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ DOWNLOAD_LIMIT_BYTES = 2**30
 DOWNLOAD_TIMEOUT_S = 60
 NAME_LIMIT = 300  # characters of a source that an error repeats
 SCHEMES = ("data", "file", "http", "https")
+SPELLINGS = ("url", "path", "base64")  # where transformers' messages name a picture, beside its kind
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,10 @@ class Source:
 def source_of(kind: str, part: Mapping[str, Any]) -> Any:
     """What a message's part of this kind (``image``, ``video``, ``image_url``, ``video_url``) names, in any of the
     spellings of toolkits; None where it names nothing."""
-    source = next((part[key] for key in (kind, "url", "path") if part.get(key) is not None), None)
+    key = next((key for key in (kind, *SPELLINGS) if part.get(key) is not None), kind)
+    source = part.get(key)
+    if key == "base64" and isinstance(source, str) and not scheme(source):
+        return f"data:;base64,{source}"
     return source.get("url") if isinstance(source, Mapping) else source
 
 
@@ -63,6 +68,8 @@ def find(kind: str, source: str | os.PathLike[str] | bytes, allow_network: bool 
         return _decode_data_url(kind, text)
     if read_as in ("http", "https"):
         return _download(kind, text, allow_network)
+    if not text:
+        raise InputError(f"{kind}: a file must have a name, got ''")
     try:
         path = Path(urllib.request.url2pathname(urllib.parse.urlsplit(text).path) if read_as == "file" else text)
         wrong = None if path.is_file() else "is not a file" if path.exists() else "no such file"
@@ -88,7 +95,8 @@ def _download(kind: str, url: str, allow_network: bool) -> Source:
     if not allow_network:
         raise InputError(f"{kind}: {url}: network access is off; allow_network=True (--allow-network) turns it on")
     try:
-        with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as response:
+        sent = urllib.parse.quote(url, safe=string.printable)  # a path may be in any script; HTTP's is ASCII
+        with urllib.request.urlopen(sent, timeout=DOWNLOAD_TIMEOUT_S) as response:
             data = response.read(DOWNLOAD_LIMIT_BYTES + 1)
             missing = response.length  # of what was announced; a read that is given a size doesn't tell
     except (OSError, ValueError, HTTPException) as error:

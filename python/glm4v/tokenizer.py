@@ -1,7 +1,8 @@
 """Text to token ids and back, with a wall between what the prompt means and what a person typed.
 
 `tokenizer.json` names special tokens such as ``<|image|>`` by their text. A person who types that text must get its
-characters, not the token, so special tokens are found here and the tokenizer itself knows none of them.
+characters, not the token, so special tokens are found here and the tokenizer itself knows none of them. Words that a
+checkpoint has added to its vocabulary are no such tokens: they are words wherever they stand.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import tokenizers
 
+from .answer import TAGS
 from .errors import InputError
 
 
@@ -30,8 +32,8 @@ def load_tokenizer(folder: Path) -> tokenizers.Tokenizer:
 
 
 class TextCodec:
-    """Encodes and decodes with a ``tokenizer``; ``specials`` maps the texts of its added tokens to their ids, ``named``
-    the names that a chat template has for some, such as ``eos_token``, to their texts."""
+    """Encodes and decodes with a ``tokenizer``; ``specials`` maps the texts of its special tokens to their ids,
+    ``named`` the names that a chat template has for some, such as ``eos_token``, to their texts."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, named: Mapping[str, str]) -> None:
         self.named = named
@@ -40,7 +42,12 @@ class TextCodec:
         for part in ("normalizer", "pre_tokenizer", "decoder"):
             if getattr(self._full, part) is not None:
                 setattr(self._plain, part, getattr(self._full, part))
-        self.specials = {token.content: index for index, token in self._full.get_added_tokens_decoder().items()}
+        added = self._full.get_added_tokens_decoder()
+        self.specials = {token.content: index for index, token in added.items() if _is_special(token)}
+        words = {index: token for index, token in added.items() if not _is_special(token)}
+        self._plain.add_tokens(list(words.values()))
+        # It numbers words behind the model's vocabulary, without a place for special tokens.
+        self._words = {self._plain.token_to_id(token.content): index for index, token in words.items()}
         longest_first = sorted(self.specials, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
@@ -84,7 +91,8 @@ class TextCodec:
                 text += piece
                 continue
             if text:
-                ids += self._plain.encode(text, add_special_tokens=False).ids
+                encoded = self._plain.encode(text, add_special_tokens=False).ids
+                ids += [self._words.get(index, index) for index in encoded] if self._words else encoded
                 text = ""
             if piece is not None:
                 ids.append(piece)
@@ -93,3 +101,8 @@ class TextCodec:
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Text of token ids. Ids beyond the vocabulary, which a padded head can give, have no text."""
         return self._full.decode([int(index) for index in ids], skip_special_tokens=skip_special_tokens)
+
+
+def _is_special(token: tokenizers.AddedToken) -> bool:
+    """Whether an added token means something: by its flag, which the tags of an answer and some files' marks lack."""
+    return token.special or token.content in TAGS or re.fullmatch(r"<\|.*\|>", token.content) is not None

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from glm4v.source import scheme, source_of
+from glm4v.source import SPELLINGS, scheme, source_of
 
 from .curriculum import TIERS
 from .rewards import find
@@ -60,6 +60,9 @@ def conversation_of(row: Mapping[str, Any], folder: Path) -> list[dict[str, Any]
     messages = row.get("messages")
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
         raise ValueError(f"messages must be a list of objects with role and content, got {messages!r}")
+    # Beside the content, which is all that is read.
+    if row.get("tools") or any(message.get("tool_calls") for message in messages):
+        raise ValueError("messages must be without tools and tool_calls, which are neither read nor learned here")
     pictures = {kind: iter(_paths(row, f"{kind}s")) for kind in ("image", "video")}
     found = [
         {
@@ -233,7 +236,7 @@ def _part(part: dict[str, Any], folder: Path) -> dict[str, Any]:
     source, medium = source_of(kind, part), kind.removesuffix("_url")
     if source is None:
         return part
-    rest = {name: value for name, value in part.items() if name not in ("type", kind, "url", "path")}
+    rest = {name: value for name, value in part.items() if name not in ("type", kind, *SPELLINGS)}
     return {**rest, "type": medium, medium: _place(source, folder)}
 
 

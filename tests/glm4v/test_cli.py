@@ -211,6 +211,15 @@ def test_settings_are_checked_before_the_weights(command, glm4v, tiny_checkpoint
     assert code == 2 and err.startswith("glm4v: generate: temperature must be a number, got hot (the checkpoint's")
 
 
+def test_a_setting_without_effect_is_one_line(tiny_checkpoint, tmp_path):
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    (folder / "generation_config.json").write_text('{"suppress_tokens": [5]}')
+    process = start("generate", "--model", folder, "--prompt", "x", "--max-new-tokens", 1)
+    _, err = process.communicate()
+    said = f"glm4v: config: {folder}/generation_config.json: has no effect on generate: suppress_tokens"
+    assert process.returncode == 0 and err.splitlines()[:-1] == [said]
+
+
 def test_usage(glm4v, tiny_checkpoint):
     assert glm4v("bogus")[0] == 2
     assert glm4v("generate", "--prompt", "x")[0] == 2

@@ -1,11 +1,14 @@
 import dataclasses
 import json
 import math
+import shutil
+import warnings
 
 import pytest
-from transformers import Glm4vConfig
+from transformers import GenerationConfig, Glm4vConfig
 
-from glm4v import Config, InputError, TextConfig, VisionConfig
+from glm4v import Config, Glm4v, InputError, TextConfig, VisionConfig
+from glm4v.config import UNREAD
 
 ROPE = {"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 0.25, "mrope_section": [4, 6, 6]}
 
@@ -192,3 +195,20 @@ def test_impossible_sizes():
         ValueError, match="num_attention_heads of text_config must be a multiple of num_key_value_heads"
     ):
         TextConfig(num_key_value_heads=3)
+
+
+def test_settings_without_effect_are_named(tiny_checkpoint, tmp_path):
+    shutil.copy(tiny_checkpoint / "config.json", tmp_path)
+    path = tmp_path / "generation_config.json"
+    idle = {"max_length": 65536, "num_beams": 1, "typical_p": 1.0, "suppress_tokens": [], "token_healing": False}
+    path.write_text(json.dumps({**idle, "min_length": None, "temperature": 0.5, "top_k": 3, "pad_token_id": 0}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Glm4v.without_weights(tmp_path)
+    path.write_text(
+        '{"max_length": 20, "suppress_tokens": [5], "temperature": 0.5, "num_beams": 4, "min_new_tokens": 7}'
+    )
+    said = f"^config: {path}: has no effect on generate: min_new_tokens, num_beams, suppress_tokens, max_length$"
+    with pytest.warns(UserWarning, match=said):
+        Glm4v.without_weights(tmp_path)
+    assert UNREAD.keys() <= vars(GenerationConfig()).keys()

@@ -189,6 +189,7 @@ def bomb():
         (b"plain text", "image: 10 bytes: is not an image"),
         (b"", "image: 0 bytes: is not an image"),
         (bomb(), r"image: 69 bytes: Image size \(3600000000 pixels\) exceeds limit .*bomb"),
+        ("", "image: a file must have a name, got ''"),
         ("nowhere.png", "image: nowhere.png: no such file"),
         ("/", "image: /: is not a file"),
         ("a" * 5000, "image: a{300}: cannot be read: File name too long"),
@@ -259,7 +260,7 @@ def test_a_download_that_is_cut_off(lost, photos, monkeypatch):
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server, ThreadPoolExecutor() as pool:
         pool.submit(server.handle_request)
-        url = f"http://127.0.0.1:{server.server_port}/photo.png"
+        url = f"http://127.0.0.1:{server.server_port}/花%20.png"
         if lost:
             with pytest.raises(
                 InputError, match=f"^image: {url}: cannot be downloaded: the last 7 bytes did not come$"

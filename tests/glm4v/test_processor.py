@@ -302,6 +302,8 @@ def test_folders_that_are_no_checkpoint(tiny_checkpoint, tmp_path):
             Processor.from_pretrained(tiny_checkpoint, **{name: value})
     with pytest.raises(InputError, match=r"^processor: allow_network must be True or False, got 'no'$"):
         Processor.from_pretrained(tiny_checkpoint, allow_network="no")
+    with pytest.raises(InputError, match=r"^processor: dtype must be torch.float32, .* or torch.float16, got 'half'$"):
+        Processor.from_pretrained(tiny_checkpoint, dtype="half")
     both = {"preprocessor_config": None, "processor_config": {"image_processor": 5}}
     with pytest.raises(InputError, match=r"^processor: .*: settings of images must be a JSON object, got 5$"):
         Processor.from_pretrained(changed(tiny_checkpoint, tmp_path / "both", **both))
@@ -325,7 +327,22 @@ def test_a_template_that_loses_a_picture(tiny_checkpoint, tmp_path, photos):
             Processor.from_pretrained(folder)(messages)
 
 
+def test_films_by_another_rule(tiny_checkpoint, tmp_path, photos):
+    """GLM-4.6V-Flash has this model and these image settings, but other rules for films."""
+    other = changed(tiny_checkpoint, tmp_path / "a", video_preprocessor_config={"video_processor_type": "Glm46VVideo"})
+    processor = Processor.from_pretrained(other)
+    assert processor.count_tokens([user(image(photos[0]))]) > 100
+    with pytest.raises(
+        InputError, match=r"^processor: video_processor_type must be Glm4vVideoProcessor, got Glm46VVid"
+    ):
+        processor.count_tokens([user({"type": "video", "video": photos[:1]})])
+
+
 def test_messages_that_are_no_list(processor):
+    table = np.array([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}])  # pandas' way
+    assert processor.count_tokens(table) == processor.count_tokens(list(table))
+    with pytest.raises(InputError, match=r"^prompt: a conversation must be a list of messages, got [^\n]*$"):
+        processor(np.zeros(2))
     for messages in ("Hi", b"Hi", {"role": "user", "content": "Hi"}, [], iter([])):
-        with pytest.raises(InputError, match="prompt: messages must be a list of messages or a list of such lists"):
+        with pytest.raises(InputError, match=r"^prompt: messages must be a list of messages .*, not empty, got .+$"):
             processor(messages)

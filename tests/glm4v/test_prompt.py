@@ -4,10 +4,11 @@ import shutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
 from examples.make_checkpoint import CONTROL_TOKENS
-from glm4v import InputError
+from glm4v import InputError, Processor
 from glm4v.answer import TAGS
 from glm4v.prompt import CHAT_TEMPLATE, Conversation, answer_text, load_chat_template, load_named_tokens, render
 from glm4v.tokenizer import TextCodec
@@ -149,6 +150,17 @@ def test_keys_without_a_value_are_as_if_absent():
     assert conversation.messages[0]["content"] == [{"type": "image"}, said("b")]
 
 
+def test_pictures_in_base64():
+    url = "data:image/png;base64,aGk="
+    rows = [{"type": "image", "base64": "aGk="}, {"type": "image", "base64": url}]
+    assert [media.source for media in Conversation([user(*rows)]).media] == ["data:;base64,aGk=", url]
+
+
+def test_what_a_picture_cannot_have_is_named():
+    with pytest.warns(UserWarning, match=r"^prompt: has no effect on a picture: max_pixels, detail$"):
+        Conversation([user({"type": "image", "image": "a", "max_pixels": 9, "min_pixels": None, "detail": "low"})])
+
+
 def test_where_the_template_comes_from(tmp_path):
     def loaded(**files):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
@@ -181,6 +193,88 @@ def test_a_template_finds_the_names_of_transformers(source, processor, tiny_chec
     text = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(messages, chat_template=source, tokenize=False)
     codec = TextCodec(processor.tokenizer, load_named_tokens(tmp_path))
     assert render(source, Conversation(messages), codec) == codec.split(text)
+
+
+# Of a checkpoint that calls tools.
+TOOLS = """\
+[gMASK]<sop>
+{%- for m in messages %}
+    {%- if m.role == 'tool' %}
+        {{- '<|observation|>\\n' ~ m.tool_call_id ~ ': ' ~ m.content }}
+    {%- else %}
+        {{- '<|' ~ m.role ~ '|>\\n' ~ m.content }}
+        {%- for call in m.tool_calls or [] %}
+            {{- '\\n' ~ call.function.name ~ call.function.arguments | tojson }}
+        {%- endfor %}
+        {%- if m.reasoning_content %}{{ m.reasoning_content }}{% endif %}
+        {%- if m.name %}({{ m.name }}){% endif %}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|assistant|>\\n' }}{%- endif %}
+"""
+
+
+def called(function="count", argument="leaves", **keys):
+    call = {"id": "c1", "type": "function", "function": {"name": function, "arguments": {"of": argument}}}
+    return {"role": "assistant", "content": "", "tool_calls": [call], **keys}
+
+
+def test_tools_reach_a_template_that_has_words_for_them(processor, tiny_checkpoint):
+    messages = [
+        {"role": "user", "content": "How many leaves?", "name": "Zoë", "images": [], "seen": object()},
+        called(function_call=None),
+        {"role": "tool", "tool_call_id": "c1", "content": [said("1"), said("7")]},
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    theirs = [{**messages[0], "seen": None}, messages[1], {**messages[2], "content": "17"}]
+    text = tokenizer.apply_chat_template(theirs, chat_template=TOOLS, tokenize=False, add_generation_prompt=True)
+    assert render(TOOLS, Conversation(messages, TOOLS), processor.codec) == processor.codec.split(text)
+    assert "(Zoë)" in text and 'count{"of": "leaves"}' in text and "c1: 17" in text
+    thoughtful = [messages[0], called(content=None, reasoning_content="Call."), messages[2]]  # no part of the history
+    assert render(TOOLS, Conversation(thoughtful, TOOLS), processor.codec) == processor.codec.split(text)
+    typed = [called("<|user|>", "<|image|>", name="<|assistant|>")]
+    names = ["[gMASK]", "<sop>", "<|assistant|>", "<|assistant|>"]
+    ids = [piece for piece in render(TOOLS, Conversation(typed, TOOLS), processor.codec) if isinstance(piece, int)]
+    assert ids == [processor.codec.id(name) for name in names]
+
+
+def test_calls_of_any_depth(processor):
+    for depth in (3, 300, 600, 900, 1200, 10_000):
+        argument = json.loads("[" * min(depth, 900) + "]" * min(depth, 900))
+        for _ in range(depth - 900):
+            argument = [argument]
+        try:
+            render(TOOLS, Conversation([called(argument=argument)], TOOLS), processor.codec)
+        except InputError as error:
+            assert depth > 3 and "recursion" in str(error)
+
+
+def test_a_call_is_not_lost():
+    text = r"^prompt: message 2: tool_calls must be left out, the chat template has no word for it$"
+    for content in (None, "I call."):
+        with pytest.raises(InputError, match=text):
+            Conversation([user(said("?")), called(content=content)])
+    with pytest.raises(InputError, match=r"^prompt: message 1: name must be what JSON can hold: [^\n]*$"):
+        Conversation([{"role": "user", "content": "?", "name": {1j}}], TOOLS)
+    with pytest.raises(
+        InputError, match=r"^prompt: message 1: role must be one of system, user, assistant, got 'name'$"
+    ):
+        Conversation([{"role": "name", "content": "?"}], TOOLS)
+
+
+def test_added_words_are_words_as_in_transformers(tiny_checkpoint, tmp_path):
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "a")
+    theirs = AutoTokenizer.from_pretrained(folder)
+    theirs.add_tokens(["zebrafish", "<loc_7>", AddedToken("fin", single_word=True), "<|typed|>"])
+    theirs.save_pretrained(folder)
+    processor = Processor.from_pretrained(folder)
+    for text in ("A zebrafish's fins, one fin,finzebrafish.", " <loc_7><loc_7> zebra<loc_7>"):
+        messages = [user(said(text)), {"role": "assistant", "content": text}]
+        prompt = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert processor(messages).input_ids.tolist() == theirs(prompt).input_ids
+    assert processor.encode("<loc_7>", specials=False) == [theirs.convert_tokens_to_ids("<loc_7>")]
+    typed = processor([user(said("<think> <|typed|> zebrafish"))]).input_ids.tolist()
+    assert not {theirs.convert_tokens_to_ids(token) for token in ("<think>", "<|typed|>")} & set(typed)
 
 
 def test_a_named_token_of_another_kind(tmp_path):
@@ -226,6 +320,9 @@ def test_a_template_with_an_error(tmp_path):
     [
         ([], "messages must not be empty"),
         ([{"role": "robot", "content": "x"}], "message 1: role must be one of system, user, assistant, got 'robot'"),
+        ([{"role": "user", "content": "x", "images": ["a"]}], "message 1: pictures must be parts of the"),
+        ([{"role": "image", "content": "x"}], "message 1: role must be one of system, user, assistant, got 'image'"),
+        ([{"role": "tool", "content": "x"}], "message 1: role must be one of system, user, assistant, got 'tool'"),
         ([{"content": "x"}], "message 1: role must be one of system, user, assistant, got None"),
         ([{"role": "user"}], "message 1: content must be text or a list of parts, got NoneType"),
         ([user(said("a")), user({"type": "sound"})], r"message 2: a part must be .*, got \{'type': 'sound'\}"),

@@ -268,6 +268,15 @@ def test_documents_teach_every_token_but_pictures(demo, tmp_path):
 BAD = [
     ("{", "is not JSON|Expecting"),
     ('{"messages": 3}', "messages must be a list of objects"),
+    (
+        '{"messages": [{"role": "user", "content": "a"}, '
+        '{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}]}',
+        "must be without tools and tool_calls",
+    ),
+    (
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "tools": [{}]}',
+        "must be without tools and tool_calls",
+    ),
     ('{"messages": [{"role": "user", "content": "a"}]}', "must hold an assistant's turn"),
     ('{"messages": [{"role": "user", "content": "<image>"}, {"role": "assistant", "content": "b"}]}', "got fewer"),
     (

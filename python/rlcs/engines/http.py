@@ -314,7 +314,8 @@ class Http:
     def rendered(self, task: Task) -> str:
         """The prompt as the trainer's template writes it, with one placeholder for each picture."""
         codec = self.processor.codec
-        return codec.text(render(self.processor.template, Conversation(task.messages), codec))
+        template = self.processor.template
+        return codec.text(render(template, Conversation(task.messages, template), codec))
 
     def metrics(self) -> dict[str, float]:
         """Requests, tries again, tellings of weights; shares of answers that were continued behind other tokens than
