@@ -201,6 +201,7 @@ def _run(
         logits = model.prefill(batch, cache)
     else:
         cache, logits = prompt_cache.prefill(model, batch, capacity)
+        call = prompt_cache.calls
     while True:
         forced = [request.thinking.forced_token(request.token_ids) for request in running]
         tokens = sampler.choose(logits, forced)
@@ -218,6 +219,8 @@ def _run(
             kept = torch.tensor(rows, device=logits.device)
             tokens = tokens[kept]
             cache.select(kept, max(request.prompt_tokens + len(request.token_ids) for request in running) - 1)
+        if prompt_cache is not None:
+            expect(prompt_cache.calls == call, "prompt_cache", "one answer's at a time", "another call before its end")
         positions = torch.tensor([request.position for request in running], device=logits.device)
         logits = model.decode(tokens, positions.repeat(3, 1), cache)
         if prompt_cache is not None:

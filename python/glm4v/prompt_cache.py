@@ -36,6 +36,7 @@ class PromptCache:
     """
 
     def __init__(self) -> None:
+        self.calls = 0  # each takes the cache over from the one before
         self.clear()
 
     def __len__(self) -> int:
@@ -43,6 +44,7 @@ class PromptCache:
 
     def clear(self) -> None:
         """Forgets everything and frees the memory."""
+        self.calls += 1
         self._model: weakref.ref[Glm4v] | None = None
         self._cache: KVCache | None = None
         self._held: list[Hashable] = []  # see _contents; the cache may hold more, which nothing relies on
@@ -50,6 +52,7 @@ class PromptCache:
     @torch.inference_mode()
     def prefill(self, model: Any, batch: Mapping[str, Any], capacity: int) -> tuple[KVCache, Tensor]:
         """Reads what is new in one prompt: a cache with room for ``capacity`` tokens, and logits ``[1, V]``."""
+        self.calls += 1
         contents = _contents(model, batch)
         cache = self._cache if self._is_of(model) else None
         past = 0 if cache is None else _beginning(model, batch, _alike(self._held, contents))

@@ -195,6 +195,19 @@ def test_clear_and_another_model_or_dtype(tiny_checkpoint, model, read):
         assert read[0] == read[1]
 
 
+@pytest.mark.parametrize("other", ["stream", "clear"])
+def test_an_answer_does_not_go_on_with_what_another_call_took(model, other):
+    cache = PromptCache()
+    pieces = model.stream([user("Say it.")], prompt_cache=cache, **OPTIONS)
+    next(pieces)
+    if other == "clear":
+        cache.clear()
+    else:
+        same(model, [user("And that.")], cache)
+    with pytest.raises(InputError, match="prompt_cache must be one answer's at a time, got another call"):
+        next(pieces)
+
+
 def test_several_requests_are_refused(model):
     with pytest.raises(InputError, match="prompt must be one request with a prompt_cache, got 2"):
         model.generate([[user("a")], [user("b")]], prompt_cache=PromptCache(), **OPTIONS)
