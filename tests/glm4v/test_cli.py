@@ -45,7 +45,7 @@ def photo(photos, tmp_path):
     return path
 
 
-def start(*arguments, command=(sys.executable, "-m", "glm4v.cli"), **options):
+def start(*arguments, command=(sys.executable, "-m", "glm4v"), **options):
     command = [*command, *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'python'}"}
     environment.pop("PYTHONUNBUFFERED", None)  # what is left in a buffer counts at exit
