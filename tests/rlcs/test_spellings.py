@@ -70,7 +70,11 @@ RIGHT = (
     ("chart", "52 meters", "52 m"), ("chart", "Jan 2019", "January 2019"), ("chart", "20 to 29", "20-29"),
     ("vqa", "₹500", "500 rupees"), ("chart", "Rs. 500", "₹500"), ("vqa", "July 4th", "4 July"),
     ("vqa", "Yes. The light is on", "yes"), ("vqa", "不，没有猫", "否"), ("choice", "正确答案是B", "B"),
-    ("vqa", "\u200bdog", "dog"),
+    ("vqa", "\u200bdog", "dog"), ("math", "4\\sqrt{5} \\text{ units}", "4√5"),
+    ("math", "6√3 square units", "6\\sqrt{3}"),
+    ("math", "3/11 ≈ 0.2727", "3/11"), ("math", "6√3 ≈ 10.39", "10.39"),
+    ("physics", "t = \\sqrt{2} s ≈ 1.41 s", "1.41 s"),
+    ("math", "x = 2 \\quad y = 3", "x = 2, y = 3"),
 )  # fmt: skip
 WRONG = (
     ("math", "The answer is not 72", "72"), ("math", "The answer is 72 or 73", "72"),
@@ -105,7 +109,10 @@ WRONG = (
     ("math", "kπ + π/3, k∈N", "k\\pi + \\frac{\\pi}{3} (k \\in \\mathbb{Z})"),
     ("math", "all real numbers", "(0, \\infty)"),
     ("math", "x ≠ 1", "(-\\infty, 1)\\cup[1,\\infty)"), ("math", "log₂3", "\\log_3 2"),
-    ("vqa", "A-", "A"), ("vqa", "O", "O-"), ("vqa", "July 5", "July 4"), ("vqa", "Yes. But no.", "yes"),
+    ("vqa", "A-", "A"), ("vqa", "p ∧ ¬q", "p ∧ q"), ("math", "y = 5 \\quad x = 6", "6"), ("math", "x ≈ 3", "≈ 4"),
+    ("math", "\\lfloor 6.5 \\rfloor", "6"), ("math", "\\operatorname{lcm}(2, 3)", "6"), ("math", "5 ≈ 6", "6"),
+    ("math", "\\binom{5}{2}", "10"), ("math", "13 \\bmod 7", "6"), ("math", "√30 ≈ 6", "√35"),
+    ("vqa", "O", "O-"), ("vqa", "July 5", "July 4"), ("vqa", "Yes. But no.", "yes"),
     ("chart", "Mar", "May"),
 )  # fmt: skip
 

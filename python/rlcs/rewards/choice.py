@@ -42,7 +42,7 @@ _LETTER_AND_TEXT = re.compile(r"\(?([A-Z])(?:[).:、．]|\s*:|\s*[-–](?=\s*\S)
 _AT = re.compile(r"(?:in|on|at|to) (?:the )?(.+?)(?: side)?", re.IGNORECASE)
 _SIGNED = re.compile(r"[\\^=√<>|]|(?<![^\W\d_]{3})[-+](?![^\W\d_]{3})|(?<![^\W\d_]{4})[/(](?![^\W\d_]{4})")
 _ATOM, _TERM = re.compile(r"[\d.]+|√?(?:\d+|\w)"), re.compile(r"[^-+/]*")
-_WORD = re.compile(r"(?!sin|cos|tan|log)(?<![\\A-Za-z])(?=[A-Za-z]{0,2}[aeiouy])[A-Za-z][a-z]{2}")  # red, not mgR
+_WORD = re.compile(r"(?!sin|cos|tan|log)(?<![\\A-Za-z])(?=[A-Za-z]{0,2}[aeiouyAEIOUY])[A-Za-z][a-z]{2}")  # red, not mgR
 _MARKUP = re.compile(r"\\(?:boxed|text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}|[*$]")
 
 

@@ -61,8 +61,8 @@ _SCALES = {word: scale for word, scale in MULTIPLES.items() if word not in ("k",
 _OR = re.compile(r"(?<!\s)\s+(?:or|and)\s+|[或和]")
 _WORD = re.compile(r"[^\W\d_]{3,}[\w ]*|[\u3400-\u9fff]+")
 _UNIT_BEHIND = re.compile(
-    r"(.*\S)\s*(?:\\(?:text|mathrm)\s*\{([^{}]+)\}(\^\{?\d\}?)?|\s([a-z]{2}(?:\^\{?\d\}?|[²³])?)"
-    r"|(?<![\u4e00-\u9fff])([\u4e00-\u9fff]{1,4}))\s*\$?",
+    r"(.*?\S)\s*(?:\\(?:text|mathrm)\s*\{([^{}]+)\}(\^\{?\d\}?)?"
+    r"|\s([a-z]{2}(?:\^\{?\d\}?|[²³])?|(?:square |cubic )?units)|(?<![\u4e00-\u9fff])([\u4e00-\u9fff]{1,4}))\s*\$?",
     re.DOTALL,
 )
 # In what stands behind a number: no letters of a product, nor a function.

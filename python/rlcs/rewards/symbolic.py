@@ -20,13 +20,17 @@ from .expression import Around, Chain, Choices, Listed, Relation, TooLarge, Unfi
 from .number import CUT_OFF
 
 DIGITS, POINTS, AGREE = 40, 8, Rational(1, 10**20)
-_OPERATOR = re.compile(r"(?<!_)(?<!_\{)\\(?:sum|int|prod|lim|max|min|gcd|lcm|det)(?![A-Za-z])")
+_OPERATOR = re.compile(
+    r"(?<!_)(?<!_\{)\\(?:sum|int|prod|lim|max|min|gcd|lcm|det|lfloor|lceil|[bp]?mod|d?binom)(?![A-Za-z])"
+    r"|\\operatorname\s*\{(?:max|min|gcd|lcm|det)\}"
+)
 _ARITHMETIC = re.compile(r"\\(?:times|cdot|div)(?![A-Za-z])|(?<=[\w)}])\s*[-+*/]")
 # {x | x > 3}
 _SET = re.compile(
     r"[\s$]*\\?\{\s*[A-Za-z]\s*(?:(?:∈|\\in)\s*(?:R|ℝ|\\mathbb\s*\{?R\}?)\s*)?"
     r"(?:\||∣|\\mid|:)(.*?(?:[<>=≤≥≠]|\\[gln]e).*?)\\?\}[\s$]*"
 )
+_APART = re.compile(r"\\q?quad(?=[^=]*=)")  # x = 1 \quad y = 2
 # Behind what holds for each: (k ∈ Z)
 _EACH = re.compile(
     r"[,，;；(（]\s*\$?[a-z]\s*(?:∈|\\in(?![A-Za-z]))\s*(?:Z|ℤ|\\math(?:bb|bf|rm)\s*\{?\s*Z\s*\}?)[\s)）$.]*\Z"
@@ -48,7 +52,7 @@ def equal(answer: str, truth: str, tolerance: float, ordered: bool = False) -> b
     """
     if _OPERATOR.search(answer) and not _OPERATOR.search(truth):
         return False
-    answer, truth = _EACH.sub("", answer), _EACH.sub("", truth)
+    answer, truth = (_EACH.sub("", _APART.sub(", ", text)) for text in (answer, truth))
     answer, truth = (found[1] if (found := _SET.fullmatch(text)) else text for text in (answer, truth))
     names = [_NAME.match(text) for text in (answer, truth)]
     if names.count(None) == 1:

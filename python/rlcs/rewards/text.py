@@ -12,7 +12,7 @@ _ARTICLES = re.compile(r"\b(?:a|an|the)\s+(?=\w)")
 _DASHES = re.compile("[‐-―−]")
 # What says nothing in words: all signs but those of mathematics (∥ and ⊥), ~, the @ of addresses, those within
 # numbers (2019-2020, 10:30), in front of them (-3, .5, ±2), and a minus at the end (A-).
-_LOOSE = re.compile(r"[^\w\s%+#@~<>±\u2190-\u22ff.\-/:]|[./:](?!\d)|-(?!\d|$)|(?<!\d)[/:]|(?<=[^\W\d])(?:\.|-(?!$))")
+_LOOSE = re.compile(r"[^\w\s%+#@~<>±¬×÷\u2190-\u22ff.\-/:]|[./:](?!\d)|-(?!\d|$)|(?<!\d)[/:]|(?<=[^\W\d])(?:\.|-(?!$))")
 _GAPS = re.compile(r"(?<!\d) | (?!\d)")
 _LIST = re.compile(r"\[(.*)\]|\((.*)\)", re.DOTALL)
 _SEPARATOR = re.compile(r" ?(?:[;；、，→]|->) ?| ?, (?:(?:and|&) )?| (?:and|&) |,(?!\d{3}(?!\d))")
@@ -28,6 +28,8 @@ _NUMBERED = re.compile(
 )
 _PART = re.compile(r"(?:\A|(?<=[\s;,；，、。]))[(（]?((?<=[(（])[1-9a-i](?=[)）])|[①-⑨])[)）]?")
 _MARKS = ("123456789", "abcdefghi", "①②③④⑤⑥⑦⑧⑨")
+_ABOUT = re.compile(r"≈|\\approx(?![A-Za-z])")
+_EXACT = re.compile(r"\\(?:d?frac|sqrt|pi|log|ln|sin|cos|tan)(?![A-Za-z])|[√π]|\d\s*/\s*\d")
 _SHORT = {"p.": "page", "no.": "number", "#": "number"}
 _DECADE = re.compile(r"(?:the )?([12]\d\d0)['’]?s", re.IGNORECASE)
 _HEDGES = re.compile(
@@ -95,6 +97,9 @@ def said(text: str) -> str:
 
 def last_value(answer: str, truth: str) -> str:
     """The 5 of an answer ``AB = AC = 5`` or ``3 + 2 = 5``. Not so 0, which any equation may have on its right."""
+    parts = _ABOUT.split(answer)
+    if len(parts) == 2 and _EXACT.search(parts[0]) and not _ABOUT.search(truth):  # 6√3 ≈ 10.39: the truth's kind of it
+        answer = parts[0 if _EXACT.search(truth) else 1].strip()
     first, *others, last = answer.split("=") if "=" in answer else (answer, answer)
     several = re.search(r"[<>≤≥,;，、；\n]|\\\\|\\[gln]e", answer) or hedges(answer)  # or x=1 y=2
     if "=" in truth or several or any(re.search(r"\S\s+[A-Za-z]\w*$", part.strip()) for part in others):

@@ -31,7 +31,9 @@ _NAMES = {
     "feet": "ft", "foot": "ft", "inches": "inch", "in": "inch", "miles": "mile", "pounds": "lb", "lbs": "lb",
     "kg": "kg", "km": "km", "kj": "kJ", "kw": "kW", "kwh": "kWh", "hz": "Hz", "khz": "kHz",
     "A°": "angstrom", "Å": "angstrom", "years old": "year", "year old": "year", "岁": "year", "u.s. dollars": "dollar",
-    "u.s. dollar": "dollar", "us dollar": "dollar", "people": "person", "persons": "person", "人": "person",
+    "u.s. dollar": "dollar", "us dollar": "dollar",
+    "units": "unit", "square units": "unit^2", "units^2": "unit^2", "cubic units": "unit^3", "units^3": "unit^3",
+    "people": "person", "persons": "person", "人": "person",
 }  # fmt: skip
 # A unit -> the smaller one that people name behind it, and how many of those it has.
 PARTS = {"day": ("hour", 24), "hour": ("min", 60), "min": ("s", 60), "ft": ("inch", 12), "lb": ("oz", 16),
