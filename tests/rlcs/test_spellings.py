@@ -74,7 +74,11 @@ RIGHT = (
     ("math", "6√3 square units", "6\\sqrt{3}"),
     ("math", "3/11 ≈ 0.2727", "3/11"), ("math", "6√3 ≈ 10.39", "10.39"),
     ("physics", "t = \\sqrt{2} s ≈ 1.41 s", "1.41 s"),
-    ("math", "x = 2 \\quad y = 3", "x = 2, y = 3"),
+    ("math", "x = 2 \\quad y = 3", "x = 2, y = 3"), ("math", "12公顷", "12"), ("math", "1.2平方分米", "120平方厘米"),
+    ("physics", "0.5毫安", "0.5 mA"), ("math", "12元/千克", "12"), ("math", "$15 per hour", "15"),
+    ("math", "$15/hour", "15"), ("vqa", "John.Smith@mail.com", "john.smith@mail.com"),
+    ("math", "5吨300千克", "5.3吨"), ("math", "2元5角", "2.5元"), ("math", "√", "对"), ("math", "错误", "×"),
+    ("vqa", "✓", "yes"), ("math", "3比2", "3:2"),
 )  # fmt: skip
 WRONG = (
     ("math", "The answer is not 72", "72"), ("math", "The answer is 72 or 73", "72"),
@@ -112,6 +116,8 @@ WRONG = (
     ("vqa", "A-", "A"), ("vqa", "p ∧ ¬q", "p ∧ q"), ("math", "y = 5 \\quad x = 6", "6"), ("math", "x ≈ 3", "≈ 4"),
     ("math", "\\lfloor 6.5 \\rfloor", "6"), ("math", "\\operatorname{lcm}(2, 3)", "6"), ("math", "5 ≈ 6", "6"),
     ("math", "\\binom{5}{2}", "10"), ("math", "13 \\bmod 7", "6"), ("math", "√30 ≈ 6", "√35"),
+    ("math", "×", "√"), ("vqa", "×", "yes"), ("math", "12元/千克", "12元"), ("math", "2元5角", "2.05元"),
+    ("math", "3比2", "2:3"), ("vqa", "john.smith@mail.com", "johnsmith@mail.com"), ("vqa", "www.a-b.com", "www.ab.com"),
     ("vqa", "O", "O-"), ("vqa", "July 5", "July 4"), ("vqa", "Yes. But no.", "yes"),
     ("chart", "Mar", "May"),
 )  # fmt: skip

@@ -161,6 +161,8 @@ def read_number(text: str) -> Number | None:
     if found is None or text.count("(") != text.count(")"):
         return None
     rest = found["rest"].strip().rstrip(".。")
+    if currency and re.match(r"/|per\b", rest):  # $15/hour
+        rest, currency = f"{currency} {rest}", ""
     if rest[:1] in tuple("^*+-/!(=<>,") or any(char.isdigit() for char in _POWERS.sub("", rest)) or "=" in rest:
         return None  # a second number, or the beginning of an expression
     if hedges(rest) or denies(rest) or _BOUND.match(rest) or not WORDS.keys().isdisjoint(rest.casefold().split()):

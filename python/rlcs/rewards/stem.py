@@ -124,7 +124,7 @@ class Stem:
         if (option := judge_option(answer, truth, question, ordered)) is not None:
             return option
         if _LABEL.fullmatch(label := re.sub(r"\s", "", _bare(truth))):
-            given = re.sub(r"\s", "", re.sub(r"(?<=\d) to (?=\d)", ":", _bare(answer))).rpartition("=")[2]
+            given = re.sub(r"\s", "", re.sub(r"(?<=\d)(?: to |比)(?=\d)", ":", _bare(answer))).rpartition("=")[2]
             given, label = given.replace("/", ":"), label.replace("/", ":")
             if _RATIO.search(question or "") and not _REWRITE.search(question or ""):
                 return judged(_shares(given) == _shares(label), "as ratios")
@@ -256,7 +256,8 @@ class Stem:
 
     def _known_unit(self, unit: str) -> Verdict | None:
         """The truth names no unit, so the question does: any unit will do, but not a variable or a word."""
-        if unit in _NO_UNITS or not (is_unit(unit) or self._ratio(unit, unit) is not None):
+        everyday = all(map(is_unit, unit.split("/")))  # yuan/kg, which pint doesn't know
+        if unit in _NO_UNITS or not (everyday or self._ratio(unit, unit) is not None):
             return None
         return right("as numbers, the unit not asked for")
 

@@ -30,6 +30,7 @@ _PART = re.compile(r"(?:\A|(?<=[\s;,；，、。]))[(（]?((?<=[(（])[1-9a-i](?
 _MARKS = ("123456789", "abcdefghi", "①②③④⑤⑥⑦⑧⑨")
 _ABOUT = re.compile(r"≈|\\approx(?![A-Za-z])")
 _EXACT = re.compile(r"\\(?:d?frac|sqrt|pi|log|ln|sin|cos|tan)(?![A-Za-z])|[√π]|\d\s*/\s*\d")
+_ADDRESS = re.compile(r"\w@\w|\bwww\.|://")
 _SHORT = {"p.": "page", "no.": "number", "#": "number"}
 _DECADE = re.compile(r"(?:the )?([12]\d\d0)['’]?s", re.IGNORECASE)
 _HEDGES = re.compile(
@@ -42,8 +43,9 @@ _ORDER = re.compile(
     r"\b(?:rank|arrang|sort)|(?<!any )\border(?:ing)?\b(?! to\b| of magnitude)|排[序列]|顺序|从[大小高低早多少]到",
     re.IGNORECASE,
 )
-_YES = frozenset(("yes", "y", "true", "t", "correct", "是", "是的", "对", "正确"))
-_NO = frozenset(("no", "n", "false", "f", "incorrect", "否", "不", "不是", "没有", "不对", "不正确", "错", "错误"))
+_YES = frozenset(("yes", "y", "true", "t", "correct", "√", "✓", "✔", "是", "是的", "对", "正确"))
+_NO = frozenset(("no", "n", "false", "f", "incorrect", "×", "✗", "✘", "否", "不", "不是", "没有",
+                 "不对", "不正确", "错", "错误"))  # fmt: skip
 _EXPLAINED = re.compile(r"[,，;；]|\s[-–—]\s|(?:(?<=\byes)|(?<=\bno))[.:](?=\s)", re.IGNORECASE)
 _TAKEN_BACK = re.compile(r"\b(?:yes|no|but|however|though|true|false)\b|但|不过|是的", re.IGNORECASE)
 _WRONG = re.compile(r"\b(?:is|was|not|never|wrong|incorrect|false)\b|n['’]t\b|不[是对]|错", re.IGNORECASE)
@@ -68,6 +70,9 @@ def plain(text: str) -> str:
 def same_words(answer: str, truth: str) -> bool:
     """Equal after :func:`plain`, or with the spaces gone too (``e-mail`` and ``email``, ``U.S.A.`` and ``USA``); those
     between numbers stay: ``1, 2`` is not ``12``. Texts of signs alone are equal as they are."""
+    if _ADDRESS.search(truth):  # whose dots and strokes say something
+        a, b = (re.sub(r"\s", "", text).casefold().strip(".<>") for text in (answer, truth))
+        return a == b
     a, b = plain(answer), plain(truth)
     if not (a or b):
         return tidy(answer) == tidy(truth)
@@ -146,7 +151,7 @@ def entries(text: str) -> list[str]:
 
 def truth_value(text: str) -> bool | None:
     """True or False for a yes or a no in English or Chinese, None for anything else."""
-    word = plain(text)
+    word = plain(text) or text.strip()
     return True if word in _YES else False if word in _NO else None
 
 
