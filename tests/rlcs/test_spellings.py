@@ -78,6 +78,7 @@ RIGHT = (
     ("physics", "0.5毫安", "0.5 mA"), ("math", "12元/千克", "12"), ("math", "$15 per hour", "15"),
     ("math", "$15/hour", "15"), ("vqa", "John.Smith@mail.com", "john.smith@mail.com"),
     ("math", "5吨300千克", "5.3吨"), ("math", "2元5角", "2.5元"), ("math", "√", "对"), ("math", "错误", "×"),
+    ("choice", "答案选D", "D"), ("chemistry", "AgCl(s) ⇌ Ag^+(aq) + Cl^-(aq)", "AgCl ⇌ Ag+ + Cl-"),
     ("vqa", "✓", "yes"), ("math", "3比2", "3:2"),
 )  # fmt: skip
 WRONG = (

@@ -184,10 +184,11 @@ class Stem:
     def _one_by_one(self, answer: str, truth: str, question: str | None) -> Verdict | None:
         """Several measurements each by itself: those of one name in any order, others by their names if all have one,
         else in the truth's order."""
-        given, due = ([read_number(part) for part in entries(text)] for text in (answer, truth))
+        given, due = entries(answer), entries(truth)
         if len(due) < 2 or len(given) != len(due) or truth[:1] in tuple("([{\\"):
             return None
-        pairs = [(a, b) for a, b in zip(given, due, strict=True) if a is not None and b is not None]
+        numbers = zip(map(read_number, given), map(read_number, due), strict=True)
+        pairs = [(a, b) for a, b in numbers if a is not None and b is not None]
         if {a.name for a, _ in pairs} == {b.name for _, b in pairs} and len({b.name for _, b in pairs}) == len(due):
             by_name = {a.name: a for a, _ in pairs}
             pairs = [(by_name[b.name], b) for _, b in pairs]
@@ -302,7 +303,7 @@ def _formula(text: str) -> str:
     text = text.replace("\\uparrow", "↑").replace("\\downarrow", "↓")
     text = re.sub(r"_\s*\{?(\d+)\}?", r"\1", _ARROW.sub("->", _BOTH_WAYS.sub("⇌", unmark(text))))
     text = re.sub(r"\s", "", re.sub(r"(?<=[spdf])\s*\^\s*\{?(\d+)\}?", r"\1", text))
-    text = re.sub(r"\^\{?(\d*[+-])\}?(?=$|[-+\])])", r"\1", text)
+    text = re.sub(r"\^\{?(\d*[+-])\}?(?=$|[-+()\]])", r"\1", text)
     *lefts, right = re.split("(->|⇌)", text)
     sides = [re.split(r"\+(?=[\dA-Ze\[])", side) for side in (*lefts[::2], right)]  # a plus before a charge parts none
     if lefts and all(_SUBSTANCE.fullmatch(_STATE.sub("", part)) for side in sides for part in side):  # of no order
