@@ -99,6 +99,11 @@ def test_form_order_and_unit_that_a_question_asks_for(expect, domain, answer, tr
 METERS, MILLIONS = "How far is it, in meters?", "What was the profit in million euros?"
 FRACTION = "Which one? A. 3/4 B. 2/3 C. 1/2"
 PRICE = "What is the price? (A) $1.50 (B) $2.50 (C) $3.50"
+POWERS = "Which one?\nA. $2^n+1$\nB. $2^{n+1}$\nC. $2n+1$"
+ROOTS = "Which one?\nA. $\\sqrt{2}x$\nB. $\\sqrt{2x}$\nC. $\\frac{x}{2}$"
+FORCES = "Which one?\nA. mgR/r\nB. mgr/R\nC. m-g\nD. $mg$"
+ANIMALS = "What is it?\nA. X-ray\nB. Dog (red)\nC. rises by $x^2$"
+STATED = "正确的是？\nA. ①③\nB. ①②\nC. ②③"
 LAMPS = "Which lamp is the brightest? (A) P (B) Q (C) R"
 
 
@@ -132,6 +137,17 @@ LAMPS = "Which lamp is the brightest? (A) P (B) Q (C) R"
         (0, "choice", "d", "C", PRICE),
         (1, "choice", "C ($3.50)", "C", PRICE), (1, "choice", "3.50", "C", PRICE), (0, "choice", "2.50", "C", PRICE),
         (1, "physics", "Q", "B", LAMPS), (1, "physics", "(B) Q", "B", LAMPS), (0, "physics", "(B) R", "B", LAMPS),
+        (1, "choice", "2^{n+1}", "B", POWERS), (0, "choice", "2^n+1", "B", POWERS), (1, "math", "2^(n+1)", "B", POWERS),
+        (0, "choice", "B. $2^n + 1$", "B", POWERS), (1, "choice", "$2^{n} + 1$", "A", POWERS),
+        (0, "math", "√2x", "B", ROOTS), (1, "math", "√(2x)", "B", ROOTS), (1, "math", "√2 x", "A", ROOTS),
+        (1, "math", "x/2", "C", ROOTS), (1, "math", "C. x/2", "C", ROOTS),
+        (1, "physics", "\\frac{mgR}{r}", "A", FORCES), (0, "physics", "mgr/R", "A", FORCES),
+        (0, "physics", "mg", "C", FORCES), (1, "physics", "m - g", "C", FORCES),
+        (1, "choice", "x-ray", "A", ANIMALS), (1, "choice", "dog (red)", "B", ANIMALS),
+        (1, "choice", "b. dog (red)", "B", ANIMALS), (0, "choice", "a. dog (red)", "B", ANIMALS),
+        (1, "vqa", "Rises by $x^2$", "C", ANIMALS), (0, "vqa", "rises by $x_2$", "C", ANIMALS),
+        (1, "choice", "①②", "B", STATED), (0, "choice", "①③", "B", STATED), (1, "choice", "B", "①②", STATED),
+        (0, "chemistry", "③①②", "①②③", "将下列溶液按pH从大到小排列"),
         (0, "physics", "R", "B", LAMPS), (1, "choice", "Therefore, the answer is B", "B", LAMPS),
     ],
 )  # fmt: skip

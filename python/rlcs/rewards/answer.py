@@ -15,6 +15,7 @@ BOX_BEGIN, BOX_END = "<|begin_of_box|>", "<|end_of_box|>"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 _WHOLE = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
+_UNSEEN = "\u200b\u2060\ufeff"  # spaces of no width
 _STOPS = ("<|endoftext|>", "<|user|>", "<|observation|>")  # what generation stops at
 _BOX = re.compile(re.escape(BOX_BEGIN) + "(.*?)" + re.escape(BOX_END), re.DOTALL)
 _CJK = re.compile(r"[\u3400-\u9fff]")
@@ -42,9 +43,9 @@ def boxed_answer(response: str) -> str:
     found = _BOX.search(answer)
     if found is None:
         raise FormatFault("the box must begin before it ends")
-    if not found[1].strip():
+    if not (answer := found[1].strip().strip(_UNSEEN).strip()):
         raise FormatFault("the box must hold something, got nothing")
-    return found[1].strip()
+    return answer
 
 
 def open_answer(response: str) -> str:

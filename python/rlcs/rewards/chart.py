@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from .choice import judge_option, options_of
 from .judge import Judge
 from .number import LETTERS, MULTIPLES, Number, close, read_count, read_number, scaled
-from .text import entries, explained, hedges, said, same_decade, same_words, tidy, truth_value, unlabelled
+from .text import entries, explained, hedges, last_value, said, same_decade, same_words, tidy, truth_value, unlabelled
 from .units import unit_name
 from .verdict import Verdict, judged, right, wrong
 
@@ -24,7 +24,7 @@ class Chart:
     judge: Judge | None = None
 
     def __call__(self, answer: str, truth: str, question: str | None) -> Verdict:
-        answer, truth = unlabelled(said(answer), truth, question)
+        answer, truth = unlabelled(last_value(said(answer), truth), truth, question)
         if tidy(answer) == tidy(truth):
             return right("the same text")
         if (decade := same_decade(answer, truth)) is not None:
@@ -63,7 +63,8 @@ class Chart:
         return self._numbers(a, b, question)
 
     def _numbers(self, a: Number, b: Number, question: str | None) -> Verdict:
-        (x, unit_a), (y, unit_b) = scaled(a, MULTIPLES | LETTERS), scaled(b, MULTIPLES | LETTERS)
+        scales = MULTIPLES if unit_name(a.unit) == unit_name(b.unit) else MULTIPLES | LETTERS  # 8848 m and meters
+        (x, unit_a), (y, unit_b) = scaled(a, scales), scaled(b, scales)
         if (asked := _SCALE.search(question or "")) and x != a.value and y == b.value:  # 5 of "in millions"
             y *= MULTIPLES[asked[1].casefold()]
         if unit_a and unit_b and not same_words(unit_a, unit_b) and unit_name(unit_a) != unit_name(unit_b):

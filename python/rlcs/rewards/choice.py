@@ -11,12 +11,13 @@ from fractions import Fraction
 from . import worker
 from .dates import read_date
 from .judge import Judge
-from .number import close, percent_left_out, read_count, read_number, scaled
+from .number import close, percent_left_out, read_count, read_number, scaled, unmark
 from .text import (
     asks_for_order,
     entries,
     explained,
     hedges,
+    last_value,
     said,
     same_decade,
     same_words,
@@ -31,14 +32,17 @@ _OPTION = re.compile(r"(?:^|\n|\s)\(?([A-Z])[).:、．]\s*(.+?)(?=\s+\(?[A-Z](?:
 _LETTERS = re.compile(r"\(?\s*([A-Z])\s*\)?")
 _CALLED = re.compile(
     r"(?:(?:the )?(?:correct )?(?:options?|choices?|answers?|figures?|images?)(?: is)?[:：]?\s+"
-    r"|(?:答案|[故应]?选项?)(?:是|为)?[:：]?\s*)"
+    r"|故?(?:正确)?(?:答案|(?:答案)?应?选项?)(?:是|为)?[:：]?\s*)"
     r"(?=\(?(?-i:[A-Z])(?![A-Za-z]))",
     re.IGNORECASE,
 )
 _CAPITAL = re.compile(r"[A-Z](?![a-z])")
 _SEVERAL = re.compile(r"(?<!\w)(?:[A-H]\s*[).:、．]|[B-H](?!\w))")  # letters behind an option's own
-_LETTER_AND_TEXT = re.compile(r"\(?([A-Z])(?:[).:、．]|\s*[-–:]|\s(?=[\w($\\]))\s*(.*)", re.DOTALL)
+_LETTER_AND_TEXT = re.compile(r"\(?([A-Z])(?:[).:、．]|\s*:|\s*[-–](?=\s*\S)|\s(?=[\w($\\]))\s*(.*)", re.DOTALL)
 _AT = re.compile(r"(?:in|on|at|to) (?:the )?(.+?)(?: side)?", re.IGNORECASE)
+_SIGNED = re.compile(r"[\\^=√<>|]|(?<![^\W\d_]{3})[-+](?![^\W\d_]{3})|(?<![^\W\d_]{4})[/(](?![^\W\d_]{4})")
+_ATOM, _TERM = re.compile(r"[\d.]+|√?(?:\d+|\w)"), re.compile(r"[^-+/]*")
+_WORD = re.compile(r"(?!sin|cos|tan|log)(?<![\\A-Za-z])(?=[A-Za-z]{0,2}[aeiouyAEIOUY])[A-Za-z][a-z]{2}")  # red, not mgR
 _MARKUP = re.compile(r"\\(?:boxed|text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}|[*$]")
 
 
@@ -58,20 +62,29 @@ def letters_of(text: str) -> frozenset[str] | None:
     return frozenset(m[1] for m in found if m) if all(found) and found else None
 
 
-def judge_option(answer: str, truth: str, question: str | None) -> Verdict | None:
+def _statements(text: str) -> list[str] | None:
+    """The numbers in circles that the whole text is: ``①③``, ``①、③``."""
+    return re.findall("[①-⑳]", text) if re.fullmatch(r"(?:[①-⑳][\s,，、;；和与及]*)+[.。]?", text) else None
+
+
+def judge_option(answer: str, truth: str, question: str | None, ordered: bool = False) -> Verdict | None:
     """For a truth that is one or several option letters or an option's text; None if it isn't, if it can't be told from
     a name, or if a text of no option answers a text."""
+    ordered = ordered or asks_for_order(question)
+    due, stated = _statements(truth), _statements(answer)
+    if due and stated:
+        return judged(stated == due if ordered else set(stated) == set(due), "by numbers of statements")
     options = options_of(question)
     lettered = letters_of(truth)
     expected = lettered or _listed(truth, options)
     if expected is None or (len(truth.strip()) == 1 and truth.strip() > "J" and not options):
         return None
-    lone = re.fullmatch(r"\(?([a-z])\)?\.?", answer)
+    lone = re.match(r"\(?([a-z])(?:\)?\.?$|[).:]\s)", answer)
     if lone and lone[1].upper() in options and lone[1] not in options.values():
-        answer = answer.upper()
+        answer = answer[: lone.end(1)].upper() + answer[lone.end(1) :]
     given = letters_of(answer)
     if given is not None and (not options or given <= options.keys()):
-        if len(expected) > 1 and asks_for_order(question):
+        if len(expected) > 1 and ordered:
             return judged(_CAPITAL.findall(answer) == _CAPITAL.findall(truth), "by letters in order")
         return judged(given == expected, "by letter")
     if len(expected) > 1:
@@ -95,13 +108,42 @@ def _same_option(text: str, option: str, options: Mapping[str, str] | None = Non
     """Whether a text is an option's, in its words or by its value: 0.25 of 1/4, $\\frac{1}{4}$. By its value it must be
     no other's."""
     text = said(text)
-    if same_words(_MARKUP.sub(lambda m: m[1] or "", text), option):
+    if _same_line(*(_MARKUP.sub(lambda m: m[1] or "", x) for x in (text, option))):
         return True
     a, b = read_number(text), read_number(option)
     if a is None or b is None or a.value != b.value or (a.unit and unit_name(a.unit) != unit_name(b.unit)):
         return False
     others = [read_number(other) for other in (options or {}).values()]
     return sum(other is not None and other.value == b.value for other in others) < 2
+
+
+def _in_line(text: str) -> str:
+    """A text without spaces, its fractions and roots with strokes and signs: mg/2 of ``\\frac{mg}{2}``."""
+    text = unmark(text)
+    for _ in range(2):  # one may stand in the other
+        text = re.sub(r"\\sqrt\s*\{([^{}]*)\}", lambda m: f"√{_grouped(m[1], _ATOM)}", text)
+        text = re.sub(r"\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", _stroke, text)
+    text = re.sub(r"([_^])\s*\{(\w+)\}", r"\1\2", text).replace("\\pi", "π").replace("\\theta", "θ")
+    text = re.sub(r"[\s*]", "", text).replace("{", "(").replace("}", ")").rstrip(".。")
+    text = whole[1] if (whole := re.fullmatch(r"\(([^()]*)\)", text)) else text
+    return re.sub(r"\^(\d*[+-])$", r"\1", text)  # an ion's charge
+
+
+def _stroke(found: re.Match[str]) -> str:
+    return f"{_grouped(found[1], _TERM)}/{_grouped(found[2], _ATOM)}"
+
+
+def _grouped(text: str, alone: re.Pattern[str]) -> str:
+    return text if alone.fullmatch(text.strip()) else f"({text})"
+
+
+def _same_line(text: str, option: str) -> bool:
+    """The same words; of formulas (2^n + 1 and 2^{n+1}, mgR/r and mgr/R) the same signs, and letters without words."""
+    a, b = _in_line(text), _in_line(option)
+    if a == b or not (_SIGNED.search(a) or _SIGNED.search(b)):
+        return a == b or same_words(text, option)
+    signs, due = (re.sub(r"[^-+/^()=√<>|_\\]", "", line) for line in (a, b))
+    return bool(_WORD.search(b)) and signs == due and (same_words(text, option) or a.casefold() == b.casefold())
 
 
 def _listed(truth: str, options: dict[str, str]) -> frozenset[str] | None:
@@ -121,7 +163,7 @@ class Words:
     judge: Judge | None = None
 
     def __call__(self, answer: str, truth: str, question: str | None) -> Verdict:
-        answer, truth = unlabelled(said(answer), truth, question)
+        answer, truth = unlabelled(last_value(said(answer), truth), truth, question)
         if tidy(answer) == tidy(truth):
             return right("the same text")
         if (decade := same_decade(answer, truth)) is not None:
@@ -132,6 +174,8 @@ class Words:
             return judged(explained(answer) is yes, "yes or no")
         if re.fullmatch(r"0\d+", truth.strip()):
             return judged(same_words(answer, truth), "digits that are no number")
+        if (date := read_date(truth)) is not None and read_date(answer) == date:
+            return right("the same day")
         a, b = read_number(answer), read_number(truth)
         if b is not None:
             if a is None:
@@ -145,12 +189,11 @@ class Words:
             if is_unit(mine) and is_unit(theirs):
                 turned = _turned(x, unit_name(mine), unit_name(theirs))
                 return judged(turned is not None and close(turned, y, self.tolerance), "as quantities")
-        if same_words(answer, truth):
+        # 5¢ is not $5: the words of two numbers would leave out their signs.
+        if (a is None or b is None) and same_words(answer, truth):
             return right("the same words")
         if b is None and (count := read_count(truth)) is not None and read_count(answer) == count:
             return right("as counts")
-        if (date := read_date(truth)) is not None and read_date(answer) == date:
-            return right("the same day")
         given, due = entries(answer), entries(truth)
         if len(given) == len(due) > 1 and all(map(same_words, given, due)):
             return right("entry by entry")
@@ -184,5 +227,5 @@ class Count:
         expected = read_count(truth)
         if expected is None:
             raise ValueError(f"counting: truth must be a whole number, got {truth[:80]!r}")
-        given = read_count(said(answer))
+        given = read_count(last_value(said(answer), truth))
         return wrong("not one whole number") if given is None else judged(given == expected, "as counts")

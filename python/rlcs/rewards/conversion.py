@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pint
 
+_ANGLE = re.compile("radian|degree|turn|revolution")
 _units: Any = pint.UnitRegistry(autoconvert_offset_to_baseunit=True, cache_folder=None)
 
 
@@ -21,6 +23,8 @@ def ratio_of_units(answer: str, truth: str) -> list[float] | None:
         raise ValueError(f"the unit {truth!r} of the truth is unknown: {error}") from None
     try:
         source = _units.parse_units(answer)
+        if ("hertz" in str(source)) != ("hertz" in str(target)) and _ANGLE.search(f"{source} {target}"):
+            return None  # 5 rad/s are no 5 Hz, though pint counts angles by nothing
         at_0, at_1 = (_units.Quantity(x, source).to(target).magnitude for x in (0.0, 1.0))
     except Exception:
         return None

@@ -311,7 +311,7 @@ class _Parser:
     def brackets(self) -> Any:
         opening = self.advance()
         values = [self.sum() if opening == "[" else self.union()]
-        while self.take(","):
+        while self.take(",", ";"):
             values.append(self.sum())
         closing = self.advance()
         if closing not in (")", "]"):
@@ -381,7 +381,9 @@ class _Parser:
         if exponent == -1 and name in _INVERSES:
             name, exponent = _INVERSES[name], None
         if name == "log" and self.take("_"):
-            base = self.group() if self.token == "{" else self.atom()
+            # Of log_2 3 the digits alone: 2 3 is no number.
+            digits = self.token.isdecimal()
+            base = self.group() if self.token == "{" else Integer(self.advance()) if digits else self.atom()
             value = sympy.log(self.argument(), base)
         elif name == "lg":
             value = sympy.log(self.argument(), 10)

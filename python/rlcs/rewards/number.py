@@ -12,11 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from .text import hedges
+from .text import denies, hedges
+from .units import PARTS, unit_name
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
 _VULGAR = re.compile("(?<=[0-9])?([¼½¾⅐-⅞])")
+_UNCIRCLED = re.compile("[^①-⑳]+")  # those are names of statements, and ①② is no 12
 _SIGNS = str.maketrans("−–‐×·⋅∗÷⁄∕∶％\u00a0\u2009", "---****///:%  ")
 
 
@@ -44,6 +46,7 @@ _MARKUP: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...
     ),
     (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "*"),
     (re.compile(r"\\[dt]frac"), r"\\frac"),
+    (re.compile(r"\\var(?=epsilon|theta|phi|rho|sigma|kappa|pi)"), r"\\"),
     (re.compile(r"\\frac(\d)(\d)"), r"\\frac{\1}{\2}"),
     (re.compile(r"(?<![\w.^{])(\d+)\s*\\frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}"), r"\1 \2/\3"),
     (re.compile(r"\\%"), "%"),
@@ -64,19 +67,26 @@ _NUMBER = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _NAMED = re.compile(
-    r"(?:∠|\\angle\s*|\|(?=[A-Z]{2}\|))?"
-    r"((?:[A-Za-z]{2,15} ){0,3}[A-Za-z]\w{0,15}(?:(?<=[A-Z]{2})\|)?(?:\s*\([^()]{1,12}\))?)"
+    r"(?:m?∠|m?\\angle\s*|\|(?=[A-Z]{2}\|))?"
+    r"((?:[A-Za-z]{2,15} ){0,3}(?:\\Delta\s*)?\\?[^\W\d_][\w'△]{0,15}(?:_\s*\{[^{}=]{1,20}\})?"
+    r"(?:(?<=[A-Z]{2})\|)?(?:\s*\([^()]{1,12}\))?)"
     r"\s*(?:=|≈|\\approx(?![A-Za-z]))\s*(?=[^=])"
 )
 _CURRENCY = re.compile(
-    r"^((?:[^=]{1,20}=)?\s*[+-]?)\s*(?:US ?)?\\?([$€£¥￥]|(?:USD|EUR|GBP|RMB|CNY)\b)|\\?([$€£¥￥])\s*$"
+    r"^((?:[^=]{1,20}=)?\s*[+-]?)\s*(?:US ?)?\\?([$€£¥￥₹₩₽]|(?:USD|EUR|GBP|RMB|CNY|INR)\b|Rs\.?(?=\s*\d))"
+    r"|\\?([$€£¥￥₹₩₽])\s*$"
 )
 # As units.py names them.
 _CURRENCIES = {"$": "dollar", "€": "euro", "£": "sterling", "¥": "yuan", "￥": "yuan", "USD": "dollar", "EUR": "euro",
-               "GBP": "sterling", "RMB": "yuan", "CNY": "yuan"}  # fmt: skip
+               "GBP": "sterling", "RMB": "yuan", "CNY": "yuan", "₹": "rupee", "INR": "rupee", "Rs": "rupee",
+               "Rs.": "rupee", "₩": "won", "₽": "ruble"}  # fmt: skip
+_AND = r"[\s,]*(?:and\b\s*)?"
+_QUANTITY = r"(\d+(?:\.\d+)?)\s*([^\W\d_]+)\.?"
+_IN_PARTS = re.compile(rf"{_QUANTITY}{_AND}{_QUANTITY}(?:{_AND}{_QUANTITY})?")
 _BOUND = re.compile(
     r"(?:and|plus|minus|over|under|above|below|up|half|squared|cubed)\b|以[上下内]|[几多余半]|个半", re.IGNORECASE
 )
+_MINUS = re.compile(r"\A(?:minus |negative |负|零下)\s*(?=[\d.])", re.IGNORECASE)
 _SEASON = re.compile(r"([12]\d{3})/(\d\d|\d{4})")  # 2015/16
 _PERCENT = re.compile("percent|per cent|%|百分", re.IGNORECASE)
 _POWERS = re.compile(r"\^\s*\{?[+-]?\d+\}?|[A-Za-zµμΩ°]\d")  # of a unit
@@ -103,7 +113,9 @@ _HAN_SCALES = {"十": 10, "百": 100, "千": 1000}
 _THERE_ARE = re.compile(
     r"^\s*(?:there (?:is|are)(?: only)?\b|only\b|just\b|total:|图[中里](?:[总一]?共)?有|[总一]?共有?|有)", re.IGNORECASE
 )
-_NONE = re.compile(r"\s*(?:none|there (?:is|are) no [a-z-]+(?: [a-z-]+)?(?: in the [a-z]+)?)[.。]?\s*", re.IGNORECASE)
+_NONE = re.compile(
+    r"\s*(?:none|没有|无|there (?:is|are) no [a-z-]+(?: [a-z-]+)?(?: in the [a-z]+)?)[.。]?\s*", re.IGNORECASE
+)
 _PARTS = "third fourth quarter fifth sixth seventh eighth ninth tenth hundredth thousandth"
 _NO_THINGS = {*WORDS, *_SCALES, *MULTIPLES, *_PARTS.split(), *(f"{part}s" for part in _PARTS.split()), "half", "halves",
               "percent", "st", "nd", "rd", "th"}  # fmt: skip
@@ -122,9 +134,10 @@ class Number:
 
 def unmark(text: str) -> str:
     """LaTeX's and Unicode's ways to write the same number brought to one; superscripts become ``^``."""
+    text = re.sub("log([₀-₉]+)", r"log_{\1}", text)  # log₂3 is no log 23
     text = _SUPERSCRIPT_RUN.sub(lambda run: "^" + run[0].translate(_SUPERSCRIPTS), text)
     text = _VULGAR.sub(lambda m: f" {unicodedata.normalize('NFKC', m[1]).replace(chr(0x2044), '/')}", text)
-    text = unicodedata.normalize("NFKC", text).translate(_SIGNS)
+    text = _UNCIRCLED.sub(lambda run: unicodedata.normalize("NFKC", run[0]), text).translate(_SIGNS)
     for pattern, replacement in _MARKUP:
         text = pattern.sub(replacement, text)
     return text.strip()
@@ -137,18 +150,22 @@ def read_number(text: str) -> Number | None:
     text, currency = _without_currency(text)
     text = unmark(text)
     named = _NAMED.match(text)
-    if named and hedges(named[1]):
+    if named and (hedges(named[1]) or denies(named[1])):
         return None
-    text = text[named.end() :] if named else text
+    text = _MINUS.sub("-", text[named.end() :] if named else text)
     if len(text) > _MOST_DIGITS or _is_season(text):
         return None
+    if (mixed := _mixed(text)) is not None:
+        return mixed
     found = _NUMBER.fullmatch(text)
     if found is None or text.count("(") != text.count(")"):
         return None
     rest = found["rest"].strip().rstrip(".。")
+    if currency and re.match(r"/|per\b", rest):  # $15/hour
+        rest, currency = f"{currency} {rest}", ""
     if rest[:1] in tuple("^*+-/!(=<>,") or any(char.isdigit() for char in _POWERS.sub("", rest)) or "=" in rest:
         return None  # a second number, or the beginning of an expression
-    if hedges(rest) or _BOUND.match(rest) or not WORDS.keys().isdisjoint(rest.casefold().split()):
+    if hedges(rest) or denies(rest) or _BOUND.match(rest) or not WORDS.keys().isdisjoint(rest.casefold().split()):
         return None  # 5 or more, 5 and a half, 5 six
     value = _value(found)
     if value is None:
@@ -164,6 +181,22 @@ def read_number(text: str) -> Number | None:
     integer = integer and not (found["e"] or found["ten"] or found["per"] or found["on"] or currency)
     unit = f"{rest} {currency}".strip()
     return Number(value, unit, bool(found["percent"]), integer, named[1] if named else "")
+
+
+def _mixed(text: str) -> Number | None:
+    """A quantity in two or three units, each a part of the one before it: 1 hour 15 minutes, 5 ft 3 in."""
+    found = _IN_PARTS.fullmatch(text)
+    if found is None:
+        return None
+    values, names = [Fraction(x) for x in found.groups()[::2] if x], [unit_name(x) for x in found.groups()[1::2] if x]
+    total, factor = values[0], 1
+    for value, whole, name in zip(values[1:], names, names[1:], strict=False):
+        part, many = PARTS.get(whole, ("", 0))
+        if part != name or value >= many:
+            return None
+        factor *= many
+        total += value / factor
+    return Number(total, found[2])
 
 
 def _without_currency(text: str) -> tuple[str, str]:
@@ -240,7 +273,7 @@ def _names_things(rest: str, named: bool) -> bool:
     return (
         len(words) <= (4 if named else 0)
         and len(rest) <= 40
-        and not (hedges(rest) or _BOUND.match(rest))
+        and not (hedges(rest) or denies(rest) or _BOUND.match(rest))
         and all(re.fullmatch(r"[^\W\d_](?:[^\W\d_]|-)*", word) and word not in _NO_THINGS for word in words)
         and _HAN.keys().isdisjoint(rest)  # 三分之一, 三点五
     )

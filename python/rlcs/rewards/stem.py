@@ -13,8 +13,21 @@ from fractions import Fraction
 from . import worker
 from .choice import judge_option, letters_of, options_of
 from .judge import Judge
-from .number import MULTIPLES, Number, close, percent_left_out, read_count, read_number, scaled, unmark
-from .text import asks_for_order, explained, hedges, said, same_decade, same_words, tidy, truth_value, unlabelled
+from .number import CUT_OFF, MULTIPLES, Number, close, percent_left_out, read_count, read_number, scaled, unmark
+from .text import (
+    asks_for_order,
+    entries,
+    explained,
+    hedges,
+    last_value,
+    numbered,
+    said,
+    same_decade,
+    same_words,
+    tidy,
+    truth_value,
+    unlabelled,
+)
 from .units import asked_unit, is_unit, unit_name
 from .verdict import Verdict, judged, right, wrong
 
@@ -25,13 +38,18 @@ _HYPHEN = re.compile(
     r"|(?<=\d)-(?!sin|cos|tan|sec|csc|cot|log|exp|arc)(?=[^\W\d_][a-z]{5})"  # 2-methylpropane
 )
 _ARROW = re.compile(
-    r"\\xrightarrow\s*(?:\[[^\]]*\])?\s*\{[^{}]*\}|\\(?:long)?rightarrow(?![A-Za-z])|\\to(?![A-Za-z])|[→⟶=]"
+    r"\\x(?:rightarrow|longequal)\s*(?:\[[^\]]*\])?\s*\{[^{}]*\}|\\(?:long)?rightarrow(?![A-Za-z])|\\to(?![A-Za-z])"
+    r"|[→⟶]|=+"
 )
+_BOTH_WAYS = re.compile(r"\\rightleftharpoons|<=+>|<-+>|[⇄⇋]")
+_STATE = re.compile(r"\((?:s|l|g|aq)\)|[↑↓]")
 _GENOTYPE = re.compile(r"(?:([A-Za-z])(?i:\1))+")  # AaBb
 # What is written as a formula is: a reaction, an ion, atoms in numbers, shells of electrons.
 _CHEMICAL = re.compile(r"(?:[A-Z][a-z]?|[\d()\[\]])+")
 _SUBSTANCE = re.compile(r"\d*(?:e-|\[?[A-Z](?:[A-Za-z\d]|\([A-Za-z\d]+\)|\]?\d*[+-])*)")
-_WRITTEN = re.compile(r".*->.*|.*[+-]|(?=.*[A-Z])(?:[A-Z][a-z]?|[\d()\[\]])+|(?:\[[A-Z][a-z]\])?(?:\d[spdf]\d+)+|sp\d?")
+_WRITTEN = re.compile(
+    r".*(?:->|⇌).*|.*[+-]|(?=.*[A-Z])(?:[A-Z][a-z]?|[\d()\[\]])+|(?:\[[A-Z][a-z]\])?(?:\d[spdf]\d+)+|sp\d?"
+)
 # What pint takes for a unit, and an answer of mathematics for a constant or a variable.
 _NO_UNITS = frozenset((*"abcekuBDPRπħ", "pi", "alpha", "gamma", "mu", "hbar"))
 # pint takes nearly any two letters for one.
@@ -43,8 +61,8 @@ _SCALES = {word: scale for word, scale in MULTIPLES.items() if word not in ("k",
 _OR = re.compile(r"(?<!\s)\s+(?:or|and)\s+|[或和]")
 _WORD = re.compile(r"[^\W\d_]{3,}[\w ]*|[\u3400-\u9fff]+")
 _UNIT_BEHIND = re.compile(
-    r"(.*\S)\s*(?:\\(?:text|mathrm)\s*\{([^{}]+)\}(\^\{?\d\}?)?|\s([a-z]{2}(?:\^\{?\d\}?|[²³])?)"
-    r"|(?<![\u4e00-\u9fff])([\u4e00-\u9fff]{1,4}))\s*\$?",
+    r"(.*?\S)\s*(?:\\(?:text|mathrm)\s*\{([^{}]+)\}(\^\{?\d\}?)?"
+    r"|\s([a-z]{2}(?:\^\{?\d\}?|[²³])?|(?:square |cubic )?units)|(?<![\u4e00-\u9fff])([\u4e00-\u9fff]{1,4}))\s*\$?",
     re.DOTALL,
 )
 # In what stands behind a number: no letters of a product, nor a function.
@@ -62,8 +80,11 @@ _WORK_OUT = re.compile(
 )
 _LABELS = [frozenset(run) for run in ("ABCDEFGH", "PQRS", "XYZ", "ACGTU")]
 _STRAND = re.compile(r"\b(?:sequen|codon|strand|path|route)", re.IGNORECASE)
-_SIGNS = {"angle": "∠", "triangle": "△", "parallel": "∥", "perp": "⊥"}
-_SIGN = re.compile(r"\\(angle|triangle|parallel|perp)(?![A-Za-z])\s*")
+_SIGNS = {"angle": "∠", "triangle": "△", "parallel": "∥", "perp": "⊥", "cong": "≅", "sim": "∽"}
+_SIGN = re.compile(r"\\(angle|triangle|parallel|perp|cong|sim)(?![A-Za-z])\s*")
+_REALS = re.compile(
+    r"(?:[a-z]\s*(?:∈|\\in)\s*)?(?:R|ℝ|\\mathbb\s*\{?R\}?)|(?i:all reals|all real numbers)|[全一][体切]实数"
+)
 _RATIO = re.compile(r"\bratio|\bproportion|比", re.IGNORECASE)
 _BASED = re.compile(r"(\d[\dA-F]*)(?:_\{?(\d+)\}?)?")  # 1101_2
 # Dates, times, ranges, scores and ratios: 2020-01-05, 2:30, 10-3 are no differences and quotients.
@@ -87,27 +108,32 @@ class Stem:
     judge: Judge | None = None
 
     def __call__(self, answer: str, truth: str, question: str | None) -> Verdict:
-        answer, truth = unlabelled(_last_value(said(answer), truth), truth, question)
+        answer, truth = unlabelled(last_value(said(answer), truth), truth, question)
         if tidy(answer) == tidy(truth) or unmark(tidy(answer)) == unmark(tidy(truth)):
             return right("the same text")
         if truth.isdecimal() and same_decade(answer, truth) is not None:
             return wrong("a decade is no year")
-        verdict = self._compare(answer, truth, question)
+        given, due = numbered(answer), numbered(truth)
+        ordered = (given, due) != (answer, truth) or asks_for_order(question)
+        verdict = self._compare(given, due, question, ordered)
         if verdict.score and question and _copied(answer, truth, question):
             return wrong("what the question gives, not what it asks for")
         return verdict
 
-    def _compare(self, answer: str, truth: str, question: str | None) -> Verdict:
-        if (option := judge_option(answer, truth, question)) is not None:
+    def _compare(self, answer: str, truth: str, question: str | None, ordered: bool) -> Verdict:
+        if (option := judge_option(answer, truth, question, ordered)) is not None:
             return option
         if _LABEL.fullmatch(label := re.sub(r"\s", "", _bare(truth))):
-            given = re.sub(r"\s", "", re.sub(r"(?<=\d) to (?=\d)", ":", _bare(answer))).rpartition("=")[2]
+            given = re.sub(r"\s", "", re.sub(r"(?<=\d)(?: to |比)(?=\d)", ":", _bare(answer))).rpartition("=")[2]
             given, label = given.replace("/", ":"), label.replace("/", ":")
             if _RATIO.search(question or "") and not _REWRITE.search(question or ""):
                 return judged(_shares(given) == _shares(label), "as ratios")
             return judged(given == label, "as written")
         if (due := _digits(truth)) is not None and due[1]:
             return judged(_digits(answer) in (due, (due[0], "")), "digits of a base")
+        measured = self.tolerance > CUT_OFF
+        if measured and (verdict := self._one_by_one(answer, truth, question)) is not None:
+            return verdict
         a, b = read_number(answer), read_number(truth)
         if a is not None and b is not None and (verdict := self._numbers(a, b, question)) is not None:
             return verdict
@@ -120,8 +146,13 @@ class Stem:
         if b is None and _same_words(answer, truth, question):
             return right("the same words")
         formula, given = _formula(truth), _formula(answer)
+        if not (_STATE.search(formula) and _STATE.search(given)):  # of a state that only one of them names
+            formula, given = (_STATE.sub("", text) for text in (formula, given))
         if formula == given and _WRITTEN.fullmatch(formula):
             return right("the same formula")
+        answer, truth = (
+            "(-\\infty, \\infty)" if _REALS.fullmatch(text.strip(" $.")) else text for text in (answer, truth)
+        )
         # x = 1 or x = 2 are two values
         said, meant = (_OR.sub(", ", answer), _OR.sub(", ", truth)) if b is None else (answer, truth)
         if "且" in said and "且" in meant:  # k < 1 and k ≠ 0
@@ -136,7 +167,7 @@ class Stem:
             try:
                 equal = worker.call(
                     "rlcs.rewards.symbolic:equal",
-                    *(said, meant, self.tolerance, asks_for_order(question)),
+                    *(said, meant, self.tolerance, ordered or (measured and not hedges(truth))),
                     deadline_s=self.deadline_s,
                 )
             except worker.WorkerFault as fault:
@@ -150,10 +181,28 @@ class Stem:
             return self.judge.compare(answer, truth, question)
         return wrong("neither equal nor equivalent")
 
+    def _one_by_one(self, answer: str, truth: str, question: str | None) -> Verdict | None:
+        """Several measurements each by itself: those of one name in any order, others by their names if all have one,
+        else in the truth's order."""
+        given, due = entries(answer), entries(truth)
+        if len(due) < 2 or len(given) != len(due) or truth[:1] in tuple("([{\\"):
+            return None
+        numbers = zip(map(read_number, given), map(read_number, due), strict=True)
+        pairs = [(a, b) for a, b in numbers if a is not None and b is not None]
+        if {a.name for a, _ in pairs} == {b.name for _, b in pairs} and len({b.name for _, b in pairs}) == len(due):
+            by_name = {a.name: a for a, _ in pairs}
+            pairs = [(by_name[b.name], b) for _, b in pairs]
+        elif len(names := {x.name for pair in pairs for x in pair}) == 1 and "" not in names:
+            pairs = list(zip(*(sorted(side, key=lambda x: x.value) for side in zip(*pairs, strict=True)), strict=True))
+        verdicts = [self._numbers(a, b, question) for a, b in pairs]
+        if len(pairs) < len(due) or None in verdicts:
+            return None
+        return judged(all(verdict and verdict.score for verdict in verdicts), "one by one")
+
     def _numbers(self, a: Number, b: Number, question: str | None) -> Verdict | None:
         """None where the texts behind the numbers are no units."""
         a, b = (replace(x, value=value, unit=unit) for x in (a, b) for value, unit in [scaled(x, _SCALES)])
-        mine, theirs = unit_name(a.unit), unit_name(b.unit)
+        mine, theirs = (unit_name(re.sub(r"\s*,\s*", " ", x.unit)) for x in (a, b))  # N, upwards
         if mine and not theirs and (asked := asked_unit(question)) and (mine == asked or self._ratio(mine, asked)):
             theirs = asked
         if len(a.name) == len(b.name) == 1 and a.name != b.name and not (mine or theirs):
@@ -208,7 +257,8 @@ class Stem:
 
     def _known_unit(self, unit: str) -> Verdict | None:
         """The truth names no unit, so the question does: any unit will do, but not a variable or a word."""
-        if unit in _NO_UNITS or not (is_unit(unit) or self._ratio(unit, unit) is not None):
+        everyday = all(map(is_unit, unit.split("/")))  # yuan/kg, which pint doesn't know
+        if unit in _NO_UNITS or not (everyday or self._ratio(unit, unit) is not None):
             return None
         return right("as numbers, the unit not asked for")
 
@@ -235,10 +285,10 @@ class Stem:
 def _same_words(answer: str, truth: str, question: str | None) -> bool:
     """Words alone, to which no sign has come; of one or two letters (CO, Co; M, m), in products (mgR, mgr) and in
     formulas (CoCl2, COCl2) the case counts."""
-    answer, truth = (_SIGN.sub(lambda m: _SIGNS[m[1]], unmark(text)) for text in (answer, truth))
+    answer, truth = (_SIGN.sub(lambda m: _SIGNS[m[1]], unmark(text)).replace("≌", "≅") for text in (answer, truth))
     if _SYMBOLS & set(_HYPHEN.sub("", truth)) or (_SYMBOLS - _MARKUP) & set(_HYPHEN.sub("", answer)):
         return False
-    short = len(truth) <= 2 and truth.isalpha() and letters_of(truth) is None
+    short = len(truth) <= 2 and truth.isalpha() and (letters_of(truth) is None or truth > "J")
     cased = (
         short
         or (truth.isalpha() and _product(truth, question))
@@ -250,23 +300,15 @@ def _same_words(answer: str, truth: str, question: str | None) -> bool:
 
 def _formula(text: str) -> str:
     """A formula of chemistry, however its arrow, charges, indices, shells and spaces are written."""
-    text = re.sub(r"_\s*\{?(\d+)\}?", r"\1", _ARROW.sub("->", unmark(text)))
+    text = text.replace("\\uparrow", "↑").replace("\\downarrow", "↓")
+    text = re.sub(r"_\s*\{?(\d+)\}?", r"\1", _ARROW.sub("->", _BOTH_WAYS.sub("⇌", unmark(text))))
     text = re.sub(r"\s", "", re.sub(r"(?<=[spdf])\s*\^\s*\{?(\d+)\}?", r"\1", text))
-    text = re.sub(r"\^\{?(\d*[+-])\}?(?=$|[-+\])])", r"\1", text)
-    sides = [re.split(r"\+(?=[\dA-Ze\[])", side) for side in text.split("->")]  # a plus before a charge parts none
-    if len(sides) > 1 and all(_SUBSTANCE.fullmatch(part) for side in sides for part in side):  # they have no order
-        return "->".join("+".join(sorted(side)) for side in sides)
+    text = re.sub(r"\^\{?(\d*[+-])\}?(?=$|[-+()\]])", r"\1", text)
+    *lefts, right = re.split("(->|⇌)", text)
+    sides = [re.split(r"\+(?=[\dA-Ze\[])", side) for side in (*lefts[::2], right)]  # a plus before a charge parts none
+    if lefts and all(_SUBSTANCE.fullmatch(_STATE.sub("", part)) for side in sides for part in side):  # of no order
+        return lefts[1].join("+".join(sorted(side)) for side in sides)
     return text
-
-
-def _last_value(answer: str, truth: str) -> str:
-    """The 5 of an answer ``AB = AC = 5`` or ``3 + 2 = 5``. Not so 0, which any equation may have on its right."""
-    first, *others, last = answer.split("=") if "=" in answer else (answer, answer)
-    several = re.search(r"[<>≤≥,;，、；\n]|\\\\|\\[gln]e", answer) or hedges(answer)  # or x=1 y=2
-    if "=" in truth or several or any(re.search(r"\S\s+[A-Za-z]\w*$", part.strip()) for part in others):
-        return answer
-    named = re.search(r"[^\W\d_]", re.sub(r"\\[A-Za-z]+", "", first))
-    return answer if named and not others else last if re.search("[1-9]", last) else answer
 
 
 def _digits(text: str) -> tuple[str, str] | None:
@@ -287,7 +329,7 @@ def _shares(ratio: str) -> list[str]:
 def _bare(text: str) -> str:
     """A text without braces and signs of products, fractions with strokes."""
     text = re.sub(r"\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2", unmark(text))
-    return re.sub("[{}*]", "", text).replace("\\sqrt", "√").replace("\\pi", "π").rstrip(" .。")
+    return re.sub(r"[{}*]|(?<=\d),(?=\d{3}(?!\d))", "", text).replace("\\sqrt", "√").replace("\\pi", "π").rstrip(" .。")
 
 
 def _copied(answer: str, truth: str, question: str) -> bool:

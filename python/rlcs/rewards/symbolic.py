@@ -20,13 +20,25 @@ from .expression import Around, Chain, Choices, Listed, Relation, TooLarge, Unfi
 from .number import CUT_OFF
 
 DIGITS, POINTS, AGREE = 40, 8, Rational(1, 10**20)
-_OPERATOR = re.compile(r"(?<!_)(?<!_\{)\\(?:sum|int|prod|lim|max|min|gcd|lcm|det)(?![A-Za-z])")
+_OPERATOR = re.compile(
+    r"(?<!_)(?<!_\{)\\(?:sum|int|prod|lim|max|min|gcd|lcm|det|lfloor|lceil|[bp]?mod|d?binom)(?![A-Za-z])"
+    r"|\\operatorname\s*\{(?:max|min|gcd|lcm|det)\}"
+)
 _ARITHMETIC = re.compile(r"\\(?:times|cdot|div)(?![A-Za-z])|(?<=[\w)}])\s*[-+*/]")
 # {x | x > 3}
-_SET = re.compile(r"[\s$]*\\?\{\s*[A-Za-z]\s*(?:\||∣|\\mid|:)(.*?(?:[<>=≤≥≠]|\\[gln]e).*?)\\?\}[\s$]*")
-# f(x) = ..., x in ..., P(1, 2)
+_SET = re.compile(
+    r"[\s$]*\\?\{\s*[A-Za-z]\s*(?:(?:∈|\\in)\s*(?:R|ℝ|\\mathbb\s*\{?R\}?)\s*)?"
+    r"(?:\||∣|\\mid|:)(.*?(?:[<>=≤≥≠]|\\[gln]e).*?)\\?\}[\s$]*"
+)
+_APART = re.compile(r"\\q?quad(?=[^=]*=)")  # x = 1 \quad y = 2
+# Behind what holds for each: (k ∈ Z)
+_EACH = re.compile(
+    r"[,，;；(（]\s*\$?[a-z]\s*(?:∈|\\in(?![A-Za-z]))\s*(?:Z|ℤ|\\math(?:bb|bf|rm)\s*\{?\s*Z\s*\}?)[\s)）$.]*\Z"
+)
+# f(x) = ..., dy/dx = ..., y' = ..., x in ..., P(1, 2)
 _NAME = re.compile(
-    r"\s*\$?[A-Za-z]\s*(?:(?:'|\^\{?-1\}?)?\s*\([A-Za-z]\)\s*=|∈|\\in(?![A-Za-z])|(?=\([^()]*,[^()]*\)\s*\$?$))"
+    r"\s*\$?(?:\\frac\s*\{d[a-z]\}\s*\{d[a-z]\}|d[a-z]/d[a-z]|[a-z]'+)\s*="
+    r"|\s*\$?[A-Za-z]\s*(?:(?:'|\^\{?-1\}?)?\s*\([A-Za-z]\)\s*=|∈|\\in(?![A-Za-z])|(?=\([^()]*,[^()]*\)\s*\$?$))"
 )
 
 
@@ -40,6 +52,7 @@ def equal(answer: str, truth: str, tolerance: float, ordered: bool = False) -> b
     """
     if _OPERATOR.search(answer) and not _OPERATOR.search(truth):
         return False
+    answer, truth = (_EACH.sub("", _APART.sub(", ", text)) for text in (answer, truth))
     answer, truth = (found[1] if (found := _SET.fullmatch(text)) else text for text in (answer, truth))
     names = [_NAME.match(text) for text in (answer, truth)]
     if names.count(None) == 1:
@@ -64,6 +77,7 @@ def equal(answer: str, truth: str, tolerance: float, ordered: bool = False) -> b
     a, b = _spread(a), _spread(b)
     a, b = _as_set(a, b), _as_set(b, a)
     a, b = _as_point(a, b), _as_point(b, a)
+    a, b = _by_order(a, b)
     if ordered and isinstance(a, Choices) and isinstance(b, Choices):
         a, b = Listed(a), Listed(b)
     try:
@@ -143,15 +157,24 @@ def _as_set(value: Any, other: Any) -> Any:
     """The interval that ``x > 2`` and ``1 < x <= 2`` say beside one in brackets, and those brackets beside them."""
     if isinstance(other, Union) and isinstance(value, Choices):  # x < 1 or x > 2
         parts = [_bounds(part) for part in value]
-        return value if None in parts else Union(*parts)
-    if isinstance(other, (Interval, Tuple, Listed)) and (said := _bounds(value)) is not None:
+        join = sympy.Intersection if all(map(_leaves_out, value)) else Union  # x != 1, x != 2
+        return value if None in parts else join(*parts)
+    if isinstance(other, (Interval, Union, Tuple, Listed)) and (said := _bounds(value)) is not None:
         return said
     pair = isinstance(value, (Tuple, Listed)) and len(value) == 2
     return interval(value) if pair and _bounds(other) is not None else value
 
 
+def _leaves_out(value: Any) -> bool:
+    """Whether it is x != 1."""
+    unequal = isinstance(value, Relation) and value.kind == "!="
+    return unequal and isinstance(value.left, Symbol) and _is_number(value.right)
+
+
 def _bounds(value: Any) -> Any:
-    """The interval of a name between numbers; None if the value is none."""
+    """The interval of a name between numbers, or all but one; None if the value is none."""
+    if _leaves_out(value):
+        return Union(Interval.open(S.NegativeInfinity, value.right), Interval.open(value.right, S.Infinity))
     if isinstance(value, Relation) and value.kind in ("<", "<=", ">", ">="):
         value = Chain([value.left, value.right], [value.kind])
         from_name = isinstance(value.values[0], Symbol)
@@ -171,6 +194,14 @@ def _as_point(value: Any, other: Any) -> Any:
     if not all(isinstance(x, Relation) and x.kind == "=" and isinstance(x.left, Symbol) for x in value):
         return value
     return Tuple(*(x.right for x in sorted(value, key=lambda x: str(x.left))))
+
+
+def _by_order(a: Any, b: Any) -> tuple[Any, Any]:
+    """The values of several names, ``k = 2, b = -1``, beside a list without: they stand in its order."""
+    if not all(isinstance(x, Choices) for x in (a, b)) or not all(isinstance(x, Relation) for x in a):
+        return a, b
+    values = [_without_name(x) for x in a]
+    return (Listed(values), Listed(b)) if all(isinstance(x, Expr) for x in (*values, *b)) else (a, b)
 
 
 def _is_number(value: Any) -> bool:

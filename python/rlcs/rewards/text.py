@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from .dates import whole_names
+
 _SPACES = re.compile(r"\s+")
 _ARTICLES = re.compile(r"\b(?:a|an|the)\s+(?=\w)")
 _DASHES = re.compile("[‐-―−]")
 # What says nothing in words: all signs but those of mathematics (∥ and ⊥), ~, the @ of addresses, those within
-# numbers (2019-2020, 10:30) and in front of them (-3, .5).
-_LOOSE = re.compile(r"[^\w\s%+#@~<>\u2190-\u22ff.\-/:]|[.\-/:](?!\d)|(?<!\d)[/:]|(?<=[^\W\d])[.\-]")
+# numbers (2019-2020, 10:30), in front of them (-3, .5, ±2), and a minus at the end (A-).
+_LOOSE = re.compile(r"[^\w\s%+#@~<>±¬×÷\u2190-\u22ff.\-/:]|[./:](?!\d)|-(?!\d|$)|(?<!\d)[/:]|(?<=[^\W\d])(?:\.|-(?!$))")
 _GAPS = re.compile(r"(?<!\d) | (?!\d)")
 _LIST = re.compile(r"\[(.*)\]|\((.*)\)", re.DOTALL)
 _SEPARATOR = re.compile(r" ?(?:[;；、，→]|->) ?| ?, (?:(?:and|&) )?| (?:and|&) |,(?!\d{3}(?!\d))")
@@ -24,6 +26,11 @@ _NUMBERED = re.compile(
     r"\A(?:(?:on|in) )?(?:the )?(page|section|chapter|figure|table|step|slide|number|p\.|no\.|#) ?(?=\d[\w.]*$)",
     re.IGNORECASE,
 )
+_PART = re.compile(r"(?:\A|(?<=[\s;,；，、。]))[(（]?((?<=[(（])[1-9a-i](?=[)）])|[①-⑨])[)）]?")
+_MARKS = ("123456789", "abcdefghi", "①②③④⑤⑥⑦⑧⑨")
+_ABOUT = re.compile(r"≈|\\approx(?![A-Za-z])")
+_EXACT = re.compile(r"\\(?:d?frac|sqrt|pi|log|ln|sin|cos|tan)(?![A-Za-z])|[√π]|\d\s*/\s*\d")
+_ADDRESS = re.compile(r"\w@\w|\bwww\.|://")
 _SHORT = {"p.": "page", "no.": "number", "#": "number"}
 _DECADE = re.compile(r"(?:the )?([12]\d\d0)['’]?s", re.IGNORECASE)
 _HEDGES = re.compile(
@@ -36,9 +43,12 @@ _ORDER = re.compile(
     r"\b(?:rank|arrang|sort)|(?<!any )\border(?:ing)?\b(?! to\b| of magnitude)|排[序列]|顺序|从[大小高低早多少]到",
     re.IGNORECASE,
 )
-_YES = frozenset(("yes", "y", "true", "t", "correct", "是", "是的", "对", "正确"))
-_NO = frozenset(("no", "n", "false", "f", "incorrect", "否", "不是", "错", "错误"))
+_YES = frozenset(("yes", "y", "true", "t", "correct", "√", "✓", "✔", "是", "是的", "对", "正确"))
+_NO = frozenset(("no", "n", "false", "f", "incorrect", "×", "✗", "✘", "否", "不", "不是", "没有",
+                 "不对", "不正确", "错", "错误"))  # fmt: skip
+_EXPLAINED = re.compile(r"[,，;；]|\s[-–—]\s|(?:(?<=\byes)|(?<=\bno))[.:](?=\s)", re.IGNORECASE)
 _TAKEN_BACK = re.compile(r"\b(?:yes|no|but|however|though|true|false)\b|但|不过|是的", re.IGNORECASE)
+_WRONG = re.compile(r"\b(?:is|was|not|never|wrong|incorrect|false)\b|n['’]t\b|不[是对]|错", re.IGNORECASE)
 _DENIED = re.compile(r"\b(?:not|none|never|neither)\b|n['’]t\b|[不没无]", re.IGNORECASE)
 
 
@@ -52,13 +62,17 @@ def plain(text: str) -> str:
     text = re.sub(r"\\(?:text|mathrm|mathbf|textbf)\{([^{}]*)\}", r"\1", unicodedata.normalize("NFKC", text))
     text = re.sub(r"(?<=\d)\s+([-/])\s+(?=\d)", r"\1", _DASHES.sub("-", text))  # 18 - 24
     text = re.sub(r"(?<![\w.:])(?:00?:(?=\d\d?:))?0?(?=\d\d?:\d\d)", "", text)  # 00:01:23
+    text = re.sub(r"(?<=\d) (?:to|through) (?=\d)", "-", text)  # 18 to 24
     text = _ARTICLES.sub("", re.sub(r"[*_`$]", "", text).casefold())
-    return tidy(_LOOSE.sub(" ", text))
+    return tidy(_LOOSE.sub(" ", whole_names(text)))
 
 
 def same_words(answer: str, truth: str) -> bool:
     """Equal after :func:`plain`, or with the spaces gone too (``e-mail`` and ``email``, ``U.S.A.`` and ``USA``); those
     between numbers stay: ``1, 2`` is not ``12``. Texts of signs alone are equal as they are."""
+    if _ADDRESS.search(truth):  # whose dots and strokes say something
+        a, b = (re.sub(r"\s", "", text).casefold().strip(".<>") for text in (answer, truth))
+        return a == b
     a, b = plain(answer), plain(truth)
     if not (a or b):
         return tidy(answer) == tidy(truth)
@@ -84,6 +98,28 @@ def said(text: str) -> str:
         text = text[called.end() :].strip() if (called := _CALLED.match(text)) else text
         text = bold[2] if (bold := _BOLD.fullmatch(text)) else text
     return text
+
+
+def last_value(answer: str, truth: str) -> str:
+    """The 5 of an answer ``AB = AC = 5`` or ``3 + 2 = 5``. Not so 0, which any equation may have on its right."""
+    parts = _ABOUT.split(answer)
+    if len(parts) == 2 and _EXACT.search(parts[0]) and not _ABOUT.search(truth):  # 6√3 ≈ 10.39: the truth's kind of it
+        answer = parts[0 if _EXACT.search(truth) else 1].strip()
+    first, *others, last = answer.split("=") if "=" in answer else (answer, answer)
+    several = re.search(r"[<>≤≥,;，、；\n]|\\\\|\\[gln]e", answer) or hedges(answer)  # or x=1 y=2
+    if "=" in truth or several or any(re.search(r"\S\s+[A-Za-z]\w*$", part.strip()) for part in others):
+        return answer
+    named = re.search(r"[^\W\d_]", re.sub(r"\\[A-Za-z]+", "", first))
+    return answer if named and not others else last if re.search("[1-9]", last) else answer
+
+
+def numbered(text: str) -> str:
+    """The ``5, 6`` of parts with their numbers, ``(1) 5; (2) 6`` or ``① 5 ② 6``."""
+    first, *parts = _PART.split(text)
+    marks, values = parts[::2], [value.strip(" ;,；，、。\n") for value in parts[1::2]]
+    if first.strip() or len(marks) < 2 or not all(values) or not any(run.startswith("".join(marks)) for run in _MARKS):
+        return text
+    return ", ".join(values)
 
 
 def unlabelled(answer: str, truth: str, question: str | None) -> tuple[str, str]:
@@ -115,13 +151,13 @@ def entries(text: str) -> list[str]:
 
 def truth_value(text: str) -> bool | None:
     """True or False for a yes or a no in English or Chinese, None for anything else."""
-    word = plain(text)
+    word = plain(text) or text.strip()
     return True if word in _YES else False if word in _NO else None
 
 
 def explained(text: str) -> bool | None:
-    """As :func:`truth_value`, of a yes or a no that goes on behind a comma and takes nothing back."""
-    word, *rest = re.split("[,，]", text, maxsplit=1)
+    """As :func:`truth_value`, of a yes or a no that goes on behind a comma, say, and takes nothing back."""
+    word, *rest = _EXPLAINED.split(text, maxsplit=1)
     taken_back = any(hedges(part) or _TAKEN_BACK.search(part) for part in rest)
     value = truth_value(word)
     return None if taken_back or (value and any(_DENIED.search(part) for part in rest)) else value
@@ -135,6 +171,11 @@ def asks_for_order(question: str | None) -> bool:
 def hedges(text: str) -> bool:
     """Whether an answer leaves room: alternatives, ranges, "about"."""
     return bool(_HEDGES.search(text))
+
+
+def denies(text: str) -> bool:
+    """Whether what stands behind a number says something of it: 5 is wrong, 5 not 6."""
+    return bool(_WRONG.search(text))
 
 
 def edit_distance(a: str, b: str) -> int:

@@ -11,12 +11,13 @@ _NAMES = {
     "米": "m", "厘米": "cm", "毫米": "mm", "千米": "km", "公里": "km", "分米": "dm", "微米": "um", "纳米": "nm",
     "千克": "kg", "公斤": "kg", "克": "g", "毫克": "mg", "吨": "tonne", "秒": "s", "分钟": "min", "分": "min",
     "小时": "hour", "时": "hour", "天": "day", "年": "year", "升": "L", "毫升": "mL", "牛": "N", "牛顿": "N", "焦": "J",
-    "焦耳": "J", "千焦": "kJ", "瓦": "W", "瓦特": "W", "千瓦": "kW", "伏": "V", "伏特": "V", "安": "A", "安培": "A",
-    "欧": "ohm", "欧姆": "ohm", "帕": "Pa", "帕斯卡": "Pa", "千帕": "kPa", "赫兹": "Hz", "摩尔": "mol", "度": "degree",
-    "摄氏度": "degC", "平方米": "m^2", "平方厘米": "cm^2", "平方千米": "km^2", "立方米": "m^3", "立方厘米": "cm^3",
+    "焦耳": "J", "瓦": "W", "瓦特": "W", "伏": "V", "伏特": "V", "安": "A", "安培": "A",
+    "欧": "ohm", "欧姆": "ohm", "帕": "Pa", "帕斯卡": "Pa", "赫兹": "Hz", "摩尔": "mol", "度": "degree",
+    "摄氏度": "degC", "公顷": "hectare", "千瓦时": "kWh", "角": "jiao",
     "米/秒": "m/s", "千米/小时": "km/hour", "千米/时": "km/hour", "元": "yuan",
     "dollars": "dollar", "usd": "dollar", "us dollars": "dollar", "cents": "cent", "euros": "euro", "eur": "euro",
-    "rmb": "yuan", "cny": "yuan", "gbp": "sterling",
+    "rmb": "yuan", "cny": "yuan", "gbp": "sterling", "rupees": "rupee", "inr": "rupee",
+    "rubles": "ruble", "roubles": "ruble", "krw": "won",
     "°": "degree", "deg": "degree", "degrees": "degree", "°c": "degC", "℃": "degC", "celsius": "degC",
     "degrees celsius": "degC", "degree celsius": "degC", "°f": "degF", "℉": "degF", "degrees fahrenheit": "degF",
     "Ω": "ohm", "kΩ": "kohm", "MΩ": "Mohm", "h": "hour", "hr": "hour", "hrs": "hour", "hours": "hour", "mins": "min",
@@ -26,12 +27,27 @@ _NAMES = {
     "amps": "A", "amperes": "A", "ampere": "A", "ohms": "ohm", "pascals": "Pa", "kilopascals": "kPa", "moles": "mol",
     "liters": "L", "litres": "L", "l": "L", "ml": "mL", "kilometers": "km", "centimeters": "cm", "km/h": "km/hour",
     "kmh": "km/hour", "kph": "km/hour", "mph": "mile/hour", "days": "day", "years": "year", "microfarads": "uF",
+    "rev": "turn", "r/min": "rpm", "weeks": "week", "months": "month", "ounces": "oz", "ounce": "oz",
     "feet": "ft", "foot": "ft", "inches": "inch", "in": "inch", "miles": "mile", "pounds": "lb", "lbs": "lb",
     "kg": "kg", "km": "km", "kj": "kJ", "kw": "kW", "kwh": "kWh", "hz": "Hz", "khz": "kHz",
     "A°": "angstrom", "Å": "angstrom", "years old": "year", "year old": "year", "岁": "year", "u.s. dollars": "dollar",
-    "u.s. dollar": "dollar", "us dollar": "dollar", "people": "person", "persons": "person", "人": "person",
+    "u.s. dollar": "dollar", "us dollar": "dollar",
+    "units": "unit", "square units": "unit^2", "units^2": "unit^2", "cubic units": "unit^3", "units^3": "unit^3",
+    "people": "person", "persons": "person", "人": "person",
 }  # fmt: skip
-
+_NAMES |= {  # 平方分米, 毫安
+    f"{sign}{name}": f"{_NAMES[name]}^{power}"
+    for sign, power in (("平方", 2), ("立方", 3))
+    for name in ("米", "分米", "厘米", "毫米", "千米")
+} | {
+    f"{sign}{name}": f"{prefix}{_NAMES[name]}"
+    for sign, prefix in (("千", "k"), ("兆", "M"), ("毫", "m"), ("微", "u"))
+    for name in ("伏", "安", "欧", "瓦", "帕", "焦", "牛")
+}
+# A unit -> the smaller one that people name behind it, and how many of those it has.
+PARTS = {"day": ("hour", 24), "hour": ("min", 60), "min": ("s", 60), "ft": ("inch", 12), "lb": ("oz", 16),
+         "kg": ("g", 1000), "km": ("m", 1000), "m": ("cm", 100), "year": ("month", 12), "week": ("day", 7),
+         "tonne": ("kg", 1000), "yuan": ("jiao", 10)}  # fmt: skip
 
 _UNITS = frozenset(_NAMES.values())
 _ASKED = re.compile(r"\b(?:in|how many)(?: total| more)? (?=([^\W\d_][\w/^]*(?: [^\W\d_]+){0,2}))", re.IGNORECASE)
@@ -60,7 +76,7 @@ def unit_name(text: str) -> str:
     text = re.sub(r"\s+", " ", text.replace("{", "").replace("}", "").replace("\\", "")).strip(" .。")
     text = text.replace("μ", "u").replace("µ", "u").replace("° ", "°").replace("每", "/")
     text = re.sub(r"(?<=[A-Za-z])([23])(?![\w.])", r"^\1", text)  # m/s2
-    for known in (text, text.casefold()):
+    for known in (text, text.casefold() if len(text) > 1 else text):  # H is henry
         if known in _NAMES:
             return _NAMES[known]
     text = re.sub(r"\b(?:square|sq\.?) ([A-Za-z]+)|\b([A-Za-z]+) squared\b", lambda m: f"{m[1] or m[2]}^2", text)
