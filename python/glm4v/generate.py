@@ -180,9 +180,9 @@ def stream(
     return _run(model, batch, requests, sampler, logprobs, prompt_cache)
 
 
-def generate(model: Model, prompt: Any, **options: Any) -> list[Generation]:
+def generate(model: Model, prompt: Any, *options: Any, **named: Any) -> list[Generation]:
     """Answers, one per request. Arguments as in `stream`."""
-    done = {p.index: p.generation for p in stream(model, prompt, **options) if p.generation is not None}
+    done = {p.index: p.generation for p in stream(model, prompt, *options, **named) if p.generation is not None}
     return [done[i] for i in range(len(done))]
 
 

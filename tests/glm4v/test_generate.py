@@ -36,6 +36,11 @@ def test_one_answer():
     assert list(g.to_json()) == names
 
 
+def test_arguments_in_order_are_those_of_stream():
+    model = MockModel({"Q": ANSWER})
+    assert generate(model, ["Q"], 5, 0.0) == generate(model, ["Q"], max_new_tokens=5, temperature=0.0)
+
+
 def test_length_ends_an_answer():
     for limit in (1, 5, 20):
         g = say(ANSWER, max_new_tokens=limit)
