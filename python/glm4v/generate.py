@@ -224,7 +224,7 @@ def _run(
         positions = torch.tensor([request.position for request in running], device=logits.device)
         logits = model.decode(tokens, positions.repeat(3, 1), cache)
         if prompt_cache is not None:
-            prompt_cache.append(chosen[0])
+            prompt_cache.append(chosen[0], running[0].position)
 
 
 class ThinkingBudget:

@@ -68,9 +68,9 @@ class PromptCache:
         self._held = contents
         return cache, logits
 
-    def append(self, token: int) -> None:
-        """Notes a token that the cache has taken in."""
-        self._held.append(token)
+    def append(self, token: int, position: int) -> None:
+        """Notes a token of the answer that the cache has taken in, and where it stands along all three axes."""
+        self._held.append((token, position, position, position))
 
     def _is_of(self, model: Glm4v) -> bool:
         cache = self._cache
@@ -89,7 +89,7 @@ def _pictures(model: Glm4v, batch: Mapping[str, Any]) -> Iterator[tuple[str, str
 
 
 def _contents(model: Glm4v, batch: Mapping[str, Any]) -> list[Hashable]:
-    """What each token stands for: its id, or its picture's patches and grid as a digest."""
+    """What each token stands for, its id, or its picture's patches and grid as a digest; and its three positions."""
     contents: list[Hashable] = batch["input_ids"].tolist()
     for _, _, at, patches, grid, ends in _pictures(model, batch):
         for (start, end), shape in zip(pairwise([0, *ends.tolist()]), grid.tolist(), strict=True):
@@ -98,7 +98,7 @@ def _contents(model: Glm4v, batch: Mapping[str, Any]) -> list[Hashable]:
             digest.update(f"{shape} {values.dtype}".encode())
             for token in at[start:end].tolist():
                 contents[token] = digest.digest()
-    return contents
+    return list(zip(contents, *batch["position_ids"].tolist(), strict=True))
 
 
 def _alike(held: list[Hashable], contents: list[Hashable]) -> int:

@@ -109,6 +109,15 @@ def test_a_picture_that_differs_is_read_anew(model, read, change):
     assert new_patches == patches - kept and 0 < new < whole
 
 
+def test_tokens_at_other_positions_are_read_anew(model, read):
+    cache = PromptCache()
+    batch = model.processor([user(picture(0), "What?")])
+    for distance in (0, 1):
+        read.clear()
+        same(model, {**batch, "position_ids": batch.position_ids + distance}, cache)
+    assert read[0] == read[1]
+
+
 def test_a_film_is_read_whole(model, read):
     """Two that differ in their second half only."""
     cache, one = PromptCache(), film(1)
