@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from .alarms import Limits
+from .bounds import LONGEST_S, MANY, PROCESSES, WHOLE, expect_above_zero, expect_within
 from .curriculum import Settings as CurriculumSettings
 from .loss import LossSettings
 from .optimizer import OptimizerSettings
@@ -22,14 +24,12 @@ from .rewards import Endpoint, Judge, use_judge
 from .rollout import RolloutSettings
 
 Part = Literal["vision", "merger", "language"]
-
-
-def _expect_at_least(where: str, settings: Any, **least: float) -> None:
-    """An error that names the first setting below its least value; None is none."""
-    for name, limit in least.items():
-        value = getattr(settings, name)
-        if value is not None and not value >= limit:
-            raise ValueError(f"{where}: {name} must be {limit} or more, got {value}")
+LONGEST_RUN_S = 1e9  # thirty years: by a clock without end, the learning rate would stay where it begins
+OF_BOTH = {
+    "tokens": (1, WHOLE), "max_bad_rows": (0, WHOLE), "workers": (0, PROCESSES), "ahead": (1, MANY),
+    "max_skipped": (1, WHOLE),
+}  # fmt: skip
+"""Bounds of what `rlcs sft` and `rlcs train` both have."""
 
 
 def _key_in(where: str, variable: str | None) -> str:
@@ -53,9 +53,8 @@ class ModelSettings:
     activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        _expect_at_least("model", self, lora_rank=0)
-        if not self.lora_alpha > 0:  # at 0 nothing would be trained
-            raise ValueError(f"model: lora_alpha must be above 0, got {self.lora_alpha}")
+        expect_within("model", self, lora_rank=(0, MANY))
+        expect_above_zero("model", self, lora_alpha=1e6)  # at 0 nothing would be trained
 
 
 @dataclass(frozen=True)
@@ -74,9 +73,9 @@ class RunSettings:
     resume: bool = True  # take up the run that is in the folder, if there is one
 
     def __post_init__(self) -> None:
-        _expect_at_least("run", self, steps=1, seed=0, save_every=0, keep=1, eval_every=0, threads=1)
-        if self.seconds is not None and not self.seconds > 0:
-            raise ValueError(f"run: seconds must be above 0, got {self.seconds}")
+        whole = {"steps": (1, WHOLE), "seed": (0, WHOLE), "save_every": (0, WHOLE), "keep": (1, WHOLE)}
+        expect_within("run", self, **whole, eval_every=(0, WHOLE), threads=(1, PROCESSES))
+        expect_above_zero("run", self, seconds=LONGEST_RUN_S)
 
 
 @dataclass(frozen=True)
@@ -89,9 +88,10 @@ class EvalSettings:
     greedy: bool = True  # also one answer at temperature 0
 
     def __post_init__(self) -> None:
-        _expect_at_least("eval", self, limit=1)
+        expect_within("eval", self, limit=(1, WHOLE))
         if self.samples < 0 or not (self.samples or self.greedy):
             raise ValueError(f"eval: samples must be 1 or more without greedy, else 0 or more, got {self.samples}")
+        expect_within("eval", self, samples=(0, MANY))
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,10 @@ class JudgeSettings:
     requests_per_minute: float = 0.0  # likewise; 0: no limit
 
     def __post_init__(self) -> None:
-        _expect_at_least("judge", self, concurrency=1, requests_per_minute=0)
+        expect_within("judge", self, concurrency=(1, MANY), requests_per_minute=(0, WHOLE))
+        expect_above_zero("judge", self, timeout_s=LONGEST_S)
         if len(self.urls) != len(self.models):
             raise ValueError(f"judge: models must be one for each url ({len(self.urls)}), got {len(self.models)}")
-        if not self.timeout_s > 0:
-            raise ValueError(f"judge: timeout_s must be above 0, got {self.timeout_s}")
 
     def use(self, processes: int = 1) -> None:
         """Hands what rules leave open to these judges, if there are any. Each of several processes has an equal share
@@ -145,10 +144,8 @@ class EngineSettings:
     extra: str = "{}"  # JSON that goes into every request
 
     def __post_init__(self) -> None:
-        _expect_at_least("engine", self, concurrency=1, refresh_every=1, staleness=0)
-        for name in ("timeout_s", "patience_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"engine: {name} must be above 0, got {getattr(self, name)}")
+        expect_within("engine", self, concurrency=(1, MANY), refresh_every=(1, WHOLE), staleness=(0, WHOLE))
+        expect_above_zero("engine", self, timeout_s=LONGEST_S, patience_s=math.inf)
         if self.refresh_every > self.staleness + 1:
             most = f"at most {self.staleness + 1} with a staleness of {self.staleness}"
             raise ValueError(f"engine: refresh_every must be {most}, got {self.refresh_every}")
@@ -213,8 +210,7 @@ class SftConfig:
     max_skipped: int = 10  # steps in a row whose gradient is not finite, before the run ends
 
     def __post_init__(self) -> None:
-        least = {"batch": 1, "tokens": 1, "max_bad_rows": 0, "buffer": 1, "workers": 0, "ahead": 1, "max_skipped": 1}
-        _expect_at_least("sft", self, **least)
+        expect_within("sft", self, batch=(1, WHOLE), buffer=(1, WHOLE), **OF_BOTH)
 
 
 @dataclass(frozen=True)
@@ -251,8 +247,7 @@ class TrainConfig:
     max_skipped: int = 10  # steps in a row whose gradient is not finite, before the run ends
 
     def __post_init__(self) -> None:
-        least = {"groups": 1, "updates": 1, "tokens": 1, "max_bad_rows": 0, "workers": 0, "ahead": 1, "max_skipped": 1}
-        _expect_at_least("train", self, **least)
+        expect_within("train", self, groups=(1, WHOLE), updates=(1, WHOLE), **OF_BOTH)
         if not self.rollout.temperature > 0:
             raise ValueError("train: rollout.temperature must be above 0: a group's answers would be one, got 0")
         if self.proxies and not (self.run.eval_every and self.eval.samples):  # alarms would never hear of them
