@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         print(f"rlcs: {error}", file=sys.stderr)
         sys.exit(2)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what it has no sign for is no reason to lose a table of scores
+        sys.stdout.reconfigure(errors="backslashreplace")
     several = size > 1
     if rank > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (to the end of the process)

@@ -9,10 +9,11 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from .alarms import Limits
 from .bounds import LONGEST_S, MANY, PROCESSES, WHOLE, expect_above_zero, expect_within
@@ -30,6 +31,17 @@ OF_BOTH = {
     "max_skipped": (1, WHOLE),
 }  # fmt: skip
 """Bounds of what `rlcs sft` and `rlcs train` both have."""
+
+
+def _expect_urls(where: str, urls: Iterable[str]) -> None:
+    for url in urls:
+        try:
+            parts = urlsplit(url)
+            ok = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # of half an IPv6 address, or a port that is none
+            ok = False
+        if not ok:
+            raise ValueError(f"{where}: urls must begin with http:// or https:// and a host, got {url!r}")
 
 
 def _key_in(where: str, variable: str | None) -> str:
@@ -108,6 +120,7 @@ class JudgeSettings:
     def __post_init__(self) -> None:
         expect_within("judge", self, concurrency=(1, MANY), requests_per_minute=(0, WHOLE))
         expect_above_zero("judge", self, timeout_s=LONGEST_S)
+        _expect_urls("judge", self.urls)
         if len(self.urls) != len(self.models):
             raise ValueError(f"judge: models must be one for each url ({len(self.urls)}), got {len(self.models)}")
 
@@ -160,10 +173,9 @@ class EngineSettings:
             if self.urls:
                 raise ValueError(f"engine: kind must be http where there are urls, got native with {self.urls[0]}")
             return
-        bad = [url for url in self.urls if not url.startswith(("http://", "https://"))]
-        if bad or not self.urls:
-            found = repr(bad[0]) if bad else "none"
-            raise ValueError(f"engine: urls must begin with http:// or https://, got {found}")
+        _expect_urls("engine", self.urls)
+        if not self.urls:
+            raise ValueError("engine: urls must begin with http:// or https:// and a host, got none")
         if self.server == "openai" and not self.told:
             raise ValueError("engine: update_path or update_command must say how the servers take in weights, got none")
         if self.server != "transformers" and not self.model:
@@ -338,6 +350,8 @@ def _known(kind: Any, found: Any, where: str, at: str = "") -> None:
     for name, value in found.items():
         if name not in fields:
             raise ValueError(f"config: {where}: {at}{name} must be one of {', '.join(fields)}")
+        if isinstance(value, bool) and "bool" not in str(fields[name].type):  # pydantic takes it for 1 or 0
+            raise ValueError(f"config: {where}: {at}{name} must be {fields[name].type}, got {value}")
         default = getattr(kind(), name)
         if dataclasses.is_dataclass(default):
             _known(type(default), value, where, f"{at}{name}.")

@@ -151,7 +151,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line.decode())
-        except ValueError:
+        except (ValueError, RecursionError):
             if number < len(lines):
                 raise ValueError(f"metrics: {path}, line {number}: is not JSON") from None
             break

@@ -175,7 +175,7 @@ def device(name: str) -> torch.device:
         if where.type == "cuda" and where.index is None and started_as()[1] > 1:
             where = torch.device("cuda", local_rank())
         torch.zeros((), device=where).item()  # meta has no values
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(f"model: device must be one that torch has here, got {name!r}: {first_line(error)}") from None
     return where
 

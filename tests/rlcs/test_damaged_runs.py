@@ -9,6 +9,8 @@ from small_runs import sft_config, train_config
 
 from rlcs import checkpoint, evaluate
 from rlcs.config import RunSettings
+from rlcs.record import Record
+from rlcs.report import headline, report
 from rlcs.rewards import Verdict
 from rlcs.supervised import sft
 from rlcs.trainer import train
@@ -131,6 +133,48 @@ def test_what_a_newer_version_keeps_beside_it_is_passed_over(kind, runs, demo, t
     config = {"sft": sft_config, "train": train_config}[kind](demo, out, run=RunSettings(out=out, steps=3))
     START[kind](config, lambda _: None)
     assert checkpoint.latest(out / "checkpoints").step == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("config.yaml", "model: x", r"config\.yaml: model must be a mapping, got 'x'$"),
+        ("config.yaml", "run: 3", r"config\.yaml: run must be a mapping, got 3$"),
+        ("config.yaml", 9999 * "[", r"config\.yaml must be YAML, got maximum recursion depth exceeded"),
+        ("config.yaml", "run: {steps: 2026-13-01}", r"config\.yaml must be YAML, got month must be in 1\.\.12"),
+        ("metrics.jsonl", 9999 * "[" + "\n{}", r"metrics\.jsonl, line 1: is not JSON$"),
+        ("rollouts/000004.jsonl", '{"answers": "x"}', r"000004\.jsonl, group 1: answers must be objects, got 'x'$"),
+        ("rollouts/000004.jsonl", '{}\n{"prompt": [3]}', r"000004\.jsonl, group 2: prompt must be objects, got \[3\]$"),
+        ("rollouts/000004.jsonl", 9999 * "[", r"000004\.jsonl must be JSON lines, got maximum recursion depth"),
+    ],
+)
+def test_what_a_report_cannot_read_is_named(name, text, said, rl_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(rl_run, folder)
+    (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=said):
+        report((folder,))
+    assert not (folder / "report.html").exists()
+
+
+@pytest.mark.parametrize("text", ["run: {steps: many}", "run: {seconds: {}, steps: -1}", "model: {path: 3}", "model:"])
+def test_settings_of_another_kind_are_none_to_a_report(text, rl_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(rl_run, folder)
+    (folder / "config.yaml").write_text(text)
+    record = Record.read(folder)
+    assert math.isnan(record.progress) and "trained" in headline(record) and record.origin != folder
+
+
+def test_rows_of_another_kind_are_left_out_of_a_report(rl_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(rl_run, folder)
+    good = (folder / "ledger.jsonl").read_text()
+    for row in ({"category": None}, {"category": {}}, {}):
+        (folder / "ledger.jsonl").write_text(good + json.dumps({"tier": "easy", "pass_rate": 0.5, **row}) + "\n")
+        with open(folder / "rollouts" / "000004.jsonl", "a") as file:
+            file.write(json.dumps({"task": {"x": 1}, "prompt": None, "answers": None, **row}) + "\n")
+        assert report((folder,)).read_text().count("<svg") > 5
 
 
 def test_what_does_not_fit_the_tasks_is_said_before_a_folder_is_made(demo, tmp_path):
