@@ -25,6 +25,7 @@ from .rewards import Endpoint, Judge, use_judge
 from .rollout import RolloutSettings
 
 Part = Literal["vision", "merger", "language"]
+MOST_SAMPLES = 1 << 20  # of a step, which are held together
 LONGEST_RUN_S = 1e9  # thirty years: by a clock without end, the learning rate would stay where it begins
 OF_BOTH = {
     "tokens": (1, WHOLE), "max_bad_rows": (0, WHOLE), "workers": (0, PROCESSES), "ahead": (1, MANY),
@@ -222,7 +223,7 @@ class SftConfig:
     max_skipped: int = 10  # steps in a row whose gradient is not finite, before the run ends
 
     def __post_init__(self) -> None:
-        expect_within("sft", self, batch=(1, WHOLE), buffer=(1, WHOLE), **OF_BOTH)
+        expect_within("sft", self, batch=(1, MOST_SAMPLES), buffer=(1, WHOLE), **OF_BOTH)
 
 
 @dataclass(frozen=True)

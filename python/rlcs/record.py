@@ -142,7 +142,7 @@ class Record:
     def steps_shown(self) -> list[int]:
         """Waves whose rollouts are kept."""
         files = (self.folder / "rollouts").glob("*.jsonl")
-        return sorted(int(file.stem) for file in files if file.stem.isdigit())
+        return sorted(int(file.stem) for file in files if file.stem.isdecimal())
 
     def groups(self, step: int) -> list[Row]:
         """Groups of one wave; `pictures` finds their files. Raises ValueError where the wave isn't kept."""

@@ -94,7 +94,11 @@ class Run:
         self.step = 0  # optimizer steps of SFT, waves of RL
         self.seconds = 0.0  # of training, evaluation and saving left out
         if saved is not None:
-            self.optimizer.load_state_dict(saved.tensors(self.optimizer.like))
+            tensors = saved.tensors(self.optimizer.like)
+            try:
+                self.optimizer.load_state_dict(tensors)
+            except ValueError as error:
+                raise ValueError(f"checkpoint: {saved.folder}: {error}") from None
             self.step, self.seconds = saved.step, self.state["seconds"]
         elif not config.model.lora_rank:  # whose trained weights are adapters
             self.optimizer.begin(Rows(self.model, config.model.path))

@@ -5,6 +5,8 @@ import math
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from small_runs import sft_config, train_config
 
 from rlcs import checkpoint, evaluate
@@ -122,6 +124,34 @@ def test_a_state_of_rl_that_is_no_state(where, value, said, refused):
 )
 def test_a_state_of_sft_that_is_no_state(change, said, refused):
     assert said in refused("sft", change)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda name, tensors: tensors.pop(f"exp_avg.{name}"), "exp_avg.NAME must be of shape SHAPE, got none"),
+        (
+            lambda name, tensors: tensors.update({f"exp_avg_sq.{name}": torch.zeros(1)}),
+            "exp_avg_sq.NAME must be of shape SHAPE, got (1,)",
+        ),
+        (
+            lambda name, tensors: tensors.update({f"step.{name}": torch.zeros(2)}),
+            "step.NAME must be of shape (), got (2,)",
+        ),
+    ],
+)
+def test_moments_that_do_not_fit_their_parameter(change, said, runs, demo, tmp_path):
+    out, name = tmp_path / "run", "model.language_model.norm.weight"
+    shutil.copytree(runs / "sft", out)
+    saved = checkpoint.latest(out / "checkpoints")
+    tensors = saved.tensors()
+    said = said.replace("NAME", name).replace("SHAPE", str(tuple(tensors[f"exp_avg.{name}"].shape)))
+    change(name, tensors)
+    save_file(tensors, saved.folder / "trainer.safetensors")
+    before = contents(out)
+    with pytest.raises(ValueError) as error:
+        sft(sft_config(demo, out, run=RunSettings(out=out, steps=4)), lambda _: None)
+    assert str(error.value) == f"checkpoint: {saved.folder}: optimizer: {said}" and contents(out) == before
 
 
 @pytest.mark.parametrize("kind", START)

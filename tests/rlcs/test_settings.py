@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import rlcs
-from rlcs.config import TrainConfig, build, plain, read
+from rlcs.config import SftConfig, TrainConfig, build, plain, read
 
 
 def test_settings_from_files(tmp_path):
@@ -93,6 +93,11 @@ def test_numbers_that_no_run_can_mean(text, said, tmp_path):
     with pytest.raises(ValueError) as error:
         read(TrainConfig, file)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_step_s_samples_are_held_together():
+    with pytest.raises(ValueError, match="sft: batch must be at most 1048576, got 99999999"):
+        SftConfig(batch=99999999)
 
 
 def test_thresholds_without_end_switch_off():
