@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,6 +171,15 @@ class EngineSettings:
                 ok = False
             if not ok:
                 raise ValueError(f"engine: {name} must be a JSON object, got {getattr(self, name)!r}")
+        if self.update_path is not None and not self.update_path.startswith("/"):
+            raise ValueError(f"engine: update_path must begin with /, got {self.update_path!r}")
+        if self.update_command is not None:
+            try:
+                ok = bool(shlex.split(self.update_command))
+            except ValueError:  # of a quotation without end
+                ok = False
+            if not ok:
+                raise ValueError(f"engine: update_command must be a command, got {self.update_command!r}")
         if self.kind == "native":
             if self.urls:
                 raise ValueError(f"engine: kind must be http where there are urls, got native with {self.urls[0]}")

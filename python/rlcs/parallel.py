@@ -73,7 +73,11 @@ def meet(store: dist.Store | None = None) -> None:
     them all: see `first_to_tell`."""
     global _store
     if _store is None and started_as()[1] > 1:
-        _store = next(iter(dist.rendezvous("env://")))[0] if store is None else store
+        try:
+            _store = next(iter(dist.rendezvous("env://")))[0] if store is None else store
+        except ValueError as error:
+            due = "RANK, MASTER_ADDR and MASTER_PORT must be as torchrun sets them"
+            raise ValueError(f"parallel: {due}: {first_line(error)}") from None
 
 
 def join(device_name: str, settings: ParallelSettings) -> None:

@@ -39,10 +39,15 @@ def test_what_is_no_number_of_a_process(name, value, monkeypatch):
         ({"WORLD_SIZE": "0"}, "WORLD_SIZE must be a whole number of 1 or more, as torchrun sets it, got '0'"),
         ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK must be below WORLD_SIZE (2), got 2"),
         ({"WORLD_SIZE": "1", "RANK": "1"}, "RANK must be below WORLD_SIZE (1), got 1"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "x"},
+            "RANK, MASTER_ADDR and MASTER_PORT must be as torchrun sets them: "
+            "invalid literal for int() with base 10: 'x'",
+        ),
     ],
 )
 def test_the_command_says_it_in_a_line(environment, said):
-    """Also where the process would be one that says nothing."""
+    """Also where the process would be one that says nothing, or meets no other."""
     command = [sys.executable, "-m", "rlcs.cli", "train", "--help"]
     ended = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120)
     assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", f"rlcs: parallel: {said}\n")
