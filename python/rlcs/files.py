@@ -43,7 +43,7 @@ def expect_writable(path: Path) -> None:
 
 
 def _target(path: Path) -> Path:
-    """The file that is meant, which may not be there; a device would be one no more, as /dev/null once was."""
+    """The file that is meant, which may not be there; a device (/dev/null) would be one no more."""
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} must be a file, got {'a folder' if path.is_dir() else 'a device or a pipe'}")
     return Path(os.path.realpath(path))
