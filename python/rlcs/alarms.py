@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from .bounds import expect_within
+
 Action = Literal["warn", "down-weight", "quarantine"]
 MOST_VARIANCE = 0.25  # of rewards in [0, 1]
 
@@ -40,10 +42,8 @@ class Limits:
     patience: int = 3  # steps that an alarm stands before the action is stronger
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            least = {"window": 2, "length_ratio": 1}.get(name, 0)
-            if not value >= least:
-                raise ValueError(f"alarms: {name} must be {least} or more, got {value}")
+        least = {**dict.fromkeys(vars(self), 0), "window": 2, "length_ratio": 1}
+        expect_within("alarms", self, **{name: (value, math.inf) for name, value in least.items()})
 
 
 @dataclass(frozen=True)

@@ -41,11 +41,15 @@ class Saved:
     def step(self) -> int:
         return int(self.folder.name.removeprefix("step-"))
 
+    @property
+    def state_file(self) -> Path:
+        return self.folder / "state.json"
+
     def state(self) -> dict[str, Any]:
-        path = self.folder / "state.json"
+        path = self.state_file
         try:
             return json.loads(path.read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"checkpoint: {path} cannot be read: {error}") from None
 
     def tensors(self, like: Callable[[str], Tensor] | None = None) -> dict[str, Tensor]:

@@ -20,6 +20,8 @@ from typing import Any, NoReturn, TypeVar
 
 from glm4v.output import let_go
 
+from .launch import started_as
+
 NEEDS = (
     "tyro", "rich", "yaml", "pydantic", "tensorboard", "matplotlib", "pyarrow", "sympy", "math_verify", "pint",
     "safetensors", "tokenizers", "jinja2", "PIL", "av",
@@ -37,8 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if missing := [name for name in NEEDS if find_spec(name) is None]:
         _tell(f"rlcs: {', '.join(missing)} must be installed: pip install 'glm4v-ext[rlcs]'")
         sys.exit(1)
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1  # torchrun's
-    if several and not _first():
+    try:
+        rank, size = started_as()
+    except ValueError as error:
+        print(f"rlcs: {error}", file=sys.stderr)
+        sys.exit(2)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what it has no sign for is no reason to lose a table of scores
+        sys.stdout.reconfigure(errors="backslashreplace")
+    several = size > 1
+    if rank > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (to the end of the process)
     given = list(sys.argv[1:] if arguments is None else arguments)
     name = given[0] if given else "--help"
@@ -118,13 +127,8 @@ def _end() -> NoReturn:
 def _tell(line: str) -> None:
     """What ends the command; of several processes by one."""
     parallel = sys.modules.get(f"{__package__}.parallel")
-    if _first() if parallel is None else parallel.first_to_tell():
+    if started_as()[0] == 0 if parallel is None else parallel.first_to_tell():
         print(line, file=sys.stderr)
-
-
-def _first() -> bool:
-    """Whether this is torchrun's first process, or there is no other."""
-    return int(os.environ.get("RANK", 0)) == 0
 
 
 def sft(arguments: list[str]) -> None:
@@ -238,9 +242,14 @@ def _parsed(target: Callable[..., T], name: str, arguments: list[str], **options
     except SystemExit as end:
         if not end.code:
             raise
-        rows = [row.strip("│ ") for row in said.getvalue().splitlines() if row.startswith("│")]
-        words = itertools.takewhile(lambda row: not row.startswith("─"), rows)
+        found = [row.strip("│ ") for row in said.getvalue().splitlines()[1:]]  # behind the title
+        rows = itertools.dropwhile(_is_rule, found)  # one is under it where the output's encoding has no frames
+        words = itertools.takewhile(lambda row: not _is_rule(row), rows)
         raise ValueError(f"{' '.join(words)} (see rlcs {name} --help)") from None
+
+
+def _is_rule(row: str) -> bool:
+    return set(row) <= {"─", "-"}
 
 
 def _take(arguments: list[str], flag: str) -> str | None:

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from .alarms import Limits
+from .bounds import LONGEST_S, MANY, PROCESSES, WHOLE, expect_above_zero, expect_within
 from .curriculum import Settings as CurriculumSettings
 from .loss import LossSettings
 from .optimizer import OptimizerSettings
@@ -22,14 +26,24 @@ from .rewards import Endpoint, Judge, use_judge
 from .rollout import RolloutSettings
 
 Part = Literal["vision", "merger", "language"]
+MOST_SAMPLES = 1 << 20  # of a step, which are held together
+LONGEST_RUN_S = 1e9  # thirty years: by a clock without end, the learning rate would stay where it begins
+OF_BOTH = {
+    "tokens": (1, WHOLE), "max_bad_rows": (0, WHOLE), "workers": (0, PROCESSES), "ahead": (1, MANY),
+    "max_skipped": (1, WHOLE),
+}  # fmt: skip
+"""Bounds of what `rlcs sft` and `rlcs train` both have."""
 
 
-def _expect_at_least(where: str, settings: Any, **least: float) -> None:
-    """An error that names the first setting below its least value; None is none."""
-    for name, limit in least.items():
-        value = getattr(settings, name)
-        if value is not None and not value >= limit:
-            raise ValueError(f"{where}: {name} must be {limit} or more, got {value}")
+def _expect_urls(where: str, urls: Iterable[str]) -> None:
+    for url in urls:
+        try:
+            parts = urlsplit(url)
+            ok = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # of half an IPv6 address, or a port that is none
+            ok = False
+        if not ok:
+            raise ValueError(f"{where}: urls must begin with http:// or https:// and a host, got {url!r}")
 
 
 def _key_in(where: str, variable: str | None) -> str:
@@ -53,9 +67,8 @@ class ModelSettings:
     activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        _expect_at_least("model", self, lora_rank=0)
-        if not self.lora_alpha > 0:  # at 0 nothing would be trained
-            raise ValueError(f"model: lora_alpha must be above 0, got {self.lora_alpha}")
+        expect_within("model", self, lora_rank=(0, MANY))
+        expect_above_zero("model", self, lora_alpha=1e6)  # at 0 nothing would be trained
 
 
 @dataclass(frozen=True)
@@ -74,9 +87,9 @@ class RunSettings:
     resume: bool = True  # take up the run that is in the folder, if there is one
 
     def __post_init__(self) -> None:
-        _expect_at_least("run", self, steps=1, seed=0, save_every=0, keep=1, eval_every=0, threads=1)
-        if self.seconds is not None and not self.seconds > 0:
-            raise ValueError(f"run: seconds must be above 0, got {self.seconds}")
+        whole = {"steps": (1, WHOLE), "seed": (0, WHOLE), "save_every": (0, WHOLE), "keep": (1, WHOLE)}
+        expect_within("run", self, **whole, eval_every=(0, WHOLE), threads=(1, PROCESSES))
+        expect_above_zero("run", self, seconds=LONGEST_RUN_S)
 
 
 @dataclass(frozen=True)
@@ -89,9 +102,10 @@ class EvalSettings:
     greedy: bool = True  # also one answer at temperature 0
 
     def __post_init__(self) -> None:
-        _expect_at_least("eval", self, limit=1)
+        expect_within("eval", self, limit=(1, WHOLE))
         if self.samples < 0 or not (self.samples or self.greedy):
             raise ValueError(f"eval: samples must be 1 or more without greedy, else 0 or more, got {self.samples}")
+        expect_within("eval", self, samples=(0, MANY))
 
 
 @dataclass(frozen=True)
@@ -106,11 +120,11 @@ class JudgeSettings:
     requests_per_minute: float = 0.0  # likewise; 0: no limit
 
     def __post_init__(self) -> None:
-        _expect_at_least("judge", self, concurrency=1, requests_per_minute=0)
+        expect_within("judge", self, concurrency=(1, MANY), requests_per_minute=(0, WHOLE))
+        expect_above_zero("judge", self, timeout_s=LONGEST_S)
+        _expect_urls("judge", self.urls)
         if len(self.urls) != len(self.models):
             raise ValueError(f"judge: models must be one for each url ({len(self.urls)}), got {len(self.models)}")
-        if not self.timeout_s > 0:
-            raise ValueError(f"judge: timeout_s must be above 0, got {self.timeout_s}")
 
     def use(self, processes: int = 1) -> None:
         """Hands what rules leave open to these judges, if there are any. Each of several processes has an equal share
@@ -145,10 +159,8 @@ class EngineSettings:
     extra: str = "{}"  # JSON that goes into every request
 
     def __post_init__(self) -> None:
-        _expect_at_least("engine", self, concurrency=1, refresh_every=1, staleness=0)
-        for name in ("timeout_s", "patience_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"engine: {name} must be above 0, got {getattr(self, name)}")
+        expect_within("engine", self, concurrency=(1, MANY), refresh_every=(1, WHOLE), staleness=(0, WHOLE))
+        expect_above_zero("engine", self, timeout_s=LONGEST_S, patience_s=math.inf)
         if self.refresh_every > self.staleness + 1:
             most = f"at most {self.staleness + 1} with a staleness of {self.staleness}"
             raise ValueError(f"engine: refresh_every must be {most}, got {self.refresh_every}")
@@ -159,14 +171,22 @@ class EngineSettings:
                 ok = False
             if not ok:
                 raise ValueError(f"engine: {name} must be a JSON object, got {getattr(self, name)!r}")
+        if self.update_path is not None and not self.update_path.startswith("/"):
+            raise ValueError(f"engine: update_path must begin with /, got {self.update_path!r}")
+        if self.update_command is not None:
+            try:
+                ok = bool(shlex.split(self.update_command))
+            except ValueError:  # of a quotation without end
+                ok = False
+            if not ok:
+                raise ValueError(f"engine: update_command must be a command, got {self.update_command!r}")
         if self.kind == "native":
             if self.urls:
                 raise ValueError(f"engine: kind must be http where there are urls, got native with {self.urls[0]}")
             return
-        bad = [url for url in self.urls if not url.startswith(("http://", "https://"))]
-        if bad or not self.urls:
-            found = repr(bad[0]) if bad else "none"
-            raise ValueError(f"engine: urls must begin with http:// or https://, got {found}")
+        _expect_urls("engine", self.urls)
+        if not self.urls:
+            raise ValueError("engine: urls must begin with http:// or https:// and a host, got none")
         if self.server == "openai" and not self.told:
             raise ValueError("engine: update_path or update_command must say how the servers take in weights, got none")
         if self.server != "transformers" and not self.model:
@@ -213,8 +233,7 @@ class SftConfig:
     max_skipped: int = 10  # steps in a row whose gradient is not finite, before the run ends
 
     def __post_init__(self) -> None:
-        least = {"batch": 1, "tokens": 1, "max_bad_rows": 0, "buffer": 1, "workers": 0, "ahead": 1, "max_skipped": 1}
-        _expect_at_least("sft", self, **least)
+        expect_within("sft", self, batch=(1, MOST_SAMPLES), buffer=(1, WHOLE), **OF_BOTH)
 
 
 @dataclass(frozen=True)
@@ -251,8 +270,7 @@ class TrainConfig:
     max_skipped: int = 10  # steps in a row whose gradient is not finite, before the run ends
 
     def __post_init__(self) -> None:
-        least = {"groups": 1, "updates": 1, "tokens": 1, "max_bad_rows": 0, "workers": 0, "ahead": 1, "max_skipped": 1}
-        _expect_at_least("train", self, **least)
+        expect_within("train", self, groups=(1, WHOLE), updates=(1, WHOLE), **OF_BOTH)
         if not self.rollout.temperature > 0:
             raise ValueError("train: rollout.temperature must be above 0: a group's answers would be one, got 0")
         if self.proxies and not (self.run.eval_every and self.eval.samples):  # alarms would never hear of them
@@ -343,6 +361,8 @@ def _known(kind: Any, found: Any, where: str, at: str = "") -> None:
     for name, value in found.items():
         if name not in fields:
             raise ValueError(f"config: {where}: {at}{name} must be one of {', '.join(fields)}")
+        if isinstance(value, bool) and "bool" not in str(fields[name].type):  # pydantic takes it for 1 or 0
+            raise ValueError(f"config: {where}: {at}{name} must be {fields[name].type}, got {value}")
         default = getattr(kind(), name)
         if dataclasses.is_dataclass(default):
             _known(type(default), value, where, f"{at}{name}.")

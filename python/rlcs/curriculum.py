@@ -216,12 +216,18 @@ class Curriculum:
         state = {"left_out": [], **state}  # which older runs did not save
         if missing := sorted(self.state_dict().keys() - state.keys()):
             raise ValueError(f"load_state_dict: state must hold what state_dict gives, {missing[0]} is missing")
+        known = ("passed", "failed", "rollouts", "seen")
+        if short := [name for name in known if len(state[name]) != len(state["ids"])]:
+            raise ValueError(f"load_state_dict: {short[0]} must be one for each of the ids, got {len(state[short[0]])}")
+        try:
+            self._random.bit_generator.state = state["random"]
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise ValueError("load_state_dict: random must be the state of numpy's generator, got another") from None
         at = {name: i for i, name in enumerate(state["ids"])}
         for i, name in enumerate(self.ledger.ids):
             if (j := at.get(name)) is not None:
                 self.ledger.passed[i], self.ledger.failed[i] = state["passed"][j], state["failed"][j]
                 self.ledger.rollouts[i], self.ledger.seen[i] = state["rollouts"][j], state["seen"][j]
-        self._random.bit_generator.state = state["random"]
         self._draws, self._rate, self._calibration = state["draws"], state["rate"], state["calibration"]
         self._valid, self._groups, self._expected = state["iteration"]
         self._chances = {self.ledger.index[n]: x for n, x in state["chances"].items() if n in self.ledger.index}

@@ -51,11 +51,11 @@ def demo(out: Path = Path("runs/demo"), budget: float = 5.8, seed: int = 0, full
         raise ValueError(f"demo: --seed must be 0 or more, got {seed}")
     if out.exists() and any(out.iterdir()) and not (out / "demo.json").exists():
         raise ValueError(f"demo: --out must be empty or an earlier demo, got {out}")
+    cold, *_ = configurations(out, 60 * budget, seed, out)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     write_text(out / "demo.json", json.dumps({"budget": budget, "seed": seed, "full": full}) + "\n")
     prepare(out, seed, full)
-    cold, *_ = configurations(out, 60 * budget, seed, out)
     _write(cold, out / "cold.yaml")
     _say(
         f"1  cold start: {cold.run.seconds:.0f} s of SFT on {COLD_SAMPLES} samples of {COLD_SCANS} scans, with thinking"

@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from glm4v.answer import CLOSE_ANSWER
 
 from . import parallel
 from .admission import check_tasks, eval_tasks
+from .bounds import PROCESSES, WHOLE, expect_within
 from .config import EvalSettings, JudgeSettings
 from .engines import Engine
 from .engines.native import Native
@@ -262,20 +264,19 @@ def evaluate_files(
         judge: who judges what rules leave open.
     """
     how = EvalSettings(tasks, limit, samples, greedy)
-    for name, value, least in (("seed", seed, 0), ("threads", threads, 1)):
-        if value is not None and value < least:
-            raise ValueError(f"eval: {name} must be {least} or more, got {value}")
+    bounds = {"seed": (0, WHOLE), "threads": (1, PROCESSES)}
+    expect_within("eval", SimpleNamespace(seed=seed, threads=threads), **bounds)
     for name in ("temperature", "top_p"):
         if (value := getattr(rollout, name)) != 1:
             raise ValueError(f"eval: rollout.{name} must be 1, as sampled answers have it, got {value}")
     if threads is not None:
         torch.set_num_threads(threads)
-    if out is not None:
-        expect_writable(out)
     judge.use()
     where = parallel.device(device)
     processor = Processor.from_pretrained(model)
     chosen = check_tasks(eval_tasks(how), rollout, processor)
+    if out is not None:
+        expect_writable(out)
     reader = Glm4v.from_pretrained(model, device=where)
     processor.dtype = reader.dtype
     prompts, reader.processor = Prompts(processor), processor

@@ -17,7 +17,12 @@ LOCK = ".lock"
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A place beside ``path`` to write to. What stands there takes the name once it lies on the disk; where the block
-    fails it goes, and an older file stays."""
+    fails it goes, and an older file stays. Behind a link, it is the file that the link means.
+
+    Raises:
+        ValueError: a folder, a device or a pipe has the name.
+    """
+    path = _target(path)
     part = path.with_name(path.name + PART)
     try:
         yield part
@@ -30,12 +35,18 @@ def whole(path: Path) -> Iterator[Path]:
 
 def expect_writable(path: Path) -> None:
     """Raises ValueError or OSError now, before hours of work, where `write_text` would then."""
-    if path.is_dir():
-        raise ValueError(f"{path} must be a file, got a folder")
+    path = _target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + PART)
     part.touch()
     part.unlink()
+
+
+def _target(path: Path) -> Path:
+    """The file that is meant, which may not be there; a device (/dev/null) would be one no more."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} must be a file, got {'a folder' if path.is_dir() else 'a device or a pipe'}")
+    return Path(os.path.realpath(path))
 
 
 def held(folder: Path) -> IO[str]:

@@ -31,13 +31,13 @@ def gallery(record: Record) -> list[str]:
     domains = list(dict.fromkeys(str(group.get("domain")) for _, group in [*early, *late]))
     for domain in domains[:DOMAINS]:
         first, last = (
-            {group.get("task"): (wave, group) for wave, group in shown if group.get("domain") == domain}
+            {str(group.get("task")): (wave, group) for wave, group in shown if group.get("domain") == domain}
             for shown in (reversed(early), late)
         )
-        both = sorted(first.keys() & last.keys(), key=lambda t: (_gain(first[t], last[t]), str(t)))
+        both = sorted(first.keys() & last.keys(), key=lambda t: (_gain(first[t], last[t]), t))
         if both:
             best = both[-1]
-            worst = min(both, key=lambda t: (np.nan_to_num(mean_score(last[t][1])), str(t)))
+            worst = min(both, key=lambda t: (np.nan_to_num(mean_score(last[t][1])), t))
             cards += [card([first[t], last[t]], record.folder) for t in dict.fromkeys([best, worst])]
         else:
             found = [_middle(list(shown.values())) for shown in (first, last) if shown]

@@ -43,7 +43,7 @@ class Log:
         self._evaluated = {row["step"] for row in kept if row["kind"] == "eval"}
         write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
         for rollouts in (folder / "rollouts").glob("*.jsonl"):
-            if rollouts.stem.isdigit() and int(rollouts.stem) > since:  # others are not the run's
+            if rollouts.stem.isdecimal() and int(rollouts.stem) > since:  # others are not the run's
                 rollouts.unlink()
         if not since:  # of other tasks, perhaps
             shutil.rmtree(folder / "rollouts" / "pictures", ignore_errors=True)
@@ -151,7 +151,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line.decode())
-        except ValueError:
+        except (ValueError, RecursionError):
             if number < len(lines):
                 raise ValueError(f"metrics: {path}, line {number}: is not JSON") from None
             break

@@ -9,11 +9,14 @@ clip-higher comes. Dims: T tokens of a packed batch, N samples.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from .bounds import expect_above_zero, expect_within
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,10 @@ class LossSettings:
     truncate_importance: float = 2.0
 
     def __post_init__(self) -> None:
-        if not (0 < self.clip_low < 1 and self.clip_high > 0 and self.kl >= 0 and self.truncate_importance >= 1):
-            raise ValueError(f"loss: clips must be positive, kl >= 0 and truncate_importance >= 1, got {self}")
+        if not 0 < self.clip_low < 1:
+            raise ValueError(f"loss: clip_low must be above 0 and below 1, got {self.clip_low}")
+        expect_above_zero("loss", self, clip_high=math.inf)
+        expect_within("loss", self, kl=(0, 1e3), truncate_importance=(1, math.inf))
         if self.mean not in ("sample", "token"):
             raise ValueError(f"loss: mean must be sample or token, got {self.mean!r}")
 

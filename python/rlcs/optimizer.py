@@ -17,6 +17,7 @@ from glm4v.weights import Rows
 
 from . import fsdp, parallel
 
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of a parameter
 FIRST = 0.1  # share of the rate at the very first step, which would else be wasted
 
 
@@ -124,9 +125,18 @@ class Optimizer:
         return torch.zeros(()) if key == "step" else torch.empty_like(self.masters[self.names.index(parameter)])
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes up where :meth:`state_dict` was taken."""
+        """Takes up where :meth:`state_dict` was taken. A parameter that never had a gradient has no moments.
+
+        Raises:
+            ValueError: a tensor is missing, or of another shape than its parameter.
+        """
         for name, master in zip(self.names, self.masters, strict=True):
-            keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in state]
+            keys = MOMENTS if any(f"{key}.{name}" in state for key in MOMENTS) else ()
+            for key in (*keys, "master") if self.rounded else keys:
+                due, found = () if key == "step" else tuple(master.shape), state.get(f"{key}.{name}")
+                if found is None or tuple(found.shape) != due:
+                    got = "none" if found is None else tuple(found.shape)
+                    raise ValueError(f"optimizer: {key}.{name} must be of shape {due}, got {got}")
             kept = {key: state[f"{key}.{name}"].to(master.device, copy=True) for key in keys}
             if kept:
                 self.adam.state[master] = kept

@@ -209,7 +209,7 @@ def _maps(sheet: Sheet) -> None:
     )
     labels = list(short.values())
     sheet.add(title, figures.heatmap(f"{sheet.key}/{title}", over, labels, sheet.x, "wave", "pass rate"), caption)
-    ledger = [row for row in sheet.record.ledger if row.get("tier") in TIERS]
+    ledger = [row for row in sheet.record.ledger if row.get("tier") in TIERS and isinstance(row.get("category"), str)]
     rates: dict[str, list[float]] = {}
     for row in ledger:
         rates.setdefault(row["category"], []).append(number(row.get("pass_rate")))

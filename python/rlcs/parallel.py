@@ -19,6 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .bounds import LONGEST_S, WHOLE, expect_above_zero, expect_within
+from .launch import local_rank, started_as
 from .memory import first_line
 
 if TYPE_CHECKING:  # a second to import, which one process has no use for
@@ -37,10 +39,8 @@ class ParallelSettings:
     timeout_s: float = 1800.0  # waited so long for, a process is lost and the run ends: longer than any wave takes
 
     def __post_init__(self) -> None:
-        if self.replicate < 1:
-            raise ValueError(f"parallel: replicate must be 1 or more, got {self.replicate}")
-        if not self.timeout_s > 0:
-            raise ValueError(f"parallel: timeout_s must be above 0, got {self.timeout_s}")
+        expect_within("parallel", self, replicate=(1, WHOLE))
+        expect_above_zero("parallel", self, timeout_s=LONGEST_S)
 
 
 class Apart(RuntimeError):
@@ -68,17 +68,16 @@ _store: dist.Store | None = None
 # --- who takes part ---
 
 
-def started_as() -> tuple[int, int]:
-    """Rank and size as torchrun has them; (0, 1) without it."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
 def meet(store: dist.Store | None = None) -> None:
     """Finds the other processes, through torchrun's store or another one, so that one of them alone tells what ends
     them all: see `first_to_tell`."""
     global _store
     if _store is None and started_as()[1] > 1:
-        _store = next(iter(dist.rendezvous("env://")))[0] if store is None else store
+        try:
+            _store = next(iter(dist.rendezvous("env://")))[0] if store is None else store
+        except ValueError as error:
+            due = "RANK, MASTER_ADDR and MASTER_PORT must be as torchrun sets them"
+            raise ValueError(f"parallel: {due}: {first_line(error)}") from None
 
 
 def join(device_name: str, settings: ParallelSettings) -> None:
@@ -178,9 +177,9 @@ def device(name: str) -> torch.device:
     try:
         where = torch.device(name)
         if where.type == "cuda" and where.index is None and started_as()[1] > 1:
-            where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        torch.empty(0, device=where)
-    except (RuntimeError, AssertionError) as error:
+            where = torch.device("cuda", local_rank())
+        torch.zeros((), device=where).item()  # meta has no values
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(f"model: device must be one that torch has here, got {name!r}: {first_line(error)}") from None
     return where
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from glm4v.config import Config, TextConfig, VisionConfig
 
+from .bounds import expect_within
 from .costs import (
     MERGED,
     activation_bytes,
@@ -104,8 +105,7 @@ class Plan:
             raise ValueError(f"plan: lora_rank must be 0 or more, got {self.lora_rank}")
         if self.replicate < 1 or self.gpus % self.replicate:
             raise ValueError(f"plan: replicate must divide the {self.gpus} GPUs, got {self.replicate}")
-        if not self.expansion >= 1:
-            raise ValueError(f"plan: expansion must be 1 or more, got {self.expansion}")
+        expect_within("plan", self, expansion=(1, 1e3))
         if not 0 <= self.image_tokens <= self.prompt:
             raise ValueError(f"plan: image_tokens must be from 0 to prompt = {self.prompt}, got {self.image_tokens}")
         if self.longest_answer < self.answer:

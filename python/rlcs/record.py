@@ -18,6 +18,7 @@ import numpy as np
 from .logs import read_metrics
 
 Row = dict[str, Any]
+SECTIONS = ("model", "run", "rollout", "eval", "curriculum")  # of the settings, which are looked into
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,10 @@ class Record:
     def progress(self) -> float:
         """Share of the run that is behind it; NaN where the settings are not known."""
         run = self.config.get("run") or {}
-        if run.get("seconds"):
-            return min(1.0, self.seconds / run["seconds"])
-        return min(1.0, self.steps / run["steps"]) if run.get("steps") else float("nan")
+        if (seconds := number(run.get("seconds"))) > 0:
+            return min(1.0, self.seconds / seconds)
+        steps = number(run.get("steps"))
+        return min(1.0, self.steps / steps) if steps > 0 else float("nan")
 
     def total(self, name: str) -> float:
         """The newest of the waves' running totals."""
@@ -122,7 +124,7 @@ class Record:
     def model(self) -> Path | None:
         """What the run started from, as it was told."""
         path = (self.config.get("model") or {}).get("path")
-        return None if path is None else Path(path)
+        return None if path is None else Path(str(path))
 
     @property
     def origin(self) -> Path | None:
@@ -140,13 +142,20 @@ class Record:
     def steps_shown(self) -> list[int]:
         """Waves whose rollouts are kept."""
         files = (self.folder / "rollouts").glob("*.jsonl")
-        return sorted(int(file.stem) for file in files if file.stem.isdigit())
+        return sorted(int(file.stem) for file in files if file.stem.isdecimal())
 
     def groups(self, step: int) -> list[Row]:
         """Groups of one wave; `pictures` finds their files. Raises ValueError where the wave isn't kept."""
         if step not in self.steps_shown:
             raise ValueError(f"run: step must be one of {_ranges(self.steps_shown)} of {self.folder}, got {step}")
-        return _rows(self.folder / "rollouts" / f"{step:06d}.jsonl")
+        path = self.folder / "rollouts" / f"{step:06d}.jsonl"
+        rows = _rows(path)
+        for number, row in enumerate(rows, 1):
+            for name in ("prompt", "answers"):
+                found = row.get(name) or []
+                if not (isinstance(found, list) and all(isinstance(one, dict) for one in found)):
+                    raise ValueError(f"run: {path}, group {number}: {name} must be objects, got {row[name]!r:.60}")
+        return rows
 
     @cached_property
     def ledger(self) -> list[Row]:
@@ -256,7 +265,7 @@ def _rows(path: Path) -> list[Row]:
     """The objects of a file of JSON lines."""
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"run: {path} must be JSON lines, got {error}") from None
     if other := [row for row in rows if not isinstance(row, dict)]:
         raise ValueError(f"run: {path} must hold objects, got {other[0]!r:.60}")
@@ -270,9 +279,13 @@ def _config(path: Path) -> Row:
 
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"run: {path} must be YAML, got {str(error).splitlines()[0]}") from None
-    return found if isinstance(found, dict) else {}
+    found = found if isinstance(found, dict) else {}
+    for name in SECTIONS:
+        if not isinstance(found.get(name) or {}, dict):
+            raise ValueError(f"run: {path}: {name} must be a mapping, got {found[name]!r:.60}")
+    return found
 
 
 def _ranges(steps: Sequence[int]) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from . import panels
+from .files import expect_writable
 from .gallery import gallery
 from .page import document, figure, folded, table, tile, write
 from .panels import POINTS
@@ -46,7 +47,9 @@ def report(runs: tuple[Path, ...], /, out: Path | None = None) -> Path:
     records = [Record.read(run) for run in {run.resolve(): run for run in runs}.values()]
     names = _told_apart([record.folder.resolve().parts for record in records])
     records = [replace(record, name=name) for record, name in zip(records, names, strict=True)]
-    return write(out or runs[0] / "report.html", page_of(records))
+    out = out or runs[0] / "report.html"
+    expect_writable(out)
+    return write(out, page_of(records))
 
 
 def _told_apart(folders: Sequence[Sequence[str]]) -> list[str]:

@@ -25,6 +25,7 @@ from glm4v.generate import Settings
 from glm4v.kinds import is_list, is_whole
 from glm4v.sampling import Sampling, cut
 
+from .bounds import TOKENS
 from .budgets import Budgets
 from .pages import Pages
 from .prompts import Prompt, packed
@@ -68,10 +69,11 @@ class RolloutSettings:
             optional = name in ("thinking_budget", "cache_tokens")
             ok = (optional and value is None) or (is_whole(value) and value >= least)
             _expect(ok, name, f"a whole number of {least} or more{' or None' * optional}", repr(value))
+            _expect(value is None or value <= TOKENS, name, f"at most {TOKENS}", value)
         budgets = self.random_budgets
         ok = budgets is None or (is_list(budgets) and len(budgets) == 2 and all(map(is_whole, budgets)))
-        ok = ok and (budgets is None or 0 <= budgets[0] <= budgets[1])
-        _expect(ok, "random_budgets", "(least, most), 0 <= least <= most, or None", repr(budgets))
+        ok = ok and (budgets is None or 0 <= budgets[0] <= budgets[1] <= TOKENS)
+        _expect(ok, "random_budgets", f"(least, most), 0 <= least <= most <= {TOKENS}, or None", repr(budgets))
         both = self.thinking_budget is not None and budgets is not None
         _expect(not both, "random_budgets", "None where thinking_budget is given", repr(budgets))
         Sampling(self.temperature, self.top_p)

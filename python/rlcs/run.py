@@ -73,6 +73,7 @@ class Run:
         # Before what another one writes is taken for half a checkpoint. Where nothing is, nothing is made.
         parallel.on_first(lambda: self._hold() if run.out.is_dir() else None)
         saved = parallel.on_first(lambda: checkpoint.latest(self.checkpoints)) if run.resume else None
+        self.saved = saved  # what the run goes on from
         if saved is None and checkpoint.every(self.checkpoints):
             raise ValueError(f"run: {run.out} must be empty without --run.resume, got checkpoints in it")
         self.state = {} if saved is None else _taken_up(saved, config, note)  # what the trainer kept
@@ -93,15 +94,22 @@ class Run:
         self.step = 0  # optimizer steps of SFT, waves of RL
         self.seconds = 0.0  # of training, evaluation and saving left out
         if saved is not None:
-            self.optimizer.load_state_dict(saved.tensors(self.optimizer.like))
+            tensors = saved.tensors(self.optimizer.like)
+            try:
+                self.optimizer.load_state_dict(tensors)
+            except ValueError as error:
+                raise ValueError(f"checkpoint: {saved.folder}: {error}") from None
             self.step, self.seconds = saved.step, self.state["seconds"]
         elif not config.model.lora_rank:  # whose trained weights are adapters
             self.optimizer.begin(Rows(self.model, config.model.path))
-        self.log: Log | Silence = Silence()
+        self.log: Log | Silence = Silence()  # see begin
+
+    def begin(self) -> None:
+        """From here on the run writes: what is wrong with its settings, files and checkpoint has been said."""
         parallel.on_first(self._hold)
         if parallel.first():
-            self.log = Log(run.out, self.step, run.wandb, plain(config))
-            write_config(run.out, config)
+            self.log = Log(self.settings.out, self.step, self.settings.wandb, plain(self.config))
+            write_config(self.settings.out, self.config)
 
     def _hold(self) -> None:
         """Keeps other processes out of the folder as long as this one is at work."""
@@ -304,14 +312,16 @@ def write_config(folder: Path, config: SftConfig | TrainConfig) -> None:
 
 def _taken_up(saved: checkpoint.Saved, config: SftConfig | TrainConfig, note: Callable[[str], None]) -> dict[str, Any]:
     """A checkpoint's state; says which settings have changed since, and refuses those that its weights hang on."""
+    from .state import Kept, KeptBySft, KeptByTrain, expect
+
     state = saved.state()
-    if not {"config", "seconds"} <= state.keys():
-        raise ValueError(f"checkpoint: {saved.folder}/state.json must hold config and seconds, got neither or one")
+    expect(Kept, state, saved.state_file)
     before, now = by_flag(state["config"]), by_flag(json.loads(json.dumps(plain(config))))
     kinds = ["train" if "tasks" in settings else "sft" for settings in (before, now)]
     if kinds[0] != kinds[1]:
         out = f"a folder of `rlcs {kinds[1]}`, got one of `rlcs {kinds[0]}`: {config.run.out}"
         raise ValueError(f"run: out must be {out}")
+    expect(KeptByTrain if kinds[0] == "train" else KeptBySft, state, saved.state_file)
     changed = {name for name in before.keys() & now.keys() if before[name] != now[name]}
     for name in TIED:
         if name in changed:

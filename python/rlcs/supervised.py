@@ -286,6 +286,7 @@ def sft(config: SftConfig, note: Callable[[str], None] = print) -> list[Score]:
     samples_of = Samples(run.prompts.processor, config.thinking, sorted(stop_ids))
     making = Making(run.prompts, samples_of, config.model.path, config.tokens)
     lessons.start(run.state, making, run.learner.share if parallel.size() > 1 else None)
+    run.begin()
     scores = list[Score]()
     with Bar("SFT", quiet=not parallel.first()) as bar, run.stoppable(), contextlib.closing(lessons):
         bad.note = bar.note

@@ -72,8 +72,12 @@ class Trainer:
         plain = dataclasses.replace(config.model, lora_rank=0)
         self.reference = load_model(plain).eval() if config.loss.kl else None
         self._seconds: dict[str, float] = {}
-        if run.state:
-            self._load(run.state)
+        if run.saved is not None:
+            try:
+                self._load(run.state)
+            except ValueError as error:
+                raise ValueError(f"checkpoint: {run.saved.state_file}: {error}") from None
+        run.begin()
 
     # --- one wave ---
 

@@ -429,6 +429,9 @@ def test_closed_it_waits_for_no_request(demo, tmp_path):
         ({"refresh_every": 4}, "refresh_every must be at most 2 with a staleness of 1, got 4"),
         ({"extra": "[1]"}, "extra must be a JSON object"),
         ({"update_body": "{"}, "update_body must be a JSON object"),
+        ({"update_path": "update"}, "update_path must begin with /, got 'update'"),
+        ({"update_command": " "}, "update_command must be a command, got ' '"),
+        ({"update_command": "tell 'them"}, "update_command must be a command, got"),
         ({"kind": "grpc"}, "native"),
     ],
 )

@@ -1,6 +1,7 @@
 """The plan: what is shared out, moved, refused and named first. Its counts are tested in test_costs.py."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -92,6 +93,7 @@ def test_what_breaks_first_is_named_first():
         ({"lora_rank": -1}, "lora_rank must be 0 or more, got -1"),
         ({"gpus": 8, "replicate": 3}, "replicate must divide the 8 GPUs, got 3"),
         ({"expansion": 0.5}, "expansion must be 1 or more, got 0.5"),
+        ({"expansion": math.inf}, "expansion must be at most 1000.0, got inf"),
         ({"image_tokens": 4096}, "image_tokens must be from 0 to prompt = 2048, got 4096"),
         ({"longest_answer": 1}, "longest_answer must be 4096"),
         ({"context": 4096}, "prompt [+] answer must be at most context = 4096, got 6144"),

@@ -1,5 +1,6 @@
 """`rlcs sft|train|eval` as a user meets it: every fault is one line that names what is wrong, and nothing is lost."""
 
+import io
 import json
 import os
 import resource
@@ -189,16 +190,30 @@ def test_settings_that_do_not_fit(demo, tmp_path, refused, monkeypatch):
     if not torch.cuda.is_available():
         assert "device must be one that torch has here, got 'cuda'" in refused(*train, "--model.device", "cuda")
     answers = ["eval", "--model", demo / "model", "--tasks", demo / "test.jsonl"]
-    for options in ([*train, "--model.device", "gpu"], [*answers, "--device", "gpu"]):
-        assert "device must be one that torch has here, got 'gpu': Expected one of cpu, cuda" in refused(*options)
+    for device, why in (("gpu", "Expected one of cpu, cuda"), ("meta", "Tensor.item() cannot be called on meta")):
+        for options in ([*train, "--model.device", device], [*answers, "--device", device]):
+            assert f"device must be one that torch has here, got {device!r}: {why}" in refused(*options)
     monkeypatch.setattr("rlcs.run.find_spec", lambda _: None)
     assert "wandb must be installed" in refused(*train, "--run.wandb", "project")
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "UTF-8", "utf-8", "latin-1"])
+def test_what_is_wrong_with_a_flag_is_said_in_any_encoding(encoding, refused, monkeypatch):
+    """The parser draws its frame with other signs in some."""
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    for flag, value, said in (
+        ("--optimizer.lr", "nan", "Error parsing optimizer: optimizer: lr must be from 0 to 1, got nan"),
+        ("--groups", "many", "Error parsing --groups: invalid literal for int() with base 10: 'many'"),
+        ("--grups", 3, "Unrecognized options: --grups, 3"),
+    ):
+        assert refused("train", flag, value) == f"rlcs: {said} (see rlcs train --help)"
+
+
 def test_settings_of_an_evaluation_that_do_not_fit(demo, refused):
     for flag, value, said in (
         ("--threads", 0, "threads must be 1 or more, got 0"),
+        ("--threads", 30000, "threads must be at most 1024, got 30000"),
         ("--seed", -1, "seed must be 0 or more, got -1"),
         ("--rollout.temperature", 0.5, "rollout.temperature must be 1, as sampled answers have it, got 0.5"),
         ("--rollout.top-p", 0.9, "rollout.top_p must be 1, as sampled answers have it, got 0.9"),
@@ -209,6 +224,7 @@ def test_settings_of_an_evaluation_that_do_not_fit(demo, refused):
 
 def test_an_evaluation_goes_where_it_is_told(demo, monkeypatch):
     devices = []
+    monkeypatch.setattr(parallel, "device", torch.device)  # meta stands for another one, though it has no values
     monkeypatch.setattr("rlcs.evaluate.evaluate", lambda model, *_: devices.append(model.device.type) or [])
     for device in ([], ["--device", "meta"]):
         with pytest.raises(SystemExit) as end:
@@ -222,6 +238,7 @@ def test_weights_are_copied_out_of_the_file_once(device, demo, monkeypatch):
     """On the CPU here; elsewhere they have been, to places that count."""
     model = Glm4v.from_pretrained(demo / "model")
     before = [weight.data_ptr() for weight in model.parameters()]
+    monkeypatch.setattr(parallel, "device", torch.device)
     monkeypatch.setattr(Glm4v, "from_pretrained", lambda *_: model)
     load_model(ModelSettings(path=demo / "model", device=device))
     stayed = {weight.data_ptr() == at for weight, at in zip(model.parameters(), before, strict=True)}

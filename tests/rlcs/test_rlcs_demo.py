@@ -1,6 +1,7 @@
 """The demo, in the small: files, runs, report, answer."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -41,6 +42,8 @@ def test_it_replaces_only_a_demo(tmp_path):
         (tmp_path / name).write_text("{}")
     with pytest.raises(ValueError, match="--seed must be 0 or more, got -1"):
         demo.demo(tmp_path, seed=-1)
+    with pytest.raises(ValueError, match="seconds must be at most"):
+        demo.demo(tmp_path, budget=math.inf)
     assert (tmp_path / "report.html").exists()
 
 

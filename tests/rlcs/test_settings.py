@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import rlcs
-from rlcs.config import TrainConfig, build, plain, read
+from rlcs.config import SftConfig, TrainConfig, build, plain, read
 
 
 def test_settings_from_files(tmp_path):
@@ -53,6 +53,56 @@ def test_settings_from_files(tmp_path):
         file.write_bytes(text if isinstance(text, bytes) else text.encode())
         with pytest.raises(ValueError, match=said):
             read(TrainConfig, file)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model: {lora_rank: 70000}", "model: lora_rank must be at most 65536, got 70000"),
+        ("model: {lora_alpha: .inf}", "model: lora_alpha must be at most 1e+06, got inf"),
+        ("model: {lora_alpha: .nan}", "model: lora_alpha must be above 0, got nan"),
+        ("run: {threads: 30000}", "run: threads must be at most 1024, got 30000"),
+        ("run: {seed: 99999999999999999999}", f"run: seed must be at most {2**63 - 1}, got 99999999999999999999"),
+        ("run: {seconds: .inf}", "run: seconds must be at most 1e+09, got inf"),
+        ("eval: {samples: 99999999}", "eval: samples must be at most 65536, got 99999999"),
+        ("parallel: {timeout_s: 1.0e+30}", "parallel: timeout_s must be at most 1e+07, got 1e+30"),
+        ("judge: {timeout_s: .inf}", "judge: timeout_s must be at most 1e+07, got inf"),
+        ("engine: {timeout_s: 1.0e+30}", "engine: timeout_s must be at most 1e+07, got 1e+30"),
+        ("loss: {kl: 1.0e+30}", "loss: kl must be at most 1000.0, got 1e+30"),
+        ("loss: {clip_low: 1}", "loss: clip_low must be above 0 and below 1, got 1.0"),
+        ("loss: {clip_high: .nan}", "loss: clip_high must be above 0, got nan"),
+        ("loss: {truncate_importance: 0.5}", "loss: truncate_importance must be 1 or more, got 0.5"),
+        ("rollout: {cache_tokens: 4611686018427387904}", "rollouts: cache_tokens must be at most 1099511627776, got 4"),
+        ("rollout: {thinking_budget: 99999999999999999999}", "rollouts: thinking_budget must be at most 109951162"),
+        ("rollout: {random_budgets: [1, 99999999999999999999]}", "0 <= least <= most <= 1099511627776, or None, got"),
+        ("run: {steps: yes}", "config.yaml: run.steps must be int, got True"),
+        ("optimizer: {lr: yes}", "config.yaml: optimizer.lr must be float, got True"),
+        ("eval: {limit: no}", "config.yaml: eval.limit must be int | None, got False"),
+        ("judge: {urls: [localhost:80/v1], models: [m]}", "judge: urls must begin with http:// or https:// and a host"),
+        ("judge: {urls: ['http://[::1/v1'], models: [m]}", "and a host, got 'http://[::1/v1'"),
+        ("judge: {urls: ['http://'], models: [m]}", "and a host, got 'http://'"),
+        ("judge: {urls: ['http://a:b/v1'], models: [m]}", "and a host, got 'http://a:b/v1'"),
+        ("workers: 99999", "train: workers must be at most 1024, got 99999"),
+        ("ahead: 99999", "train: ahead must be at most 65536, got 99999"),
+    ],
+)
+def test_numbers_that_no_run_can_mean(text, said, tmp_path):
+    """Each would start more than a machine can, or overflow where nothing says which setting it was."""
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError) as error:
+        read(TrainConfig, file)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_step_s_samples_are_held_together():
+    with pytest.raises(ValueError, match="sft: batch must be at most 1048576, got 99999999"):
+        SftConfig(batch=99999999)
+
+
+def test_thresholds_without_end_switch_off():
+    off = {"alarms": {"duplicates": float("inf")}, "loss": {"clip_high": float("inf")}}
+    assert build(TrainConfig, {**off, "engine": {"patience_s": float("inf")}}, "here").alarms.duplicates == float("inf")
 
 
 def test_names_load_on_first_use():

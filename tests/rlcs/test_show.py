@@ -1,6 +1,7 @@
 """Waves in the terminal: what is chosen, what is printed, pictures in half blocks."""
 
 import io
+import sys
 from pathlib import Path
 
 import av
@@ -30,6 +31,15 @@ def test_the_last_wave_is_shown(rl_run, capsys):
     ):
         assert part in said, part
     assert "<|begin_of_box|>3<|end_of_box|>" in said.replace("\n", "").replace("  ", "")
+
+
+def test_a_terminal_without_these_signs(rl_run, monkeypatch):
+    """They are spelled out; an evaluation of hours would else end in an error of its table."""
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    with pytest.raises(SystemExit) as end:
+        main(["show", str(rl_run)])
+    said = sys.stdout.buffer.getvalue()
+    assert end.value.code == 0 and b"truth: 3" in said and b"\\u25cf score, 1.00, 5 tokens" in said
 
 
 def test_choices(rl_run, capsys):

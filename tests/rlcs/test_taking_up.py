@@ -37,8 +37,9 @@ def test_rows_and_rollouts_after_the_checkpoint_go(tmp_path):
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3]
     assert Record.read(tmp_path).steps_shown == [1, 2, 3]
     (mine := tmp_path / "rollouts" / "labelled-by-hand.jsonl").write_text("{}\n")
+    (odd := tmp_path / "rollouts" / "²³.jsonl").write_text("{}\n")
     waves(tmp_path, 1, 1).close()
-    assert Record.read(tmp_path).steps_shown == [1] and mine.exists()
+    assert Record.read(tmp_path).steps_shown == [1] and mine.exists() and odd.exists()
 
 
 @pytest.mark.parametrize("line", [b"null", b"[1]", b'{"step": 1}', b'{"kind": "wave", "step": null}', b"\xff"])

@@ -1,11 +1,14 @@
 """`rlcs verify`: its table, its exit codes, users' verifiers and users' cases."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from rlcs.rewards import kit
 
 PATHS = str(Path(__file__).parents[2] / "python")
 
@@ -34,13 +37,34 @@ def test_a_user_s_verifier_and_cases(tmp_path):
 def test_bad_input_is_one_line(tmp_path):
     cases = tmp_path / "cases.jsonl"
     cases.write_text('{"domain": "math"}\n')
+    (empty := tmp_path / "empty.jsonl").write_text("\n")
     for arguments, text in (
         (["--cases", str(cases)], f"{cases}:1: a case needs domain, answer, truth and expect"),
         (["--domain", "maths"], "--domain must be one of"),
+        (["--cases", str(empty)], f"{empty}: must hold a case, got none"),
         (["--cases", str(tmp_path / "none")], "No such file"),
     ):
         done = rlcs("verify", *arguments)
         assert done.returncode == 2 and text in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"domain": ["ocr"]}, "domain must be a text, got ['ocr']"),
+        ({"answer": 3}, "answer must be a text, got 3"),
+        ({"truth": None}, "truth must be a text, got None"),
+        ({"expect": "1"}, "expect must be a number from 0 to 1, got '1'"),
+        ({"expect": math.nan}, "expect must be a number from 0 to 1, got nan"),
+        ({"expect": True}, "expect must be a number from 0 to 1, got True"),
+    ],
+)
+def test_a_case_that_is_none_is_named(change, said, tmp_path):
+    path = tmp_path / "cases.jsonl"
+    path.write_text(json.dumps({"domain": "ocr", "answer": "a", "truth": "a", "expect": 1, **change}) + "\n")
+    with pytest.raises(ValueError) as error:
+        kit.read_cases(path)
+    assert str(error.value) == f"{path}:1: {said}"
 
 
 def test_help():

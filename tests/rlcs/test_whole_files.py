@@ -42,6 +42,26 @@ def test_a_write_that_fails_leaves_the_older_file(tmp_path):
     assert path.read_text() == "one" and [one.name for one in path.parent.iterdir()] == ["file"]
 
 
+def test_a_pipe_or_a_folder_is_not_replaced_by_a_file(tmp_path):
+    """Neither is a device: who may, would make a file of /dev/null."""
+    (folder := tmp_path / "folder").mkdir()
+    os.mkfifo(pipe := tmp_path / "pipe")
+    for path, kind in ((folder, "a folder"), (pipe, "a device or a pipe")):
+        for write in (files.expect_writable, lambda path: files.write_text(path, "text")):
+            with pytest.raises(ValueError, match=f"{path} must be a file, got {kind}"):
+                write(path)
+    assert pipe.is_fifo() and folder.is_dir() and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_link_stays_one(tmp_path):
+    (there := tmp_path / "there").mkdir()
+    (link := tmp_path / "link").symlink_to(there / "file")
+    for text in ("one", "two"):
+        files.write_text(link, text)
+        assert link.is_symlink() and (there / "file").read_text() == text
+    assert len(list(there.iterdir())) == 1
+
+
 def test_a_picture_of_a_prompt_is_written_anew_where_it_was_cut_off(tmp_path, monkeypatch):
     picture = np.full((28, 28, 3), 7, dtype=np.uint8)
     content = [{"type": "image", "image": picture}, {"type": "text", "text": "?"}]

@@ -62,14 +62,21 @@ def read_cases(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}:{number}: not JSON: {error}") from None
         missing = {"domain", "answer", "truth", "expect"} - (row.keys() if isinstance(row, dict) else set())
         if missing:
             raise ValueError(
                 f"{path}:{number}: a case needs domain, answer, truth and expect; missing: {', '.join(sorted(missing))}"
             )
+        for name in ("domain", "answer", "truth"):
+            if not isinstance(row[name], str):
+                raise ValueError(f"{path}:{number}: {name} must be a text, got {row[name]!r:.60}")
+        if isinstance(row["expect"], bool) or not (isinstance(row["expect"], int | float) and 0 <= row["expect"] <= 1):
+            raise ValueError(f"{path}:{number}: expect must be a number from 0 to 1, got {row['expect']!r:.60}")
         rows.append(row)
+    if not rows:
+        raise ValueError(f"{path}: must hold a case, got none")
     return rows
 
 
