@@ -67,6 +67,8 @@ def _expect_writable(option: str, file: Path) -> None:
         raise pytest.UsageError(f"{option} must be a file, got the folder {str(file)!r}")
     try:
         expect_writable(file)
+    except ValueError as error:  # a device
+        raise pytest.UsageError(f"{option}: {error}") from None
     except OSError as error:
         said = f"{option} must be a file that can be written, got {str(file)!r}: {error.strerror}"
         raise pytest.UsageError(said) from None

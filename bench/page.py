@@ -219,6 +219,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(write_page(asked.out or asked.results.with_suffix(".html"), machine, commit, ceilings, rows))
         if asked.figures:
             print(*save_figures(figures(rows, ceilings), asked.figures), sep="\n")
+    except ValueError as error:  # a folder or a device
+        print(f"bench page: {error}", file=sys.stderr)
+        return 2
     except OSError as error:
         print(f"bench page: {error.filename2 or error.filename} cannot be written: {error.strerror}", file=sys.stderr)
         return 2

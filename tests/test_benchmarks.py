@@ -167,13 +167,17 @@ def test_a_page_that_has_no_place(option, tmp_path):
     file = results(tmp_path / "a.json", row("one", 1e6, {"glm4v_ext": 1e-3}))
     where = file if option == "--figures" else tmp_path
     done = run("bench", "page", file, option, where)
-    assert done.returncode == 2 and done.stderr.startswith(f"bench page: {where} cannot be written: ")
+    said = "cannot be written: " if option == "--figures" else "must be a file, got a folder"
+    assert done.returncode == 2 and done.stderr.startswith(f"bench page: {where} {said}")
     assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("option", ["--benchmark-json", "--bench-html"])
 def test_results_that_have_no_place(option, tmp_path):
     """Said before anything is timed."""
+    os.mkfifo(tmp_path / "pipe")
+    done = pytest_bench("--op", "swiglu", f"{option}={tmp_path / 'pipe'}")
+    assert done.returncode == 4 and "pipe must be a file, got a device or a pipe" in done.stderr
     for place, folder in ((tmp_path, tmp_path), ("", ".")):
         done = pytest_bench("--op", "swiglu", f"{option}={place}")
         assert done.returncode == 4 and f"ERROR: {option} must be a file, got the folder '{folder}'" in done.stderr
