@@ -160,31 +160,26 @@ class Glm4v(nn.Module):
         self,
         input_ids: Tensor,  # [T]
         cu_seqlens: Tensor,  # [N + 1]
-        pixel_values: Tensor | None = None,  # [P, 1176]
-        image_grid_thw: Tensor | None = None,  # [I, 3]
-        pixel_values_videos: Tensor | None = None,
-        video_grid_thw: Tensor | None = None,
+        **pictures: Tensor | None,
     ) -> Tensor:
-        """Token embeddings ``[T, C]`` with the pictures' features in place of ``<|image|>`` tokens.
+        """Token embeddings ``[T, C]`` with the pictures' features, as `pictures` has these, in place of ``<|image|>``
+        tokens.
 
         The tokens take the features in prompt order. Arguments may stay on the host, where ids, lengths and grids are
-        looked at without waiting for the device. A video's tokens are those between begin_of_video and end_of_video,
-        an image's are all others.
+        looked at without waiting for the device.
 
         Raises:
-            ValueError: an id on the host is none of the vocabulary, or tokens, grids and patches do not count the same;
-                nothing has been computed then.
+            ValueError: an id on the host is none of the vocabulary, or as in `pictures`; nothing has been computed
+                then.
         """
         if input_ids.is_cpu and len(input_ids):
             low, high = (int(end) for end in input_ids.aminmax())
             last = self.config.text_config.vocab_size - 1
             if low < 0 or high > last:
                 raise ValueError(f"glm4v: input_ids must be 0 to {last}, got {low if low < 0 else high}")
-        pictures = self.pictures(
-            input_ids, cu_seqlens, pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw
-        ).values()
+        places = self.pictures(input_ids, cu_seqlens, **pictures).values()
         x = self.language_model.embed_tokens(self._here(input_ids))
-        seen = [(self._here(at), self._here(pixels), grid) for at, pixels, grid in pictures if pixels is not None]
+        seen = [(self._here(at), self._here(pixels), grid) for at, pixels, grid in places if pixels is not None]
         if seen:  # all through the tower together: sharded over processes, it must run as often on each of them
             at, pixels, grid = (each[0] if len(each) == 1 else torch.cat(each) for each in zip(*seen, strict=True))
             x.index_copy_(0, at, self.visual(pixels, grid).to(x.dtype))
@@ -200,6 +195,8 @@ class Glm4v(nn.Module):
         video_grid_thw: Tensor | None = None,
     ) -> dict[tuple[str, str], tuple[Tensor, Tensor | None, Tensor | None]]:
         """Of images and of videos, by the names of their arguments: where their tokens stand, patches and grids.
+
+        A video's tokens are those between begin_of_video and end_of_video, an image's are all others.
 
         Raises:
             ValueError: tokens, grids and patches do not count the same.
@@ -223,8 +220,8 @@ class Glm4v(nn.Module):
         prefixes: Sequence[int] | None = None,  # N
         **pictures: Any,
     ) -> Tensor:
-        """Hidden states ``[T, C]`` that the head reads; ``pictures`` as in `embed`. Fills an empty cache of N rows; one
-        row may hold tokens already, which the sequence goes on from.
+        """Hidden states ``[T, C]`` that the head reads; ``pictures`` are those of `pictures`. Fills an empty cache of N
+        rows; one row may hold tokens already, which the sequence goes on from.
 
         Sequence n goes on from sequence ``prefixes[n]``, where that isn't -1: it sees that one's tokens before its own.
         So the answers to a prompt share its tokens, which are read once.
@@ -265,7 +262,7 @@ class Glm4v(nn.Module):
             position_ids: time, row and column of each token.
             logits_to_keep: k for the last k tokens of each sequence (0 keeps none), or an index tensor ``[R]`` into the
                 T tokens; None keeps all.
-            pictures: as in `embed`; also `hidden`'s ``prefixes``.
+            pictures: as in `pictures`; also `hidden`'s ``prefixes``.
 
         Raises:
             ValueError: as in `hidden`, or ``logits_to_keep`` is something else.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .model import Glm4v
 
 PATCHES = MERGE_SIZE**2  # of a token
+Pictures = tuple[str, str, Tensor, Tensor, Tensor, Tensor]  # see _pictures
 
 
 class PromptCache:
@@ -53,7 +54,8 @@ class PromptCache:
     def prefill(self, model: Any, batch: Mapping[str, Any], capacity: int) -> tuple[KVCache, Tensor]:
         """Reads what is new in one prompt: a cache with room for ``capacity`` tokens, and logits ``[1, V]``."""
         self.calls += 1
-        contents = _contents(model, batch)
+        pictures = list(_pictures(model, batch))
+        contents = _contents(batch, pictures)
         cache = self._cache if self._is_of(model) else None
         past = 0 if cache is None else _beginning(model, batch, _alike(self._held, contents))
         if cache is None:
@@ -64,7 +66,7 @@ class PromptCache:
         if cache.capacity < capacity:  # by half at least, so that not every turn moves it
             most = model.config.text_config.max_position_embeddings
             cache.grow(max(capacity, min(cache.capacity * 3 // 2, most)))
-        logits = model.prefill(_rest(model, batch, past), cache)
+        logits = model.prefill(_rest(batch, pictures, past), cache)
         self._held = contents
         return cache, logits
 
@@ -79,7 +81,7 @@ class PromptCache:
         return (cache.k[0].dtype, cache.k[0].device) == (model.dtype, model.device)
 
 
-def _pictures(model: Glm4v, batch: Mapping[str, Any]) -> Iterator[tuple[str, str, Tensor, Tensor, Tensor, Tensor]]:
+def _pictures(model: Glm4v, batch: Mapping[str, Any]) -> Iterator[Pictures]:
     """For images and for videos, where there are any: names of patches and grids in the batch, places of the tokens
     ``[T']``, patches ``[P, 1176]``, grids ``[I, 3]``, and the number of tokens up to each picture's end ``[I]``."""
     arguments = {name: batch[name] for name in batch if name != "position_ids"}
@@ -88,10 +90,10 @@ def _pictures(model: Glm4v, batch: Mapping[str, Any]) -> Iterator[tuple[str, str
             yield *names, at, patches, grid, (grid.prod(1) // PATCHES).cumsum(0)
 
 
-def _contents(model: Glm4v, batch: Mapping[str, Any]) -> list[Hashable]:
+def _contents(batch: Mapping[str, Any], pictures: Sequence[Pictures]) -> list[Hashable]:
     """What each token stands for, its id, or its picture's patches and grid as a digest; and its three positions."""
     contents: list[Hashable] = batch["input_ids"].tolist()
-    for _, _, at, patches, grid, ends in _pictures(model, batch):
+    for _, _, at, patches, grid, ends in pictures:
         for (start, end), shape in zip(pairwise([0, *ends.tolist()]), grid.tolist(), strict=True):
             values = patches[PATCHES * start : PATCHES * end].detach().cpu().contiguous()
             digest = hashlib.blake2b(values.view(torch.uint8).numpy().tobytes())
@@ -116,14 +118,14 @@ def _beginning(model: Glm4v, batch: Mapping[str, Any], most: int) -> int:
     return most - next((i for i, inside in enumerate(reversed(within[:most].tolist())) if not inside), most)
 
 
-def _rest(model: Glm4v, batch: Mapping[str, Any], past: int) -> dict[str, Tensor | None]:
+def _rest(batch: Mapping[str, Any], pictures: Sequence[Pictures], past: int) -> dict[str, Tensor | None]:
     """The prompt from token ``past`` on, which is inside no picture."""
     rest: dict[str, Tensor | None] = {
         "input_ids": batch["input_ids"][past:],
         "cu_seqlens": (batch["cu_seqlens"] - past).clamp(min=0),
         "position_ids": batch["position_ids"][:, past:],
     }
-    for pixels_name, grid_name, at, patches, grid, ends in _pictures(model, batch):
+    for pixels_name, grid_name, at, patches, grid, ends in pictures:
         seen = int((at < past).sum())
         if seen < len(at):
             rest[pixels_name], rest[grid_name] = patches[PATCHES * seen :], grid[ends > seen]
