@@ -50,6 +50,19 @@ def forced_isa(level: str) -> Iterator[None]:
         _C.force_isa(previous)
 
 
+@contextlib.contextmanager
+def forced_product(name: str, dtype: torch.dtype) -> Iterator[None]:
+    """Makes products of ``dtype`` on the CPU by ``F.linear`` or by ``glm4v_ext``'s own loops inside the block."""
+    word = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    products: Any = _C.build_facts()["products"]
+    previous = products[word]
+    _C.force_product(word, name)
+    try:
+        yield
+    finally:
+        _C.force_product(word, previous)
+
+
 def assert_close_to_exact(actual: Tensor, plain: Tensor, exact: Tensor, name: str = "output") -> None:
     """Holds ``actual`` to the rule, given the definition in the tested dtype and in float64."""
     assert actual.shape == exact.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(exact.shape)}"
@@ -117,11 +130,11 @@ def assert_accurate_product(op: Callable[..., Any], definition: Callable[..., An
     assert_close_to_exact(op(*inputs), definition(*inputs), definition(*wide))
 
 
-def assert_repeatable(function: Callable[..., Any], inputs: Sequence[Any]) -> None:
-    """Two runs, the second one on one thread, give the same bits, gradients included."""
+def assert_repeatable(function: Callable[..., Any], inputs: Sequence[Any], threads_of_second: int = 1) -> None:
+    """Two runs, the second one on so many threads, give the same bits, gradients included."""
     threads = torch.get_num_threads()
     first = outputs_and_grads(function, inputs)
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads_of_second)
     try:
         second = outputs_and_grads(function, inputs)
     finally:

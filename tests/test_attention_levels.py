@@ -25,27 +25,34 @@ def test_long_and_short_sequences(level, dtype, options):  # beyond 1024 rows ba
         assert_definition(sample(([40, 1031, 7], [601, 805, 7]), 2, 1, 40, dtype), **options)
 
 
-@pytest.mark.parametrize("level", isa_levels())
-@pytest.mark.parametrize("options", [{}, {"causal": True, "softcap": 15.0}, {"window_size": (31, 7)}], ids=str)
-def test_one_query_in_fp32(options, level):
-    """Few results have no larger errors of others to hide behind: over many draws they err as plain PyTorch's do."""
+def error_ratios(inputs, **options):
+    """Of the outputs and the gradients: the largest error beyond one ulp, over plain PyTorch's largest."""
 
     def run(function):
         return lambda *inputs: function(*inputs, **options)
 
-    def ratios(inputs):
-        ours = outputs_and_grads(run(flash_attn_func), inputs)
-        plain = outputs_and_grads(run(reference.flash_attn_func), inputs)
-        exact = outputs_and_grads(run(reference.flash_attn_func), [x.double() for x in inputs])
-        unit = torch.finfo(torch.float32).eps
-        return [
-            (((a - e).abs() - unit * e.abs()).max() / (p - e).abs().max()).item()
-            for a, p, e in zip(ours, plain, exact, strict=True)
-        ]
+    ours = outputs_and_grads(run(flash_attn_func), inputs)
+    plain = outputs_and_grads(run(reference.flash_attn_func), inputs)
+    exact = outputs_and_grads(run(reference.flash_attn_func), [x.double() for x in inputs])
+    unit = torch.finfo(torch.float32).eps
+    return [
+        (((a - e).abs() - unit * e.abs()).max() / (p - e).abs().max()).item()
+        for a, p, e in zip(ours, plain, exact, strict=True)
+    ]
 
+
+def median_ratios(draw, count, **options):
+    return torch.tensor([error_ratios(draw(), **options) for _ in range(count)]).median(0).values
+
+
+@pytest.mark.parametrize("level", isa_levels())
+@pytest.mark.parametrize("options", [{}, {"causal": True, "softcap": 15.0}, {"window_size": (31, 7)}], ids=str)
+def test_one_query_in_fp32(options, level):
+    """Few results have no larger errors of others to hide behind: over many draws they err as plain PyTorch's do."""
     with forced_isa(level):
-        draws = [ratios([torch.randn(2, n, h, 40) for n, h in ((1, 6), (239, 2), (239, 2))]) for _ in range(60)]
-    median = torch.tensor(draws).median(0).values
+        median = median_ratios(
+            lambda: [torch.randn(2, n, h, 40) for n, h in ((1, 6), (239, 2), (239, 2))], 60, **options
+        )
     assert (median <= 1.1).all(), median
 
 
@@ -57,9 +64,18 @@ def test_one_query_in_fp32(options, level):
 )
 def test_few_and_large_scores(rows, keys, dim, dtype, level):
     """Backward repeats the bits of the scores: a weight errs by as much as they differ, and a large one by many ulp."""
-    inputs = [torch.randn(16, length, 4, dim).to(dtype) for length in (rows, keys, keys)]
+
+    def draw():
+        return [torch.randn(16, length, 4, dim).to(dtype) for length in (rows, keys, keys)]
+
     with forced_isa(level):
-        assert_definition(inputs, flash_attn_func, reference.flash_attn_func, softmax_scale=1.0)
+        if (
+            dtype == torch.float32 and rows <= 8
+        ):  # one draw's largest error is a matter of luck, and of torch's products
+            median = median_ratios(draw, 9, softmax_scale=1.0)
+            assert (median <= 2).all(), median
+        else:
+            assert_definition(draw(), flash_attn_func, reference.flash_attn_func, softmax_scale=1.0)
 
 
 @pytest.mark.parametrize("level", isa_levels())

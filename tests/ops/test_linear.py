@@ -1,5 +1,3 @@
-import contextlib
-
 import pytest
 import torch
 
@@ -15,6 +13,7 @@ from glm4v_ext.testing import (
     assert_traceable,
     devices,
     forced_isa,
+    forced_product,
     isa_levels,
 )
 
@@ -137,17 +136,6 @@ def test_leading_dims_and_views():
     x, weight = torch.randn(24, 5, 2).permute(1, 2, 0), torch.randn(48, 10).t()[:, ::2]
     assert_as_accurate(linear, reference.linear, [x, weight, torch.randn(20)[::2]])
     assert_as_accurate(linear, reference.linear, [torch.randn(24), weight])
-
-
-@contextlib.contextmanager
-def forced_product(name, dtype):
-    word = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
-    previous = build_info()["products"][word]
-    _C.force_product(word, name)
-    try:
-        yield
-    finally:
-        _C.force_product(word, previous)
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -1,6 +1,7 @@
 // Entry points of the attention loops at one instruction-set level.
 #include "cpu/loops/flash_attn_varlen.h"
 
+#include "cpu/loops/denormals.h"
 #include "cpu/loops/flash_attn_varlen_backward.h"
 #include "cpu/loops/flash_attn_varlen_forward.h"
 
@@ -29,6 +30,7 @@ FlashAttnPlan flash_attn_varlen_plan(const FlashAttnForward& args) {
 
 void flash_attn_varlen_task(const FlashAttnForward& args, const FlashAttnTask* previous, const FlashAttnTask& task,
                             const FlashAttnTask* next, void* scratch) {
+  const FlushDenormals flush;
   GLM4V_TILES(flash_attn_tiles_task(args, task, scratch));
   dispatch(args.dtype, [&](auto zero) { ForwardTask<decltype(zero)>(args, previous, task, next, scratch).run(); });
 }
@@ -60,6 +62,7 @@ int64_t flash_attn_varlen_backward_blocks(const FlashAttnBackward& args, int64_t
 
 void flash_attn_varlen_backward_task(const FlashAttnBackward& args, const FlashAttnBackwardTask& task,
                                      const FlashAttnBackwardTask* next, void* scratch) {
+  const FlushDenormals flush;
   GLM4V_TILES(flash_attn_tiles_backward_task(args, task, scratch));
   dispatch(args.dtype, [&](auto zero) { BackwardTask<decltype(zero)>(args, task, next, scratch).run(); });
 }

@@ -120,23 +120,36 @@ struct Task {
     pack_keys(dout, R, D, C, x.dout_columns);
     pack_values(q, R, D, C, x.q_pairs);
     pack_values(dout, R, D, C, x.dout_pairs);
-    const bf16* out = static_cast<const bf16*>(args.out) + (token * args.heads + head) * D;
     for (int64_t r = 0; r < round_up(R, 32); ++r) {
       x.lse[r] = INF;
-      x.delta[r] = 0;
       if (r >= R) continue;
       const int64_t at = head * args.tokens_q + token + r;
       const float lse = args.maximum[at] * (args.softcap > 0 ? 1 : args.scale) + __builtin_logf(args.sum[at]);
       if (args.sum[at] != 0) x.lse[r] = lse * LOG2E;
-      __m512 sum = _mm512_setzero_ps();
-      for (int64_t d = 0; d < D; d += 32) {
-        const __m512i a = load_pairs(dout.data + r * dout.row + d, first_lanes(D - d));
-        const __m512i b = load_pairs(out + r * args.heads * D + d, first_lanes(D - d));
-        sum = _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
-      }
-      x.delta[r] = _mm512_reduce_add_ps(sum);
     }
+    find_delta(head);
     for (int64_t b = 0; b * BLOCK < R; ++b) x.dq_started[b] = false;
+  }
+
+  // Delta as the diagonal of O dO^T, by the products that dP is made of: they sum in one order, so that dP - delta is
+  // zero where a row has a single key, O = V.
+  void find_delta(int64_t head) {
+    const bf16* const out = static_cast<const bf16*>(args.out) + (token * args.heads + head) * D;
+    for (int64_t row = 0; row < round_up(R, 32); row += 16) {
+      for (int64_t i = 0; i < 16; ++i)
+        for (int64_t d = 0; d < C; d += 32) {
+          const __mmask32 lanes = row + i < R ? first_lanes(D - d) : 0;
+          _mm512_store_si512(x.k + i * C + d, load_pairs(out + (row + i) * args.heads * D + d, lanes));
+        }
+      tile_zero<0>();
+      for (int64_t d = 0; d < C; d += 32) {
+        tile_load<4>(x.k + d, C * 2);
+        tile_load<6>(x.dout_columns + row / 32 * 32 * C * 2 + (d / 16 + row / 16 % 2) * TILE_BYTES, 64);
+        tile_product<0, 4, 6>();
+      }
+      tile_store<0>(x.s, 64);
+      for (int64_t i = 0; i < 16; ++i) x.delta[row + i] = x.s[i * 17];
+    }
   }
 
   // Rows of K and V, zeros beyond D and L; and K^T.
@@ -172,7 +185,7 @@ struct Task {
 
   void multiply_to(int64_t steps, const bf16* a, int64_t a_row, const char* b, float* to, int64_t to_row, bool add) {
     char* const bytes = reinterpret_cast<char*>(to);
-    multiply(steps, reinterpret_cast<const char*>(a), a_row * 2, b, 2 * TILE_BYTES, {bytes, to_row * 4},
+    multiply(steps, reinterpret_cast<const char*>(a), a_row * 2, 64, b, 2 * TILE_BYTES, {bytes, to_row * 4},
              add ? bytes : nullptr, last, idle);
   }
 

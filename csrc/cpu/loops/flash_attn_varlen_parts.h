@@ -123,7 +123,7 @@ using Element = typename ElementOf<T>::type;
 
 // Sequences of so few rows or keys wait for memory and latency, not for the additions of shorter chains, and their few
 // results have no larger errors of others to hide behind.
-constexpr int64_t FEW_ROWS = 4, FEW_KEYS = 12;
+constexpr int64_t FEW_ROWS = 8, FEW_KEYS = 12;
 // Most steps of a chain in the products of a sequence, the same in forward and backward and in every block: backward
 // repeats the bits of the forward's scores only where it sums them in the same chains.
 template <class E>

@@ -81,8 +81,7 @@ struct Pending {
 // No vector work between the products.
 struct Idle {
   static constexpr bool busy() { return false; }
-  template <int SLOT>
-  inline __attribute__((always_inline)) void slot() {}
+  static void slot() {}
 };
 
 // Stores accumulator T where it belongs and starts it anew, from memory or from zero.
@@ -104,25 +103,25 @@ GLM4V_INLINE void step(const char* a, int64_t a_stride, const char* b, const Pen
   tile_stream<6>(b, 64);
   if constexpr (FIRST) exchange<0>(last, init, init_stride);
   tile_product<0, 4, 6>();
-  between.template slot<0>();
+  between.slot();
   tile_stream<7>(b + TILE_BYTES, 64);
   if constexpr (FIRST) exchange<1>(last, init, init_stride);
   tile_product<1, 4, 7>();
-  between.template slot<1>();
+  between.slot();
   tile_load<5>(a + 16 * a_stride, a_stride);
   if constexpr (FIRST) exchange<2>(last, init, init_stride);
   tile_product<2, 5, 6>();
-  between.template slot<2>();
+  between.slot();
   if constexpr (FIRST) exchange<3>(last, init, init_stride);
   tile_product<3, 5, 7>();
-  between.template slot<3>();
+  between.slot();
 }
 
 // to [32 rows, 32 columns] = (init or 0) + A B, left in the registers. `between` has slots of vector work that fill the
 // time of the tile unit, as long as it is busy().
 template <class Between>
-GLM4V_INLINE void multiply(int64_t steps, const char* a, int64_t a_stride, const char* b, int64_t b_step,
-                           const Pending& to, const char* init, Pending& last, Between& between) {
+GLM4V_INLINE void multiply(int64_t steps, const char* a, int64_t a_stride, int64_t a_step, const char* b,
+                           int64_t b_step, const Pending& to, const char* init, Pending& last, Between& between) {
   Idle idle;
   if (between.busy())
     step<true>(a, a_stride, b, last, init, to.stride, between);
@@ -130,9 +129,9 @@ GLM4V_INLINE void multiply(int64_t steps, const char* a, int64_t a_stride, const
     step<true>(a, a_stride, b, last, init, to.stride, idle);
   for (int64_t i = 1; i < steps; ++i) {
     if (between.busy())
-      step<false>(a + i * 64, a_stride, b + i * b_step, last, init, to.stride, between);
+      step<false>(a + i * a_step, a_stride, b + i * b_step, last, init, to.stride, between);
     else
-      step<false>(a + i * 64, a_stride, b + i * b_step, last, init, to.stride, idle);
+      step<false>(a + i * a_step, a_stride, b + i * b_step, last, init, to.stride, idle);
   }
   last = to;
 }

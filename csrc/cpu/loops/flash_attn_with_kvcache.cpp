@@ -6,6 +6,7 @@
 
 #include <type_traits>
 
+#include "cpu/loops/denormals.h"
 #include "cpu/loops/flash_attn_with_kvcache_few.h"
 #include "cpu/loops/flash_attn_with_kvcache_fp32.h"
 #if defined(__AVX512BF16__)
@@ -203,11 +204,13 @@ void merge_head(const KvCacheArgs& a, const KvCacheTask& tile, const KvCachePart
 
 void flash_attn_with_kvcache_task(const KvCacheArgs& args, const KvCacheTask& task, const KvCacheTask* next,
                                   const KvCachePartial* partials, int64_t stride) {
+  const FlushDenormals flush;
   dispatch(args.dtype, [&](auto zero) { choose_products<decltype(zero)>(args, task, next, partials, stride); });
 }
 
 void flash_attn_with_kvcache_merge(const KvCacheArgs& args, const KvCacheTask& tile, const KvCachePartial* partials,
                                    int64_t count) {
+  const FlushDenormals flush;
   dispatch(args.dtype, [&](auto zero) {
     for (int64_t head = tile.head_begin; head < tile.head_end; ++head, partials += count)
       merge_head<decltype(zero)>(args, tile, partials, count, head);
