@@ -124,11 +124,14 @@ using Element = typename ElementOf<T>::type;
 // Sequences of so few rows or keys wait for memory and latency, not for the additions of shorter chains, and their few
 // results have no larger errors of others to hide behind.
 constexpr int64_t FEW_ROWS = 8, FEW_KEYS = 12;
+// Beyond these, errors are mostly those of the many results' sums, and the chain's ends would cost a tenth of the time.
+constexpr int64_t MANY_ROWS = 128, MANY_KEYS = 128;
 // Most steps of a chain in the products of a sequence, the same in forward and backward and in every block: backward
 // repeats the bits of the forward's scores only where it sums them in the same chains.
 template <class E>
 int64_t chain_of(const Sequence& sequence) {
-  return sequence.rows <= FEW_ROWS || sequence.keys <= FEW_KEYS ? CHAIN<E> / 4 : CHAIN<E>;
+  if (sequence.rows <= FEW_ROWS || sequence.keys <= FEW_KEYS) return CHAIN<E> / 4;
+  return sequence.rows >= MANY_ROWS && sequence.keys >= MANY_KEYS ? CHAIN<E> * 2 : CHAIN<E>;
 }
 
 // W elements along a row, or those of its last n values and zeros, as the bits of floats.
