@@ -119,8 +119,8 @@ void raise(const float* s, int64_t weighed, float c, Group& group, Block& block)
     const __m512 none = _mm512_set1_ps(-INF), base2 = _mm512_set1_ps(c), now = max_of_rows(top);
     const __m512 before = _mm512_load_ps(group.reference + half * 16);
     const __m512 largest = _mm512_fmadd_ps(now, base2, _mm512_load_ps(group.offset + half * 16));
-    const __mmask16 rises = _mm512_cmp_ps_mask(before, none, _CMP_EQ_OQ) |
-                            _mm512_cmp_ps_mask(largest, _mm512_set1_ps(LIMIT), _CMP_GT_OQ);
+    const __mmask16 rises =
+        _mm512_cmp_ps_mask(before, none, _CMP_EQ_OQ) | _mm512_cmp_ps_mask(largest, _mm512_set1_ps(LIMIT), _CMP_GT_OQ);
     const __m512 reference = _mm512_mask_mov_ps(before, rises, now);
     // A row without a visible key so far keeps -inf; 0 in its place keeps NaN out of the differences.
     const __mmask16 seen = _mm512_cmp_ps_mask(reference, none, _CMP_NEQ_UQ);
@@ -262,8 +262,8 @@ void add_values(const Scratch& x, int64_t u, int64_t C, int64_t step, int64_t en
   for (; step < end; ++step) {
     char* to = reinterpret_cast<char*>(o + step * 32);
     multiply(unit.stages, reinterpret_cast<const char*>(block.p), STAGE * 2, ROWS * STAGE * 2,
-             x.v + value_tiles(unit.key, step * 32, C), 2 * TILE_BYTES, {to, o_row * 4}, unit.first ? nullptr : to, last,
-             soft);
+             x.v + value_tiles(unit.key, step * 32, C), 2 * TILE_BYTES, {to, o_row * 4}, unit.first ? nullptr : to,
+             last, soft);
   }
 }
 

@@ -68,41 +68,54 @@ struct Bf16Products {
 
 #if defined(GLM4V_ISA_amx)
 
+// Keys of the next block, fetched into the second-level cache in the order in which they lie, all heads of a task: what
+// the tile loads ask for is one line of every row. Values are left to the hardware, which follows them well enough:
+// fetching them too is slower from the last-level cache.
+struct KeysAhead {
+  int64_t heads = 1;  // whose rows of a key are one stretch of memory
+  void find(const KvCacheArgs& a, const KvCacheTask& task, const GroupRows<bf16, 8>&, int64_t) {
+    heads = a.k.head == a.dim ? task.head_end - task.head_begin : 1;
+  }
+  void clear() {}
+};
+
 // S^T [16 keys][16 rows] = K [16 keys][32 of D] q: K tiles are loaded from the cache as they lie. values [rows][D] += P
 // V with P [16 rows][32 keys] and V as pairs of keys, 16 of D to a tile. Four products are in flight at a time: one
 // takes 52 cycles, a new one starts in 16.
 struct TileProducts : Bf16Products<128> {
   static constexpr int64_t STEPS = KEYS / 32, PART = 64;  // keys to a product; of D to a pass over the values
   using Bf16Products::Bf16Products;
-  NothingAhead<bf16, KEYS> ahead;  // the products fetch the next block's rows of the same place in it
+  KeysAhead ahead;
   Tiles tiles;
   alignas(64) uint32_t v[2][4][256];  // 32 keys of a part as tiles, for this step and the next
   alignas(64) uint32_t weights[STEPS][256];
 
   void scores(const Block& block, int64_t h, const Head& head, float* s) {
+    // What falls to a product: so many rows of its group, of so many lines.
+    const int64_t parts = ahead.heads * (dim / STEP), rows = (KV_GROUP + parts - 1) / parts;
+    const int64_t lines = (ahead.heads * a.dim + STEP - 1) / STEP, stride = a.k.row;
+    const int64_t first = ahead.heads > 1 ? h * (KV_GROUP / ahead.heads) * stride : h * a.k.head;
     for (int64_t g = 0; g < block.groups; g += 4) {
       Rows<bf16> k[4];
-      const bf16* next[4];
       for (int64_t i = 0; i < 4; ++i) {
         const bool exists = g + i < block.groups;
         k[i] = exists ? bf16_rows(block, g + i, block.rows.k[g + i] + h * a.k.head, a.k.row) : k[i - 1];
-        next[i] = block.next.k[g + i] + h * a.k.head;
       }
       tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
       for (int64_t d = 0; d < dim; d += STEP) {
         tile_load<4>(head.q + d / 2 * KV_TILE, 64);
         tile_load<5>(k[0].data + d, k[0].stride * 2);
         tile_product<0, 5, 4>();
-        fetch(next[0] + d, a.k.row);
+        fetch(block.next.k[g + 0] + first + d / STEP * rows * stride, rows, lines, stride);
         tile_load<6>(k[1].data + d, k[1].stride * 2);
         tile_product<1, 6, 4>();
-        fetch(next[1] + d, a.k.row);
+        fetch(block.next.k[g + 1] + first + d / STEP * rows * stride, rows, lines, stride);
         tile_load<5>(k[2].data + d, k[2].stride * 2);
         tile_product<2, 5, 4>();
-        fetch(next[2] + d, a.k.row);
+        fetch(block.next.k[g + 2] + first + d / STEP * rows * stride, rows, lines, stride);
         tile_load<6>(k[3].data + d, k[3].stride * 2);
         tile_product<3, 6, 4>();
-        fetch(next[3] + d, a.k.row);
+        fetch(block.next.k[g + 3] + first + d / STEP * rows * stride, rows, lines, stride);
       }
       float* to = s + g * KV_GROUP * KV_TILE;  // groups that do not exist leave what nobody reads
       tile_store<0>(to, 64), tile_store<1>(to + 256, 64), tile_store<2>(to + 512, 64), tile_store<3>(to + 768, 64);
@@ -150,9 +163,9 @@ struct TileProducts : Bf16Products<128> {
   }
 
  private:
-  static void fetch(const bf16* p, int64_t row) {
-#pragma GCC unroll 16
-    for (int i = 0; i < KV_GROUP; ++i) prefetch(p + i * row);
+  static void fetch(const bf16* p, int64_t rows, int64_t lines, int64_t stride) {
+    for (; rows > 0; --rows, p += stride)
+      for (int64_t i = 0; i < lines; ++i) __builtin_prefetch(p + i * STEP, 0, 2);
   }
 
   // Columns [d, d + PART) of the 32 keys of a step as tiles [pair][16].
@@ -165,16 +178,13 @@ struct TileProducts : Bf16Products<128> {
         return;
       }
       const bf16* from = rows[g].data + d;
-      const bf16* next = block.next.v[g] + h * a.v.head + d;
       const bool wide = d + PART <= dim;
 #pragma GCC unroll 8
       for (int64_t i = 0; i < KV_GROUP; i += 2, pair += 16) {
         const bf16 *even = from + i * rows[g].stride, *odd = even + rows[g].stride;
         zip(even, odd, pair);
-        prefetch(next + i * a.v.row), prefetch(next + (i + 1) * a.v.row);
         if (wide) {
           zip(even + STEP, odd + STEP, pair + 512);
-          prefetch(next + i * a.v.row + STEP), prefetch(next + (i + 1) * a.v.row + STEP);
         }
       }
     }
