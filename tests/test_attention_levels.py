@@ -4,7 +4,7 @@ import pytest
 import torch
 from packed_samples import MASKS, assert_definition, sample
 
-from glm4v_ext import flash_attn_func, flash_attn_varlen_func, reference
+from glm4v_ext import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache, reference
 from glm4v_ext.testing import DTYPES, forced_isa, isa_levels, outputs_and_grads
 
 
@@ -76,6 +76,34 @@ def test_few_and_large_scores(rows, keys, dim, dtype, level):
             assert (median <= 2).all(), median
         else:
             assert_definition(draw(), flash_attn_func, reference.flash_attn_func, softmax_scale=1.0)
+
+
+@pytest.mark.parametrize("level", isa_levels())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("options", [{}, {"causal": True}, {"window_size": (100, 20)}, {"softcap": 30.0}], ids=str)
+@pytest.mark.parametrize("slope", [6.0, -6.0])
+def test_rising_scores(slope, options, dtype, level):
+    """Later keys outweigh all before them by far more than a float holds, or are nothing beside them."""
+    lengths = [300, 41]
+    q, k, v, *rest = sample((lengths, lengths), 4, 2, 64, dtype)
+    ramp = torch.cat([torch.linspace(0, slope, n) for n in lengths])[:, None, None]
+    with forced_isa(level):
+        assert_definition([(1 + 0.1 * q).to(dtype), (0.1 * k + ramp).to(dtype), v, *rest], **options)
+
+
+@pytest.mark.parametrize("level", isa_levels())
+def test_denormals_come_back(level):  # inside, results below 2^-126 are flushed
+    def third(x):
+        return x / 3
+
+    x = torch.full((64,), torch.finfo(torch.float32).tiny)
+    expected = third(x)
+    assert (expected > 0).all()
+    q = torch.randn(1, 40, 2, 64, requires_grad=True)
+    with forced_isa(level):
+        flash_attn_func(q, q, q).sum().backward()
+        flash_attn_with_kvcache(q.detach()[:, :1], q.detach(), q.detach())
+    assert torch.equal(third(x), expected)
 
 
 @pytest.mark.parametrize("level", isa_levels())
