@@ -270,6 +270,7 @@ void add_values(const Scratch& x, int64_t u, int64_t C, int64_t step, int64_t en
 // The stages of all units, and two more that finish what is under way.
 template <int RATE>
 void run_units(const FlashAttnForward& args, int64_t n, int64_t first_key, int64_t C, float c, const Scratch& x) {
+  if (n == 0) return;
   const int64_t steps = C / 32, q_row = C + 32;
   const auto stages_of = [&](int64_t u) -> int64_t { return u >= 0 && u < n ? x.units[u].stages : 1; };
   Pending last = {x.spill, 64};
