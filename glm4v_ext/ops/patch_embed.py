@@ -50,11 +50,12 @@ def _setup(ctx, inputs, output) -> None:
 
 def _backward(ctx, dout: Tensor):
     patches, weight = ctx.saved_tensors
+    x, w = patches, weight.flatten(1)
     if ctx.still:
         frames = patches.reshape(patches.shape[0], *weight.shape[1:])  # [P, 3, F, h, w]
-        x, w = frames[:, :, 0].flatten(1), weight.sum(2).flatten(1)
-    else:
-        x, w = patches, weight.flatten(1)
+        x = frames[:, :, 0].flatten(1)
+        if ctx.needs_input_grad[0]:  # alone wants the folded weight; images rarely do
+            w = weight.sum(2).flatten(1)
     dpatches, dweight, dbias = linear_backward(dout, x, w, ctx.needs_input_grad)
     if ctx.still and dpatches is not None:
         dfirst = dpatches.view_as(frames[:, :, 0])

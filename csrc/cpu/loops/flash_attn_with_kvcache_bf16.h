@@ -141,9 +141,9 @@ struct TileProducts : Bf16Products<128> {
       const bool wide = d + PART <= dim;
       tile_load<0>(to, 64), tile_load<1>(to + 256, 64);
       if (wide) tile_load<2>(to + 512, 64), tile_load<3>(to + 768, 64);
-      interleave(block, h, rows, 0, d, v[0]);
+      interleave(block, rows, 0, d, v[0]);
       for (int64_t i = 0; i < steps; ++i) {
-        if (i + 1 < steps) interleave(block, h, rows, i + 1, d, v[(i + 1) % 2]);
+        if (i + 1 < steps) interleave(block, rows, i + 1, d, v[(i + 1) % 2]);
         const uint32_t (*from)[256] = v[i % 2];
         tile_load<4>(weights[i], 64);
         tile_load<5>(from[0], 64);
@@ -169,7 +169,7 @@ struct TileProducts : Bf16Products<128> {
   }
 
   // Columns [d, d + PART) of the 32 keys of a step as tiles [pair][16].
-  void interleave(const Block& block, int64_t h, const Rows<bf16>* rows, int64_t step, int64_t d, uint32_t (*to)[256]) {
+  void interleave(const Block& block, const Rows<bf16>* rows, int64_t step, int64_t d, uint32_t (*to)[256]) {
     for (int64_t half = 0; half < 2; ++half) {
       const int64_t g = step * 2 + half;
       uint32_t* pair = to[0] + half * 128;
