@@ -33,8 +33,9 @@ struct FlashAttnArgs {
 struct FlashAttnForward : FlashAttnArgs {
   void* out;   // [Tq, H, D] contiguous
   float* lse;  // [H, Tq], natural logarithm; -inf where a row sees no key (its out is zero)
-  // [H, Tq] for backward: largest score of a row, raw (q . k) or capped, and the sum of exp(score - maximum) over its
-  // keys; -inf and 0 where it sees none. From these backward repeats P to the bit, which one fp32 lse does not give.
+  // [H, Tq] for backward: largest score of a row, raw (q . k) or capped (on tiles, one at most 2^16 in weight below
+  // it), and the sum of exp(score - maximum) over its keys; -inf and 0 where it sees none. From these backward repeats
+  // P to the bit, which one fp32 lse does not give.
   float *maximum, *sum;
 };
 
