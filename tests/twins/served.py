@@ -19,6 +19,7 @@ import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
+from glm4v_ext import build_info
 from glm4v_ext import triton as twins
 
 ON_GPU = "--device=cuda" in sys.argv
@@ -71,7 +72,8 @@ def with_native_statistics(twin, native):
         out, lse, statistics = twin(*arguments)
         _, expected, native_statistics = native.call_boxed(keys, *arguments)
         close = {"rtol": 1e-4, "atol": 1e-4, "equal_nan": True}
-        if not ON_GPU:  # there each kernel has its own score that weights are relative to
+        on_tiles = arguments[0].dtype == torch.bfloat16 and build_info()["isa"] == "amx"
+        if not (ON_GPU or on_tiles):  # there each kernel has its own score that weights are relative to
             torch.testing.assert_close(statistics, native_statistics, **close)
         if not (ON_GPU and torch.cuda.is_current_stream_capturing()):  # there are no values yet
             torch.testing.assert_close(lse, expected, **close)
