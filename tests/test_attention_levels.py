@@ -69,9 +69,8 @@ def test_few_and_large_scores(rows, keys, dim, dtype, level):
         return [torch.randn(16, length, 4, dim).to(dtype) for length in (rows, keys, keys)]
 
     with forced_isa(level):
-        if (
-            dtype == torch.float32 and rows <= 8
-        ):  # one draw's largest error is a matter of luck, and of torch's products
+        if dtype == torch.float32 and rows <= 8:
+            # One draw's largest error is a matter of luck, and of torch's products.
             median = median_ratios(draw, 9, softmax_scale=1.0)
             assert (median <= 2).all(), median
         else:

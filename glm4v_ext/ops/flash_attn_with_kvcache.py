@@ -44,7 +44,7 @@ def flash_attn_with_kvcache(
     Sequence ``b`` sees its keys from ``cache_leftpad[b]`` to before ``cache_seqlens[b] + Sn``. With ``causal``, query
     ``i`` sees those up to and with ``cache_seqlens[b] + Sn - Sq + i`` (bottom-right aligned). ``k`` and ``v`` are
     first written into the caches, in place, behind the ``cache_seqlens[b]`` keys that are there. A query that sees no
-    key gives zeros.
+    key gives zeros. On x86 CPUs values below 2^-126 become 0 inside.
 
     Args:
         q: ``[B, Sq, H, D]``, float32, bfloat16 or float16; D up to 256; H a multiple of K.
