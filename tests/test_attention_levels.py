@@ -19,7 +19,9 @@ def test_isa_levels(level, dtype, options, dim):
 
 @pytest.mark.parametrize("level", isa_levels())
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("options", [{"causal": True}, {"window_size": (400, 90), "softcap": 5.0}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"causal": True}, {"window_size": (400, 90), "softcap": 5.0}, {"window_size": (30, 20)}], ids=str
+)
 def test_long_and_short_sequences(level, dtype, options):  # beyond 1024 rows backward takes larger key blocks
     with forced_isa(level):
         assert_definition(sample(([40, 1031, 7], [601, 805, 7]), 2, 1, 40, dtype), **options)

@@ -25,6 +25,7 @@ namespace {
 
 constexpr int64_t PACKED_KEYS = 1024;  // keys packed at a time: K and V of head dim 128 take 512 KiB of the L2 cache
 constexpr int64_t TASK_ROWS = 1024;    // rows that share a packing
+constexpr int64_t KEYS = 128;          // of a block
 constexpr int64_t STAGE = 32;          // keys of a stage
 constexpr float LIMIT = 16;            // weights are at most 2^16
 
@@ -262,8 +263,8 @@ void add_values(const Scratch& x, int64_t u, int64_t C, int64_t step, int64_t en
   for (; step < end; ++step) {
     char* to = reinterpret_cast<char*>(o + step * 32);
     multiply(unit.stages, reinterpret_cast<const char*>(block.p), STAGE * 2, ROWS * STAGE * 2,
-             x.v + value_tiles(unit.key, step * 32, C), 2 * TILE_BYTES, {to, o_row * 4}, unit.first ? nullptr : to,
-             last, soft);
+             x.v + value_tiles(KEYS, unit.key, step * 32, C), 2 * TILE_BYTES, {to, o_row * 4},
+             unit.first ? nullptr : to, last, soft);
   }
 }
 
@@ -394,7 +395,7 @@ void flash_attn_tiles_task(const FlashAttnForward& args, const FlashAttnTask& ta
   for (int64_t from = begin / PACKED_KEYS * PACKED_KEYS; from < end; from += PACKED_KEYS) {
     const int64_t to = least(from + PACKED_KEYS, Lk);
     pack_keys(head_of(args.k, key_token + from, task.kv_head), to - from, args.dim, C, x.k);
-    pack_values(head_of(args.v, key_token + from, task.kv_head), to - from, args.dim, C, x.v);
+    pack_values(head_of(args.v, key_token + from, task.kv_head), KEYS, to - from, args.dim, C, x.v);
     // About as many products in a stage as slots that its softmax takes.
     const auto run = C > 96 ? run_units<1> : C > 32 ? run_units<2> : run_units<4>;
     run(args, list_units(groups, x.groups, from, to, x.units), from, C, c, x);

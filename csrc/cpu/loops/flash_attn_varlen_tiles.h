@@ -7,7 +7,7 @@
 namespace glm4v::amx {
 namespace {
 
-constexpr int64_t ROWS = 32, KEYS = 128;
+constexpr int64_t ROWS = 32;
 constexpr float LOG2E = 1.44269504088896340736f, LN2 = 0.69314718055994530942f;
 constexpr float INF = __builtin_inff();
 
@@ -48,16 +48,16 @@ inline void pack_keys(const Head& k, int64_t n, int64_t D, int64_t C, char* out)
       }
 }
 
-// Bytes from the packed V to the pair of tiles at a key and a d, multiples of 32.
-GLM4V_INLINE int64_t value_tiles(int64_t key, int64_t d, int64_t C) {
-  return (key / KEYS * KEYS * C + d * KEYS + key % KEYS * 32) * static_cast<int64_t>(sizeof(bf16));
+// Bytes from V, packed in blocks of keys, to the pair of tiles at a key and a d, all multiples of 32.
+GLM4V_INLINE int64_t value_tiles(int64_t block, int64_t key, int64_t d, int64_t C) {
+  return (key / block * block * C + d * block + key % block * 32) * static_cast<int64_t>(sizeof(bf16));
 }
 
 // n rows of V as B tiles of P V: [block][pair of tiles along d][step of 32 keys][2][16 pairs of keys][16 of d].
-inline void pack_values(const Head& v, int64_t n, int64_t D, int64_t C, char* packed) {
+inline void pack_values(const Head& v, int64_t block, int64_t n, int64_t D, int64_t C, char* packed) {
   for (int64_t key = 0; key < n; key += 32)
     for (int64_t d = 0; d < C; d += 32) {
-      char* out = packed + value_tiles(key, d, C);
+      char* out = packed + value_tiles(block, key, d, C);
       const __mmask32 lanes = first_lanes(D - d);
       const bf16* row = v.data + key * v.row + d;
       for (int64_t i = 0; i < 32; i += 2) {
@@ -118,12 +118,12 @@ GLM4V_INLINE void step(const char* a, int64_t a_stride, const char* b, const Pen
 }
 
 // to [32 rows, 32 columns] = (init or 0) + A B, left in the registers. `between` has slots of vector work that fill the
-// time of the tile unit, as long as it is busy().
-template <class Between>
+// time of the tile unit, as long as it is busy(); LATE after the first step, which stores the last product.
+template <bool LATE = false, class Between>
 GLM4V_INLINE void multiply(int64_t steps, const char* a, int64_t a_stride, int64_t a_step, const char* b,
                            int64_t b_step, const Pending& to, const char* init, Pending& last, Between& between) {
   Idle idle;
-  if (between.busy())
+  if (!LATE && between.busy())
     step<true>(a, a_stride, b, last, init, to.stride, between);
   else
     step<true>(a, a_stride, b, last, init, to.stride, idle);
