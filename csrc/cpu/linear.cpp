@@ -3,6 +3,7 @@
 #include "cpu/linear.h"
 
 #include <array>
+#include <functional>
 #include <numeric>
 
 #include "cpu/loops/linear.h"
@@ -31,16 +32,22 @@ constexpr int64_t fresh_bytes = 32 << 20;
 
 Tensor torch_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
-  sizes.back() = weight.size(0);
-  const int64_t values = x.size(x.dim() - 1) == 0 ? 0 : x.numel() / x.size(x.dim() - 1) * sizes.back();
-  if (values * x.element_size() <= fresh_bytes) {
-    std::array<StableIValue, 3> stack{from(x), from(weight), from(bias)};
-    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
+  const int64_t k = sizes.back(), n = sizes.back() = weight.size(0);
+  const int64_t rows = std::accumulate(sizes.begin(), sizes.end() - 1, int64_t{1}, std::multiplies<>());
+  const auto call = [](const char* name, const char* overload, auto... arguments) {
+    std::array<StableIValue, sizeof...(arguments)> stack{from(arguments)...};
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
     return to<Tensor>(stack[0]);
+  };
+  if (rows * n * x.element_size() > fresh_bytes) {
+    using torch::stable::reshape;
+    const Tensor out = empty(x, sizes);
+    call("aten::linear", "out", reshape(x, {rows, k}), weight, bias, reshape(out, {rows, n}));
+    return out;
   }
-  std::array<StableIValue, 4> stack{from(x), from(weight), from(bias), from(empty(x, sizes))};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "out", stack.data(), TORCH_ABI_VERSION));
-  return to<Tensor>(stack[0]);
+  const Tensor out = call("aten::linear", "", x, weight, bias);
+  // Of more than two dims with a bias it is a view, which autograd lets no one change in place.
+  return bias && x.dim() > 2 ? call("aten::_unsafe_view", "", out, sizes) : out;
 }
 
 Tensor few_rows_linear(DType dtype, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {

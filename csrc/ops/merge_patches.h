@@ -6,12 +6,13 @@ namespace glm4v {
 
 struct MergePatchesShape {
   int64_t blocks, width, out_width;
+  DType dtype;
 };
 
 inline MergePatchesShape check_merge_patches(const Tensor& x,       // [P, C]
                                              const Tensor& weight,  // [O, C, 2, 2]
                                              const Tensor& bias) {  // [O]
-  check_float("merge_patches", "x", x);
+  const DType dtype = check_float("merge_patches", "x", x);
   check_shape("merge_patches", "x", x, {-1, -1}, "[P, C]");
   check(x.size(0) % 4 == 0, "merge_patches: x must be [P, C] with P a multiple of 4, got ", shape_text(x));
   check_shape("merge_patches", "weight", weight, {-1, x.size(1), 2, 2}, "[O, C, 2, 2]");
@@ -20,7 +21,7 @@ inline MergePatchesShape check_merge_patches(const Tensor& x,       // [P, C]
   check_same_dtype("merge_patches", "bias", bias, "x", x);
   check_same_device("merge_patches", "weight", weight, "x", x);
   check_same_device("merge_patches", "bias", bias, "x", x);
-  return {x.size(0) / 4, x.size(1), weight.size(0)};
+  return {x.size(0) / 4, x.size(1), weight.size(0), dtype};
 }
 
 // The product that merges the patches: x [P/4, 4C], weight [O, 4C], in one order of the 4C.
@@ -30,7 +31,7 @@ struct MergeProduct {
 
 inline MergeProduct merge_product(const MergePatchesShape& shape, const Tensor& x, const Tensor& weight) {
   using torch::stable::reshape, torch::stable::transpose;
-  const auto [blocks, width, out_width] = shape;
+  const auto [blocks, width, out_width, dtype] = shape;
   // A weight in channels_last holds its rows in the patches' own order; otherwise the patches, which are the smaller
   // of the two, take the weight's.
   const Tensor by_patch = transpose(transpose(weight, 1, 2), 2, 3);  // [O, 2, 2, C]

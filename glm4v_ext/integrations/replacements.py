@@ -222,6 +222,8 @@ class RotaryEmbedding(Replacement):
         return rotary.Rotary(self.config.rope_parameters["rope_theta"])
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, rotary.Rotary]:
+        if not served(x):
+            raise RuntimeError(f"enable: the model has become {x.dtype}: enable(model) again leaves it alone")
         return position_ids.to(x.device), self.settings()
 
 

@@ -51,8 +51,7 @@ OPS = ("flash_attn", *dict.fromkeys(hook.op for hook in HOOKS))
 
 _one_at_a_time = threading.Lock()  # threads that load a model each may enable at once
 _mapped: dict[str, type[nn.Module]] = {}  # the towers whose patch mappings are ours
-# Enabled towers and heads, and what a tower's attention was.
-_enabled: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
+_enabled: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # towers and heads
 # Modules whose forward another library has wrapped while it was ours.
 _wrapped_as_ours: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
@@ -163,7 +162,7 @@ def _install(part: nn.Module, ops: frozenset[str], loading: bool = False) -> Non
     for op, called in ("flash_attn", ATTENTIONS), ("rope", ATTENTIONS + ROTARY_EMBEDDINGS):
         if op in ops and (reason := _of_others(part, called)):
             unfit.setdefault(op, reason)
-    _enabled[part] = None
+    _enabled.add(part)
     if "flash_attn" in ops - unfit.keys() and (reason := _change_attention(part, loading)):
         unfit["flash_attn"] = reason
     for op in ops - unfit.keys():
@@ -187,9 +186,9 @@ def _restore(part: nn.Module) -> None:
         else:  # a class made of ours, as parametrizations and FSDP do: without it what they keep is lost
             name = f"{type(module).__name__}, which another library has made of {type(module).stock.__name__}"
             warnings.warn(f"glm4v_ext leaves {name}, as it is", stacklevel=3)
-    before = _enabled.pop(part, None)
+    _enabled.discard(part)
     if _is_tower(part):
-        _restore_attention(part, before)
+        _restore_attention(part, vars(part).pop("attention_before", None))
 
 
 def _unserved(part: nn.Module) -> str | None:
@@ -250,11 +249,11 @@ def _change_attention(tower: Any, loading: bool) -> str | None:
     if loading and config._attn_implementation not in ("sdpa", TEXT_ATTENTION):
         return f"attn_implementation is {config._attn_implementation!r}, as asked for"
     if type(tower).__name__.endswith("TextModel"):
-        _enabled[tower] = config._attn_implementation
+        tower.attention_before = config._attn_implementation  # where copies of the model have it, too
         config._attn_implementation = TEXT_ATTENTION
     else:
         # A name with "flash" is refused where a model is made from a configuration: the caller's stays as it is.
-        _enabled[tower] = config
+        tower.attention_before = config
         own = copy.deepcopy(config)
         own._attn_implementation = VISION_ATTENTION
         _give_config(tower, own)
@@ -268,7 +267,7 @@ def _restore_attention(tower: Any, before: Any) -> None:
         if name not in (TEXT_ATTENTION, VISION_ATTENTION):  # chosen since
             before._attn_implementation = name
     elif name in (TEXT_ATTENTION, VISION_ATTENTION):
-        tower.config._attn_implementation = before or "sdpa"  # a copy of an enabled model knows of no earlier one
+        tower.config._attn_implementation = before or "sdpa"  # asked for by name, with nothing enabled
 
 
 def _give_config(tower: Any, config: Any) -> None:

@@ -98,6 +98,16 @@ def test_a_large_output():
     torch.testing.assert_close(linear(x, weight, bias), reference.linear(x, weight, bias))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 3, 8), (2, 40, 64), (3, 700, 16), (2, 3, 0)])
+def test_outputs_may_be_changed_in_place(shape, dtype):
+    x, weight, bias = sample((1, shape[-1], 5000, True), dtype)
+    y = linear(x.expand(*shape).contiguous(), weight.requires_grad_(), bias)
+    expected = y.detach() + 1
+    y += 1
+    assert torch.equal(y, expected)
+
+
 def test_few_rows_of_a_view():
     x, weight = torch.randn(5, 300)[:, ::3], torch.randn(40, 250)[::2, 50:150]
     assert_as_accurate(linear, reference.linear, [x, weight])
