@@ -1,8 +1,9 @@
 """Two runs of the benchmarks: what became slower, with confidence. ``python -m bench compare A.json B.json``.
 
 A change is the ratio of the medians of our time in B and in A; its interval comes from resampling the rounds of both
-(bootstrap, 95 %). It is a regression where the whole interval lies beyond the threshold, and then the exit code is 1.
-Machines drift: with ``--relative`` our time is taken over the baseline's of the same round, which drifts along.
+(bootstrap, 95 %). It is a regression where the whole interval lies beyond the threshold, and then the exit code is 1;
+where no row has the rounds to tell, it is 2. Machines drift: with ``--relative`` our time is taken over the baseline's
+of the same round, which drifts along.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ class Change:
     high: float
 
     def verdict(self, threshold: float) -> str:
+        if np.isnan(self.low):
+            return "undecided"
         if self.low > 1 + threshold:
             return "slower"
         return "faster" if self.high < 1 / (1 + threshold) else ""
@@ -117,8 +120,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("bench compare: --relative must find a baseline that both runs have, got none", file=sys.stderr)
         return 2
     show(changes, rows_a, rows_b, asked.threshold)
-    slower = [name for name, (ours, _) in changes.items() if ours.verdict(asked.threshold) == "slower"]
-    print(f"{len(changes)} rows, {len(slower)} slower by more than {asked.threshold:.0%}")
+    verdicts = [ours.verdict(asked.threshold) for ours, _ in changes.values()]
+    slower, undecided = verdicts.count("slower"), verdicts.count("undecided")
+    told = f", {undecided} undecided: fewer than {LEAST_ROUNDS} rounds" if undecided else ""
+    print(f"{len(changes)} rows, {slower} slower by more than {asked.threshold:.0%}{told}")
+    if undecided == len(changes):
+        print(f"bench compare: runs must have rows of {LEAST_ROUNDS} rounds or more, got none", file=sys.stderr)
+        return 2
     return 1 if slower else 0
 
 
