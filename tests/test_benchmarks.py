@@ -112,7 +112,7 @@ def test_what_cannot_be_compared_is_said(tmp_path):
     b = [row("both", 1e6, {"glm4v_ext": 9e-3}, rounds=2), row("new", 1e6, {"glm4v_ext": 1e-3})]
     done = compare(tmp_path, a, b, threads=1)
     assert done.returncode == 2 and "(few rounds)" in done.stdout  # two rounds are no evidence
-    assert "0 slower by more than 5%, 1 undecided" in done.stdout and "rows of 3 rounds or more, got none" in done.stderr
+    assert "0 slower by more than 5%, 1 undecided" in done.stdout and "3 rounds or more, got none" in done.stderr
     assert "differ in threads: 2 and 1" in done.stdout
     assert "bench_old" in done.stdout and "bench_new" in done.stdout
     done = compare(tmp_path, a[1:], b[1:])
