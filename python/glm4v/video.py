@@ -27,7 +27,13 @@ from .source import Source, find
 
 VideoLike: TypeAlias = "str | os.PathLike[str] | bytes | Sequence[ImageLike] | np.ndarray"
 
-ASSUMED_FPS = 24  # transformers' assumption for frames without a rate
+
+def rate_of(fps: float | None) -> float:
+    """The rate that came with a sequence of frames, which has no clock of its own."""
+    if fps is None:
+        part = '{"type": "video", "video": […], "fps": …}'
+        raise InputError(f"video: fps must be given for a list of frames, as in {part}, got none")
+    return fps
 
 
 def sample_frames(times: np.ndarray, duration: float, fps: float, max_duration: float) -> np.ndarray:
@@ -146,13 +152,14 @@ def _upright(frame: av.VideoFrame) -> np.ndarray:
 class Slides:
     """Single images, shown at a rate of ``fps``."""
 
-    def __init__(self, images: Sequence[ImageLike] | np.ndarray, fps: float, allow_network: bool) -> None:
+    def __init__(self, images: Sequence[ImageLike] | np.ndarray, fps: float | None, allow_network: bool) -> None:
         self.source = Source("video", "frames", b"")
         if not is_list(images):
             found = type(images).__name__
             raise InputError(f"video: must be a path, URL, bytes or a sequence of images, got {found}")
         if isinstance(images, np.ndarray) and images.ndim != 4:  # one picture would be a film of its rows
             raise InputError(f"video: an array must be uint8 [N, H, W, 3], got {images.dtype} {list(images.shape)}")
+        fps = rate_of(fps)
         if not 0 < fps < math.inf or len(images) == 0:
             raise InputError(f"video: a sequence must have frames and a positive fps, got {len(images)} at {fps}")
         self._images, self._allow_network = images, allow_network
@@ -191,16 +198,16 @@ class Video:
 
         Args:
             source: a file's path, URL or bytes; or frames as a sequence of images or uint8 ``[N, H, W, 3]``.
-            fps: rate of a sequence of frames, which has no clock of its own.
+            fps: rate of a sequence of frames, which must have one; files carry their own frame times.
             sample_fps: frames wanted per second.
             max_duration: seconds up to which ``sample_fps`` holds.
             allow_network: whether http(s) URLs are fetched.
 
         Raises:
-            InputError: not a video, damaged, or without frames.
+            InputError: not a video, damaged, without frames, or frames without a rate.
         """
         if not isinstance(source, str | bytes | os.PathLike):
-            self.reader: Reader = Slides(source, ASSUMED_FPS if fps is None else fps, allow_network)
+            self.reader: Reader = Slides(source, fps, allow_network)
         elif fps is None:
             self.reader = Film(find("video", source, allow_network))
         else:

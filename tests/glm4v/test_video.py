@@ -142,7 +142,10 @@ def test_frames_with_a_rate(photos, tmp_path):
         assert video.indices.tolist() == [0, 4, 8, 12, 16, 16] == transformers_frames(20, 8)
         assert video.timestamps == [0, 0.5, 1, 1.5, 2, 2]
         assert np.array_equal(video.frames(60, 80), stack[video.indices])
-    assert Video(stack).timestamps == [0.0, 0.0]  # without a rate: 24 frames per second
+    without = r'^video: fps must be given for a list of frames, as in \{"type": "video", "video": \[…\], "fps": …\}, got none$'
+    for frames in (stack, list(stack), files):  # transformers raises too
+        with pytest.raises(InputError, match=without):
+            Video(frames)
     with pytest.raises(InputError, match="video: frames must all be 80×60, frame 4 is 60×60"):
         Video([*stack[:4], stack[4][:, :60], *stack[5:]], fps=8).frames(60, 80)
 
@@ -176,7 +179,6 @@ def test_bad_videos_are_one_line(film, tmp_path, photos):
         (7, "must be a path, URL, bytes or a sequence of images, got int"),
         (np.zeros((), np.uint8), "must be a path, URL, bytes or a sequence of images, got ndarray"),
         (photos[0], r"an array must be uint8 \[N, H, W, 3\], got uint8 \[427, 640, 3\]"),
-        ([], r"a sequence must have frames and a positive fps, got 0 at 24"),
     ]:
         with pytest.raises(InputError, match=f"^video: {text}[^\n]*$"):
             Video(source)
@@ -185,6 +187,8 @@ def test_bad_videos_are_one_line(film, tmp_path, photos):
     for fps in (0, -1, math.nan, math.inf):
         with pytest.raises(InputError, match=f"positive fps, got 1 at {fps}"):
             Video([photos[0]], fps=fps)
+    with pytest.raises(InputError, match="^video: a sequence must have frames and a positive fps, got 0 at 24$"):
+        Video([], fps=24)
 
 
 def test_bytes_name_no_local_files(film, monkeypatch):
