@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -92,6 +93,7 @@ class Film:
                     known.append((packet.pts, packet.duration or 0))
             known.sort()
             rate, tick = stream.average_rate, stream.time_base or Fraction(1)
+            stated = _seconds(stream.metadata.get("DURATION"))
         if not known or not (self.height and self.width):
             raise source.error("has no frames with a time and a size")
         if present < promised:
@@ -99,7 +101,9 @@ class Film:
         self._pts = [pts for pts, _ in known]  # in ticks of the file's own clock
         # FLV and browsers' recordings say of no frame how long it lasts: the last one, as long as the one before it.
         last = known[-1][1] or known[-1][0] - known[-2:][0][0]
-        span = (known[-1][0] + last - known[0][0]) * tick
+        span, end = (known[-1][0] + last - known[0][0]) * tick, (known[-1][0] + last) * tick
+        if end < stated - 3 * span / len(known):  # a few frames: writers count the last one's time in their own ways
+            raise source.error(f"is cut off: {float(end):.1f} of {stated:.1f} seconds are there")
         # Some containers round times to milliseconds; where the frame rate explains them, it is the exact duration.
         exact = len(known) / rate if rate else span
         self.duration = float(exact if abs(exact - span) <= 2 * tick else span)
@@ -135,6 +139,12 @@ class Film:
         except (av.FFmpegError, OSError) as error:
             reason = getattr(error, "strerror", None) or error
             raise self.source.error(f"cannot be read as a video: {reason}") from None
+
+
+def _seconds(clock: str | None) -> float:
+    """A time as Matroska's tags have it, ``01:02:03.4``; 0 where there is none."""
+    match = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", clock or "")
+    return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3]) if match else 0
 
 
 def _upright(frame: av.VideoFrame) -> np.ndarray:

@@ -209,3 +209,11 @@ def test_a_film_that_is_cut_off(photos, tmp_path):
     whole = path.read_bytes()
     with pytest.raises(InputError, match=r"^video: \d+ bytes: is cut off: \d+ of 48 frames are there$"):
         Video(whole[: len(whole) // 2])
+
+
+@pytest.mark.parametrize(("name", "codec"), [("film.mkv", "mpeg4"), ("film.webm", "libvpx")])
+def test_matroska_that_is_cut_off(name, codec, film):
+    whole = film(name, codec=codec, size=(320, 240)).read_bytes()
+    assert Video(whole).num_frames == 4
+    with pytest.raises(InputError, match=r"^video: \d+ bytes: is cut off: [01]\.\d of 2\.0 seconds are there$"):
+        Video(whole[: len(whole) * 4 // 5])
