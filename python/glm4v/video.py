@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeAlias
 import av
 import numpy as np
 from av.container import InputContainer
+from av.format import Flags
 from PIL import Image
 
 from .errors import InputError
@@ -86,7 +87,7 @@ class Film:
             stream = container.streams.video[0]
             self.height, self.width = stream.codec_context.height, stream.codec_context.width
             promised, present, known = len(stream.index_entries), 0, []
-            for packet in container.demux(stream):
+            for packet in _packets(container):
                 present += packet.size > 0
                 # Packets flagged to be discarded lie outside the file's edit list: no frame comes of them.
                 if packet.size and packet.pts is not None and not packet.is_discard:
@@ -113,9 +114,8 @@ class Film:
     def read(self, indices: np.ndarray) -> Iterator[np.ndarray]:
         wanted, done = [self._pts[index] for index in indices], 0
         with self._opened() as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            for frame in container.decode(stream):
+            container.streams.video[0].thread_type = "AUTO"
+            for frame in (frame for packet in _packets(container) for frame in packet.decode()):
                 if frame.pts is None or frame.pts < wanted[done]:
                     continue
                 upright = _upright(frame)
@@ -139,6 +139,22 @@ class Film:
         except (av.FFmpegError, OSError) as error:
             reason = getattr(error, "strerror", None) or error
             raise self.source.error(f"cannot be read as a video: {reason}") from None
+
+
+def _packets(container: InputContainer) -> Iterator[Any]:
+    """The film's packets in the file's order. A clock that starts again, as where MPEG streams were joined end to end,
+    goes on instead; the rule is ffmpeg's."""
+    stream = container.streams.video[0]
+    restarts, ahead, due = container.format.flags & Flags.ts_discont.value, 0, None
+    for packet in container.demux(stream):
+        if restarts and packet.dts is not None:
+            if due is not None and (due - packet.dts - ahead) * packet.time_base > 0.1:
+                ahead = due - packet.dts
+            packet.dts += ahead
+            due = packet.dts + (packet.duration or 0)
+        if packet.pts is not None:
+            packet.pts += ahead
+        yield packet
 
 
 def _seconds(clock: str | None) -> float:

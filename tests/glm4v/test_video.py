@@ -114,6 +114,18 @@ def test_variable_frame_rate_goes_by_the_clock(film):
     assert np.array_equal(video.frames(64, 96), [decode_all(path)[i] for i in video.indices])
 
 
+@pytest.mark.parametrize(("name", "codec"), [("film.ts", {}), ("film.mpg", {"codec": "mpeg2video"})])
+def test_films_joined_end_to_end_go_on(name, codec, film):
+    """Each has a clock of its own, which starts again at the seam."""
+    first = film(name, **codec, count=72).read_bytes()
+    second = film(name, **codec, count=48, photo=1).read_bytes()
+    joined = Video(first + second)
+    assert np.allclose(np.diff(joined.reader.times), 1 / 24, atol=1e-4) and len(joined.reader.times) == 120
+    assert joined.indices.tolist() == transformers_frames(120, 24)
+    parts = [Video(part).frames(64, 96) for part in (first, second)]
+    assert np.array_equal(joined.frames(64, 96), np.concatenate(parts))
+
+
 def test_more_than_five_minutes(film):
     path = film(codec="mpeg4", rate=Fraction(5, 2), count=800, size=(32, 32))
     video = Video(path)  # 320 s
