@@ -30,6 +30,11 @@ from .source import Source, find
 VideoLike: TypeAlias = "str | os.PathLike[str] | bytes | Sequence[ImageLike] | np.ndarray"
 
 
+# Where a file keeps no times of showing, as AVI, FFmpeg's are wrong with these codecs: how far frames move is not known
+# before they are decoded. Decoders put them in order, so that they are counted instead.
+REORDERED = ("h264", "hevc", "vvc")
+
+
 def rate_of(fps: float | None) -> float:
     """The rate that came with a sequence of frames, which has no clock of its own."""
     if fps is None:
@@ -86,12 +91,14 @@ class Film:
         with self._opened() as container:
             stream = container.streams.video[0]
             self.height, self.width = stream.codec_context.height, stream.codec_context.width
+            self._counted = container.format.name == "avi" and stream.codec_context.name in REORDERED
             promised, present, known = len(stream.index_entries), 0, []
             for packet in _packets(container):
                 present += packet.size > 0
                 # Packets flagged to be discarded lie outside the file's edit list: no frame comes of them.
-                if packet.size and packet.pts is not None and not packet.is_discard:
-                    known.append((packet.pts, packet.duration or 0))
+                time = packet.dts if self._counted else packet.pts
+                if packet.size and time is not None and not packet.is_discard:
+                    known.append((time, packet.duration or 0))
             known.sort()
             rate, tick = stream.average_rate, stream.time_base or Fraction(1)
             stated = _seconds(stream.metadata.get("DURATION"))
@@ -99,7 +106,7 @@ class Film:
             raise source.error("has no frames with a time and a size")
         if present < promised:
             raise source.error(f"is cut off: {present} of {promised} frames are there")
-        self._pts = [pts for pts, _ in known]  # in ticks of the file's own clock
+        self._ticks = [time for time, _ in known]  # of the file's own clock
         # FLV and browsers' recordings say of no frame how long it lasts: the last one, as long as the one before it.
         last = known[-1][1] or known[-1][0] - known[-2:][0][0]
         span, end = (known[-1][0] + last - known[0][0]) * tick, (known[-1][0] + last) * tick
@@ -109,17 +116,19 @@ class Film:
         exact = len(known) / rate if rate else span
         self.duration = float(exact if abs(exact - span) <= 2 * tick else span)
         # One correctly rounded division, so that whole seconds stay whole.
-        self.times = (np.array(self._pts) - self._pts[0]) * tick.numerator / tick.denominator
+        self.times = (np.array(self._ticks) - self._ticks[0]) * tick.numerator / tick.denominator
 
     def read(self, indices: np.ndarray) -> Iterator[np.ndarray]:
-        wanted, done = [self._pts[index] for index in indices], 0
+        wanted, done = [self._ticks[index] for index in indices], 0
         with self._opened() as container:
             container.streams.video[0].thread_type = "AUTO"
-            for frame in (frame for packet in _packets(container) for frame in packet.decode()):
-                if frame.pts is None or frame.pts < wanted[done]:
+            decoded = (frame for packet in _packets(container) for frame in packet.decode())
+            for number, frame in enumerate(decoded):
+                time = self._ticks[number] if self._counted else frame.pts
+                if time is None or time < wanted[done]:
                     continue
                 upright = _upright(frame)
-                while done < len(wanted) and wanted[done] <= frame.pts:
+                while done < len(wanted) and wanted[done] <= time:
                     yield upright
                     done += 1
                 if done == len(wanted):

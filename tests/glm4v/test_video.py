@@ -126,6 +126,15 @@ def test_films_joined_end_to_end_go_on(name, codec, film):
     assert np.array_equal(joined.frames(64, 96), np.concatenate(parts))
 
 
+@pytest.mark.skipif("libx264" not in av.codecs_available, reason="no encoder")
+def test_reordered_frames_in_a_file_without_times_of_showing(film):
+    path = film("film.avi", codec="libx264", count=60)  # with B-frames
+    frames, video = decode_all(path), Video(path)  # decoders put them in order
+    assert video.indices.tolist() == transformers_frames(60, 24)
+    assert video.timestamps == [i / 24 for i in video.indices]
+    assert np.array_equal(video.frames(64, 96), [frames[i] for i in video.indices])
+
+
 def test_more_than_five_minutes(film):
     path = film(codec="mpeg4", rate=Fraction(5, 2), count=800, size=(32, 32))
     video = Video(path)  # 320 s
