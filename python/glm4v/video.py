@@ -142,6 +142,8 @@ class Film:
         protocols = {"protocol_whitelist": "none" if isinstance(self.source.data, bytes) else "file"}
         try:
             with av.open(self.source.open(), container_options=protocols, metadata_errors="replace") as container:
+                if container.format.name == "tty":  # FFmpeg would film a terminal that prints it
+                    raise self.source.error("is a text, not a video")
                 if not container.streams.video or container.streams.video[0].codec_context is None:
                     raise self.source.error("has no video stream in a known format")
                 yield container

@@ -190,9 +190,12 @@ def test_bad_videos_are_one_line(film, tmp_path, photos):
         file.writeframes(bytes(1600))
     playlist = tmp_path / "list.m3u8"
     playlist.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n")
+    notes = tmp_path / "notes.txt"
+    notes.write_text("Not a film.\n" * 500)
     for source, text in [
         (tmp_path / "nowhere.mp4", ".*nowhere.mp4: no such file"),
         (b"plain text", "10 bytes: cannot be read as a video: Invalid data found when processing input"),
+        (notes, ".*notes.txt: is a text, not a video"),
         (whole[: len(whole) // 2], r"\d+ bytes: cannot be read as a video: "),
         (sound, ".*sound.wav: has no video stream"),
         (playlist, ".*list.m3u8: cannot be read as a video: "),
