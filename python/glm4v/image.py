@@ -24,7 +24,7 @@ from .source import Source, find
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray"
 
-ORIENTATION = 0x0112
+BITS_PER_SAMPLE, ORIENTATION = 0x0102, 0x0112
 # By EXIF orientation; from 5 on, height and width change places.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -134,17 +134,27 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Any Pillow mode as RGB: transparency over white, sixteen-bit greys scaled to eight bits.
 
     Raises:
-        ValueError: pixels are floating-point numbers, of which nothing says how bright they are.
+        ValueError: pixels are floating-point numbers or large integers, of which nothing says how bright they are.
     """
     if image.mode == "F":
         raise ValueError("pixels must be integers of 8 or 16 bits, got floating-point numbers")
-    if image.mode == "I" or image.mode.startswith("I;16"):
+    if _has_sixteen_bits(image):
         grey = np.asarray(image).clip(0, 65535)
         image = Image.fromarray(((grey.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    elif image.mode == "I":
+        low, high = image.getextrema()
+        if low < 0 or high > 255:
+            raise ValueError(f"pixels of 32 bits must be from 0 to 255, got {low} to {high}")
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
     return image.convert("RGB")
+
+
+def _has_sixteen_bits(image: Image.Image) -> bool:
+    """Whether greys are of 0 to 65535. Of some such files Pillow makes images of 32 bits, mode I."""
+    opened = image.format in ("PNG", "PPM") or getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE) == (16,)
+    return image.mode.startswith("I;16") or (image.mode == "I" and opened)
 
 
 def _orientation(image: Image.Image) -> int:

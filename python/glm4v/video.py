@@ -29,7 +29,6 @@ from .source import Source, find
 
 VideoLike: TypeAlias = "str | os.PathLike[str] | bytes | Sequence[ImageLike] | np.ndarray"
 
-
 # Where a file keeps no times of showing, as AVI, FFmpeg's are wrong with these codecs: how far frames move is not known
 # before they are decoded. Decoders put them in order, so that they are counted instead.
 REORDERED = ("h264", "hevc", "vvc")

@@ -99,8 +99,25 @@ def test_cmyk_jpeg_and_sixteen_bits(photos):
     jpeg = Picture(stated(Image.fromarray(photo).convert("CMYK"), "JPEG", quality=95))
     assert np.abs(jpeg.pixels(64, 96).astype(int) - photo).mean() < 3
     grey = photo[..., 1].astype(np.uint16)
-    for kind in ("PNG", "TIFF"):
+    for kind in ("PNG", "TIFF", "PPM"):
         assert np.array_equal(Picture(stated(grey * 257, kind)).pixels(64, 96), np.repeat(grey[..., None], 3, -1))
+
+
+def test_pixels_of_32_bits(photos):
+    """Bytes in wider numbers are bytes, as transformers has them; anything else is of no known brightness."""
+    grey = photos[0][:64, :96, 1].astype(np.int32)
+    for source in (Image.fromarray(grey), stated(grey, "TIFF")):
+        image = Image.open(BytesIO(source)) if isinstance(source, bytes) else source
+        theirs = Glm4vImageProcessorPil().process_image(image, do_convert_rgb=True)
+        ours = Picture(source).pixels(64, 96)
+        assert np.array_equal(ours, theirs.transpose(1, 2, 0)) and np.array_equal(ours[..., 0], grey)
+    for pixels, found in (
+        (grey * 257, f"{257 * grey.min()} to {257 * grey.max()}"),
+        (-grey, f"{-grey.max()} to {-grey.min()}"),
+    ):
+        error = f"^image: image in memory: cannot be read: pixels of 32 bits must be from 0 to 255, got {found}$"
+        with pytest.raises(InputError, match=error):
+            Picture(Image.fromarray(pixels)).pixels(64, 96)
 
 
 def test_floating_point_pixels_are_refused():
