@@ -50,7 +50,8 @@ def smart_resize(
     """Height and width, multiples of ``factor``, that a picture is resized to: near its own, within the pixel budget.
 
     Pixels count over all frames (an image counts as ``temporal_factor`` of them). The order of steps, `round` to even
-    and truncation are transformers': a token count that differs by one is a different prompt.
+    and truncation are transformers': a token count that differs by one is a different prompt. Where the two limits
+    contradict each other, as a user's and a checkpoint's may, ``max_pixels`` holds.
 
     Raises:
         InputError: the longer side is more than ``max_aspect_ratio`` times the shorter one.
@@ -63,7 +64,7 @@ def smart_resize(
         raise InputError(f"aspect ratio must be at most {max_aspect_ratio} (max_aspect_ratio), got {ratio:.6g}")
     h, w = round(height / factor) * factor, round(width / factor) * factor
     pixels = round(num_frames / temporal_factor) * temporal_factor * h * w
-    if pixels > max_pixels:
+    if pixels > max_pixels or min_pixels > max_pixels:
         shrink = math.sqrt(num_frames * height * width / max_pixels)
         h = max(factor, math.floor(height / shrink / factor) * factor)
         w = max(factor, math.floor(width / shrink / factor) * factor)

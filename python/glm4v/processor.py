@@ -158,8 +158,8 @@ class Processor:
         Args:
             folder: the checkpoint.
             options: ``max_pixels`` and ``max_aspect_ratio`` replace the checkpoint's pixel budget (over all frames, an
-                image counts as two) and the limit of 200; ``allow_network`` lets http(s) URLs be fetched; ``dtype`` is
-                that of the patches.
+                image counts as two; it goes over the checkpoint's least number, too) and the limit of 200;
+                ``allow_network`` lets http(s) URLs be fetched; ``dtype`` is that of the patches.
 
         Raises:
             InputError: one line that names the file and what is wrong in it.

@@ -163,7 +163,7 @@ def test_frames_with_a_rate(photos, tmp_path):
         assert video.indices.tolist() == [0, 4, 8, 12, 16, 16] == transformers_frames(20, 8)
         assert video.timestamps == [0, 0.5, 1, 1.5, 2, 2]
         assert np.array_equal(video.frames(60, 80), stack[video.indices])
-    without = r'^video: fps must be given for a list of frames, as in \{"type": "video", "video": \[…\], "fps": …\}, got none$'
+    without = r'^video: fps must be given for a list of frames, as in \{"type": "video", .*"fps": …\}, got none$'
     for frames in (stack, list(stack), files):  # transformers raises too
         with pytest.raises(InputError, match=without):
             Video(frames)
@@ -211,7 +211,7 @@ def test_bad_videos_are_one_line(film, tmp_path, photos):
     for fps in (0, -1, math.nan, math.inf):
         with pytest.raises(InputError, match=f"positive fps, got 1 at {fps}"):
             Video([photos[0]], fps=fps)
-    with pytest.raises(InputError, match="^video: a sequence must have frames and a positive fps, got 0 at 24$"):
+    with pytest.raises(InputError, match=r"^video: a sequence must have frames and a positive fps, got 0 at 24$"):
         Video([], fps=24)
 
 
