@@ -251,8 +251,8 @@ def load(folder: str, dtype: Dtype | None, device: str, processor: Processor) ->
     from . import Glm4v
 
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros((), device=device).item()  # meta has no values
+    except (RuntimeError, AssertionError, ImportError) as error:
         said = f"must be one that torch has here, got {device!r}: {str(error).splitlines()[0]}"
         raise typer.BadParameter(said, param_hint="--device") from None
     columns = (TextColumn("weights"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
