@@ -143,9 +143,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
         grey = np.asarray(image).clip(0, 65535)
         image = Image.fromarray(((grey.astype(np.uint32) + 128) // 257).astype(np.uint8))
     elif image.mode == "I":
-        low, high = image.getextrema()
-        if low < 0 or high > 255:
-            raise ValueError(f"pixels of 32 bits must be from 0 to 255, got {low} to {high}")
+        grey = np.asarray(image)
+        if grey.min() < 0 or grey.max() > 255:
+            raise ValueError(f"pixels of 32 bits must be from 0 to 255, got {grey.min()} to {grey.max()}")
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)

@@ -19,7 +19,6 @@ from typing import Any, Protocol, TypeAlias
 import av
 import numpy as np
 from av.container import InputContainer
-from av.format import Flags
 from PIL import Image
 
 from .errors import InputError
@@ -29,6 +28,7 @@ from .source import Source, find
 
 VideoLike: TypeAlias = "str | os.PathLike[str] | bytes | Sequence[ImageLike] | np.ndarray"
 
+TS_DISCONT = 0x200  # FFmpeg's flag for formats whose clock may jump
 # Where a file keeps no times of showing, as AVI, FFmpeg's are wrong with these codecs: how far frames move is not known
 # before they are decoded. Decoders put them in order, so that they are counted instead.
 REORDERED = ("h264", "hevc", "vvc")
@@ -155,7 +155,7 @@ def _packets(container: InputContainer) -> Iterator[Any]:
     """The film's packets in the file's order. A clock that starts again, as where MPEG streams were joined end to end,
     goes on instead; the rule is ffmpeg's."""
     stream = container.streams.video[0]
-    restarts, ahead, due = container.format.flags & Flags.ts_discont.value, 0, None
+    restarts, ahead, due = container.format.flags & TS_DISCONT, 0, None
     for packet in container.demux(stream):
         if restarts and packet.dts is not None:
             if due is not None and (due - packet.dts - ahead) * packet.time_base > 0.1:
