@@ -19,11 +19,12 @@ from .prompt_cache import PromptCache
 
 if TYPE_CHECKING:
     from .model import Glm4v
+    from .processor import Measured
 
 HELP = """\
 /image F   adds an image to the next question     /think   shows the last thinking
 /video F   adds a video to the next question      /reset   forgets the conversation
-/help      shows this list                        /quit    leaves, as Ctrl-D does; Ctrl-C stops an answer"""
+/help      shows this list                        /quit    leaves, as Ctrl-D does; Ctrl-C stops what runs"""
 
 
 def visible(text: str) -> str:
@@ -132,12 +133,13 @@ class Chat:
 
     def reset(self) -> None:
         self.messages: list[dict[str, Any]] = list(self.start)
-        self.files: list[dict[str, str]] = []
+        self.files: list[Measured] = []  # of the next question
         self.last: Generation | None = None
         self.read = PromptCache()
 
     def run(self) -> None:
-        """Takes lines until the user leaves. What is wrong with a line doesn't end the conversation."""
+        """Takes lines until the user leaves. What is wrong with a line doesn't end the conversation, nor does Ctrl-C
+        while one is worked on: it is as if that line had not been."""
         self.note(HELP)
         while True:
             try:
@@ -150,6 +152,8 @@ class Chat:
                 self.take(line)
             except (InputError, OSError) as error:
                 self.note(f"glm4v: {error}")
+            except KeyboardInterrupt:
+                self.note("\nstopped; the line is forgotten")
 
     def take(self, line: str) -> None:
         """Does what one line says."""
@@ -171,45 +175,46 @@ class Chat:
                 self.answer(line)
 
     def attach(self, kind: str, file: str) -> None:
-        """Adds a file to the next question, if it can be read."""
-        part = {"type": kind, kind: os.path.expanduser(file)}
-        tokens = self.model.processor.count_tokens([{"role": "user", "content": [part]}])
-        self.files.append(part)
+        """Adds a file to the next question, if it can be read and the context has room for it."""
+        picture = self.model.processor.measure(kind, os.path.expanduser(file))
+        files = [*self.files, picture]
+        self.model.processor([*self.messages, _message(files)], pixels=False)
+        tokens = self.model.processor.count_tokens([_message([picture])])
+        self.files = files
         self.note(f"{kind} {file}: {tokens} tokens")
 
     def answer(self, question: str) -> None:
-        """Asks the model. An interrupted turn is as if it had not been, its files stay for the next question.
+        """Asks the model. Where the text is at fault, and after Ctrl-C, the files stay for the next question.
 
-        Files that cannot be read, though their headers could, are dropped: every question would fail like this one.
-        Those of earlier turns are not, since the conversation would be another without them.
+        Files are decoded once, for all turns. Those that cannot be, though their headers could be read, are dropped:
+        every question would fail like this one.
         """
-        content = [*self.files, {"type": "text", "text": question}]
-        messages = [*self.messages, {"role": "user", "content": content}]
-        seed = None if self.seed is None else [(self.seed, len(messages))]
-        try:
-            pieces = timed(self.model.stream(messages, seed=seed, prompt_cache=self.read, **self.options), self.notes)
-            self.last = whole(shown(pieces, self.notes, folded=True))
-        except KeyboardInterrupt:
-            self.note("\nstopped; the question is forgotten")
+        readable = [file for file in self.files if self.is_readable(file)]
+        if len(readable) < len(self.files):
+            self.files = readable
             return
-        except InputError as error:
-            if self.earlier_files_fail():
-                raise InputError(f"{error}; it is of an earlier question: put it back, or /reset") from None
-            self.files = []
-            raise
+        messages = [*self.messages, _message(self.files, question)]
+        seed = None if self.seed is None else [(self.seed, len(messages))]
+        pieces = timed(self.model.stream(messages, seed=seed, prompt_cache=self.read, **self.options), self.notes)
+        self.last = whole(shown(pieces, self.notes, folded=True))
         if not self.last.answer:
             self.note(f"no answer within {len(self.last.token_ids)} tokens")
         self.messages = [*messages, {"role": "assistant", "content": self.last.answer}]
         self.files = []
 
-    def earlier_files_fail(self) -> bool:
-        """Whether a file that the conversation holds can no longer be read."""
+    def is_readable(self, file: Measured) -> bool:
+        """Whether a file can be decoded, which it then is."""
         try:
-            if self.messages:
-                self.model.processor(self.messages)
-        except InputError:
-            return True
-        return False
+            file.keep()
+        except InputError as error:
+            self.note(f"glm4v: {error}; it is dropped, ask again")
+            return False
+        return True
 
     def note(self, text: str) -> None:
         self.notes.out(visible(text), highlight=False)
+
+
+def _message(files: Iterable[Measured], *texts: str) -> dict[str, Any]:
+    pictures = [{"type": file.kind, file.kind: file} for file in files]
+    return {"role": "user", "content": [*pictures, *({"type": "text", "text": text} for text in texts)]}

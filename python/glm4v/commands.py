@@ -60,7 +60,9 @@ DtypeOption = Annotated[Dtype | None, typer.Option("--dtype", help="Type of the 
 Device = Annotated[str, typer.Option("--device", metavar="D", help="Where the model runs, such as cuda.")]
 MaxPixels = Annotated[
     int | None,
-    typer.Option(min=1, metavar="N", help="Pixels of a picture, over all frames. Default: the checkpoint's."),
+    typer.Option(
+        min=1, metavar="N", help="Pixels of a picture, over all frames; an image is two. Default: the checkpoint's."
+    ),
 ]
 MaxAspect = Annotated[
     float, typer.Option(min=1, metavar="X", help="How many times longer than the other a picture's side may be.")
@@ -249,8 +251,8 @@ def load(folder: str, dtype: Dtype | None, device: str, processor: Processor) ->
     from . import Glm4v
 
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros((), device=device).item()  # meta has no values
+    except (RuntimeError, AssertionError, ImportError) as error:
         said = f"must be one that torch has here, got {device!r}: {str(error).splitlines()[0]}"
         raise typer.BadParameter(said, param_hint="--device") from None
     columns = (TextColumn("weights"), BarColumn(), DownloadColumn(), TransferSpeedColumn())

@@ -77,8 +77,10 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         _divides("vision_config", "hidden_size", self.hidden_size, "num_heads", self.num_heads)
+        name = "hidden_size / num_heads"
         # A row angle and a column angle per pair of values.
-        _expect(self.head_dim % 4 == 0, "vision_config", "hidden_size / num_heads", "a multiple of 4", self.head_dim)
+        _expect(self.head_dim % 4 == 0, "vision_config", name, "a multiple of 4", self.head_dim)
+        _expect(self.head_dim <= 256, "vision_config", name, "at most 256, as attention is written for", self.head_dim)
         _divides("vision_config", "image_size", self.image_size, "patch_size", PATCH_SIZE)
         _expect(self.rope_theta > 0, "vision_config", "rope_theta", "above 0", self.rope_theta)
 
@@ -130,6 +132,8 @@ class TextConfig:
         _divides(
             where, "num_attention_heads", self.num_attention_heads, "num_key_value_heads", self.num_key_value_heads
         )
+        name = "hidden_size / num_attention_heads"
+        _expect(self.head_dim <= 256, where, name, "at most 256, as attention is written for", self.head_dim)
         _expect(self.rope_theta > 0, where, "rope_theta", "above 0", self.rope_theta)
         share = self.partial_rotary_factor
         _expect(share <= 1, where, "partial_rotary_factor", "at most 1: all dims of a head", share)

@@ -24,7 +24,7 @@ from .source import Source, find
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray"
 
-ORIENTATION = 0x0112
+BITS_PER_SAMPLE, ORIENTATION = 0x0102, 0x0112
 # By EXIF orientation; from 5 on, height and width change places.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -50,7 +50,8 @@ def smart_resize(
     """Height and width, multiples of ``factor``, that a picture is resized to: near its own, within the pixel budget.
 
     Pixels count over all frames (an image counts as ``temporal_factor`` of them). The order of steps, `round` to even
-    and truncation are transformers': a token count that differs by one is a different prompt.
+    and truncation are transformers': a token count that differs by one is a different prompt. Where the two limits
+    contradict each other, as a user's and a checkpoint's may, ``max_pixels`` holds.
 
     Raises:
         InputError: the longer side is more than ``max_aspect_ratio`` times the shorter one.
@@ -63,7 +64,7 @@ def smart_resize(
         raise InputError(f"aspect ratio must be at most {max_aspect_ratio} (max_aspect_ratio), got {ratio:.6g}")
     h, w = round(height / factor) * factor, round(width / factor) * factor
     pixels = round(num_frames / temporal_factor) * temporal_factor * h * w
-    if pixels > max_pixels:
+    if pixels > max_pixels or min_pixels > max_pixels:
         shrink = math.sqrt(num_frames * height * width / max_pixels)
         h = max(factor, math.floor(height / shrink / factor) * factor)
         w = max(factor, math.floor(width / shrink / factor) * factor)
@@ -134,17 +135,27 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Any Pillow mode as RGB: transparency over white, sixteen-bit greys scaled to eight bits.
 
     Raises:
-        ValueError: pixels are floating-point numbers, of which nothing says how bright they are.
+        ValueError: pixels are floating-point numbers or large integers, of which nothing says how bright they are.
     """
     if image.mode == "F":
         raise ValueError("pixels must be integers of 8 or 16 bits, got floating-point numbers")
-    if image.mode == "I" or image.mode.startswith("I;16"):
+    if _has_sixteen_bits(image):
         grey = np.asarray(image).clip(0, 65535)
         image = Image.fromarray(((grey.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    elif image.mode == "I":
+        grey = np.asarray(image)
+        if grey.min() < 0 or grey.max() > 255:
+            raise ValueError(f"pixels of 32 bits must be from 0 to 255, got {grey.min()} to {grey.max()}")
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
     return image.convert("RGB")
+
+
+def _has_sixteen_bits(image: Image.Image) -> bool:
+    """Whether greys are of 0 to 65535. Of some such files Pillow makes images of 32 bits, mode I."""
+    opened = image.format in ("PNG", "PPM") or getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE) == (16,)
+    return image.mode.startswith("I;16") or (image.mode == "I" and opened)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -11,6 +11,7 @@ import os
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -26,7 +27,7 @@ from .errors import InputError
 from .image import Picture, smart_resize
 from .kinds import is_list, is_number
 from .positions import rope_positions
-from .prompt import Conversation, Media, load_chat_template, load_named_tokens, read_settings, render
+from .prompt import Conversation, load_chat_template, load_named_tokens, read_settings, render
 from .tokenizer import TextCodec, load_tokenizer
 from .video import Video
 
@@ -110,13 +111,37 @@ class PixelSettings:
 IMAGES, VIDEOS = PixelSettings(), PixelSettings(max_pixels=47_040_000)  # the release's
 
 
+@dataclass
+class Measured:
+    """A picture whose header is read, and the ``height`` and ``width`` that it is resized to.
+
+    In a message it may stand for its file, which is then not looked for again.
+    """
+
+    kind: str  # image or video
+    num_frames: int
+    timestamps: list[float]  # seconds of a video's frames
+    height: int
+    width: int
+    frames: Callable[[], np.ndarray]  # decodes: uint8 [F, H, W, 3]
+
+    def keep(self) -> None:
+        """Decodes now and lets go of the file: the frames are kept as the model sees them, for any number of prompts.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        frames = self.frames()
+        self.frames = lambda: frames
+
+
 @dataclass(frozen=True)
 class _Plan:
-    """A conversation before decoding: its tokens, its pictures and the height and width each is resized to."""
+    """A conversation before decoding: its tokens and its pictures."""
 
     pieces: list[int | str]
     ids: list[int]
-    pictures: list[tuple[Picture | Video, int, int]]
+    pictures: list[Measured]
 
 
 class Processor:
@@ -158,8 +183,8 @@ class Processor:
         Args:
             folder: the checkpoint.
             options: ``max_pixels`` and ``max_aspect_ratio`` replace the checkpoint's pixel budget (over all frames, an
-                image counts as two) and the limit of 200; ``allow_network`` lets http(s) URLs be fetched; ``dtype`` is
-                that of the patches.
+                image counts as two; it goes over the checkpoint's least number, too) and the limit of 200;
+                ``allow_network`` lets http(s) URLs be fetched; ``dtype`` is that of the patches.
 
         Raises:
             InputError: one line that names the file and what is wrong in it.
@@ -181,8 +206,8 @@ class Processor:
             if len(plan.ids) > limit:
                 which = f" of conversation {i + 1}" if len(plans) > 1 else ""
                 raise InputError(f"prompt: tokens{which} must be at most {limit}, the model's, got {len(plan.ids)}")
-        pixel_values, image_grid_thw = self._patches(plans, Picture, pixels)
-        pixel_values_videos, video_grid_thw = self._patches(plans, Video, pixels)
+        pixel_values, image_grid_thw = self._patches(plans, "image", pixels)
+        pixel_values_videos, video_grid_thw = self._patches(plans, "video", pixels)
         input_ids = torch.tensor([index for plan in plans for index in plan.ids], device="cpu")
         cu_seqlens = torch.tensor(np.cumsum([0] + [len(plan.ids) for plan in plans]), dtype=torch.int32, device="cpu")
         position_ids, next_positions = rope_positions(
@@ -216,42 +241,24 @@ class Processor:
         counts = [len(self._plan(conversation).ids) for conversation in _conversations(messages)]
         return counts[0] if isinstance(messages[0], Mapping) else counts
 
-    def encode(self, text: str, specials: bool = True) -> list[int]:
-        """Token ids of a text; with ``specials=False`` special tokens in it are plain characters."""
-        return self.codec.encode(text, specials)
+    def measure(self, kind: str, source: Any, fps: float | None = None) -> Measured:
+        """Reads the header of an image or a video, by ``kind``; what comes of it may stand in messages for ``source``.
 
-    def decode(self, ids: Iterable[int] | Tensor, skip_special_tokens: bool = True) -> str:
-        """Text of token ids."""
-        return self.codec.decode(ids.tolist() if isinstance(ids, Tensor) else ids, skip_special_tokens)
-
-    def _plan(self, messages: Messages) -> _Plan:
-        conversation = Conversation(messages, self.template)
-        pictures = [self._measure(media) for media in conversation.media]
-        pieces: list[int | str] = []
-        placed = 0
-        for piece in render(self.template, conversation, self.codec):
-            if piece not in (self.config.image_token_id, self.config.video_token_id):
-                pieces.append(piece)
-                continue
-            kind = "image" if piece == self.config.image_token_id else "video"
-            if placed == len(pictures) or conversation.media[placed].kind != kind:
-                raise InputError("prompt: the chat template must place the pictures of the messages in their order")
-            pieces += self._expand(*pictures[placed])
-            placed += 1
-        if placed < len(pictures):
-            raise InputError(f"prompt: the chat template must place {len(pictures)} pictures, got {placed}")
-        return _Plan(pieces, self.codec.join(pieces), pictures)
-
-    def _measure(self, media: Media) -> tuple[Picture | Video, int, int]:
-        """A picture whose header is read, and the height and width that it is resized to."""
-        settings = self.image if media.kind == "image" else self.video
+        Raises:
+            InputError: there is no such file, it is no picture, or one of a shape that the model does not see.
+        """
+        if isinstance(source, Measured) and source.kind == kind:
+            return source
+        settings = self.image if kind == "image" else self.video
         picture: Picture | Video
-        if media.kind == "image":
-            picture = Picture(media.source, self.allow_network)
+        timestamps: list[float] = []
+        if kind == "image":
+            picture = Picture(source, self.allow_network)
         elif settings.sampled_by != FILM_RULE:
             raise InputError(f"processor: video_processor_type must be {FILM_RULE}, got {settings.sampled_by}")
         else:
-            picture = Video(media.source, media.fps, settings.fps, settings.max_duration, self.allow_network)
+            picture = Video(source, fps, settings.fps, settings.max_duration, self.allow_network)
+            timestamps = picture.timestamps
         try:
             height, width = smart_resize(
                 picture.num_frames,
@@ -265,43 +272,66 @@ class Processor:
             )
         except InputError as error:
             raise picture.source.error(error) from None
-        return picture, height, width
+        return Measured(kind, picture.num_frames, timestamps, height, width, partial(picture.frames, height, width))
 
-    def _expand(self, picture: Picture | Video, height: int, width: int) -> list[int | str]:
+    def encode(self, text: str, specials: bool = True) -> list[int]:
+        """Token ids of a text; with ``specials=False`` special tokens in it are plain characters."""
+        return self.codec.encode(text, specials)
+
+    def decode(self, ids: Iterable[int] | Tensor, skip_special_tokens: bool = True) -> str:
+        """Text of token ids."""
+        return self.codec.decode(ids.tolist() if isinstance(ids, Tensor) else ids, skip_special_tokens)
+
+    def _plan(self, messages: Messages) -> _Plan:
+        conversation = Conversation(messages, self.template)
+        pictures = [self.measure(media.kind, media.source, media.fps) for media in conversation.media]
+        pieces: list[int | str] = []
+        placed = 0
+        for piece in render(self.template, conversation, self.codec):
+            if piece not in (self.config.image_token_id, self.config.video_token_id):
+                pieces.append(piece)
+                continue
+            kind = "image" if piece == self.config.image_token_id else "video"
+            if placed == len(pictures) or conversation.media[placed].kind != kind:
+                raise InputError("prompt: the chat template must place the pictures of the messages in their order")
+            pieces += self._expand(pictures[placed])
+            placed += 1
+        if placed < len(pictures):
+            raise InputError(f"prompt: the chat template must place {len(pictures)} pictures, got {placed}")
+        return _Plan(pieces, self.codec.join(pieces), pictures)
+
+    def _expand(self, picture: Measured) -> list[int | str]:
         """What stands for a picture in the prompt: its tokens; for a video, each unit's tokens and its time."""
         side = PATCH_SIZE * MERGE_SIZE
-        tokens: list[int | str] = [self.config.image_token_id] * (height // side * (width // side))
-        if not isinstance(picture, Video):
+        tokens: list[int | str] = [self.config.image_token_id] * (picture.height // side * (picture.width // side))
+        if picture.kind == "image":
             return tokens
         pieces: list[int | str] = []
         for seconds in picture.timestamps[::TEMPORAL_PATCH_SIZE]:
             pieces += [self.config.image_start_token_id, *tokens, self.config.image_end_token_id, str(int(seconds))]
         return pieces
 
-    def _patches(self, plans: Sequence[_Plan], kind: type, pixels: bool) -> tuple[Tensor | None, Tensor | None]:
+    def _patches(self, plans: Sequence[_Plan], kind: str, pixels: bool) -> tuple[Tensor | None, Tensor | None]:
         """Patches, if wanted, and grids of all pictures of a kind, decoded one after the other."""
         patches, grids = [], []
-        for plan in plans:
-            for picture, height, width in plan.pictures:
-                if not isinstance(picture, kind):
-                    continue
-                if not pixels:
-                    units = -(-picture.num_frames // TEMPORAL_PATCH_SIZE)
-                    grid = torch.tensor([[units, height // PATCH_SIZE, width // PATCH_SIZE]], device="cpu")
-                    grids.append(grid)
-                    continue
-                settings = self.video if isinstance(picture, Video) else self.image
-                one, grid = patchify(
-                    torch.from_numpy(picture.frames(height, width)),
-                    settings.mean,
-                    settings.std,
-                    TEMPORAL_PATCH_SIZE,
-                    PATCH_SIZE,
-                    MERGE_SIZE,
-                    self.dtype,
-                )
-                patches.append(one)
-                grids.append(grid)
+        settings = self.image if kind == "image" else self.video
+        for picture in (picture for plan in plans for picture in plan.pictures if picture.kind == kind):
+            if not pixels:
+                units = -(-picture.num_frames // TEMPORAL_PATCH_SIZE)
+                sides = [units, picture.height // PATCH_SIZE, picture.width // PATCH_SIZE]
+                grids.append(torch.tensor([sides], device="cpu"))
+                continue
+            one, grid = patchify(
+                torch.from_numpy(picture.frames()),
+                settings.mean,
+                settings.std,
+                TEMPORAL_PATCH_SIZE,
+                PATCH_SIZE,
+                MERGE_SIZE,
+                self.dtype,
+            )
+            patches.append(one)
+            grids.append(grid)
         together = [torch.cat(each) if len(each) > 1 else each[0] if each else None for each in (patches, grids)]
         return together[0], together[1]
 

@@ -44,6 +44,8 @@ class TextCodec:
                 setattr(self._plain, part, getattr(self._full, part))
         added = self._full.get_added_tokens_decoder()
         self.specials = {token.content: index for index, token in added.items() if _is_special(token)}
+        if short := [token for token in self.specials if len(token) < 2]:  # `guard` has no place in it for its mark
+            raise InputError(f"tokenizer: special tokens must have two characters or more, got {json.dumps(short)}")
         words = {index: token for index, token in added.items() if not _is_special(token)}
         self._plain.add_tokens(list(words.values()))
         # It numbers words behind the model's vocabulary, without a place for special tokens.

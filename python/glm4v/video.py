@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -27,7 +28,18 @@ from .source import Source, find
 
 VideoLike: TypeAlias = "str | os.PathLike[str] | bytes | Sequence[ImageLike] | np.ndarray"
 
-ASSUMED_FPS = 24  # transformers' assumption for frames without a rate
+TS_DISCONT = 0x200  # FFmpeg's flag for formats whose clock may jump
+# Where a file keeps no times of showing, as AVI, FFmpeg's are wrong with these codecs: how far frames move is not known
+# before they are decoded. Decoders put them in order, so that they are counted instead.
+REORDERED = ("h264", "hevc", "vvc")
+
+
+def rate_of(fps: float | None) -> float:
+    """The rate that came with a sequence of frames, which has no clock of its own."""
+    if fps is None:
+        part = '{"type": "video", "video": […], "fps": …}'
+        raise InputError(f"video: fps must be given for a list of frames, as in {part}, got none")
+    return fps
 
 
 def sample_frames(times: np.ndarray, duration: float, fps: float, max_duration: float) -> np.ndarray:
@@ -78,38 +90,44 @@ class Film:
         with self._opened() as container:
             stream = container.streams.video[0]
             self.height, self.width = stream.codec_context.height, stream.codec_context.width
+            self._counted = container.format.name == "avi" and stream.codec_context.name in REORDERED
             promised, present, known = len(stream.index_entries), 0, []
-            for packet in container.demux(stream):
+            for packet in _packets(container):
                 present += packet.size > 0
                 # Packets flagged to be discarded lie outside the file's edit list: no frame comes of them.
-                if packet.size and packet.pts is not None and not packet.is_discard:
-                    known.append((packet.pts, packet.duration or 0))
+                time = packet.dts if self._counted else packet.pts
+                if packet.size and time is not None and not packet.is_discard:
+                    known.append((time, packet.duration or 0))
             known.sort()
             rate, tick = stream.average_rate, stream.time_base or Fraction(1)
+            stated = _seconds(stream.metadata.get("DURATION"))
         if not known or not (self.height and self.width):
             raise source.error("has no frames with a time and a size")
         if present < promised:
             raise source.error(f"is cut off: {present} of {promised} frames are there")
-        self._pts = [pts for pts, _ in known]  # in ticks of the file's own clock
+        self._ticks = [time for time, _ in known]  # of the file's own clock
         # FLV and browsers' recordings say of no frame how long it lasts: the last one, as long as the one before it.
         last = known[-1][1] or known[-1][0] - known[-2:][0][0]
-        span = (known[-1][0] + last - known[0][0]) * tick
+        span, end = (known[-1][0] + last - known[0][0]) * tick, (known[-1][0] + last) * tick
+        if end < stated - 3 * span / len(known):  # a few frames: writers count the last one's time in their own ways
+            raise source.error(f"is cut off: {float(end):.1f} of {stated:.1f} seconds are there")
         # Some containers round times to milliseconds; where the frame rate explains them, it is the exact duration.
         exact = len(known) / rate if rate else span
         self.duration = float(exact if abs(exact - span) <= 2 * tick else span)
         # One correctly rounded division, so that whole seconds stay whole.
-        self.times = (np.array(self._pts) - self._pts[0]) * tick.numerator / tick.denominator
+        self.times = (np.array(self._ticks) - self._ticks[0]) * tick.numerator / tick.denominator
 
     def read(self, indices: np.ndarray) -> Iterator[np.ndarray]:
-        wanted, done = [self._pts[index] for index in indices], 0
+        wanted, done = [self._ticks[index] for index in indices], 0
         with self._opened() as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            for frame in container.decode(stream):
-                if frame.pts is None or frame.pts < wanted[done]:
+            container.streams.video[0].thread_type = "AUTO"
+            decoded = (frame for packet in _packets(container) for frame in packet.decode())
+            for number, frame in enumerate(decoded):
+                time = self._ticks[number] if self._counted else frame.pts
+                if time is None or time < wanted[done]:
                     continue
                 upright = _upright(frame)
-                while done < len(wanted) and wanted[done] <= frame.pts:
+                while done < len(wanted) and wanted[done] <= time:
                     yield upright
                     done += 1
                 if done == len(wanted):
@@ -123,12 +141,36 @@ class Film:
         protocols = {"protocol_whitelist": "none" if isinstance(self.source.data, bytes) else "file"}
         try:
             with av.open(self.source.open(), container_options=protocols, metadata_errors="replace") as container:
+                if container.format.name == "tty":  # FFmpeg would film a terminal that prints it
+                    raise self.source.error("is a text, not a video")
                 if not container.streams.video or container.streams.video[0].codec_context is None:
                     raise self.source.error("has no video stream in a known format")
                 yield container
         except (av.FFmpegError, OSError) as error:
             reason = getattr(error, "strerror", None) or error
             raise self.source.error(f"cannot be read as a video: {reason}") from None
+
+
+def _packets(container: InputContainer) -> Iterator[Any]:
+    """The film's packets in the file's order. A clock that starts again, as where MPEG streams were joined end to end,
+    goes on instead; the rule is ffmpeg's."""
+    stream = container.streams.video[0]
+    restarts, ahead, due = container.format.flags & TS_DISCONT, 0, None
+    for packet in container.demux(stream):
+        if restarts and packet.dts is not None:
+            if due is not None and (due - packet.dts - ahead) * packet.time_base > 0.1:
+                ahead = due - packet.dts
+            packet.dts += ahead
+            due = packet.dts + (packet.duration or 0)
+        if packet.pts is not None:
+            packet.pts += ahead
+        yield packet
+
+
+def _seconds(clock: str | None) -> float:
+    """A time as Matroska's tags have it, ``01:02:03.4``; 0 where there is none."""
+    match = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", clock or "")
+    return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3]) if match else 0
 
 
 def _upright(frame: av.VideoFrame) -> np.ndarray:
@@ -146,13 +188,14 @@ def _upright(frame: av.VideoFrame) -> np.ndarray:
 class Slides:
     """Single images, shown at a rate of ``fps``."""
 
-    def __init__(self, images: Sequence[ImageLike] | np.ndarray, fps: float, allow_network: bool) -> None:
+    def __init__(self, images: Sequence[ImageLike] | np.ndarray, fps: float | None, allow_network: bool) -> None:
         self.source = Source("video", "frames", b"")
         if not is_list(images):
             found = type(images).__name__
             raise InputError(f"video: must be a path, URL, bytes or a sequence of images, got {found}")
         if isinstance(images, np.ndarray) and images.ndim != 4:  # one picture would be a film of its rows
             raise InputError(f"video: an array must be uint8 [N, H, W, 3], got {images.dtype} {list(images.shape)}")
+        fps = rate_of(fps)
         if not 0 < fps < math.inf or len(images) == 0:
             raise InputError(f"video: a sequence must have frames and a positive fps, got {len(images)} at {fps}")
         self._images, self._allow_network = images, allow_network
@@ -191,16 +234,16 @@ class Video:
 
         Args:
             source: a file's path, URL or bytes; or frames as a sequence of images or uint8 ``[N, H, W, 3]``.
-            fps: rate of a sequence of frames, which has no clock of its own.
+            fps: rate of a sequence of frames, which must have one; files carry their own frame times.
             sample_fps: frames wanted per second.
             max_duration: seconds up to which ``sample_fps`` holds.
             allow_network: whether http(s) URLs are fetched.
 
         Raises:
-            InputError: not a video, damaged, or without frames.
+            InputError: not a video, damaged, without frames, or frames without a rate.
         """
         if not isinstance(source, str | bytes | os.PathLike):
-            self.reader: Reader = Slides(source, ASSUMED_FPS if fps is None else fps, allow_network)
+            self.reader: Reader = Slides(source, fps, allow_network)
         elif fps is None:
             self.reader = Film(find("video", source, allow_network))
         else:

@@ -2,9 +2,9 @@
 
 A row of `rlcs sft`: ``{"messages": [{"role": ..., "content": ...}, ...], "images": [...], "videos": [...]}``; with
 ``all_tokens`` it may be ``{"text": ..., "images": ...}``. Content is text, in which ``<image>`` and ``<video>`` stand
-for the next of the row's paths, or a list of parts as ``glm4v.Processor`` takes them. A row of `rlcs train` also has
-``id, domain, truth`` and perhaps ``category, tier, pass_rate, attempts, question``, and ends with a user's turn.
-Paths are relative to the file.
+for the next of the row's paths, or a list of parts as ``glm4v.Processor`` takes them; a video given as frames is such
+a part, for it needs its ``fps``. A row of `rlcs train` also has ``id, domain, truth`` and perhaps ``category, tier,
+pass_rate, attempts, question``, and ends with a user's turn. Paths are relative to the file.
 
 Data are one file, a folder of them or a pattern (``"shards/*.jsonl"``), of JSON lines or Parquet. A table's pictures
 may be bytes, alone or as ``{"bytes": ..., "path": ...}``. What is wrong with a row is said with its file and number.

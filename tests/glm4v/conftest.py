@@ -4,6 +4,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from examples.make_checkpoint import make_checkpoint
@@ -27,6 +28,14 @@ def processor(tiny_checkpoint):
 def photos():
     """Two real photographs, uint8 [427, 640, 3]: a temple and a flower."""
     return load_sample_images().images
+
+
+@pytest.fixture
+def photo(photos, tmp_path):
+    """A file of a part of the first one."""
+    path = tmp_path / "temple.jpg"
+    Image.fromarray(photos[0][:150, :200]).save(path)
+    return path
 
 
 @pytest.fixture

@@ -100,6 +100,14 @@ def test_tied_embeddings_in_either_place():
         ({"vision_config": {"patch_size": 16}}, "patch_size of vision_config must be 14, got 16"),
         ({"vision_config": {"out_hidden_size": 5}}, "out_hidden_size of vision_config must be text_config.hidden_size"),
         ({"vision_config": {"num_heads": 7}}, "hidden_size of vision_config must be a multiple of num_heads = 7"),
+        (
+            {"vision_config": {"num_heads": 4}},
+            "hidden_size / num_heads of vision_config must be at most 256, .*, got 384",
+        ),
+        (
+            {"text_config": {"num_attention_heads": 8}},
+            "hidden_size / num_attention_heads of text_config must be at most 256, .*, got 512",
+        ),
         ({"vision_config": {"num_heads": 0}}, "hidden_size of vision_config must be a multiple of num_heads = 0, got"),
         (
             {"text_config": {"num_hidden_layers": 1.5}},

@@ -58,6 +58,23 @@ def test_any_size_is_that_of_transformers(frames, height, width, low, high):
     assert resized_or_error(smart_resize, frames, height, width, low, high) == wanted
 
 
+@given(st.integers(2, 700), side, side, st.integers(2 * 28 * 28, 10**5))
+def test_a_limit_below_the_least_is_held(frames, height, width, high):
+    if max(height, width) <= 20 * min(height, width):
+        h, w = smart_resize(frames, height, width, 10**5 + 1, high)
+        assert frames * h * w <= high or min(h, w) == 28
+
+
+def test_a_limit_is_one_of_tokens(tiny_checkpoint, photos):
+    """An image counts as two frames. The checkpoint's least number of pixels is twice this limit."""
+    limited = Processor.from_pretrained(tiny_checkpoint, max_pixels=2 * 4 * 28 * 28)
+    sizes = [(28, 28), (30, 30), (50, 90), (112, 112), (640, 427)]
+    pictures = [{"type": "image", "image": Image.fromarray(photos[0]).resize(size)} for size in sizes]
+    batch = limited([{"role": "user", "content": pictures}], pixels=False)
+    tokens = (batch.image_grid_thw.prod(1) // 4).tolist()
+    assert max(tokens) <= 4 and tokens[0] == tokens[3] == 4
+
+
 @pytest.mark.parametrize("size", [(40, 60), (250, 333), (427, 640), (9, 300), (500, 30)])
 def test_pixels_are_those_of_transformers(size, photos, processor, tiny_checkpoint):
     photo = np.asarray(Image.fromarray(photos[1]).resize(size[::-1]))
@@ -99,8 +116,25 @@ def test_cmyk_jpeg_and_sixteen_bits(photos):
     jpeg = Picture(stated(Image.fromarray(photo).convert("CMYK"), "JPEG", quality=95))
     assert np.abs(jpeg.pixels(64, 96).astype(int) - photo).mean() < 3
     grey = photo[..., 1].astype(np.uint16)
-    for kind in ("PNG", "TIFF"):
+    for kind in ("PNG", "TIFF", "PPM"):
         assert np.array_equal(Picture(stated(grey * 257, kind)).pixels(64, 96), np.repeat(grey[..., None], 3, -1))
+
+
+def test_pixels_of_32_bits(photos):
+    """Bytes in wider numbers are bytes, as transformers has them; anything else is of no known brightness."""
+    grey = photos[0][:64, :96, 1].astype(np.int32)
+    for source in (Image.fromarray(grey), stated(grey, "TIFF")):
+        image = Image.open(BytesIO(source)) if isinstance(source, bytes) else source
+        theirs = Glm4vImageProcessorPil().process_image(image, do_convert_rgb=True)
+        ours = Picture(source).pixels(64, 96)
+        assert np.array_equal(ours, theirs.transpose(1, 2, 0)) and np.array_equal(ours[..., 0], grey)
+    for pixels, found in (
+        (grey * 257, f"{257 * grey.min()} to {257 * grey.max()}"),
+        (-grey, f"{-grey.max()} to {-grey.min()}"),
+    ):
+        error = f"^image: image in memory: cannot be read: pixels of 32 bits must be from 0 to 255, got {found}$"
+        with pytest.raises(InputError, match=error):
+            Picture(Image.fromarray(pixels)).pixels(64, 96)
 
 
 def test_floating_point_pixels_are_refused():

@@ -158,6 +158,23 @@ def test_counting_decodes_nothing(processor, photos, film, monkeypatch):
         assert torch.equal(getattr(outline, name), getattr(whole, name)), name
 
 
+def test_a_picture_may_be_read_before_it_is_asked_about(processor, photos, film):
+    path = film(rotation=90)
+    files = [image(photos[0]), video(path)]
+    expected = processor([user(*files, "Both?")])
+    kept = [processor.measure(part["type"], part[part["type"]]) for part in files]
+    for picture in kept:
+        picture.keep()
+    path.unlink()
+    messages = [user(image(kept[0]), video(kept[1]), "Both?")]
+    for _ in range(2):
+        batch = processor(messages)
+        assert all(torch.equal(batch[name], expected[name]) for name in expected)
+    assert processor.count_tokens(messages) == len(expected.input_ids)
+    with pytest.raises(InputError, match=r"^image: must be a path, URL, bytes, PIL image or array, got Measured$"):
+        processor.count_tokens([user(image(kept[1]))])
+
+
 def test_a_prompt_that_is_too_long_is_refused_before_decoding(processor, photos, monkeypatch):
     monkeypatch.setattr("glm4v.image.Picture.pixels", lambda *_: pytest.fail("decoded"))
     messages = [user(*[image(photos[0])] * 200)]  # 345 tokens each

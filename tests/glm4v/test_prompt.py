@@ -4,7 +4,7 @@ import shutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer
 
 from examples.make_checkpoint import CONTROL_TOKENS
@@ -193,6 +193,14 @@ def test_a_template_finds_the_names_of_transformers(source, processor, tiny_chec
     text = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(messages, chat_template=source, tokenize=False)
     codec = TextCodec(processor.tokenizer, load_named_tokens(tmp_path))
     assert render(source, Conversation(messages), codec) == codec.split(text)
+
+
+def test_a_special_token_that_cannot_be_broken(processor):
+    """A person who types it must get the character, not the token."""
+    tokenizer = Tokenizer.from_str(processor.tokenizer.to_str())
+    tokenizer.add_special_tokens(["~", "<|new|>"])
+    with pytest.raises(InputError, match=r'^tokenizer: special tokens must have two characters or more, got \["~"\]$'):
+        TextCodec(tokenizer, {})
 
 
 # Of a checkpoint that calls tools.

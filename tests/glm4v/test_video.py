@@ -114,6 +114,27 @@ def test_variable_frame_rate_goes_by_the_clock(film):
     assert np.array_equal(video.frames(64, 96), [decode_all(path)[i] for i in video.indices])
 
 
+@pytest.mark.parametrize(("name", "codec"), [("film.ts", {}), ("film.mpg", {"codec": "mpeg2video"})])
+def test_films_joined_end_to_end_go_on(name, codec, film):
+    """Each has a clock of its own, which starts again at the seam."""
+    first = film(name, **codec, count=72).read_bytes()
+    second = film(name, **codec, count=48, photo=1).read_bytes()
+    joined = Video(first + second)
+    assert np.allclose(np.diff(joined.reader.times), 1 / 24, atol=1e-4) and len(joined.reader.times) == 120
+    assert joined.indices.tolist() == transformers_frames(120, 24)
+    parts = [Video(part).frames(64, 96) for part in (first, second)]
+    assert np.array_equal(joined.frames(64, 96), np.concatenate(parts))
+
+
+@pytest.mark.skipif("libx264" not in av.codecs_available, reason="no encoder")
+def test_reordered_frames_in_a_file_without_times_of_showing(film):
+    path = film("film.avi", codec="libx264", count=60)  # with B-frames
+    frames, video = decode_all(path), Video(path)  # decoders put them in order
+    assert video.indices.tolist() == transformers_frames(60, 24)
+    assert video.timestamps == [i / 24 for i in video.indices]
+    assert np.array_equal(video.frames(64, 96), [frames[i] for i in video.indices])
+
+
 def test_more_than_five_minutes(film):
     path = film(codec="mpeg4", rate=Fraction(5, 2), count=800, size=(32, 32))
     video = Video(path)  # 320 s
@@ -142,7 +163,10 @@ def test_frames_with_a_rate(photos, tmp_path):
         assert video.indices.tolist() == [0, 4, 8, 12, 16, 16] == transformers_frames(20, 8)
         assert video.timestamps == [0, 0.5, 1, 1.5, 2, 2]
         assert np.array_equal(video.frames(60, 80), stack[video.indices])
-    assert Video(stack).timestamps == [0.0, 0.0]  # without a rate: 24 frames per second
+    without = r'^video: fps must be given for a list of frames, as in \{"type": "video", .*"fps": …\}, got none$'
+    for frames in (stack, list(stack), files):  # transformers raises too
+        with pytest.raises(InputError, match=without):
+            Video(frames)
     with pytest.raises(InputError, match="video: frames must all be 80×60, frame 4 is 60×60"):
         Video([*stack[:4], stack[4][:, :60], *stack[5:]], fps=8).frames(60, 80)
 
@@ -166,9 +190,12 @@ def test_bad_videos_are_one_line(film, tmp_path, photos):
         file.writeframes(bytes(1600))
     playlist = tmp_path / "list.m3u8"
     playlist.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n")
+    notes = tmp_path / "notes.txt"
+    notes.write_text("Not a film.\n" * 500)
     for source, text in [
         (tmp_path / "nowhere.mp4", ".*nowhere.mp4: no such file"),
         (b"plain text", "10 bytes: cannot be read as a video: Invalid data found when processing input"),
+        (notes, ".*notes.txt: is a text, not a video"),
         (whole[: len(whole) // 2], r"\d+ bytes: cannot be read as a video: "),
         (sound, ".*sound.wav: has no video stream"),
         (playlist, ".*list.m3u8: cannot be read as a video: "),
@@ -176,7 +203,6 @@ def test_bad_videos_are_one_line(film, tmp_path, photos):
         (7, "must be a path, URL, bytes or a sequence of images, got int"),
         (np.zeros((), np.uint8), "must be a path, URL, bytes or a sequence of images, got ndarray"),
         (photos[0], r"an array must be uint8 \[N, H, W, 3\], got uint8 \[427, 640, 3\]"),
-        ([], r"a sequence must have frames and a positive fps, got 0 at 24"),
     ]:
         with pytest.raises(InputError, match=f"^video: {text}[^\n]*$"):
             Video(source)
@@ -185,6 +211,8 @@ def test_bad_videos_are_one_line(film, tmp_path, photos):
     for fps in (0, -1, math.nan, math.inf):
         with pytest.raises(InputError, match=f"positive fps, got 1 at {fps}"):
             Video([photos[0]], fps=fps)
+    with pytest.raises(InputError, match=r"^video: a sequence must have frames and a positive fps, got 0 at 24$"):
+        Video([], fps=24)
 
 
 def test_bytes_name_no_local_files(film, monkeypatch):
@@ -205,3 +233,11 @@ def test_a_film_that_is_cut_off(photos, tmp_path):
     whole = path.read_bytes()
     with pytest.raises(InputError, match=r"^video: \d+ bytes: is cut off: \d+ of 48 frames are there$"):
         Video(whole[: len(whole) // 2])
+
+
+@pytest.mark.parametrize(("name", "codec"), [("film.mkv", "mpeg4"), ("film.webm", "libvpx")])
+def test_matroska_that_is_cut_off(name, codec, film):
+    whole = film(name, codec=codec, size=(320, 240)).read_bytes()
+    assert Video(whole).num_frames == 4
+    with pytest.raises(InputError, match=r"^video: \d+ bytes: is cut off: [01]\.\d of 2\.0 seconds are there$"):
+        Video(whole[: len(whole) * 4 // 5])

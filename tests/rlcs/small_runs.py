@@ -97,7 +97,7 @@ def boxed(text):
 def tasks_of():
     """One task of counting, one of grounding, one with a video."""
     image = {"type": "image", "image": RED_OVER_BLUE}
-    video = {"type": "video", "video": np.stack([RED_OVER_BLUE, 255 - RED_OVER_BLUE])}
+    video = {"type": "video", "video": np.stack([RED_OVER_BLUE, 255 - RED_OVER_BLUE]), "fps": 24}
     made = (
         ("count", "counting", image, "3"),
         ("box", "grounding", image, "[0,0,500,500]"),

@@ -16,7 +16,7 @@ from fake_server import STYLES, fake, short_pauses  # noqa: F401 (a fixture)
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glm4v import Glm4v, Processor
+from glm4v import Glm4v, InputError, Processor
 from glm4v.answer import CLOSE_THINK, OPEN_ANSWER, OPEN_THINK
 from glm4v.generate import Settings, ThinkingBudget
 from glm4v.video import Video
@@ -158,8 +158,11 @@ def test_pictures_become_data_urls_that_hold_the_same_pixels(demo):
     assert torch.equal(a.input_ids, b.input_ids) and torch.equal(a.pixel_values_videos, b.pixel_values_videos)
     again, mime = video_bytes(base64.b64decode(url.partition(",")[2]))
     assert mime == "video/mp4" and Video(again).num_frames == Video(messages[0]["content"][0]["video"], 1.0).num_frames
-    frames = np.random.default_rng(0).integers(0, 256, (30, 28, 28, 3), dtype=np.uint8)  # no rate: a second and more
-    messages = [{"role": "user", "content": [{"type": "video", "video": frames}, {"type": "text", "text": "?"}]}]
+    frames = np.random.default_rng(0).integers(0, 256, (30, 28, 28, 3), dtype=np.uint8)
+    film = {"type": "video", "video": frames}
+    with pytest.raises(InputError, match=r"^video: fps must be given for a list of frames[^\n]*$"):
+        wire([{"role": "user", "content": [film]}])
+    messages = [{"role": "user", "content": [{**film, "fps": 24}, {"type": "text", "text": "?"}]}]
     a, b = processor(messages), processor(wire(messages))
     assert torch.equal(a.input_ids, b.input_ids) and torch.equal(a.pixel_values_videos, b.pixel_values_videos)
     text = [{"role": "user", "content": "Hi"}, {"role": "user", "content": [{"type": "text", "text": "a"}]}]

@@ -40,7 +40,7 @@ def samples_of(demo):
     parts = [
         [{"type": "image", "image": clip[0]}, {"type": "text", "text": "Which?"}],
         "What is six times seven? Say it slowly.",
-        [{"type": "text", "text": "Watch."}, {"type": "video", "video": clip}],
+        [{"type": "text", "text": "Watch."}, {"type": "video", "video": clip, "fps": 24}],
         "Why?",
     ]
     prompts = [make([{"role": "user", "content": content}], processor) for content in parts]

@@ -207,7 +207,7 @@ def test_what_stands_in_no_file_is_shown_from_one(demo, tmp_path):
     shown = _shown({"type": "video", "video": [png, url, png]}, tmp_path, "b", 0)
     one, three = Picture(png), Picture(str(tmp_path / shown["image"]))
     assert (three.width, three.height) == (3 * one.width, one.height)
-    film = video_bytes([Picture(png).pixels(28, 28)] * 3)[0]
+    film = video_bytes([Picture(png).pixels(28, 28)] * 3, fps=24)[0]
     for i, video in enumerate((film, f"data:video/mp4;base64,{base64.b64encode(film).decode()}")):
         shown = _shown({"type": "video", "video": video}, tmp_path, "c", i)
         assert shown == {"type": "video", "video": f"pictures/c-{i}.mp4"}

@@ -20,7 +20,7 @@ from PIL import Image
 
 from glm4v.image import Picture
 from glm4v.source import find, scheme, source_of
-from glm4v.video import ASSUMED_FPS
+from glm4v.video import rate_of
 
 IMAGES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif", "BMP": "image/bmp"}
 FRAMES = "video/x-matroska"
@@ -64,8 +64,8 @@ def image_url(source: Any) -> str:
 
 
 def video_bytes(source: Any, fps: float | None = None) -> tuple[bytes, str]:
-    """A video file and its type; frames (files, arrays or PIL images) at ``fps``, by default what the processor
-    assumes, become a file."""
+    """A video file and its type; frames (files, arrays or PIL images) at ``fps``, which they must have, become a
+    file."""
     if isinstance(source, bytes):
         return source, "video/mp4"
     if _is_path(source):
@@ -74,7 +74,7 @@ def video_bytes(source: Any, fps: float | None = None) -> tuple[bytes, str]:
     target = io.BytesIO()
     # bitexact: the same frames are the same bytes, by which servers know what they have read before.
     with av.open(target, "w", format="matroska", options={"fflags": "+bitexact"}) as container:
-        rate = Fraction(ASSUMED_FPS if fps is None else fps).limit_denominator(1000)
+        rate = Fraction(rate_of(fps)).limit_denominator(1000)
         stream: Any = container.add_stream("ffv1", rate=rate)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "bgr0"
