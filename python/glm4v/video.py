@@ -14,6 +14,7 @@ import re
 import struct
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any, Protocol, TypeAlias
 
 import av
@@ -109,7 +110,8 @@ class Film:
         # FLV and browsers' recordings say of no frame how long it lasts: the last one, as long as the one before it.
         last = known[-1][1] or known[-1][0] - known[-2:][0][0]
         span, end = (known[-1][0] + last - known[0][0]) * tick, (known[-1][0] + last) * tick
-        if end < stated - 3 * span / len(known):  # a few frames: writers count the last one's time in their own ways
+        longest = max((b - a for a, b in pairwise(self._ticks)), default=0) * tick
+        if end < stated - max(3 * span / len(known), 2 * longest):  # the last one's time is counted in several ways
             raise source.error(f"is cut off: {float(end):.1f} of {stated:.1f} seconds are there")
         # Some containers round times to milliseconds; where the frame rate explains them, it is the exact duration.
         exact = len(known) / rate if rate else span
