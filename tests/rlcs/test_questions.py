@@ -96,6 +96,44 @@ def test_form_order_and_unit_that_a_question_asks_for(expect, domain, answer, tr
     assert score(domain, answer, truth, question) == expect
 
 
+SPEED, DOLLARS = "Find the speed in meters per second.", "How many dollars?"
+DROP = "The height of a ball, in feet, is 96 - 16t^2. When does it land?"
+
+
+@pytest.mark.parametrize(
+    ("expect", "domain", "answer", "truth", "question"),
+    [
+        (0, "physics", "10 cm", "10", "Find the length in m."),
+        (1, "physics", "1000 cm", "10", "Find the length in m."),
+        (0, "physics", "5 mV", "5", "Find the voltage in V."), (1, "physics", "5000 mV", "5", "Find the voltage in V."),
+        (0, "physics", "5 mA", "5", "What is the current through R in A?"),
+        (1, "physics", "5 mA", "5", "Which of the values is in A?"),
+        (0, "physics", "300 °C", "300", "Find the temperature in K."), (0, "physics", "1000 cm", "10", SPEED),
+        (0, "physics", "10 meters", "10", SPEED),
+        (1, "physics", "36 km/h", "10", SPEED), (1, "physics", "10", "10", SPEED),
+        (0, "physics", "9.8 cm/s²", "9.8", "Find the acceleration in m/s²."),
+        (1, "physics", "980 cm/s^2", "9.8", "Find the acceleration in m/s^2."),
+        (1, "math", "2 liters", "2", "How many liters per 100 km does it use?"),
+        (1, "physics", "14.7 psi", "14.7", "Find the pressure in pounds per square inch."),
+        (0, "physics", "5 kg", "5", "Find the length in meters."),
+        (0, "math", "24 cm", "24", "Find the area in square meters."),
+        (0, "math", "5\\sqrt{2} cm", "5\\sqrt{2}", "Find the length in m."), (0, "math", "3 cents", "3", DOLLARS),
+        (1, "math", "$3", "3", DOLLARS), (1, "math", "$3/hour", "3", "How many dollars does he earn each hour?"),
+        (1, "math", "£5", "5", "What is the price in pounds?"), (1, "vqa", "30 °C", "30", "How many degrees is it?"),
+        (0, "math", "98 °C", "98", "What is it in degrees Fahrenheit?"), (1, "math", "5 s", "5", DROP),
+        (1, "math", "5 s", "5", "If the height in feet is 96 - 16t^2, when does it land?"),
+        (1, "math", "5 people", "5", "How many in all?"), (1, "math", "5 people", "5", "How many won a medal?"),
+        (1, "math", "$500", "500", "What was the profit in year 2000?"),
+        (0, "vqa", "5 kg", "5", "How tall in meters?"), (1, "vqa", "5 ft/s", "5", "How fast in feet per second?"),
+        (0, "chart", "10 g", "10", "Weight in kg?"), (1, "chart", "10 kg", "10", "Weight in kg?"),
+        (1, "chart", "10 m", "10", "Height in m?"),
+    ],
+)  # fmt: skip
+def test_a_unit_that_only_the_question_names(expect, domain, answer, truth, question):
+    """It is the truth's: another one is converted or wrong, and none is right."""
+    assert score(domain, answer, truth, question) == expect
+
+
 METERS, MILLIONS = "How far is it, in meters?", "What was the profit in million euros?"
 FRACTION = "Which one? A. 3/4 B. 2/3 C. 1/2"
 PRICE = "What is the price? (A) $1.50 (B) $2.50 (C) $3.50"

@@ -25,7 +25,7 @@ from .text import (
     truth_value,
     unlabelled,
 )
-from .units import asked_unit, is_unit, unit_name
+from .units import asked_unit, is_measure, is_unit, unit_name
 from .verdict import Verdict, judged, right, wrong
 
 _OPTION = re.compile(r"(?:^|\n|\s)\(?([A-Z])[).:、．]\s*(.+?)(?=\s+\(?[A-Z](?:[).:、．]\s|[):、．])|\n|$)")
@@ -181,9 +181,11 @@ class Words:
             if a is None:
                 return judged((count := read_count(answer)) is not None and count == read_count(truth), "as counts")
             (x, mine), (y, theirs) = scaled(a), scaled(b)
-            asked = asked_unit(question) if is_unit(mine) and not theirs else ""
-            if asked and (turned := _turned(x, unit_name(mine), asked)) is not None:
-                return judged(close(turned, y, self.tolerance), "as quantities")
+            if is_measure(mine) and not theirs:
+                asked, plainly = asked_unit(question, unit_name(mine))
+                turned = _turned(x, unit_name(mine), asked) if asked else None
+                if plainly or turned is not None:
+                    return judged(turned is not None and close(turned, y, self.tolerance), "as quantities")
             if same_words(mine, theirs) or not mine or not theirs:
                 return judged(close(x, y, self.tolerance) or percent_left_out(a, b, question), "as numbers")
             if is_unit(mine) and is_unit(theirs):
