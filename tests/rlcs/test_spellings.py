@@ -163,3 +163,20 @@ def test_a_click_beside_its_own_box_is_a_truth_that_answers_can_meet():
     assert verify("gui_web", kit.respond("CLICK(point=(214, 100))"), truth).score == 1
     with pytest.raises(ValueError, match="must be right as its own answer"):
         check_truth("gui_android", '{"action_type": "click", "box_2d": [[100, 200, 1300, 2400]]}')
+
+
+@pytest.mark.parametrize(
+    ("expect", "domain", "answer", "truth"),
+    [
+        (0, "gui_android", "[[550, 550]]", "[[500, 500, 600, 600]]"),
+        (0, "gui_android", "[]", "[[500, 500, 600, 600]]"),
+        (0.25, "gui_android", "[[500, 500, 550, 550]]", "[[500, 500, 600, 600]]"),
+        (1, "gui_android", "[[550, 550]]", "[[550, 550]]"),
+        (0, "gui_web", "CLICK(box=[[550, 550]])", "CLICK(box=[[500, 500, 600, 600]])"),
+        (1, "gui_os", "left_click(start_box='[550, 550]')", "left_click(start_box='[500, 500, 600, 600]')"),
+    ],
+)  # fmt: skip
+def test_a_point_is_no_box(expect, domain, answer, truth):
+    """It would lie in the box, and be worth more than an honest box."""
+    click = '{{"action_type": "click", "box_2d": {}}}' if domain == "gui_android" else "{}"
+    assert verify(domain, kit.respond(click.format(answer)), click.format(truth)).score == expect
