@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .choice import judge_option, options_of
 from .judge import Judge
@@ -13,6 +13,7 @@ from .units import asked_unit, is_measure, unit_name
 from .verdict import Verdict, judged, right, wrong
 
 _YEARS = range(1000, 2200)
+_BEFORE_CHRIST = re.compile(r"b\.? ?c(?:\.? ?e)?", re.IGNORECASE)
 _SCALE = re.compile(r"(?:\bin|how many|\() ?(thousand|million|billion|trillion)", re.IGNORECASE)
 
 
@@ -59,7 +60,8 @@ class Chart:
             count = read_count(answer)
             return judged(count is not None and b.value == count, "in words")
         if b.plain_integer and int(b.value) in _YEARS:
-            return judged(a.value == b.value, "as years")
+            exact = replace(self, tolerance=0.0)._numbers(a, b, question).score == 1
+            return judged(exact and not (a.percent or _BEFORE_CHRIST.fullmatch(a.unit)), "as years")
         return self._numbers(a, b, question)
 
     def _numbers(self, a: Number, b: Number, question: str | None) -> Verdict:
