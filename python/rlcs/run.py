@@ -120,9 +120,7 @@ class Run:
     @property
     def progress(self) -> float:
         """Share of the run that is behind us."""
-        if self.settings.seconds is not None:
-            return min(1.0, self.seconds / self.settings.seconds)
-        return min(1.0, self.step / self.settings.steps)
+        return self.settings.share(self.step, self.seconds)
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:

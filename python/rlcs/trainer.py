@@ -94,7 +94,7 @@ class Trainer:
                 left = [group for group in valid if id(group) not in taken]
             alarms = self._watch(groups)
             curriculum = self.curriculum.metrics()
-            if config.overlap and (run.settings.seconds is not None or run.step + 1 < run.settings.steps):
+            if config.overlap and run.step + 1 < run.settings.most_steps:
                 self._begin(bar)
             with self._phase("update"):
                 facts = self._train(chosen)
