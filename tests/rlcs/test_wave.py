@@ -10,6 +10,7 @@ import torch
 from small_runs import train_config
 
 from rlcs.alarms import Facts
+from rlcs.curriculum import Settings as CurriculumSettings
 from rlcs.evaluate import Share, answer, flat, scores_of
 from rlcs.progress import Bar
 from rlcs.rewards import DOMAINS, Verdict
@@ -119,6 +120,14 @@ def test_a_run_whose_domains_are_all_in_quarantine_goes_on_where_alarms_only_war
     trainer._save()
     trainer = Trainer(dataclasses.replace(config, act_on_alarms=acts))
     assert bool(trainer.curriculum.draw(4)) is not acts
+
+
+def test_weights_that_leave_no_task_to_draw_are_named(demo, tmp_path):
+    curriculum = CurriculumSettings(group_size=4, tier_weights=(0, 0, 0, 0, 1))
+    trainer = Trainer(train_config(demo, tmp_path / "run", curriculum=curriculum))
+    said = r"curriculum: tier_weights must be above 0 for a tier that tasks are in \(very easy, easy\), got \(0, 0, 0, 0, 1\)"
+    with pytest.raises(ValueError, match=said):
+        trainer._drawn()
 
 
 def test_refill_switches_expansion_off(demo, tmp_path):
