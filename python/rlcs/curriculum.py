@@ -38,7 +38,7 @@ class Curriculum:
 
     Args:
         tasks: ids, or mappings or objects with ``id`` and, if known, ``domain``, ``category``, ``tier`` (one of
-            :data:`TIERS`), ``pass_rate`` with ``attempts`` (offline pass@k).
+            :data:`TIERS`), ``pass_rate`` with ``attempts`` (offline pass@k; 4 if not given; of 0 nothing is known).
         seed: of the draws; the same seed and observations give the same draws.
         settings: see :class:`Settings`.
     """
