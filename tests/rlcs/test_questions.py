@@ -3,6 +3,7 @@
 import pytest
 
 from rlcs.rewards import kit, verify
+from rlcs.rewards.choice import options_of
 
 pytestmark = pytest.mark.long
 
@@ -53,6 +54,30 @@ VALUES = "What is it?\nA. 1/2\nB. yes"
 )  # fmt: skip
 def test_a_truth_may_be_an_option_s_text(expect, domain, answer, truth, question):
     assert score(domain, answer, truth, question) == expect
+
+
+BOLD = "What is it?\n**A.** a cat\n**B.** a dog"
+BOLD_LINES = "What is it?\n- **A. a cat**\n- **B. a dog**"
+BRACKETS, SMALL = "What is it?\n[A] a cat\n[B] a dog", "What is it?\na) a cat\nb) a dog"
+PARTS = "Let n be 4.\n(a) Is n even?\n(b) Is n prime?"
+
+
+@pytest.mark.parametrize("domain", ["choice", "vqa", "math"])
+@pytest.mark.parametrize("question", [BOLD, BOLD_LINES, BRACKETS, SMALL])
+def test_how_options_are_listed(question, domain):
+    for truth in ("B", "b", "a dog"):
+        for expect, answers in (
+            (1, ("a dog", "B", "b", "(b)", "[B]", "b) a dog", "B. a dog")),
+            (0, ("a cat", "A", "a")),
+        ):
+            for answer in answers:
+                assert score(domain, answer, truth, question) == expect, (answer, truth)
+
+
+def test_what_is_no_list_of_options():
+    assert options_of(PARTS) == options_of("b) red\nc) blue") == options_of("a) red") == {}
+    assert options_of("What is [A] where\n[B] is 0.2 M?") == options_of("Give 2 **A** 3.") == {}
+    assert score("math", "Yes, it is even", "Yes", PARTS) == 1
 
 
 def test_a_name_of_the_question_is_no_unit():
