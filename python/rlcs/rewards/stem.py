@@ -21,6 +21,7 @@ from .text import (
     hedges,
     last_value,
     numbered,
+    plain,
     said,
     same_decade,
     same_words,
@@ -86,6 +87,10 @@ _REALS = re.compile(
     r"(?:[a-z]\s*(?:∈|\\in)\s*)?(?:R|ℝ|\\mathbb\s*\{?R\}?)|(?i:all reals|all real numbers)|[全一][体切]实数"
 )
 _RATIO = re.compile(r"\bratio|\bproportion|比", re.IGNORECASE)
+_SAME = (  # in words, and beside a sign
+    re.compile(r"(?:there (?:is|are) )?no solutions?(?: exists?)?|empty ?set|varnothing|∅|无解|空集"),
+    re.compile(r"(?:limit )?does(?: not|n t) exist|d ?n ?e|不存在"),
+)
 _BASED = re.compile(r"(\d[\dA-F]*)(?:_\{?(\d+)\}?)?")  # 1101_2
 # Dates, times, ranges, scores and ratios: 2020-01-05, 2:30, 10-3 are no differences and quotients.
 _LABEL = re.compile(r"\d+(?:-\d+)+|\d*√?\d+(?::\d*√?\d+)+|\d+(?:/\d+){2,}")
@@ -131,6 +136,10 @@ class Stem:
             return judged(given == label, "as written")
         if (due := _digits(truth)) is not None and due[1]:
             return judged(_digits(answer) in (due, (due[0], "")), "digits of a base")
+        if (based := _digits(answer)) is not None and based[1] == "10":
+            answer = based[0]
+        if any(said.fullmatch(plain(answer)) and said.fullmatch(plain(truth)) for said in _SAME):
+            return right("the same in other words")
         measured = self.tolerance > CUT_OFF
         if measured and (verdict := self._one_by_one(answer, truth, question)) is not None:
             return verdict
