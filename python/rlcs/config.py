@@ -76,7 +76,7 @@ class RunSettings:
     """Where a run keeps its files, how long it goes on, and how often it saves and looks at itself."""
 
     out: Path = Path("runs/rlcs")
-    steps: int | None = None  # optimizer steps of `rlcs sft`, waves of `rlcs train`; None: 100, or as many as fit
+    steps: int | None = None  # optimizer steps of `rlcs sft`, waves of `rlcs train`; None: 100, or what `seconds` allow
     seconds: float | None = None  # stop after so long, if not by `steps`; the learning rate follows the nearer end
     seed: int = 0
     save_every: int = 50  # steps or waves; 0 saves at the end only

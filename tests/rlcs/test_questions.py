@@ -138,6 +138,7 @@ DROP = "The height of a ball, in feet, is 96 - 16t^2. When does it land?"
         (1, "physics", "36 km/h", "10", SPEED), (1, "physics", "10", "10", SPEED),
         (0, "physics", "9.8 cm/s²", "9.8", "Find the acceleration in m/s²."),
         (1, "physics", "980 cm/s^2", "9.8", "Find the acceleration in m/s^2."),
+        (0, "physics", "9.8 cm/s^2", "9.8", "Give it in units of m/s^2."),
         (1, "math", "2 liters", "2", "How many liters per 100 km does it use?"),
         (1, "physics", "14.7 psi", "14.7", "Find the pressure in pounds per square inch."),
         (0, "physics", "5 kg", "5", "Find the length in meters."),

@@ -51,7 +51,9 @@ PARTS = {"day": ("hour", 24), "hour": ("min", 60), "min": ("s", 60), "ft": ("inc
          "tonne": ("kg", 1000), "yuan": ("jiao", 10)}  # fmt: skip
 
 _UNITS = frozenset(_NAMES.values())
-_ASKED = re.compile(r"\b(?:in|how many)(?: total| more)? (?=([^\W\d_][\w/^]*(?: [^\W\d_]+){0,5}))", re.IGNORECASE)
+_ASKED = re.compile(
+    r"\b(?:in|how many)(?: total| more| units of)? (?=([^\W\d_][\w/^]*(?: [^\W\d_]+){0,5}))", re.IGNORECASE
+)
 # In V, at the end of a clause. In A and in K may be anything else, too.
 _LETTER = re.compile(
     r"\b(?:in ([mghsNJWVLΩ])|[Cc]urrent\b[^.?!]* in (A)|[Tt]emperature\b[^.?!]* in (K))(?=\s*(?:[.,;:?!)]|\Z))"
@@ -62,7 +64,7 @@ _ALSO = {"degree": ("degC", "degF"), "lb": ("lbf", "sterling")}  # what the name
 _SENTENCE = re.compile(r"(?<=[.?!])\s+|\n")
 _CONDITION = re.compile(r"\b(?:if|given|when|where|suppose)\b[^,?]*,", re.IGNORECASE)
 _ASKS = re.compile(
-    r"\?|^\W*in\b|\b(?:what|how|find|give|answer|express|state|determine|calculate|compute|estimate|measure|write)\b",
+    r"\?|^\W*in\b|\b(?:what|which|how|find|give|answer|express|state|determine|calculate|compute|estimate|write)\b",
     re.IGNORECASE,
 )
 
