@@ -8,6 +8,7 @@ WHOLE = 2**63 - 1  # the largest whole number that torch and numpy take
 MANY = 1 << 16  # answers of a group, ranks of adapters, whatever is held at once for each
 PROCESSES = 1024  # and threads, beyond which a machine starts none
 TOKENS = 1 << 40  # of a cache or an answer: the bytes of as many can still be counted
+STEPS = 100  # of a run that nothing else ends
 LONGEST_S = 1e7  # of a wait: four months; the clocks of some libraries end soon after
 
 

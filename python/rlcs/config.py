@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from .alarms import Limits
-from .bounds import LONGEST_S, MANY, PROCESSES, WHOLE, expect_above_zero, expect_within
+from .bounds import LONGEST_S, MANY, PROCESSES, STEPS, WHOLE, expect_above_zero, expect_within
 from .curriculum import Settings as CurriculumSettings
 from .loss import LossSettings
 from .optimizer import OptimizerSettings
@@ -76,8 +76,8 @@ class RunSettings:
     """Where a run keeps its files, how long it goes on, and how often it saves and looks at itself."""
 
     out: Path = Path("runs/rlcs")
-    steps: int = 100  # optimizer steps of `rlcs sft`, waves of `rlcs train`
-    seconds: float | None = None  # stop after so long; the learning rate then follows the clock
+    steps: int | None = None  # optimizer steps of `rlcs sft`, waves of `rlcs train`; None: 100, or what `seconds` allow
+    seconds: float | None = None  # stop after so long, if not by `steps`; the learning rate follows the nearer end
     seed: int = 0
     save_every: int = 50  # steps or waves; 0 saves at the end only
     keep: int = 2  # checkpoints
@@ -90,6 +90,15 @@ class RunSettings:
         whole = {"steps": (1, WHOLE), "seed": (0, WHOLE), "save_every": (0, WHOLE), "keep": (1, WHOLE)}
         expect_within("run", self, **whole, eval_every=(0, WHOLE), threads=(1, PROCESSES))
         expect_above_zero("run", self, seconds=LONGEST_RUN_S)
+
+    @property
+    def most_steps(self) -> float:
+        """Infinite where the clock alone ends the run."""
+        return self.steps or (STEPS if self.seconds is None else math.inf)
+
+    def share(self, steps: int, seconds: float) -> float:
+        """Of the run, behind so many steps and seconds: whichever is nearer to its end."""
+        return min(1.0, max(steps / self.most_steps, seconds / (self.seconds or math.inf)))
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class Curriculum:
 
     Args:
         tasks: ids, or mappings or objects with ``id`` and, if known, ``domain``, ``category``, ``tier`` (one of
-            :data:`TIERS`), ``pass_rate`` with ``attempts`` (offline pass@k).
+            :data:`TIERS`), ``pass_rate`` with ``attempts`` (offline pass@k; 4 if not given; of 0 nothing is known).
         seed: of the draws; the same seed and observations give the same draws.
         settings: see :class:`Settings`.
     """
@@ -90,7 +90,7 @@ class Curriculum:
 
     def weights(self) -> np.ndarray:
         """[P] of the next draw: the tier's weight times the category's, times what :meth:`scale` has set."""
-        outside = np.array([self._factor(name) for name in self.ledger.categories])[self.ledger.category]
+        outside = np.array([self.factor(name) for name in self.ledger.categories])[self.ledger.category]
         outside[list(self._left_out)] = 0.0
         if not self.settings.weighting:
             return np.ones(len(self.ledger)) * outside
@@ -111,7 +111,8 @@ class Curriculum:
         """Never draws a prompt again: it cannot be asked, and as nothing is learned of it, its weight would stay."""
         self._left_out.add(self.ledger.index[id])
 
-    def _factor(self, category: str) -> float:
+    def factor(self, category: str) -> float:
+        """What :meth:`scale` has set for it and for what it is below."""
         return math.prod(x for name, x in self._factors.items() if f"{category}/".startswith(f"{name}/"))
 
     def select(self, groups: Sequence[Any], n: int) -> list[Any]:

@@ -178,12 +178,17 @@ def _row(task: Any) -> dict[str, Any]:
         if tier not in TIERS:
             raise ValueError(f"curriculum: tier of {name!r} must be one of {', '.join(TIERS)}, got {tier!r}")
         known, prior = 2.0, TIER_PASS_RATE[TIERS.index(tier)]
-    if rate is not None:
-        attempts = get("attempts") or 4
+    attempts = 4 if (given := get("attempts")) is None else given
+    if rate is not None and attempts != 0:  # of none, nothing is known
         known_both = isinstance(rate, Real) and isinstance(attempts, Real)
         if not (known_both and 0 <= rate <= 1 and 0 < attempts < math.inf):
             raise ValueError(
                 f"curriculum: pass_rate of {name!r} must be in [0, 1], got {rate!r} of {attempts!r} attempts"
             )
         known, prior = known + attempts, (prior * known + rate * attempts) / (known + attempts)
-    return {"id": name, "category": f"{domain}/{category}" if category else domain, "rate": prior, "attempts": known}
+    return {
+        "id": name,
+        "category": domain if category in (None, "") else f"{domain}/{category}",
+        "rate": prior,
+        "attempts": known,
+    }

@@ -6,6 +6,7 @@ Nothing of it need be there but a row of metrics: a run may go on, may be SFT al
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from .bounds import STEPS
 from .logs import read_metrics
 
 Row = dict[str, Any]
@@ -94,10 +96,11 @@ class Record:
     def progress(self) -> float:
         """Share of the run that is behind it; NaN where the settings are not known."""
         run = self.config.get("run") or {}
-        if (seconds := number(run.get("seconds"))) > 0:
-            return min(1.0, self.seconds / seconds)
-        steps = number(run.get("steps"))
-        return min(1.0, self.steps / steps) if steps > 0 else float("nan")
+        seconds, steps = number(run.get("seconds")), number(run.get("steps"))
+        if run.get("seconds") is None and run.get("steps", "") is None:
+            steps = STEPS
+        ends = [done / most for done, most in ((self.seconds, seconds), (self.steps, steps)) if most > 0]
+        return min(max(ends), 1.0) if ends else math.nan
 
     def total(self, name: str) -> float:
         """The newest of the waves' running totals."""

@@ -120,9 +120,7 @@ class Run:
     @property
     def progress(self) -> float:
         """Share of the run that is behind us."""
-        if self.settings.seconds is not None:
-            return min(1.0, self.seconds / self.settings.seconds)
-        return min(1.0, self.step / self.settings.steps)
+        return self.settings.share(self.step, self.seconds)
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
@@ -311,7 +309,8 @@ def write_config(folder: Path, config: SftConfig | TrainConfig) -> None:
 
 
 def _taken_up(saved: checkpoint.Saved, config: SftConfig | TrainConfig, note: Callable[[str], None]) -> dict[str, Any]:
-    """A checkpoint's state; says which settings have changed since, and refuses those that its weights hang on."""
+    """A checkpoint's state; says which settings have changed since, and refuses those that its weights hang on, or the
+    reference of its loss."""
     from .state import Kept, KeptBySft, KeptByTrain, expect
 
     state = saved.state()
@@ -323,9 +322,13 @@ def _taken_up(saved: checkpoint.Saved, config: SftConfig | TrainConfig, note: Ca
         raise ValueError(f"run: out must be {out}")
     expect(KeptByTrain if kinds[0] == "train" else KeptBySft, state, saved.state_file)
     changed = {name for name in before.keys() & now.keys() if before[name] != now[name]}
-    for name in TIED:
+    reference = ("model.path",) if isinstance(config, TrainConfig) and config.loss.kl else ()
+    for name in TIED + reference:
         if name in changed:
             raise ValueError(f"{name} must be as in {saved.folder} ({before[name]}) to go on from it, got {now[name]}")
     said = ", ".join(f"{name} {before[name]} -> {now[name]}" for name in now if name in changed)
-    note(f"going on from {saved.folder}" + (f", with changed settings: {said}" if said else ""))
+    said = f", with changed settings: {said}" if said else ""
+    if "model.path" in changed:
+        said += f"; the {'adapters' if config.model.lora_rank else 'weights'} stay the checkpoint's"
+    note(f"going on from {saved.folder}{said}")
     return state

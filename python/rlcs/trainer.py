@@ -35,6 +35,7 @@ from .engines.native import Native
 from .evaluate import Progress, Score, Share, answer_share
 from .feed import Feed
 from .learner import Loss, Micro, target_logprobs
+from .ledger import TIERS
 from .loss import policy_loss
 from .means import means
 from .progress import Bar
@@ -94,7 +95,7 @@ class Trainer:
                 left = [group for group in valid if id(group) not in taken]
             alarms = self._watch(groups)
             curriculum = self.curriculum.metrics()
-            if config.overlap and (run.settings.seconds is not None or run.step + 1 < run.settings.steps):
+            if config.overlap and run.step + 1 < run.settings.most_steps:
                 self._begin(bar)
             with self._phase("update"):
                 facts = self._train(chosen)
@@ -174,6 +175,10 @@ class Trainer:
         """What the next wave asks."""
         ids = self.curriculum.draw(self.config.groups)
         if not ids:
+            if any(self.curriculum.factor(task.domain) for task in self.tasks.values()):
+                tiers = ", ".join(TIERS[i] for i in np.unique(self.curriculum.ledger.tier()))
+                due = f"above 0 for a tier that tasks are in ({tiers})"
+                raise ValueError(f"curriculum: tier_weights must be {due}, got {self.config.curriculum.tier_weights}")
             rest = "see the alarms; --no-act-on-alarms draws from them again"
             raise ValueError(f"train: a domain must be left to draw from, got all in quarantine: {rest}")
         ids = self._readable(ids)

@@ -28,6 +28,9 @@ def verify(
 
     Returns:
         1 when a verdict was wrong, else 0: the exit code.
+
+    Raises:
+        ValueError: a verifier cannot be loaded or has no judge, or a file or a domain is not what it must be.
     """
     from rich.console import Console
     from rich.progress import track
@@ -39,6 +42,8 @@ def verify(
         if unknown := [name for name in domain if name not in known]:
             raise ValueError(f"verify: --domain must be one of {', '.join(sorted(known))}, got {unknown[0]}")
         rows = [row for row in rows if row["domain"] in domain]
+    for name in (verifier,) if verifier else dict.fromkeys(row["domain"] for row in rows):
+        rewards.check(name)  # one that cannot be loaded would be an error in every case
 
     def judging(name: str, response: str, truth: str, question: str | None) -> rewards.Verdict:
         return rewards.verify(verifier or name, response, truth, question)

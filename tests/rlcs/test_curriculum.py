@@ -84,6 +84,17 @@ def test_offline_rates_and_human_tiers_seed_the_ledger():
     assert easy > none > hard and abs(rate - 0.3) < 0.1
 
 
+def test_what_was_never_tried_is_unknown_and_0_is_a_category():
+    untried = [
+        {"id": "a", "pass_rate": 0.0, "attempts": 0},
+        {"id": "b", "tier": "easy", "pass_rate": 0.0, "attempts": 0},
+    ]
+    known = [{"id": "a"}, {"id": "b", "tier": "easy"}]
+    rates = [Ledger(tasks, Settings()).pass_rate().tolist() for tasks in (untried, known)]
+    assert rates[0] == rates[1]
+    assert Ledger([{"id": "a", "domain": "ocr", "category": 0}], Settings()).categories == ["ocr/0"]
+
+
 def test_every_rollout_counts_and_verifier_errors_do_not():
     curriculum = Curriculum(TASKS, seed=0)
     curriculum.observe("0", [1.0, None, 0.0, None])

@@ -3,6 +3,7 @@
 import pytest
 
 from rlcs.rewards import kit, verify
+from rlcs.rewards.choice import options_of
 
 pytestmark = pytest.mark.long
 
@@ -55,6 +56,30 @@ def test_a_truth_may_be_an_option_s_text(expect, domain, answer, truth, question
     assert score(domain, answer, truth, question) == expect
 
 
+BOLD = "What is it?\n**A.** a cat\n**B.** a dog"
+BOLD_LINES = "What is it?\n- **A. a cat**\n- **B. a dog**"
+BRACKETS, SMALL = "What is it?\n[A] a cat\n[B] a dog", "What is it?\na) a cat\nb) a dog"
+PARTS = "Let n be 4.\n(a) Is n even?\n(b) Is n prime?"
+
+
+@pytest.mark.parametrize("domain", ["choice", "vqa", "math"])
+@pytest.mark.parametrize("question", [BOLD, BOLD_LINES, BRACKETS, SMALL])
+def test_how_options_are_listed(question, domain):
+    for truth in ("B", "b", "a dog"):
+        for expect, answers in (
+            (1, ("a dog", "B", "b", "(b)", "[B]", "b) a dog", "B. a dog")),
+            (0, ("a cat", "A", "a")),
+        ):
+            for answer in answers:
+                assert score(domain, answer, truth, question) == expect, (answer, truth)
+
+
+def test_what_is_no_list_of_options():
+    assert options_of(PARTS) == options_of("b) red\nc) blue") == options_of("a) red") == {}
+    assert options_of("What is [A] where\n[B] is 0.2 M?") == options_of("Give 2 **A** 3.") == {}
+    assert score("math", "Yes, it is even", "Yes", PARTS) == 1
+
+
 def test_a_name_of_the_question_is_no_unit():
     assert score("math", "5", "5abc", "Let a, b and c be the sides.") == 0
     assert score("math", "5x", "5", "Find x.") == 0
@@ -96,6 +121,45 @@ def test_form_order_and_unit_that_a_question_asks_for(expect, domain, answer, tr
     assert score(domain, answer, truth, question) == expect
 
 
+SPEED, DOLLARS = "Find the speed in meters per second.", "How many dollars?"
+DROP = "The height of a ball, in feet, is 96 - 16t^2. When does it land?"
+
+
+@pytest.mark.parametrize(
+    ("expect", "domain", "answer", "truth", "question"),
+    [
+        (0, "physics", "10 cm", "10", "Find the length in m."),
+        (1, "physics", "1000 cm", "10", "Find the length in m."),
+        (0, "physics", "5 mV", "5", "Find the voltage in V."), (1, "physics", "5000 mV", "5", "Find the voltage in V."),
+        (0, "physics", "5 mA", "5", "What is the current through R in A?"),
+        (1, "physics", "5 mA", "5", "Which of the values is in A?"),
+        (0, "physics", "300 °C", "300", "Find the temperature in K."), (0, "physics", "1000 cm", "10", SPEED),
+        (0, "physics", "10 meters", "10", SPEED),
+        (1, "physics", "36 km/h", "10", SPEED), (1, "physics", "10", "10", SPEED),
+        (0, "physics", "9.8 cm/s²", "9.8", "Find the acceleration in m/s²."),
+        (1, "physics", "980 cm/s^2", "9.8", "Find the acceleration in m/s^2."),
+        (0, "physics", "9.8 cm/s^2", "9.8", "Give it in units of m/s^2."),
+        (1, "math", "2 liters", "2", "How many liters per 100 km does it use?"),
+        (1, "physics", "14.7 psi", "14.7", "Find the pressure in pounds per square inch."),
+        (0, "physics", "5 kg", "5", "Find the length in meters."),
+        (0, "math", "24 cm", "24", "Find the area in square meters."),
+        (0, "math", "5\\sqrt{2} cm", "5\\sqrt{2}", "Find the length in m."), (0, "math", "3 cents", "3", DOLLARS),
+        (1, "math", "$3", "3", DOLLARS), (1, "math", "$3/hour", "3", "How many dollars does he earn each hour?"),
+        (1, "math", "£5", "5", "What is the price in pounds?"), (1, "vqa", "30 °C", "30", "How many degrees is it?"),
+        (0, "math", "98 °C", "98", "What is it in degrees Fahrenheit?"), (1, "math", "5 s", "5", DROP),
+        (1, "math", "5 s", "5", "If the height in feet is 96 - 16t^2, when does it land?"),
+        (1, "math", "5 people", "5", "How many in all?"), (1, "math", "5 people", "5", "How many won a medal?"),
+        (1, "math", "$500", "500", "What was the profit in year 2000?"),
+        (0, "vqa", "5 kg", "5", "How tall in meters?"), (1, "vqa", "5 ft/s", "5", "How fast in feet per second?"),
+        (0, "chart", "10 g", "10", "Weight in kg?"), (1, "chart", "10 kg", "10", "Weight in kg?"),
+        (1, "chart", "10 m", "10", "Height in m?"),
+    ],
+)  # fmt: skip
+def test_a_unit_that_only_the_question_names(expect, domain, answer, truth, question):
+    """It is the truth's: another one is converted or wrong, and none is right."""
+    assert score(domain, answer, truth, question) == expect
+
+
 METERS, MILLIONS = "How far is it, in meters?", "What was the profit in million euros?"
 FRACTION = "Which one? A. 3/4 B. 2/3 C. 1/2"
 PRICE = "What is the price? (A) $1.50 (B) $2.50 (C) $3.50"
@@ -119,7 +183,12 @@ LAMPS = "Which lamp is the brightest? (A) P (B) Q (C) R"
         (0, "geography", "1981", "1980", "Year of the eruption?"),
         (1, "math", "5 km", "5", "She came in second, after 5 km. How far was it?"),
         (1, "chart", "312 million", "312", MILLIONS), (0, "chart", "312 billion", "312", MILLIONS),
-        (0, "chart", "312 million", "312", None),
+        (0, "chart", "312 million", "312", None), (0, "chart", "1985 million", "1985", None),
+        (0, "chart", "$1,500 million", "1500", None), (0, "chart", "2.001 thousand", "2000", None),
+        (1, "chart", "1.5 thousand", "1500", None), (1, "chart", "1200 thousand", "1200", "How many thousand?"),
+        (0, "chart", "1985 BC", "1985", None), (1, "chart", "1985 AD", "1985", None),
+        (1, "chart", "$1,500", "1500", None), (0, "chart", "1985 B.C.E.", "1985", None),
+        (0, "chart", "1985%", "1985", None), (0, "chart", "1986 kg", "1985", None),
         (1, "math", "10:6", "5:3", "What is the ratio of a to b?"),
         (0, "math", "10:6", "5:3", "Simplify the ratio 10:6."),
         (0, "math", "6:10", "5:3", "What is the ratio of a to b?"),

@@ -159,11 +159,20 @@ def test_what_is_missing_is_left_out(tmp_path, rows, says):
     assert says in text and "nan" not in text.lower().replace("nanmean", "")
 
 
-def test_a_run_that_goes_on(tmp_path):
-    config = {"tasks": "t", "run": {"steps": 8, "seconds": None}}
+@pytest.mark.parametrize(
+    ("run", "share"),
+    [
+        ({"steps": 8, "seconds": None}, "25%"),
+        ({"steps": 8, "seconds": 1e6}, "25%"),
+        ({"steps": 1000, "seconds": 12}, "25%"),
+        ({"steps": None, "seconds": None}, "2%"),
+    ],
+)
+def test_a_run_that_goes_on(run, share, tmp_path):
+    config = {"tasks": "t", "run": run}
     folder = write(tmp_path / "run", WAVE, {**WAVE, "step": 2}, config=config, tail='{"kind": "wa')
     text = page_of([Record.read(folder)])
-    assert "It still goes on: 25% are behind it." in text and "2 waves" in text
+    assert f"It still goes on: {share} are behind it." in text and "2 waves" in text
 
 
 def test_pictures_that_are_gone_are_named(tmp_path):

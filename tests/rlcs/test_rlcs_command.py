@@ -273,6 +273,14 @@ def test_changed_settings_are_told(demo, two_steps, tmp_path):
     assert "step-000002, with changed settings: " in said and "batch 6 -> 5" in said and "run.steps 2 -> 3" in said
 
 
+def test_weights_stay_the_checkpoint_s_where_the_model_s_path_changes(demo, two_steps, tmp_path):
+    notes = []
+    moved = shutil.copytree(demo / "model", tmp_path / "moved")
+    Run(taken_up(demo, two_steps, tmp_path, model=ModelSettings(path=moved)), notes.append).log.close()
+    (said,) = notes
+    assert f"model.path {demo / 'model'} -> {moved}" in said and said.endswith("; the weights stay the checkpoint's")
+
+
 def test_settings_that_weights_hang_on_must_stay(demo, two_steps, tmp_path, refused):
     config = taken_up(demo, two_steps, tmp_path)
     path = write(config, tmp_path)

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import rlcs
-from rlcs.config import SftConfig, TrainConfig, build, plain, read
+from rlcs.config import RunSettings, SftConfig, TrainConfig, build, plain, read
 
 
 def test_settings_from_files(tmp_path):
@@ -75,7 +75,7 @@ def test_settings_from_files(tmp_path):
         ("rollout: {cache_tokens: 4611686018427387904}", "rollouts: cache_tokens must be at most 1099511627776, got 4"),
         ("rollout: {thinking_budget: 99999999999999999999}", "rollouts: thinking_budget must be at most 109951162"),
         ("rollout: {random_budgets: [1, 99999999999999999999]}", "0 <= least <= most <= 1099511627776, or None, got"),
-        ("run: {steps: yes}", "config.yaml: run.steps must be int, got True"),
+        ("run: {steps: yes}", "config.yaml: run.steps must be int | None, got True"),
         ("optimizer: {lr: yes}", "config.yaml: optimizer.lr must be float, got True"),
         ("eval: {limit: no}", "config.yaml: eval.limit must be int | None, got False"),
         ("judge: {urls: [localhost:80/v1], models: [m]}", "judge: urls must begin with http:// or https:// and a host"),
@@ -93,6 +93,15 @@ def test_numbers_that_no_run_can_mean(text, said, tmp_path):
     with pytest.raises(ValueError) as error:
         read(TrainConfig, file)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "share"),
+    [({}, 0.4), ({"steps": 80}, 0.5), ({"seconds": 50}, 0.2), ({"seconds": 50, "steps": 80}, 0.5),
+     ({"seconds": 10, "steps": 80}, 1)],
+)  # fmt: skip
+def test_a_run_ends_with_its_steps_or_its_seconds_whichever_come_first(settings, share):
+    assert RunSettings(**settings).share(40, 10.0) == share
 
 
 def test_a_step_s_samples_are_held_together():

@@ -70,6 +70,12 @@ RIGHT = (
     ("chart", "52 meters", "52 m"), ("chart", "Jan 2019", "January 2019"), ("chart", "20 to 29", "20-29"),
     ("vqa", "₹500", "500 rupees"), ("chart", "Rs. 500", "₹500"), ("vqa", "July 4th", "4 July"),
     ("vqa", "Yes. The light is on", "yes"), ("vqa", "不，没有猫", "否"), ("choice", "正确答案是B", "B"),
+    ("counting", "exactly 3", "3"), ("counting", "Exactly three.", "3"), ("counting", "There are exactly 3 cats", "3"),
+    ("counting", "three (3)", "3"), ("counting", "3 (three)", "3"), ("counting", "Three (3) cats", "3"),
+    ("counting", "a dozen", "12"), ("counting", "two dozen eggs", "24"), ("counting", "3 thousand", "3000"),
+    ("math", "a dozen", "12"), ("math", "does not exist", "DNE"), ("math", "The limit doesn't exist.", "DNE"),
+    ("math", "no solution", "\\emptyset"), ("math", "No solutions", "no solution"), ("math", "$\\varnothing$", "无解"),
+    ("math", "11_{10}", "11"), ("math", "11", "11_{10}"),
     ("vqa", "\u200bdog", "dog"), ("math", "4\\sqrt{5} \\text{ units}", "4√5"),
     ("math", "6√3 square units", "6\\sqrt{3}"),
     ("math", "3/11 ≈ 0.2727", "3/11"), ("math", "6√3 ≈ 10.39", "10.39"),
@@ -121,6 +127,10 @@ WRONG = (
     ("math", "3比2", "2:3"), ("vqa", "john.smith@mail.com", "johnsmith@mail.com"), ("vqa", "www.a-b.com", "www.ab.com"),
     ("vqa", "O", "O-"), ("vqa", "July 5", "July 4"), ("vqa", "Yes. But no.", "yes"),
     ("chart", "Mar", "May"),
+    ("counting", "three (4)", "3"), ("counting", "3 (or four)", "3"), ("counting", "a dozen", "1"),
+    ("counting", "3 thousand", "3"), ("counting", "exactly", "3"), ("counting", "3 (thousand)", "3"),
+    ("math", "one solution", "\\emptyset"), ("math", "DNE", "\\emptyset"), ("math", "0", "no solution"),
+    ("math", "11_{2}", "11"), ("math", "11_{10}", "11_{2}"), ("math", "DNE", "0"),
 )  # fmt: skip
 
 
@@ -163,3 +173,20 @@ def test_a_click_beside_its_own_box_is_a_truth_that_answers_can_meet():
     assert verify("gui_web", kit.respond("CLICK(point=(214, 100))"), truth).score == 1
     with pytest.raises(ValueError, match="must be right as its own answer"):
         check_truth("gui_android", '{"action_type": "click", "box_2d": [[100, 200, 1300, 2400]]}')
+
+
+@pytest.mark.parametrize(
+    ("expect", "domain", "answer", "truth"),
+    [
+        (0, "gui_android", "[[550, 550]]", "[[500, 500, 600, 600]]"),
+        (0, "gui_android", "[]", "[[500, 500, 600, 600]]"),
+        (0.25, "gui_android", "[[500, 500, 550, 550]]", "[[500, 500, 600, 600]]"),
+        (1, "gui_android", "[[550, 550]]", "[[550, 550]]"),
+        (0, "gui_web", "CLICK(box=[[550, 550]])", "CLICK(box=[[500, 500, 600, 600]])"),
+        (1, "gui_os", "left_click(start_box='[550, 550]')", "left_click(start_box='[500, 500, 600, 600]')"),
+    ],
+)  # fmt: skip
+def test_a_point_is_no_box(expect, domain, answer, truth):
+    """It would lie in the box, and be worth more than an honest box."""
+    click = '{{"action_type": "click", "box_2d": {}}}' if domain == "gui_android" else "{}"
+    assert verify(domain, kit.respond(click.format(answer)), click.format(truth)).score == expect

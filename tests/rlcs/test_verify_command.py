@@ -38,11 +38,16 @@ def test_bad_input_is_one_line(tmp_path):
     cases = tmp_path / "cases.jsonl"
     cases.write_text('{"domain": "math"}\n')
     (empty := tmp_path / "empty.jsonl").write_text("\n")
+    lost = tmp_path / "lost.jsonl"
+    lost.write_text(json.dumps({"domain": "foo:bar", "answer": "a", "truth": "b", "expect": 0}) + "\n")
+    unloaded = "rewards: verifier foo:bar cannot be loaded: ModuleNotFoundError: No module named 'foo'"
     for arguments, text in (
         (["--cases", str(cases)], f"{cases}:1: a case needs domain, answer, truth and expect"),
         (["--domain", "maths"], "--domain must be one of"),
         (["--cases", str(empty)], f"{empty}: must hold a case, got none"),
         (["--cases", str(tmp_path / "none")], "No such file"),
+        (["--verifier", "foo:bar"], unloaded),
+        (["--cases", str(lost)], unloaded),
     ):
         done = rlcs("verify", *arguments)
         assert done.returncode == 2 and text in done.stderr and len(done.stderr.splitlines()) == 1

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ import torch
 from small_runs import train_config
 
 from rlcs.alarms import Facts
+from rlcs.curriculum import Settings as CurriculumSettings
 from rlcs.evaluate import Share, answer, flat, scores_of
+from rlcs.loss import LossSettings
 from rlcs.progress import Bar
 from rlcs.rewards import DOMAINS, Verdict
 from rlcs.trainer import FACTOR, Trainer, _samples
@@ -119,6 +122,23 @@ def test_a_run_whose_domains_are_all_in_quarantine_goes_on_where_alarms_only_war
     trainer._save()
     trainer = Trainer(dataclasses.replace(config, act_on_alarms=acts))
     assert bool(trainer.curriculum.draw(4)) is not acts
+
+
+def test_another_reference_is_none_to_go_on_with(demo, tmp_path):
+    config = train_config(demo, tmp_path / "run", loss=LossSettings(kl=0.1))
+    Trainer(config)._save()
+    moved = dataclasses.replace(config.model, path=shutil.copytree(demo / "model", tmp_path / "moved"))
+    with pytest.raises(ValueError, match=r"model\.path must be as in .*step-000000 .* to go on from it, got .*moved"):
+        Trainer(dataclasses.replace(config, model=moved))
+    Trainer(dataclasses.replace(config, model=moved, loss=LossSettings()))
+
+
+def test_weights_that_leave_no_task_to_draw_are_named(demo, tmp_path):
+    curriculum = CurriculumSettings(group_size=4, tier_weights=(0, 0, 0, 0, 1))
+    trainer = Trainer(train_config(demo, tmp_path / "run", curriculum=curriculum))
+    said = r"curriculum: tier_weights must be above 0 for a tier that tasks are in \(very easy, easy\), got \(0, 0"
+    with pytest.raises(ValueError, match=said):
+        trainer._drawn()
 
 
 def test_refill_switches_expansion_off(demo, tmp_path):

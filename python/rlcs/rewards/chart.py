@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .choice import judge_option, options_of
 from .judge import Judge
 from .number import LETTERS, MULTIPLES, Number, close, read_count, read_number, scaled
 from .text import entries, explained, hedges, last_value, said, same_decade, same_words, tidy, truth_value, unlabelled
-from .units import unit_name
+from .units import asked_unit, is_measure, unit_name
 from .verdict import Verdict, judged, right, wrong
 
 _YEARS = range(1000, 2200)
+_BEFORE_CHRIST = re.compile(r"b\.? ?c(?:\.? ?e)?", re.IGNORECASE)
 _SCALE = re.compile(r"(?:\bin|how many|\() ?(thousand|million|billion|trillion)", re.IGNORECASE)
 
 
@@ -59,11 +60,16 @@ class Chart:
             count = read_count(answer)
             return judged(count is not None and b.value == count, "in words")
         if b.plain_integer and int(b.value) in _YEARS:
-            return judged(a.value == b.value, "as years")
+            exact = replace(self, tolerance=0.0)._numbers(a, b, question).score == 1
+            return judged(exact and not (a.percent or _BEFORE_CHRIST.fullmatch(a.unit)), "as years")
         return self._numbers(a, b, question)
 
     def _numbers(self, a: Number, b: Number, question: str | None) -> Verdict:
-        scales = MULTIPLES if unit_name(a.unit) == unit_name(b.unit) else MULTIPLES | LETTERS  # 8848 m and meters
+        mine, theirs = (unit_name(scaled(x)[1]) for x in (a, b))
+        due, plainly = asked_unit(question, mine) if is_measure(mine) and not theirs else ("", False)
+        if plainly and mine != due:
+            return wrong(f"{a.unit} is not {due}")
+        scales = MULTIPLES if plainly or mine == theirs else MULTIPLES | LETTERS  # 8848 m and meters
         (x, unit_a), (y, unit_b) = scaled(a, scales), scaled(b, scales)
         if (asked := _SCALE.search(question or "")) and x != a.value and y == b.value:  # 5 of "in millions"
             y *= MULTIPLES[asked[1].casefold()]

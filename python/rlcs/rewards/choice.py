@@ -25,10 +25,15 @@ from .text import (
     truth_value,
     unlabelled,
 )
-from .units import asked_unit, is_unit, unit_name
+from .units import asked_unit, is_measure, is_unit, unit_name
 from .verdict import Verdict, judged, right, wrong
 
 _OPTION = re.compile(r"(?:^|\n|\s)\(?([A-Z])[).:、．]\s*(.+?)(?=\s+\(?[A-Z](?:[).:、．]\s|[):、．])|\n|$)")
+_BOLD_LETTER = re.compile(r"(?<!\S)\*\*(\(?[A-Z](?:[).:、．]|(?=\*\*)))(?:\*\*)?")  # **A.** red, **A. red**
+_LINE = re.compile(
+    r"^([ \t]*)(?:\(?([a-z])[).]|\[([A-Za-z])\])[ \t]+(?=\S.*?(\?)?\s*$)", re.MULTILINE
+)  # a) red, [A] red
+_LONE = re.compile(r"[(\[]?([A-Za-z])(?:[)\]]?\.?$|[).:\]](?=\s))")
 _LETTERS = re.compile(r"\(?\s*([A-Z])\s*\)?")
 _CALLED = re.compile(
     r"(?:(?:the )?(?:correct )?(?:options?|choices?|answers?|figures?|images?)(?: is)?[:：]?\s+"
@@ -47,8 +52,24 @@ _MARKUP = re.compile(r"\\(?:boxed|text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}|[*$]
 
 
 def options_of(question: str | None) -> dict[str, str]:
-    """Letter -> text of the options that a question lists, e.g. ``(A) red``, ``B. blue``."""
-    return {} if not question else {m[1]: m[2].strip() for m in _OPTION.finditer(question)}
+    """Letter -> text of the options that a question lists, e.g. ``(A) red``, ``B. blue``, ``**C.** green``; also
+    ``a) red`` and ``[A] red``, where lines begin so from A on and don't ask: those may be concentrations or questions.
+    """
+    question = _BOLD_LETTER.sub(r"\1", question or "")
+    if not _OPTION.search(question):
+        lines = list(_LINE.finditer(question))
+        letters = "".join(m[2] or m[3] for m in lines).upper()
+        if len(lines) > 1 and "ABCDEFGHIJ".startswith(letters) and not any(m[4] for m in lines):
+            question = _LINE.sub(lambda m: f"{m[1]}{(m[2] or m[3]).upper()}. ", question)
+    return {m[1]: m[2].strip() for m in _OPTION.finditer(question)}
+
+
+def _in_capitals(text: str, options: Mapping[str, str]) -> str:
+    """``B. blue`` of ``b) blue`` and ``[B] blue``, where b is an option's letter and no option."""
+    found = _LONE.match(text)
+    if found is None or found[1].upper() not in options or found[1] in options.values():
+        return text
+    return f"{found[1].upper()}.{text[found.end() :]}"
 
 
 def letters_of(text: str) -> frozenset[str] | None:
@@ -75,13 +96,11 @@ def judge_option(answer: str, truth: str, question: str | None, ordered: bool = 
     if due and stated:
         return judged(stated == due if ordered else set(stated) == set(due), "by numbers of statements")
     options = options_of(question)
+    answer, truth = (_in_capitals(text, options) for text in (answer, truth))
     lettered = letters_of(truth)
     expected = lettered or _listed(truth, options)
     if expected is None or (len(truth.strip()) == 1 and truth.strip() > "J" and not options):
         return None
-    lone = re.match(r"\(?([a-z])(?:\)?\.?$|[).:]\s)", answer)
-    if lone and lone[1].upper() in options and lone[1] not in options.values():
-        answer = answer[: lone.end(1)].upper() + answer[lone.end(1) :]
     given = letters_of(answer)
     if given is not None and (not options or given <= options.keys()):
         if len(expected) > 1 and ordered:
@@ -181,9 +200,11 @@ class Words:
             if a is None:
                 return judged((count := read_count(answer)) is not None and count == read_count(truth), "as counts")
             (x, mine), (y, theirs) = scaled(a), scaled(b)
-            asked = asked_unit(question) if is_unit(mine) and not theirs else ""
-            if asked and (turned := _turned(x, unit_name(mine), asked)) is not None:
-                return judged(close(turned, y, self.tolerance), "as quantities")
+            if is_measure(mine) and not theirs:
+                asked, plainly = asked_unit(question, unit_name(mine))
+                turned = _turned(x, unit_name(mine), asked) if asked else None
+                if plainly or turned is not None:
+                    return judged(turned is not None and close(turned, y, self.tolerance), "as quantities")
             if same_words(mine, theirs) or not mine or not theirs:
                 return judged(close(x, y, self.tolerance) or percent_left_out(a, b, question), "as numbers")
             if is_unit(mine) and is_unit(theirs):

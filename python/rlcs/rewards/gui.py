@@ -4,9 +4,10 @@ Android: JSON, ``{"action_type": "click", "box_2d": [[x1, y1, x2, y2]]}``. Deskt
 ``left_click(start_box='[x, y]')`` and ``CLICK(point=(x, y), box=[[x1, y1, x2, y2]])``. Coordinates are per mille.
 
 Another action than the true one is worth 0, and so is a missing or a surplus argument. Otherwise the score is the
-product over the arguments: IoU of boxes; for a point 1 inside the true box, else falling to 0 over ``reach`` per mille
-from it or from the true point; 1 - edit distance / length of texts; smaller over larger of amounts; 1 or 0 of the rest.
-The paper says "action + IoU" and no more: product and reach are ours.
+product over the arguments: IoU of boxes (a point in place of a ``box_2d`` or a ``box`` is worth 0: it would outdo an
+honest box); for a point 1 inside the true box, else falling to 0 over ``reach`` per mille from it or from the true
+point; 1 - edit distance / length of texts; smaller over larger of amounts; 1 or 0 of the rest. The paper says "action +
+IoU" and no more: product and reach are ours.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ _TEXTS = {"text", "content"}
 _AMOUNTS = {"step", "distance", "steps", "time", "duration"}
 _REMARKS = {"element_info", "element_type", "element"}  # what the target is called, for people
 _BOXES = {"box_2d", "box", "start_box", "end_box", "point", "start_point", "end_point", "coordinates"}
+_AREAS = {"box_2d", "box"}  # what start_box holds is a point, mostly
 _KEYS = {"return": "enter", "esc": "escape", "control": "ctrl", "del": "delete", "pgdn": "pagedown", "pgup": "pageup"}
 
 
@@ -73,7 +75,10 @@ class Gui:
 
     def _argument(self, key: str, given: Any, expected: Any, target: Any) -> float:
         if key in _BOXES:
-            return self._place(_numbers(given), _numbers(expected), _numbers(target) if key == "point" else None)
+            place, due = _numbers(given), _numbers(expected)
+            if key in _AREAS and place and due and len(place) < len(due):
+                return 0.0
+            return self._place(place, due, _numbers(target) if key == "point" else None)
         if key in _TEXTS:
             a, b = tidy(str(given)), tidy(str(expected))
             return 1 - edit_distance(a, b) / max(len(a), len(b)) if a or b else 1.0

@@ -103,7 +103,7 @@ _ONES = (
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 _TO_TWENTY, _BY_TEN = _ONES.split(), _TENS.split()
 WORDS = dict(zip(_TO_TWENTY, range(20), strict=True)) | dict(zip(_BY_TEN, range(20, 100, 10), strict=True))
-_SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
+_SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
 MULTIPLES = {"dozen": 12, "hundred": 100, "k": 10**3, "thousand": 10**3, "thousands": 10**3, "mn": 10**6,
              "million": 10**6, "millions": 10**6, "bn": 10**9, "billion": 10**9, "billions": 10**9,
              "trillion": 10**12, "万": 10**4, "亿": 10**8}  # fmt: skip
@@ -111,8 +111,11 @@ LETTERS = {"m": 10**6, "b": 10**9, "t": 10**12}  # of a chart's axis; elsewhere 
 _HAN = {char: i for i, char in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
 _HAN_SCALES = {"十": 10, "百": 100, "千": 1000}
 _THERE_ARE = re.compile(
-    r"^\s*(?:there (?:is|are)(?: only)?\b|only\b|just\b|total:|图[中里](?:[总一]?共)?有|[总一]?共有?|有)", re.IGNORECASE
+    r"^\s*(?:(?:there (?:is|are)(?: only| exactly)?|only|just|exactly|an?(?= (?:dozen|hundred|thousand|million)))\b"
+    r"|total:|图[中里](?:[总一]?共)?有|[总一]?共有?|有)",
+    re.IGNORECASE,
 )
+_TWICE = re.compile(r"(.*?)\s*\((\w[\w -]*)\)(.*)", re.DOTALL)  # three (3) cats
 _NONE = re.compile(
     r"\s*(?:none|没有|无|there (?:is|are) no [a-z-]+(?: [a-z-]+)?(?: in the [a-z]+)?)[.。]?\s*", re.IGNORECASE
 )
@@ -255,9 +258,14 @@ def read_count(text: str, named: bool = True) -> int | None:
     if named and _NONE.fullmatch(text):  # of x, none is no 0
         return 0
     text = _THERE_ARE.sub("", text)
+    if twice := _TWICE.fullmatch(text):
+        once, again = read_count(twice[1] + twice[3], named), read_count(twice[2], named=False)
+        if once is not None and once == again:
+            return once
     if (number := read_number(text)) is not None:
-        plain = not number.percent and number.value.denominator == 1 and _names_things(number.unit, named)
-        return int(number.value) if plain else None
+        count, things = scaled(number)
+        plain = not number.percent and count.denominator == 1 and _names_things(things, named)
+        return int(count) if plain else None
     tokens = re.findall(r"[a-z]+|[零〇一二两三四五六七八九十百千万]+|\S", unmark(text).casefold().rstrip(".。"))
     for end in range(len(tokens), 0, -1):
         if end > 1 and tokens[end - 1] in ("-", "and"):

@@ -21,6 +21,7 @@ from .text import (
     hedges,
     last_value,
     numbered,
+    plain,
     said,
     same_decade,
     same_words,
@@ -28,7 +29,7 @@ from .text import (
     truth_value,
     unlabelled,
 )
-from .units import asked_unit, is_unit, unit_name
+from .units import asked_unit, is_measure, is_unit, unit_name
 from .verdict import Verdict, judged, right, wrong
 
 _SYMBOLS = frozenset("+-*/^=<>≤≥(){}[]\\√π∞±|!²³½")
@@ -86,6 +87,10 @@ _REALS = re.compile(
     r"(?:[a-z]\s*(?:∈|\\in)\s*)?(?:R|ℝ|\\mathbb\s*\{?R\}?)|(?i:all reals|all real numbers)|[全一][体切]实数"
 )
 _RATIO = re.compile(r"\bratio|\bproportion|比", re.IGNORECASE)
+_SAME = (  # in words, and beside a sign
+    re.compile(r"(?:there (?:is|are) )?no solutions?(?: exists?)?|empty ?set|varnothing|∅|无解|空集"),
+    re.compile(r"(?:limit )?does(?: not|n t) exist|d ?n ?e|不存在"),
+)
 _BASED = re.compile(r"(\d[\dA-F]*)(?:_\{?(\d+)\}?)?")  # 1101_2
 # Dates, times, ranges, scores and ratios: 2020-01-05, 2:30, 10-3 are no differences and quotients.
 _LABEL = re.compile(r"\d+(?:-\d+)+|\d*√?\d+(?::\d*√?\d+)+|\d+(?:/\d+){2,}")
@@ -131,6 +136,10 @@ class Stem:
             return judged(given == label, "as written")
         if (due := _digits(truth)) is not None and due[1]:
             return judged(_digits(answer) in (due, (due[0], "")), "digits of a base")
+        if (based := _digits(answer)) is not None and based[1] == "10":
+            answer = based[0]
+        if any(said.fullmatch(plain(answer)) and said.fullmatch(plain(truth)) for said in _SAME):
+            return right("the same in other words")
         measured = self.tolerance > CUT_OFF
         if measured and (verdict := self._one_by_one(answer, truth, question)) is not None:
             return verdict
@@ -159,7 +168,7 @@ class Stem:
             said, meant = (text.replace("且", ", ") for text in (said, meant))
         if (b is not None and a is None and not _SYMBOLS & set(answer)) or (hedges(said) and not hedges(truth)):
             return wrong("no single value")
-        said, meant = self._without_unit(said, meant) if a is None or b is None else (said, meant)
+        said, meant = self._without_unit(said, meant, question) if a is None or b is None else (said, meant)
         spelt = _spelt(answer) and _spelt(truth) and not _product(truth, question)
         words = _long_words(meant)
         spelt = spelt or (bool(words) and _long_words(said) != words)
@@ -203,7 +212,8 @@ class Stem:
         """None where the texts behind the numbers are no units."""
         a, b = (replace(x, value=value, unit=unit) for x in (a, b) for value, unit in [scaled(x, _SCALES)])
         mine, theirs = (unit_name(re.sub(r"\s*,\s*", " ", x.unit)) for x in (a, b))  # N, upwards
-        if mine and not theirs and (asked := asked_unit(question)) and (mine == asked or self._ratio(mine, asked)):
+        asked, plainly = asked_unit(question, mine) if mine and not theirs else ("", False)
+        if asked and (mine == asked or self._ratio(mine, asked)):
             theirs = asked
         if len(a.name) == len(b.name) == 1 and a.name != b.name and not (mine or theirs):
             return None  # x = 5 and y = 5: two lines
@@ -226,6 +236,8 @@ class Stem:
         if not theirs:
             if not close(a.value, b.value, self.tolerance):
                 return wrong("as numbers")
+            if plainly and is_measure(mine):
+                return wrong(f"{a.unit} is not {asked}")
             if question and _WORD.fullmatch(a.unit) and a.unit.casefold() in question.casefold():
                 return right("as numbers, with what the question counts")
             return self._known_unit(mine)
@@ -237,9 +249,11 @@ class Stem:
         rounded = abs(turned - b.value) <= abs(Fraction(factor[1])) * Fraction(1, 10**12)  # 32 °F are 0 °C
         return judged(rounded or close(turned, b.value, max(self.tolerance, 1e-9)), "as quantities")
 
-    def _without_unit(self, answer: str, truth: str) -> tuple[str, str]:
+    def _without_unit(self, answer: str, truth: str, question: str | None) -> tuple[str, str]:
         """Both without the unit behind an expression (``5\\sqrt{2} cm``), where it is one or may be left out."""
         (said, mine), (meant, theirs) = _unit_behind(answer), _unit_behind(truth)
+        if mine and not theirs and (asked := asked_unit(question, mine))[1]:
+            theirs = asked[0]
         factors = set(_letters(re.sub(r"\\[A-Za-z]+", "", truth)))
         if mine and not theirs and set(_letters(answer[len(said) :])) <= factors:  # the mg of \mu mg
             return answer, truth
@@ -256,9 +270,8 @@ class Stem:
         return bool(parts) and all(is_unit(part) or part in _SHORT_UNITS for part in parts)
 
     def _known_unit(self, unit: str) -> Verdict | None:
-        """The truth names no unit, so the question does: any unit will do, but not a variable or a word."""
-        everyday = all(map(is_unit, unit.split("/")))  # yuan/kg, which pint doesn't know
-        if unit in _NO_UNITS or not (everyday or self._ratio(unit, unit) is not None):
+        """Neither truth nor question names a unit: any will do, but not a variable or a word."""
+        if unit in _NO_UNITS or not (is_measure(unit) or self._ratio(unit, unit) is not None):  # pint knows no yuan
             return None
         return right("as numbers, the unit not asked for")
 

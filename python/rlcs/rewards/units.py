@@ -33,6 +33,7 @@ _NAMES = {
     "A°": "angstrom", "Å": "angstrom", "years old": "year", "year old": "year", "岁": "year", "u.s. dollars": "dollar",
     "u.s. dollar": "dollar", "us dollar": "dollar",
     "units": "unit", "square units": "unit^2", "units^2": "unit^2", "cubic units": "unit^3", "units^3": "unit^3",
+    "psi": "psi", "pounds per square inch": "psi", "lbf": "lbf",
     "people": "person", "persons": "person", "人": "person",
 }  # fmt: skip
 _NAMES |= {  # 平方分米, 毫安
@@ -50,7 +51,22 @@ PARTS = {"day": ("hour", 24), "hour": ("min", 60), "min": ("s", 60), "ft": ("inc
          "tonne": ("kg", 1000), "yuan": ("jiao", 10)}  # fmt: skip
 
 _UNITS = frozenset(_NAMES.values())
-_ASKED = re.compile(r"\b(?:in|how many)(?: total| more)? (?=([^\W\d_][\w/^]*(?: [^\W\d_]+){0,2}))", re.IGNORECASE)
+_ASKED = re.compile(
+    r"\b(?:in|how many)(?: total| more| units of)? (?=([^\W\d_][\w/^]*(?: [^\W\d_]+){0,5}))", re.IGNORECASE
+)
+# In V, at the end of a clause. In A and in K may be anything else, too.
+_LETTER = re.compile(
+    r"\b(?:in ([mghsNJWVLΩ])|[Cc]urrent\b[^.?!]* in (A)|[Tt]emperature\b[^.?!]* in (K))(?=\s*(?:[.,;:?!)]|\Z))"
+)
+_WORDS = frozenset(("in", "won", "unit", "turn", "cent", "hour", "day", "week", "year"))  # short, and no plurals
+_COUNTED = frozenset(("unit", "unit^2", "unit^3", "person"))  # beside which a question may ask for a measurement
+_ALSO = {"degree": ("degC", "degF"), "lb": ("lbf", "sterling")}  # what the name of a unit means, too
+_SENTENCE = re.compile(r"(?<=[.?!])\s+|\n")
+_CONDITION = re.compile(r"\b(?:if|given|when|where|suppose)\b[^,?]*,", re.IGNORECASE)
+_ASKS = re.compile(
+    r"\?|^\W*in\b|\b(?:what|which|how|find|give|answer|express|state|determine|calculate|compute|estimate|write)\b",
+    re.IGNORECASE,
+)
 
 
 def is_unit(text: str) -> bool:
@@ -58,16 +74,40 @@ def is_unit(text: str) -> bool:
     return unit_name(text) in _UNITS
 
 
-def asked_unit(question: str | None) -> str:
-    """The unit that a question asks for, in meters or how many meters; "" if it names none or several. Names in the
-    singular are none: a runner comes in second."""
-    asked: set[str] = set()
-    for found in _ASKED.finditer(question or ""):
+def is_measure(text: str) -> bool:
+    """Whether the text is an everyday unit, or a quotient or a power of some: ft/s, yuan/kg."""
+    parts = [re.sub(r"(?<=\w)\^-?[1-4]$", "", part) for part in unit_name(text).split("/")]
+    return all(is_unit(part) or is_unit(f"{part}s") for part in parts)
+
+
+def asked_unit(question: str | None, mine: str = "") -> tuple[str, bool]:
+    """The unit that a question asks for, in meters or how many meters, and whether the sentence that asks names it;
+    "" if the question names none or several. Where it may mean ``mine`` it does: degrees those of °C, dollars those of
+    each hour. Names in the singular are none: a runner comes in second."""
+    sentences = _SENTENCE.split(question or "")
+    asking = {name for sentence in sentences if _ASKS.search(sentence) for name in _named(_CONDITION.sub("", sentence))}
+    names = asking if len(asking) == 1 else _named(question or "")
+    (unit,) = names if len(names) == 1 else ("",)
+    meant = unit and (mine in _ALSO.get(unit, ()) or mine.startswith(f"{unit}/"))
+    return mine if meant else unit, bool(unit and asking)
+
+
+def _named(text: str) -> set[str]:
+    names = {next(filter(None, found.groups())) for found in _LETTER.finditer(text)}
+    for found in _ASKED.finditer(text):
         words = found[1].split()
-        names = (" ".join(words[:end]) for end in range(len(words), 0, -1))
-        plural = (name for name in names if 1 < len(name) < 5 or name.casefold().endswith(("s", "feet")))
-        asked.update(unit_name(name) for name in [next(filter(is_unit, plural), "")] if name)
-    return asked.pop() if len(asked) == 1 else ""
+        ends = (end for end in range(len(words), 0, -1) if "per" not in words[end - 1 : end + 1])  # all of x per y
+        phrases = (" ".join(words[:end]) for end in ends)
+        names.add(next((phrase for phrase in phrases if _is_name(phrase)), ""))
+    return {unit_name(name) for name in names if name} - _COUNTED
+
+
+def _is_name(text: str) -> bool:
+    """Whether it is a unit, and no word that stands there for something else."""
+    words = text.casefold().split()
+    sure = any(word.endswith(("s", "feet")) for word in words) or len(words) > 1 or "/" in text or "^" in text
+    short = 1 < len(text) < 5 and words[0] not in _WORDS
+    return (sure or short) and "*" not in unit_name(text) and is_measure(text)
 
 
 def unit_name(text: str) -> str:
@@ -75,6 +115,7 @@ def unit_name(text: str) -> str:
     text = re.sub(r"\\mu(?![A-Za-z])\s*", "u", text).replace("\\Omega", "Ω").replace("\\AA", "Å")
     text = re.sub(r"\s+", " ", text.replace("{", "").replace("}", "").replace("\\", "")).strip(" .。")
     text = text.replace("μ", "u").replace("µ", "u").replace("° ", "°").replace("每", "/")
+    text = text.replace("²", "^2").replace("³", "^3")
     text = re.sub(r"(?<=[A-Za-z])([23])(?![\w.])", r"^\1", text)  # m/s2
     for known in (text, text.casefold() if len(text) > 1 else text):  # H is henry
         if known in _NAMES:
