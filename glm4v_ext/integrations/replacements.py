@@ -108,7 +108,7 @@ class Linear(Replacement):
 class Mlp(Replacement):
     """``down(silu(gate(x)) * up(x))``. Without gradients, many rows go through in groups: see `glm4v.layers.Mlp`."""
 
-    group, group_on_gpu = 768, 16384  # rows
+    group, group_on_gpu = 1536, 16384  # rows
 
     @classmethod
     def unfit(cls, module: Any) -> str | None:
