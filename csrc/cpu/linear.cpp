@@ -34,7 +34,7 @@ Tensor torch_linear(const Tensor& x, const Tensor& weight, const std::optional<T
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
   const int64_t k = sizes.back(), n = sizes.back() = weight.size(0);
   const int64_t rows = std::accumulate(sizes.begin(), sizes.end() - 1, int64_t{1}, std::multiplies<>());
-  const auto call = [](const char* name, const char* overload, auto... arguments) {
+  const auto call = [](const char* name, const char* overload, const auto&... arguments) {
     std::array<StableIValue, sizeof...(arguments)> stack{from(arguments)...};
     TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
     return to<Tensor>(stack[0]);
