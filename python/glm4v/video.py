@@ -125,7 +125,7 @@ class Film:
             container.streams.video[0].thread_type = "AUTO"
             decoded = (frame for packet in _packets(container) for frame in packet.decode())
             for number, frame in enumerate(decoded):
-                time = self._ticks[number] if self._counted else frame.pts
+                time = self._ticks[min(number, len(self._ticks) - 1)] if self._counted else frame.pts
                 if time is None or time < wanted[done]:
                     continue
                 upright = _upright(frame)
