@@ -95,7 +95,7 @@ struct Weights {
   int64_t weight_row;
   char* pairs;
   const int32_t *lo, *hi;
-  __m512 lse[2], delta[2], c, softcap;
+  __m512 lse[2], delta[2], c, softcap, inner, inverse;  // of capped scores the last three
 
   inline __attribute__((always_inline)) void open(const FlashAttnBackward& args, const Scratch& x, const Sizes& z,
                                                   const Stage& stage, int64_t buffer) {
@@ -110,7 +110,9 @@ struct Weights {
       delta[half] = _mm512_load_ps(x.delta + row + half * 16);
     }
     c = _mm512_set1_ps(args.softcap > 0 ? LOG2E : args.scale * LOG2E);
-    softcap = _mm512_set1_ps(args.softcap);
+    if (args.softcap == 0) return;
+    softcap = _mm512_set1_ps(args.softcap), inverse = _mm512_set1_ps(1 / args.softcap);
+    inner = _mm512_set1_ps(2 * LOG2E * args.scale / args.softcap);
   }
   inline __attribute__((always_inline)) bool busy() const { return left > 0; }
   inline __attribute__((always_inline)) void slot() {
@@ -118,23 +120,22 @@ struct Weights {
     for (int i = 0; i < RATE; ++i) next<false, false>();
   }
   template <bool MASKED, bool CAPPED>
-  inline __attribute__((always_inline)) void finish(float scale) {
-    while (busy()) next<MASKED, CAPPED>(scale);
+  inline __attribute__((always_inline)) void finish() {
+    while (busy()) next<MASKED, CAPPED>();
   }
 
  private:
   template <bool MASKED, bool CAPPED>
-  inline __attribute__((always_inline)) void next(float scale = 0) {
+  inline __attribute__((always_inline)) void next() {
     __m512 weight[2], gradient[2];
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
       __m512 score = _mm512_load_ps(s + half * 16);
-      if constexpr (CAPPED)
-        score = cap_tanh(softcap, _mm512_mul_ps(score, _mm512_div_ps(_mm512_set1_ps(2 * LOG2E * scale), softcap)));
+      if constexpr (CAPPED) score = cap_tanh(softcap, _mm512_mul_ps(score, inner));
       weight[half] = exp2_of(_mm512_fmsub_ps(score, c, lse[half]));
       gradient[half] = _mm512_mul_ps(weight[half], _mm512_sub_ps(_mm512_load_ps(dp + half * 16), delta[half]));
       if constexpr (CAPPED) {
-        const __m512 t = _mm512_mul_ps(score, _mm512_div_ps(_mm512_set1_ps(1), softcap));
+        const __m512 t = _mm512_mul_ps(score, inverse);
         gradient[half] = _mm512_fnmadd_ps(_mm512_mul_ps(t, t), gradient[half], gradient[half]);
       }
       if constexpr (MASKED) {
@@ -154,8 +155,7 @@ struct Weights {
       _mm512_store_si512(pairs + TILE_BYTES, _mm512_unpackhi_epi16(before, packed));
       pairs += 64;
     }
-    --left, ++key;
-    s += STAGE, dp += STAGE, p += weight_row, ds += weight_row;
+    --left, ++key, s += STAGE, dp += STAGE, p += weight_row, ds += weight_row;
   }
 };
 
@@ -303,7 +303,7 @@ struct Task {
     };
     scores(x.k, x.q_columns, x.s);
     scores(x.v, x.dout_columns, x.dp);
-    weights.template finish<false, false>(0);
+    weights.template finish<false, false>();
     add_products(before);
     before = stage, buffer ^= 1;
   }
@@ -326,9 +326,9 @@ struct Task {
     Weights<1> weights;
     weights.open(args, x, z, stage, scores);
     if (args.softcap > 0)
-      weights.template finish<true, true>(args.scale);
+      weights.template finish<true, true>();
     else
-      weights.template finish<true, false>(0);
+      weights.template finish<true, false>();
   }
 
   // What the weights of a stage complete: dK and dV of its keys by the rows of the block, dQ of the block.
