@@ -13,7 +13,7 @@ Tensor merge_patches(const Tensor& x, const Tensor& weight, const Tensor& bias) 
     const MergeProduct product = merge_product(shape, x, weight);
     return linear(product.x, product.weight, bias);
   }
-  // torch takes as long for the exchange as for a third of the product.
+  // torch's own exchange takes up to half as long as a product on tiles.
   const Tensor xc = row_major(x);
   const Tensor rows = empty(xc, {blocks, 4 * width});
   const auto loops = GLM4V_PICK(interleave_patches);
