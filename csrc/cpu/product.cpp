@@ -11,7 +11,7 @@ namespace glm4v {
 namespace {
 
 constexpr const char* dtypes[] = {"fp32", "bf16", "fp16"};
-constexpr const char* names[] = {"F.linear", "glm4v_ext"};
+constexpr const char* names[] = {"F.linear", "glm4v_ext", "glm4v_ext on tiles"};
 
 #if defined(__x86_64__)
 bool has(unsigned leaf, unsigned subleaf, unsigned a_bits, unsigned d_bits) {
@@ -23,7 +23,8 @@ Product best_product(DType dtype) {
   __builtin_cpu_init();
   // MKL knows Intel's processors. On AMD's it runs an AVX2 path: 39 % of the peak of Zen 5, 70 to 85 % of Zen 4 and 85
   // % of Zen 3, where the own product is level with it; with AVX-512 that is level with oneDNN's, and more exact.
-  if (dtype == DType::f32) return __builtin_cpu_is("intel") ? Product::torch : Product::own;
+  if (dtype == DType::f32)
+    return best_isa_name() == "amx" ? Product::tiles : __builtin_cpu_is("intel") ? Product::torch : Product::own;
   // torch hands 16-bit products to oneDNN where that has them, and is 5 to 50 times slower elsewhere.
   const bool avx512 =
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
@@ -54,12 +55,15 @@ Product product_of(DType dtype) { return product(dtype).load(std::memory_order_r
 std::string product_name(const std::string& dtype) { return names[static_cast<int>(product_of(dtype_of(dtype)))]; }
 
 void force_product(const std::string& dtype, const std::string& name) {
-  for (const Product p : {Product::torch, Product::own}) {
+  const DType type = dtype_of(dtype);
+  for (const Product p : {Product::torch, Product::own, Product::tiles}) {
     if (name != names[static_cast<int>(p)]) continue;
-    product(dtype_of(dtype)).store(p, std::memory_order_relaxed);
+    if (p == Product::tiles && (type != DType::f32 || best_isa_name() != "amx")) break;
+    product(type).store(p, std::memory_order_relaxed);
     return;
   }
-  throw std::invalid_argument("force_product: name must be F.linear or glm4v_ext, got " + name);
+  throw std::invalid_argument(
+      "force_product: name must be F.linear or glm4v_ext, or glm4v_ext on tiles for fp32 with AMX, got " + name);
 }
 
 }  // namespace glm4v

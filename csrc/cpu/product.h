@@ -7,13 +7,14 @@
 
 namespace glm4v {
 
-// torch: what F.linear takes, in fp32 MKL. own: cpu/loops/linear_packed.cpp.
-enum class Product : int { torch, own };
+// torch: what F.linear takes, in fp32 MKL. own: cpu/loops/linear_packed.cpp. tiles: fp32 on AMX,
+// cpu/loops/linear_tiles.cpp, and for products that are too small for it one of the other two.
+enum class Product : int { torch, own, tiles };
 
 GLM4V_API Product product_of(DType dtype);
 // Name of the implementation for "fp32", "bf16" or "fp16".
 GLM4V_API std::string product_name(const std::string& dtype);
-// For tests; throws std::invalid_argument for unknown names.
+// For tests; throws std::invalid_argument for unknown names, and for what this machine or dtype lacks.
 GLM4V_API void force_product(const std::string& dtype, const std::string& name);
 
 }  // namespace glm4v

@@ -27,6 +27,9 @@ SHAPES = [
     (0, 5, 6, True),
 ]
 
+TILES = "glm4v_ext on tiles"
+needs_tiles = pytest.mark.skipif("amx" not in isa_levels(), reason="needs a CPU with AMX")
+
 
 def sample(shape, dtype, device="cpu"):
     torch.manual_seed(0)
@@ -149,7 +152,7 @@ def test_leading_dims_and_views():
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("name", ["F.linear", "glm4v_ext"])
+@pytest.mark.parametrize("name", ["F.linear", "glm4v_ext", pytest.param(TILES, marks=needs_tiles)])
 def test_products_of_fp32(name, bias):
     with forced_product(name, torch.float32):
         assert build_info()["products"]["fp32"] == name
@@ -231,11 +234,80 @@ def test_own_product_does_not_depend_on_threads():
             torch.set_num_threads(threads)
 
 
+# Whole blocks and parts of rows, of columns and of inputs; parts of the output, and chains of blocks.
+@needs_tiles
+@pytest.mark.parametrize(
+    "shape", [(192, 64, 192, False), (201, 65, 1100, True), (577, 385, 193, True), (1200, 1177, 300, False)]
+)
+def test_tiles(shape):
+    x, weight, *bias = sample(shape, torch.float32)
+    with forced_product(TILES, torch.float32):
+        for left in (x, x.t().contiguous().t()):
+            for right in (weight, weight.t().contiguous().t()):
+                assert_as_accurate(linear, reference.linear, [left, right, *bias])
+        whole = linear(x, weight, *bias)
+        assert torch.equal(linear(x[:192], weight, *bias), whole[:192])
+    plain = torch.nn.functional.linear(x, weight, *bias)
+    exact = torch.nn.functional.linear(*(t.double() for t in (x, weight, *bias)))
+    assert (whole - exact).square().mean() < (plain - exact).square().mean()
+
+
+@needs_tiles
+@pytest.mark.parametrize("threads", [1, 3])
+def test_tiles_do_not_depend_on_threads(threads):
+    x, weight = torch.randn(600, 500), torch.randn(2100, 500)
+    before, together = torch.get_num_threads(), linear(x, weight)
+    torch.set_num_threads(threads)
+    try:
+        assert torch.equal(together, linear(x, weight))
+    finally:
+        torch.set_num_threads(before)
+
+
+# fp32's range is tiles' only in part: what they cannot take goes another way.
+@needs_tiles
+@pytest.mark.parametrize(
+    ("rows", "columns"),
+    [
+        (2.0**-130, 1.0),
+        (2.0**-105, 2.0**80),
+        (2.0**-60, 2.0**-60),
+        (2.0**80, 2.0**-80),
+        (2.0**100, 1.0),
+        (3.3e38, 2.0**-10),
+        (float("inf"), 1.0),
+        (float("nan"), 1.0),
+    ],
+)
+@pytest.mark.parametrize("swap", [False, True])
+def test_tiles_leave_extreme_numbers_alone(rows, columns, swap):
+    x, weight = torch.rand(200, 96) + 0.5, torch.rand(210, 96) + 0.5
+    if swap:
+        rows, columns = columns, rows
+    x[7] *= rows  # of one row only
+    weight[9] *= columns
+    x, weight = x.clamp(max=3.4e38), weight.clamp(max=3.4e38)
+    with forced_product(TILES, torch.float32):
+        actual = linear(x, weight)
+    expected = (x.double() @ weight.double().t()).float()
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=2.0**-126, equal_nan=True)
+
+
+@needs_tiles
+def test_tiles_take_numbers_of_any_size_in_a_row():
+    x, weight = torch.randn(200, 96), torch.randn(210, 96)
+    x[:, ::3] *= 2.0 ** torch.linspace(-120, 0, 32)
+    weight[:, 1::5] = 0
+    with forced_product(TILES, torch.float32):
+        assert_as_accurate(linear, reference.linear, [x, weight])
+
+
 def test_force_product_refuses_unknown_names():
     with pytest.raises(ValueError, match="force_product: dtype must be fp32, bf16 or fp16, got fp8"):
         _C.force_product("fp8", "F.linear")
-    with pytest.raises(ValueError, match=r"force_product: name must be F\.linear or glm4v_ext, got"):
-        _C.force_product("bf16", "oneDNN")
+    for dtype, name in (("bf16", "oneDNN"), ("bf16", TILES)):
+        with pytest.raises(ValueError, match=rf"force_product: name must be F\.linear or glm4v_ext, .*, got {name}"):
+            _C.force_product(dtype, name)
 
 
 def test_no_gradient_where_none_is_needed():

@@ -1,0 +1,35 @@
+// Whether fp32 operands may be taken apart into three bf16 numbers (cpu/loops/amx_parts.h).
+#pragma once
+#include <algorithm>
+#include <cstdint>
+
+namespace glm4v {
+
+// Largest magnitudes of rows, as bits of fp32, which order like the numbers: the least that is not zero, and the
+// greatest, to which infinity and NaN belong.
+struct RowRange {
+  uint32_t least = 0x7f800000, greatest = 0;
+  void add(uint32_t magnitude) {
+    if (magnitude != 0) least = std::min(least, magnitude);
+    greatest = std::max(greatest, magnitude);
+  }
+  void add(const RowRange& other) {
+    least = std::min(least, other.least);
+    greatest = std::max(greatest, other.greatest);
+  }
+};
+
+// Of the two operands of a product.
+struct PartsRange {
+  RowRange a, b;
+  void add(const PartsRange& other) { a.add(other.a), b.add(other.b); }
+  // Whether all parts, and their products, are normal numbers as far as a result can tell: tiles take others for zero,
+  // and infinity has no parts.
+  bool exact() const {
+    constexpr uint32_t exponent = 1u << 23, one = 127 * exponent, huge = one + 60 * exponent;
+    const auto below_one = [](uint32_t bits) { return bits < one ? (one - bits) / exponent : 0; };
+    return a.greatest < huge && b.greatest < huge && below_one(a.least) + below_one(b.least) < 100;
+  }
+};
+
+}  // namespace glm4v
