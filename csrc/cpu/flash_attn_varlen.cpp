@@ -87,6 +87,37 @@ void zero_padding(Tensor& x, int64_t first) {
   std::memset(static_cast<char*>(x.mutable_data_ptr()) + first * row, 0, (x.size(0) - first) * row);
 }
 
+void run_forward(const FlashAttnForward& args) {
+  const FlashAttnPlan plan = GLM4V_PICK_BF16(flash_attn_varlen_plan)(args);
+  const auto blocks = [&](int64_t n) { return (args.cu_q[n + 1] - args.cu_q[n] + plan.rows - 1) / plan.rows; };
+  const auto row_at = [&](int64_t n, int64_t block) {  // where a block of sequence n begins, or the last one ends
+    const int64_t length = args.cu_q[n + 1] - args.cu_q[n], units = (length + plan.unit - 1) / plan.unit;
+    return std::min(length, units * block / blocks(n) * plan.unit);
+  };
+  std::vector<int64_t> first_task{0};  // of each sequence
+  for (int64_t n = 0; n < args.sequences; ++n) first_task.push_back(first_task.back() + blocks(n) * args.kv_heads);
+  const auto loops = GLM4V_PICK_BF16(flash_attn_varlen_task);
+  const auto task_at = [&](int64_t index) -> FlashAttnTask {
+    const int64_t n = std::upper_bound(first_task.begin(), first_task.end(), index) - first_task.begin() - 1;
+    const int64_t i = index - first_task[n];
+    const int64_t block =
+        blocks(n) - 1 - i % blocks(n);  // the last rows first: under a causal mask they are the most work
+    return {n, i / blocks(n), row_at(n, block), row_at(n, block + 1)};
+  };
+  parallel_runs(first_task.back(), plan.scratch_bytes, [&](auto claim, void* scratch) {
+    FlashAttnTask tasks[3];  // previous, this and next
+    bool known[3] = {};
+    const auto advance = [&] {
+      std::copy(tasks + 1, tasks + 3, tasks), std::copy(known + 1, known + 3, known);
+      const int64_t index = claim();
+      known[2] = index < first_task.back();
+      if (known[2]) tasks[2] = task_at(index);
+    };
+    for (advance(), advance(); known[1]; advance())
+      loops(args, known[0] ? &tasks[0] : nullptr, tasks[1], known[2] ? &tasks[2] : nullptr, scratch);
+  });
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> flash_attn_varlen(const Tensor& q, const Tensor& k, const Tensor& v,
@@ -113,8 +144,12 @@ std::tuple<Tensor, Tensor, Tensor> flash_attn_varlen(const Tensor& q, const Tens
   Tensor lse = empty(q, {shape.heads, shape.tokens_q}, ScalarType::Float);
   Tensor statistics = empty(q, {2, shape.heads, shape.tokens_q}, ScalarType::Float);
   float* const maximum = static_cast<float*>(statistics.mutable_data_ptr());
-  FlashAttnForward args{loop_args(shape, options, qd, kd, vd, cu_q, cu_k), out.mutable_data_ptr(),
-                        static_cast<float*>(lse.mutable_data_ptr()), maximum, maximum + lse.numel()};
+  FlashAttnForward args{loop_args(shape, options, qd, kd, vd, cu_q, cu_k),
+                        out.mutable_data_ptr(),
+                        static_cast<float*>(lse.mutable_data_ptr()),
+                        maximum,
+                        maximum + lse.numel(),
+                        nullptr};
   zero_padding(out, cu_q.back());
   const auto fill_padding = [&](float* x, float value) {
     for (int64_t h = 0; h < shape.heads; ++h)
@@ -124,34 +159,13 @@ std::tuple<Tensor, Tensor, Tensor> flash_attn_varlen(const Tensor& q, const Tens
   fill_padding(args.maximum, -std::numeric_limits<float>::infinity());
   fill_padding(args.sum, 0.0f);
 
-  const FlashAttnPlan plan = GLM4V_PICK_BF16(flash_attn_varlen_plan)(args);
-  const auto blocks = [&](int64_t n) { return (cu_q[n + 1] - cu_q[n] + plan.rows - 1) / plan.rows; };
-  const auto row_at = [&](int64_t n, int64_t block) {  // where a block of sequence n begins, or the last one ends
-    const int64_t length = cu_q[n + 1] - cu_q[n], units = (length + plan.unit - 1) / plan.unit;
-    return std::min(length, units * block / blocks(n) * plan.unit);
-  };
-  std::vector<int64_t> first_task{0};  // of each sequence
-  for (int64_t n = 0; n < shape.sequences; ++n) first_task.push_back(first_task.back() + blocks(n) * shape.kv_heads);
-  const auto loops = GLM4V_PICK_BF16(flash_attn_varlen_task);
-  const auto task_at = [&](int64_t index) -> FlashAttnTask {
-    const int64_t n = std::upper_bound(first_task.begin(), first_task.end(), index) - first_task.begin() - 1;
-    const int64_t i = index - first_task[n];
-    const int64_t block =
-        blocks(n) - 1 - i % blocks(n);  // the last rows first: under a causal mask they are the most work
-    return {n, i / blocks(n), row_at(n, block), row_at(n, block + 1)};
-  };
-  parallel_runs(first_task.back(), plan.scratch_bytes, [&](auto claim, void* scratch) {
-    FlashAttnTask tasks[3];  // previous, this and next
-    bool known[3] = {};
-    const auto advance = [&] {
-      std::copy(tasks + 1, tasks + 3, tasks), std::copy(known + 1, known + 3, known);
-      const int64_t index = claim();
-      known[2] = index < first_task.back();
-      if (known[2]) tasks[2] = task_at(index);
-    };
-    for (advance(), advance(); known[1]; advance())
-      loops(args, known[0] ? &tasks[0] : nullptr, tasks[1], known[2] ? &tasks[2] : nullptr, scratch);
-  });
+  bool parts_are_exact = true;
+  args.parts_are_exact = &parts_are_exact;
+  run_forward(args);
+  if (!parts_are_exact) {
+    args.parts_are_exact = nullptr;
+    run_forward(args);
+  }
   return {out, lse, statistics};
 }
 

@@ -42,51 +42,63 @@ GLM4V_INLINE __m512i magnitude(__m512 v) {
   return _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7fffffff));
 }
 
-// Up to 32 rows of `inputs` floats as tiles [step of 32 inputs][part][half][16 x 64 bytes], zeros beyond; pairs are
-// inputs i and i + 16 of a step. Of the strides, in floats, one is 1: `along`, that of the inputs, if ALONG. Tiles of A
-// have a row to a line, tiles of B (COLUMNS) a pair of inputs.
-template <bool ALONG, bool COLUMNS>
-void pack_parts(const float* x, int64_t row, int64_t along, int64_t rows, int64_t inputs, char* out, RowRange& range) {
-  __m512i most[ALONG ? 32 : 2];  // magnitudes of rows
-  for (__m512i& m : most) m = _mm512_setzero_si512();
+// 16 lines of the three parts, transposed as 32-bit numbers.
+GLM4V_INLINE void transpose_parts(char* tile) {
+  for (int64_t part = 0; part < PARTS; ++part, tile += 2 * TILE_BYTES) {
+    __m512i v[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) v[i] = _mm512_load_si512(tile + i * 64);
+    transpose_16x16(v);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) _mm512_store_si512(tile + i * 64, v[i]);
+  }
+}
+
+// 32 rows of `inputs` floats as tiles [step of 32 inputs][part][half of the rows][16 x 64 bytes], zeros beyond; pairs
+// are inputs i and i + 16 of a step. Tiles of A have a row to a line, tiles of B (COLUMNS) a pair of inputs. Here
+// inputs lie side by side in a row: row(i) is where it begins, or null for zeros.
+template <bool COLUMNS, class Row>
+void pack_along(const Row& row, int64_t inputs, char* out, RowRange& range) {
+  __m512i most[32];
+  const float* rows[32];
+  for (int64_t r = 0; r < 32; ++r) most[r] = _mm512_setzero_si512(), rows[r] = row(r);
+  for (int64_t k = 0; k < inputs; k += 32, out += STEP_BYTES) {
+    const __mmask16 low_lanes = lanes_16(inputs - k), high_lanes = lanes_16(inputs - k - 16);
+    for (int64_t r = 0; r < 32; ++r) {
+      __m512 low = _mm512_setzero_ps(), high = low;
+      if (rows[r] != nullptr) {
+        low = _mm512_maskz_loadu_ps(low_lanes, rows[r] + k);
+        high = _mm512_maskz_loadu_ps(high_lanes, rows[r] + k + 16);
+      }
+      most[r] = _mm512_max_epu32(most[r], _mm512_max_epu32(magnitude(low), magnitude(high)));
+      store_parts(low, high, out + r * 64, 2 * TILE_BYTES);
+    }
+    if constexpr (COLUMNS) transpose_parts(out), transpose_parts(out + TILE_BYTES);
+  }
+  for (const __m512i& m : most) range.add(_mm512_reduce_max_epu32(m));
+}
+
+// The same of up to 32 rows that lie side by side, at x, their inputs `along` floats apart.
+template <bool COLUMNS>
+void pack_across(const float* x, int64_t along, int64_t rows, int64_t inputs, char* out, RowRange& range) {
+  __m512i most[2] = {};
   for (int64_t k = 0; k < inputs; k += 32, out += STEP_BYTES)
     for (int64_t half = 0; half < 2; ++half) {
-      const __mmask16 low_lanes = lanes_16(ALONG ? inputs - k : rows - half * 16);
-      const __mmask16 high_lanes = ALONG ? lanes_16(inputs - k - 16) : low_lanes;
+      const __mmask16 lanes = lanes_16(rows - half * 16);
       char* const tile = out + half * TILE_BYTES;
       for (int64_t i = 0; i < 16; ++i) {
-        __m512 low, high;
-        if constexpr (ALONG) {
-          const int64_t r = half * 16 + i;
-          const float* from = x + r * row + k;
-          low = _mm512_maskz_loadu_ps(r < rows ? low_lanes : 0, from);
-          high = _mm512_maskz_loadu_ps(r < rows ? high_lanes : 0, from + 16);
-          most[r] = _mm512_max_epu32(most[r], _mm512_max_epu32(magnitude(low), magnitude(high)));
-        } else {
-          const float* from = x + (k + i) * along + half * 16;
-          low = _mm512_maskz_loadu_ps(k + i < inputs ? low_lanes : 0, from);
-          high = _mm512_maskz_loadu_ps(k + i + 16 < inputs ? high_lanes : 0, from + 16 * along);
-          most[half] = _mm512_max_epu32(most[half], _mm512_max_epu32(magnitude(low), magnitude(high)));
-        }
+        const float* from = x + (k + i) * along + half * 16;
+        const __m512 low = _mm512_maskz_loadu_ps(k + i < inputs ? lanes : 0, from);
+        const __m512 high = _mm512_maskz_loadu_ps(k + i + 16 < inputs ? lanes : 0, from + 16 * along);
+        most[half] = _mm512_max_epu32(most[half], _mm512_max_epu32(magnitude(low), magnitude(high)));
         store_parts(low, high, tile + i * 64, 2 * TILE_BYTES);
       }
-      if constexpr (ALONG == COLUMNS)
-        for (int64_t part = 0; part < PARTS; ++part) {
-          char* const at = tile + part * 2 * TILE_BYTES;
-          __m512i v[16];
-#pragma GCC unroll 16
-          for (int i = 0; i < 16; ++i) v[i] = _mm512_load_si512(at + i * 64);
-          transpose_16x16(v);
-#pragma GCC unroll 16
-          for (int i = 0; i < 16; ++i) _mm512_store_si512(at + i * 64, v[i]);
-        }
+      if constexpr (!COLUMNS) transpose_parts(tile);
     }
-  if constexpr (ALONG) {
-    for (const __m512i& m : most) range.add(_mm512_reduce_max_epu32(m));
-  } else {
-    alignas(64) uint32_t each[32];
-    _mm512_store_si512(each, most[0]), _mm512_store_si512(each + 16, most[1]);
-    for (const uint32_t m : each) range.add(m);
+  for (const __m512i& m : most) {
+    alignas(64) uint32_t each[16];
+    _mm512_store_si512(each, m);
+    for (const uint32_t magnitude_of_row : each) range.add(magnitude_of_row);
   }
 }
 
@@ -123,6 +135,24 @@ GLM4V_INLINE void multiply_parts(const char* a, const char* b) {
   multiply_loaded();
   load_a<0>(a);
   multiply_loaded();
+}
+
+// to [32, 32], rows `stride` floats apart, = A B over so many steps; before step i comes between(i).
+template <class Between>
+GLM4V_INLINE void product_of_parts(int64_t steps, const char* a, const char* b, float* to, int64_t stride,
+                                   const Between& between) {
+  tile_zero<0>();
+  tile_zero<1>();
+  tile_zero<2>();
+  tile_zero<3>();
+  for (int64_t i = 0; i < steps; ++i) {
+    between(i);
+    multiply_parts(a + i * STEP_BYTES, b + i * STEP_BYTES);
+  }
+  tile_store<0>(to, stride * 4);
+  tile_store<1>(to + 16, stride * 4);
+  tile_store<2>(to + 16 * stride, stride * 4);
+  tile_store<3>(to + 16 * stride + 16, stride * 4);
 }
 
 }  // namespace

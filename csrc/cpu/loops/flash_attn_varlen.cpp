@@ -5,19 +5,23 @@
 #include "cpu/loops/flash_attn_varlen_backward.h"
 #include "cpu/loops/flash_attn_varlen_forward.h"
 
-// bf16 on AMX has loops of its own: tiles want other layouts and another pipeline.
+// bf16 and fp32 on AMX have loops of their own: tiles want other layouts and another pipeline.
 #if defined(GLM4V_ISA_amx)
 #include "cpu/loops/flash_attn_varlen_amx.h"
 #define GLM4V_TILES(call) \
   if (args.dtype == DType::bf16) return call
+#define GLM4V_FP32_TILES(call) \
+  if (args.dtype == DType::f32 && args.parts_are_exact != nullptr) return call
 #else
 #define GLM4V_TILES(call)
+#define GLM4V_FP32_TILES(call)
 #endif
 
 namespace glm4v::GLM4V_ISA {
 
 FlashAttnPlan flash_attn_varlen_plan(const FlashAttnForward& args) {
   GLM4V_TILES(flash_attn_tiles_plan(args));
+  GLM4V_FP32_TILES(flash_attn_fp32_tiles_plan(args));
   const int64_t rows = rows_per_task(args), lanes = round_up(rows * (args.heads / args.kv_heads), W);
   return dispatch(args.dtype, [&](auto zero) -> FlashAttnPlan {
     using Scratch = ForwardScratch<decltype(zero)>;
@@ -32,6 +36,7 @@ void flash_attn_varlen_task(const FlashAttnForward& args, const FlashAttnTask* p
                             const FlashAttnTask* next, void* scratch) {
   const FlushDenormals flush;
   GLM4V_TILES(flash_attn_tiles_task(args, task, scratch));
+  GLM4V_FP32_TILES(flash_attn_fp32_tiles_task(args, task, scratch));
   dispatch(args.dtype, [&](auto zero) { ForwardTask<decltype(zero)>(args, previous, task, next, scratch).run(); });
 }
 

@@ -15,28 +15,10 @@ GLM4V_INLINE int64_t panels(int64_t n) { return (n + SIDE - 1) / SIDE; }
 
 template <bool COLUMNS>
 void pack(const float* x, int64_t row, int64_t along, int64_t rows, int64_t inputs, char* out, RowRange& range) {
-  const auto loop = along == 1 ? pack_parts<true, COLUMNS> : pack_parts<false, COLUMNS>;
-  loop(x, row, along, rows, inputs, out, range);
-}
-
-// sums [32, 32] = A B; meanwhile the lines of the outputs that they are added to, `rows` of them, are fetched.
-void multiply(int64_t steps, const char* a, const char* b, float* sums, const float* c, int64_t rows, int64_t c_row) {
-  tile_zero<0>();
-  tile_zero<1>();
-  tile_zero<2>();
-  tile_zero<3>();
-  int64_t fetched = 0;
-  for (int64_t i = 0; i < steps; ++i, a += STEP_BYTES, b += STEP_BYTES) {
-    for (const int64_t until = (i + 1) * rows / steps; fetched < until; ++fetched) {
-      _mm_prefetch(reinterpret_cast<const char*>(c + fetched * c_row), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(c + fetched * c_row + 16), _MM_HINT_T0);
-    }
-    multiply_parts(a, b);
-  }
-  tile_store<0>(sums, SIDE * 4);
-  tile_store<1>(sums + 16, SIDE * 4);
-  tile_store<2>(sums + 16 * SIDE, SIDE * 4);
-  tile_store<3>(sums + 16 * SIDE + 16, SIDE * 4);
+  if (along == 1)
+    pack_along<COLUMNS>([&](int64_t i) { return i < rows ? x + i * row : nullptr; }, inputs, out, range);
+  else
+    pack_across<COLUMNS>(x, along, rows, inputs, out, range);
 }
 
 // c [rows, columns] += sums, or = bias + sums at first.
@@ -77,7 +59,12 @@ void linear_tiles(const TileProduct& args, int64_t m_begin, int64_t m_end, int64
       for (int64_t i = 0; i < m_panels; ++i) {
         const int64_t m = m_begin + i * SIDE, rows = least(SIDE, m_end - m);
         float* const c = args.out + m * args.n + n;
-        multiply(steps, a + i * steps * STEP_BYTES, b, sums, c, rows, args.n);
+        product_of_parts(steps, a + i * steps * STEP_BYTES, b, sums, SIDE, [&](int64_t step) {
+          for (int64_t r = step * rows / steps; r < (step + 1) * rows / steps; ++r) {
+            _mm_prefetch(reinterpret_cast<const char*>(c + r * args.n), _MM_HINT_T0);
+            _mm_prefetch(reinterpret_cast<const char*>(c + r * args.n + 16), _MM_HINT_T0);
+          }
+        });
         add(sums, args.bias == nullptr ? nullptr : args.bias + n, k == 0, rows, columns, c, args.n);
       }
     }

@@ -8,6 +8,7 @@ namespace glm4v {
 // Largest magnitudes of rows, as bits of fp32, which order like the numbers: the least that is not zero, and the
 // greatest, to which infinity and NaN belong.
 struct RowRange {
+  static constexpr uint32_t exponent = 1u << 23, one = 127 * exponent;
   uint32_t least = 0x7f800000, greatest = 0;
   void add(uint32_t magnitude) {
     if (magnitude != 0) least = std::min(least, magnitude);
@@ -26,7 +27,7 @@ struct PartsRange {
   // Whether all parts, and their products, are normal numbers as far as a result can tell: tiles take others for zero,
   // and infinity has no parts.
   bool exact() const {
-    constexpr uint32_t exponent = 1u << 23, one = 127 * exponent, huge = one + 60 * exponent;
+    constexpr uint32_t one = RowRange::one, exponent = RowRange::exponent, huge = one + 60 * exponent;
     const auto below_one = [](uint32_t bits) { return bits < one ? (one - bits) / exponent : 0; };
     return a.greatest < huge && b.greatest < huge && below_one(a.least) + below_one(b.least) < 100;
   }
