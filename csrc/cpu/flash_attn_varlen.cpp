@@ -118,6 +118,57 @@ void run_forward(const FlashAttnForward& args) {
   });
 }
 
+void run_backward(FlashAttnBackward args, const Tensor& like) {
+  const FlashAttnBackwardPlan plan = GLM4V_PICK_BF16(flash_attn_varlen_backward_plan)(args);
+  const int64_t group = args.heads / args.kv_heads, parts = (group + plan.heads - 1) / plan.heads;
+  const int64_t elements = args.cu_k[args.sequences] * args.kv_heads * args.dim;
+  const int64_t all_keys = args.tokens_k * args.kv_heads * args.dim;
+  std::optional<Tensor> sums;
+  if (parts > 1) {
+    sums = empty(like, {2, parts, args.tokens_k, args.kv_heads, args.dim}, ScalarType::Float);
+    args.dk_parts = static_cast<float*>(sums->mutable_data_ptr());
+    args.dv_parts = args.dk_parts + sums->numel() / 2;
+  }
+  const auto loops = GLM4V_PICK_BF16(flash_attn_varlen_backward_task);
+  const int64_t chains = args.sequences * args.kv_heads * parts, per_sequence = args.kv_heads * parts;
+  const auto blocks = GLM4V_PICK_BF16(flash_attn_varlen_backward_blocks);
+  std::vector<int64_t> first_block{0};  // of each sequence, over all of its heads
+  for (int64_t n = 0; n < args.sequences; ++n)
+    first_block.push_back(first_block.back() + blocks(args, n) * per_sequence);
+  const auto blocks_of = [&](int64_t n) { return (first_block[n + 1] - first_block[n]) / per_sequence; };
+  std::vector<int64_t> progress(first_block.back());
+  const int64_t owners = std::min<int64_t>(chains, torch::stable::get_num_threads());
+  const int64_t gathered_floats = static_cast<int64_t>(plan.gathered_bytes / sizeof(float));
+  Tensor gathered = empty(like, {owners, gathered_floats}, ScalarType::Float);
+  float* const first_gathered = static_cast<float*>(gathered.mutable_data_ptr());
+  const auto task_at = [&](int64_t chain, int64_t block, int64_t owner) -> FlashAttnBackwardTask {
+    const int64_t n = chain / per_sequence, i = chain % per_sequence, part = i % parts, kv_head = i / parts;
+    const int64_t head = kv_head * group + part * plan.heads;
+    return {.sequence = n,
+            .kv_head = kv_head,
+            .head_begin = head,
+            .head_end = std::min(head + plan.heads, (kv_head + 1) * group),
+            .part = part,
+            .block = block,
+            .gathered = first_gathered + owner * gathered_floats,
+            .progress = progress.data() + first_block[n] + i * blocks_of(n)};
+  };
+  parallel_chains(
+      chains, [&](int64_t chain) { return blocks_of(chain / per_sequence); }, plan.scratch_bytes,
+      [&](int64_t chain, int64_t block, int64_t next, int64_t owner, void* scratch) {
+        const FlashAttnBackwardTask task = task_at(chain, block, owner);
+        const FlashAttnBackwardTask following = next < chains ? task_at(next, 0, owner) : FlashAttnBackwardTask{};
+        loops(args, task, next < chains ? &following : nullptr, scratch);
+      });
+  if (parts > 1) {
+    const auto sum = GLM4V_PICK_BF16(flash_attn_varlen_sum_parts);
+    parallel_for(0, elements, 32768, [&](int64_t begin, int64_t end) {
+      sum(args.dtype, args.dk_parts, parts, all_keys, args.dk, begin, end);
+      sum(args.dtype, args.dv_parts, parts, all_keys, args.dv, begin, end);
+    });
+  }
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> flash_attn_varlen(const Tensor& q, const Tensor& k, const Tensor& v,
@@ -144,12 +195,8 @@ std::tuple<Tensor, Tensor, Tensor> flash_attn_varlen(const Tensor& q, const Tens
   Tensor lse = empty(q, {shape.heads, shape.tokens_q}, ScalarType::Float);
   Tensor statistics = empty(q, {2, shape.heads, shape.tokens_q}, ScalarType::Float);
   float* const maximum = static_cast<float*>(statistics.mutable_data_ptr());
-  FlashAttnForward args{loop_args(shape, options, qd, kd, vd, cu_q, cu_k),
-                        out.mutable_data_ptr(),
-                        static_cast<float*>(lse.mutable_data_ptr()),
-                        maximum,
-                        maximum + lse.numel(),
-                        nullptr};
+  FlashAttnForward args{loop_args(shape, options, qd, kd, vd, cu_q, cu_k), out.mutable_data_ptr(),
+                        static_cast<float*>(lse.mutable_data_ptr()), maximum, maximum + lse.numel()};
   zero_padding(out, cu_q.back());
   const auto fill_padding = [&](float* x, float value) {
     for (int64_t h = 0; h < shape.heads; ++h)
@@ -195,52 +242,12 @@ std::tuple<Tensor, Tensor, Tensor> flash_attn_varlen_backward(
   args.maximum = static_cast<const float*>(sd.const_data_ptr());
   args.sum = args.maximum + sd.numel() / 2;
   args.dq = dq.mutable_data_ptr(), args.dk = dk.mutable_data_ptr(), args.dv = dv.mutable_data_ptr();
-  const FlashAttnBackwardPlan plan = GLM4V_PICK_BF16(flash_attn_varlen_backward_plan)(args);
-  const int64_t group = shape.heads / shape.kv_heads, parts = (group + plan.heads - 1) / plan.heads;
-  const int64_t elements = cu_k.back() * shape.kv_heads * shape.dim;
-  std::optional<Tensor> sums;
-  if (parts > 1) {
-    sums = empty(k, {2, parts, shape.tokens_k, shape.kv_heads, shape.dim}, ScalarType::Float);
-    args.dk_parts = static_cast<float*>(sums->mutable_data_ptr());
-    args.dv_parts = args.dk_parts + sums->numel() / 2;
-  }
-  const auto loops = GLM4V_PICK_BF16(flash_attn_varlen_backward_task);
-  const int64_t chains = shape.sequences * shape.kv_heads * parts, per_sequence = shape.kv_heads * parts;
-  const auto blocks = GLM4V_PICK_BF16(flash_attn_varlen_backward_blocks);
-  std::vector<int64_t> first_block{0};  // of each sequence, over all of its heads
-  for (int64_t n = 0; n < shape.sequences; ++n)
-    first_block.push_back(first_block.back() + blocks(args, n) * per_sequence);
-  const auto blocks_of = [&](int64_t n) { return (first_block[n + 1] - first_block[n]) / per_sequence; };
-  std::vector<int64_t> progress(first_block.back());
-  const int64_t owners = std::min<int64_t>(chains, torch::stable::get_num_threads());
-  const int64_t gathered_floats = static_cast<int64_t>(plan.gathered_bytes / sizeof(float));
-  Tensor gathered = empty(q, {owners, gathered_floats}, ScalarType::Float);
-  float* const first_gathered = static_cast<float*>(gathered.mutable_data_ptr());
-  const auto task_at = [&](int64_t chain, int64_t block, int64_t owner) -> FlashAttnBackwardTask {
-    const int64_t n = chain / per_sequence, i = chain % per_sequence, part = i % parts, kv_head = i / parts;
-    const int64_t head = kv_head * group + part * plan.heads;
-    return {.sequence = n,
-            .kv_head = kv_head,
-            .head_begin = head,
-            .head_end = std::min(head + plan.heads, (kv_head + 1) * group),
-            .part = part,
-            .block = block,
-            .gathered = first_gathered + owner * gathered_floats,
-            .progress = progress.data() + first_block[n] + i * blocks_of(n)};
-  };
-  parallel_chains(
-      chains, [&](int64_t chain) { return blocks_of(chain / per_sequence); }, plan.scratch_bytes,
-      [&](int64_t chain, int64_t block, int64_t next, int64_t owner, void* scratch) {
-        const FlashAttnBackwardTask task = task_at(chain, block, owner);
-        const FlashAttnBackwardTask following = next < chains ? task_at(next, 0, owner) : FlashAttnBackwardTask{};
-        loops(args, task, next < chains ? &following : nullptr, scratch);
-      });
-  if (parts > 1) {
-    const auto sum = GLM4V_PICK_BF16(flash_attn_varlen_sum_parts);
-    parallel_for(0, elements, 32768, [&](int64_t begin, int64_t end) {
-      sum(shape.dtype, args.dk_parts, parts, k.numel(), args.dk, begin, end);
-      sum(shape.dtype, args.dv_parts, parts, k.numel(), args.dv, begin, end);
-    });
+  bool parts_are_exact = true;
+  args.parts_are_exact = &parts_are_exact;
+  run_backward(args, k);
+  if (!parts_are_exact) {
+    args.parts_are_exact = nullptr;
+    run_backward(args, k);
   }
   return {dq, dk, dv};
 }

@@ -22,18 +22,25 @@ GLM4V_INLINE __m512i pair_upper(__m512i low, __m512i high) {
                                    0xea);  // (mask & high) | low
 }
 
-// Three parts of 32 floats, pairs of a lane of `low` and of `high`, at to[part * stride bytes].
-GLM4V_INLINE void store_parts(__m512 low, __m512 high, char* to, int64_t stride) {
-  const __m512i upper = _mm512_set1_epi32(static_cast<int>(UPPER)), half = _mm512_set1_epi32(0x8000);
+// The three parts of 16 floats, each in the upper halves of its lanes; what is below them is left to pair_upper.
+struct Parts {
+  __m512i part[PARTS];
+};
+GLM4V_INLINE Parts split(__m512 v) {
+  Parts parts;
 #pragma GCC unroll 2
-  for (int part = 0; part < 2; ++part, to += stride) {
-    const __m512i a = _mm512_add_epi32(_mm512_castps_si512(low), half);  // to the nearest: the rest is half as large
-    const __m512i b = _mm512_add_epi32(_mm512_castps_si512(high), half);
-    _mm512_store_si512(to, pair_upper(a, b));
-    low = _mm512_sub_ps(low, _mm512_castsi512_ps(_mm512_and_si512(a, upper)));
-    high = _mm512_sub_ps(high, _mm512_castsi512_ps(_mm512_and_si512(b, upper)));
+  for (int i = 0; i < 2; ++i) {  // to the nearest: the rest is half as large
+    parts.part[i] = _mm512_add_epi32(_mm512_castps_si512(v), _mm512_set1_epi32(0x8000));
+    v = _mm512_sub_ps(v,
+                      _mm512_castsi512_ps(_mm512_and_si512(parts.part[i], _mm512_set1_epi32(static_cast<int>(UPPER)))));
   }
-  _mm512_store_si512(to, pair_upper(_mm512_castps_si512(low), _mm512_castps_si512(high)));
+  parts.part[2] = _mm512_castps_si512(v);
+  return parts;
+}
+// A line of each part's tile, pairs of a lane of `low` and of `high`; tiles of the parts are a step's.
+GLM4V_INLINE void store_pairs(const Parts& low, const Parts& high, char* to) {
+#pragma GCC unroll 3
+  for (int i = 0; i < PARTS; ++i) _mm512_store_si512(to + i * 2 * TILE_BYTES, pair_upper(low.part[i], high.part[i]));
 }
 
 // The first n of 16 lanes.
@@ -71,7 +78,7 @@ void pack_along(const Row& row, int64_t inputs, char* out, RowRange& range) {
         high = _mm512_maskz_loadu_ps(high_lanes, rows[r] + k + 16);
       }
       most[r] = _mm512_max_epu32(most[r], _mm512_max_epu32(magnitude(low), magnitude(high)));
-      store_parts(low, high, out + r * 64, 2 * TILE_BYTES);
+      store_pairs(split(low), split(high), out + r * 64);
     }
     if constexpr (COLUMNS) transpose_parts(out), transpose_parts(out + TILE_BYTES);
   }
@@ -91,7 +98,7 @@ void pack_across(const float* x, int64_t along, int64_t rows, int64_t inputs, ch
         const __m512 low = _mm512_maskz_loadu_ps(k + i < inputs ? lanes : 0, from);
         const __m512 high = _mm512_maskz_loadu_ps(k + i + 16 < inputs ? lanes : 0, from + 16 * along);
         most[half] = _mm512_max_epu32(most[half], _mm512_max_epu32(magnitude(low), magnitude(high)));
-        store_parts(low, high, tile + i * 64, 2 * TILE_BYTES);
+        store_pairs(split(low), split(high), tile + i * 64);
       }
       if constexpr (!COLUMNS) transpose_parts(tile);
     }
@@ -121,33 +128,53 @@ GLM4V_INLINE void multiply_loaded() {
   tile_product<3, 5, 7>();
 }
 
-// One step of 32: the six products, in the order that loads the fewest tiles anew.
+// One step of 32: the six products, in the order that loads the fewest tiles anew. With A and B exchanged, MIRRORED
+// gives the same bits.
+template <bool MIRRORED>
 GLM4V_INLINE void multiply_parts(const char* a, const char* b) {
-  load_a<0>(a), load_b<2>(b);
-  multiply_loaded();
-  load_b<1>(b);
-  multiply_loaded();
-  load_a<1>(a);
-  multiply_loaded();
-  load_b<0>(b);
-  multiply_loaded();
-  load_a<2>(a);
-  multiply_loaded();
-  load_a<0>(a);
-  multiply_loaded();
+  if constexpr (MIRRORED) {
+    load_b<0>(b), load_a<2>(a);
+    multiply_loaded();
+    load_a<1>(a);
+    multiply_loaded();
+    load_b<1>(b);
+    multiply_loaded();
+    load_a<0>(a);
+    multiply_loaded();
+    load_b<2>(b);
+    multiply_loaded();
+    load_b<0>(b);
+    multiply_loaded();
+  } else {
+    load_a<0>(a), load_b<2>(b);
+    multiply_loaded();
+    load_b<1>(b);
+    multiply_loaded();
+    load_a<1>(a);
+    multiply_loaded();
+    load_b<0>(b);
+    multiply_loaded();
+    load_a<2>(a);
+    multiply_loaded();
+    load_a<0>(a);
+    multiply_loaded();
+  }
 }
 
 // to [32, 32], rows `stride` floats apart, = A B over so many steps; before step i comes between(i).
-template <class Between>
+struct Nothing {
+  void operator()(int64_t) const {}
+};
+template <bool MIRRORED = false, class Between = Nothing>
 GLM4V_INLINE void product_of_parts(int64_t steps, const char* a, const char* b, float* to, int64_t stride,
-                                   const Between& between) {
+                                   const Between& between = {}) {
   tile_zero<0>();
   tile_zero<1>();
   tile_zero<2>();
   tile_zero<3>();
   for (int64_t i = 0; i < steps; ++i) {
     between(i);
-    multiply_parts(a + i * STEP_BYTES, b + i * STEP_BYTES);
+    multiply_parts<MIRRORED>(a + i * STEP_BYTES, b + i * STEP_BYTES);
   }
   tile_store<0>(to, stride * 4);
   tile_store<1>(to + 16, stride * 4);

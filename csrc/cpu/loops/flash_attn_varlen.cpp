@@ -46,6 +46,7 @@ FlashAttnBackwardPlan flash_attn_varlen_backward_plan(const FlashAttnBackward& a
   const int64_t group = args.heads / args.kv_heads, tasks = max(1, args.sequences * args.kv_heads);
   const int64_t parts = min(group, (16 + tasks - 1) / tasks), heads = (group + parts - 1) / parts;
   GLM4V_TILES((FlashAttnBackwardPlan{heads, flash_attn_tiles_backward_scratch(args), 0}));
+  GLM4V_FP32_TILES((FlashAttnBackwardPlan{heads, flash_attn_fp32_tiles_backward_scratch(args), 0}));
   return dispatch(args.dtype, [&](auto zero) -> FlashAttnBackwardPlan {
     int64_t rows = 0, keys = 0;
     for (int64_t n = 0; n < args.sequences; ++n) {
@@ -58,6 +59,7 @@ FlashAttnBackwardPlan flash_attn_varlen_backward_plan(const FlashAttnBackward& a
 
 int64_t flash_attn_varlen_backward_blocks(const FlashAttnBackward& args, int64_t sequence) {
   GLM4V_TILES(1);
+  GLM4V_FP32_TILES(1);
   return dispatch(args.dtype, [&](auto zero) {
     const Sequence of(args, sequence);
     const int64_t size = BackwardTask<decltype(zero)>::block_size_of(of);
@@ -69,6 +71,7 @@ void flash_attn_varlen_backward_task(const FlashAttnBackward& args, const FlashA
                                      const FlashAttnBackwardTask* next, void* scratch) {
   const FlushDenormals flush;
   GLM4V_TILES(flash_attn_tiles_backward_task(args, task, scratch));
+  GLM4V_FP32_TILES(flash_attn_fp32_tiles_backward_task(args, task, scratch));
   dispatch(args.dtype, [&](auto zero) { BackwardTask<decltype(zero)>(args, task, next, scratch).run(); });
 }
 

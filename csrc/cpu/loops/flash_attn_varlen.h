@@ -28,6 +28,9 @@ struct FlashAttnArgs {
   const int64_t *cu_q, *cu_k;    // [N + 1], ascending from 0, checked
   int64_t left, right;
   float scale, softcap;
+  // Becomes false where fp32 operands have no exact parts (cpu/loops/parts.h): then nothing holds, and the whole has to
+  // be repeated without it, that is with null.
+  bool* parts_are_exact;
 };
 
 struct FlashAttnForward : FlashAttnArgs {
@@ -37,9 +40,6 @@ struct FlashAttnForward : FlashAttnArgs {
   // it), and the sum of exp(score - maximum) over its keys; -inf and 0 where it sees none. From these backward repeats
   // P to the bit, which one fp32 lse does not give.
   float *maximum, *sum;
-  // Becomes false where fp32 operands have no exact parts (cpu/loops/parts.h): then nothing holds, and the whole has to
-  // be repeated without it, that is with null.
-  bool* parts_are_exact;
 };
 
 // Rows [begin, end) of one sequence (relative to it), for the G query heads of one kv head.

@@ -1,4 +1,5 @@
-// Attention on AMX tiles, in bf16 and in fp32, behind the entry points of flash_attn_varlen.h. Only the amx level has it.
+// Attention on AMX tiles, in bf16 and in fp32, behind the entry points of flash_attn_varlen.h. Only the amx level has
+// it.
 #pragma once
 #include "cpu/loops/flash_attn_varlen.h"
 
@@ -12,5 +13,9 @@ void flash_attn_fp32_tiles_task(const FlashAttnForward& args, const FlashAttnTas
 
 size_t flash_attn_tiles_backward_scratch(const FlashAttnBackward& args);
 void flash_attn_tiles_backward_task(const FlashAttnBackward& args, const FlashAttnBackwardTask& task, void* scratch);
+
+size_t flash_attn_fp32_tiles_backward_scratch(const FlashAttnBackward& args);
+void flash_attn_fp32_tiles_backward_task(const FlashAttnBackward& args, const FlashAttnBackwardTask& task,
+                                         void* scratch);
 
 }  // namespace glm4v::amx

@@ -145,10 +145,9 @@ struct Task {
   // Keys from `key` on, `stages` times 32 of them within one block; `packed` is where they are among the packed ones.
   void attend(int64_t g, int64_t key, int64_t packed, int64_t stages) {
     Group& group = x.groups[g];
-    const auto nothing = [](int64_t) {};
     for (int64_t i = 0; i < stages; ++i)
       product_of_parts(steps, x.q + g * steps * STEP_BYTES, x.k + (packed / 32 + i) * steps * STEP_BYTES, x.s + i * 32,
-                       S_ROW, nothing);
+                       S_ROW);
     if (a.softcap > 0) cap(stages);
     if (key < group.all_begin || key + stages * 32 > group.all_end) mask(group, key, stages);
     raise(group, stages);
@@ -156,7 +155,7 @@ struct Task {
     float* const o = x.o + g * ROWS * (C + 16);
     for (int64_t d = 0; d < C; d += 32) {
       float* const part = x.part + d / 32 % 2 * ROWS * 32;
-      product_of_parts(stages, x.p, value_tiles(packed, d), part, 32, nothing);
+      product_of_parts(stages, x.p, value_tiles(packed, d), part, 32);
       if (d > 0) add(group, d - 32, o);  // while the tiles are busy
     }
     add(group, C - 32, o);
@@ -211,7 +210,7 @@ struct Task {
       vf w[2] = {(load(s) - shift) * unit, (load(s + 16) - shift) * unit};
       exp2<6>(w);
       total += w[0] + w[1];
-      store_parts((__m512)w[0], (__m512)w[1], to, 2 * TILE_BYTES);
+      store_pairs(split((__m512)w[0]), split((__m512)w[1]), to);
     }
     store(group.sum[r], load(group.sum[r]) * splat(group.decay[r]) + total);
   }

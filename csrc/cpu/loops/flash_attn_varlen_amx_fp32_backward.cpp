@@ -1,0 +1,343 @@
+// Backward of fp32 attention on AMX tiles (amx_parts.h).
+//
+// Dims: L keys and R rows of the sequence, D head dim, C = D rounded up to 32. Scores are transposed, [keys, rows], so
+// that a row's statistics lie along the lanes, and P^T and dS^T are operands as the vector code writes them:
+//   S^T = K Q^T, dP^T = V dO^T, P = exp(S - maximum) / sum, dS = P (dP - delta), delta = dO . O
+//   dV += P^T dO, dK += dS^T Q, dQ^T += K^T dS^T
+// Q and dO are packed for a chunk of the rows of a head, K and V for a block of keys; then each block of rows meets the
+// block of keys: a stage of 32 x 32 scores at a time, then the products of all that these have left. Every block's part
+// of a gradient is summed by itself and then added, in fp32 and in one order.
+#include "cpu/loops/amx_parts.h"
+#include "cpu/loops/flash_attn_varlen_amx.h"
+#include "cpu/loops/flash_attn_varlen_parts.h"
+
+namespace glm4v::amx {
+namespace {
+
+constexpr int64_t SIDE = 32;                  // keys and rows of a stage
+constexpr int64_t SUM = SIDE * SIDE;          // floats of a product
+constexpr int64_t BLOCK_VALUES = 128 * 128;   // most keys or rows of a block times C
+constexpr int64_t CHUNK_VALUES = 1024 * 128;  // most rows of a chunk times C
+
+struct Sizes {
+  int64_t C, block, chunk;
+  explicit Sizes(int64_t D, int64_t R)
+      : C(round_up(D, SIDE)),
+        block(max(SIDE, BLOCK_VALUES / C / SIDE * SIDE)),
+        chunk(part_size(R, max(SIDE, CHUNK_VALUES / C), block)) {}
+};
+
+// Keys that 32 rows see: their union and their intersection.
+struct Visible {
+  int64_t begin, end, all_begin, all_end;
+};
+
+struct Scratch {
+  // Tiles [32 rows or columns][step of 32] of a chunk's rows, as columns of rows and as columns of d.
+  char *q_rows, *dout_rows, *q_dims, *dout_dims;
+  char *k, *v, *k_dims;              // of a block's keys: rows of keys, and rows of d
+  char *p, *ds, *ds_columns;         // of a pair of blocks: [keys / 32][rows / 32] twice, [rows / 32][keys / 32]
+  float *maximum, *inverse, *delta;  // [chunk] of a row, its sum inverted
+  int32_t *lo, *hi;                  // [chunk] visible keys
+  Visible* visible;                  // [chunk / 32]
+  float* dq;                         // [chunk / 32, C / 32, SUM], transposed
+  float *dk, *dv;                    // [block / 32, C / 32, SUM]
+  bool *dq_started, *dk_started;     // [chunk / 32], [block / 32]: something has been added
+  float *s, *dp, *part;              // [SUM], [SUM], [2, SUM]
+  size_t bytes;
+};
+
+Scratch lay_out(void* base, const Sizes& z) {
+  size_t at = 0;
+  const auto take = [&](auto*& p, int64_t count) {
+    p = reinterpret_cast<decltype(+p)>(static_cast<char*>(base) + at);
+    at += round_up(count * static_cast<int64_t>(sizeof(*p)), 64);
+  };
+  const int64_t chunk = z.chunk / SIDE, block = z.block / SIDE, dims = z.C / SIDE;
+  Scratch x;
+  for (char** tiles : {&x.q_rows, &x.dout_rows, &x.q_dims, &x.dout_dims}) take(*tiles, chunk * dims * STEP_BYTES);
+  for (char** tiles : {&x.k, &x.v, &x.k_dims}) take(*tiles, block * dims * STEP_BYTES);
+  for (char** tiles : {&x.p, &x.ds, &x.ds_columns}) take(*tiles, block * block * STEP_BYTES);
+  for (float** row : {&x.maximum, &x.inverse, &x.delta}) take(*row, z.chunk);
+  take(x.lo, z.chunk), take(x.hi, z.chunk), take(x.visible, chunk);
+  take(x.dq, z.chunk * z.C), take(x.dk, z.block * z.C), take(x.dv, z.block * z.C);
+  take(x.dq_started, chunk), take(x.dk_started, block);
+  take(x.s, SUM), take(x.dp, SUM), take(x.part, 2 * SUM);
+  x.bytes = at;
+  return x;
+}
+
+struct Task {
+  const FlashAttnBackward& a;
+  const FlashAttnBackwardTask& task;
+  const Sequence sequence;
+  const Sizes z;
+  const int64_t D, C, dims, block_steps, chunk_steps;  // in 32s: of a row, of a block, of a chunk
+  const Scratch x;
+  PartsRange range;
+  int64_t head = 0, row = 0, rows = 0, key = 0, keys = 0;  // the chunk of rows and the block of keys at hand
+
+  Task(const FlashAttnBackward& args, const FlashAttnBackwardTask& t, void* scratch)
+      : a(args),
+        task(t),
+        sequence(args, t.sequence),
+        z(args.dim, sequence.rows),
+        D(args.dim),
+        C(z.C),
+        dims(C / SIDE),
+        block_steps(z.block / SIDE),
+        chunk_steps(z.chunk / SIDE),
+        x(lay_out(scratch, z)) {}
+
+  void run() {
+    const Tiles tiles;
+    clear_keys();
+    for (head = task.head_begin; head < task.head_end; ++head)
+      for (row = 0; row < sequence.rows; row += z.chunk) {
+        rows = min(z.chunk, sequence.rows - row);
+        open_chunk();
+        for (key = 0; key < sequence.keys; key += z.block) {
+          keys = min(z.block, sequence.keys - key);
+          if (!sees(0, rows, key, keys)) continue;
+          open_block();
+          for (int64_t r = 0; r < rows; r += z.block)
+            if (sees(r, min(z.block, rows - r), key, keys)) pair(r, min(z.block, rows - r));
+          add_keys();
+        }
+        write_queries();
+      }
+    if (!range.exact()) __atomic_store_n(a.parts_are_exact, false, __ATOMIC_RELAXED);
+  }
+
+ private:
+  static int64_t steps(int64_t n) { return (n + SIDE - 1) / SIDE; }
+  static char* tile_at(char* tiles, int64_t i) { return tiles + i * STEP_BYTES; }
+
+  // Whether any of the chunk's rows from r on sees any of the keys.
+  bool sees(int64_t r, int64_t count, int64_t first, int64_t n) const {
+    for (int64_t i = r / SIDE; i < steps(r + count); ++i)
+      if (x.visible[i].begin < first + n && x.visible[i].end > first) return true;
+    return false;
+  }
+
+  // ---- operands ----
+
+  void open_chunk() {
+    const int64_t token = sequence.q_begin + row;
+    for (int64_t i = 0; i < steps(rows); ++i) {
+      pack_rows(a.q, token, i, x.q_rows, x.q_dims, range.b);
+      pack_rows(a.dout, token, i, x.dout_rows, x.dout_dims, range.a);
+      find_visible(i);
+      find_statistics(i);
+      x.dq_started[i] = false;
+    }
+  }
+
+  void pack_rows(const HeadRows& tensor, int64_t token, int64_t i, char* as_rows, char* as_dims, RowRange& seen) const {
+    const float* const first = row_of<float>(tensor, token + i * SIDE, head);
+    const int64_t count = min(SIDE, rows - i * SIDE);
+    pack_along<true>([&](int64_t r) { return r < count ? first + r * tensor.row : nullptr; }, D,
+                     tile_at(as_rows, i * dims), seen);
+    for (int64_t d = 0; d < dims; ++d)
+      pack_across<true>(first + d * SIDE, tensor.row, D - d * SIDE, count, tile_at(as_dims, d * chunk_steps + i), seen);
+  }
+
+  void open_block() {
+    const int64_t token = sequence.k_begin + key;
+    for (int64_t i = 0; i < steps(keys); ++i) {
+      const int64_t count = min(SIDE, keys - i * SIDE);
+      const float* const k = row_of<float>(a.k, token + i * SIDE, task.kv_head);
+      const float* const v = row_of<float>(a.v, token + i * SIDE, task.kv_head);
+      pack_along<false>([&](int64_t j) { return j < count ? k + j * a.k.row : nullptr; }, D, tile_at(x.k, i * dims),
+                        range.b);
+      pack_along<false>([&](int64_t j) { return j < count ? v + j * a.v.row : nullptr; }, D, tile_at(x.v, i * dims),
+                        range.b);
+      for (int64_t d = 0; d < dims; ++d)
+        pack_across<false>(k + d * SIDE, a.k.row, D - d * SIDE, count, tile_at(x.k_dims, d * block_steps + i), range.b);
+      x.dk_started[i] = false;
+    }
+  }
+
+  // Rows beyond the sequence see no key.
+  void find_visible(int64_t i) {
+    Visible all{sequence.keys, 0, 0, sequence.keys};
+    for (int64_t r = i * SIDE; r < (i + 1) * SIDE; ++r) {
+      const Range seen = r < rows ? sequence.keys_of(row + r) : Range{0, 0};
+      x.lo[r] = static_cast<int32_t>(seen.begin), x.hi[r] = static_cast<int32_t>(seen.end);
+      all.all_begin = max(all.all_begin, seen.begin), all.all_end = min(all.all_end, seen.end);
+      if (seen.size() > 0) all.begin = min(all.begin, seen.begin), all.end = max(all.end, seen.end);
+    }
+    x.visible[i] = all;
+  }
+
+  // Delta is the diagonal of O dO^T, by the products that dP is made of: they sum in one order, so that dP - delta is
+  // zero where a row has a single key, O = V.
+  void find_statistics(int64_t i) {
+    const float* const out =
+        static_cast<const float*>(a.out) + ((sequence.q_begin + row + i * SIDE) * a.heads + head) * D;
+    RowRange ignored;  // between the values
+    const int64_t count = min(SIDE, rows - i * SIDE);
+    pack_along<false>([&](int64_t r) { return r < count ? out + r * a.heads * D : nullptr; }, D, x.k, ignored);
+    product_of_parts<true>(dims, x.k, tile_at(x.dout_rows, i * dims), x.s, SIDE);
+    for (int64_t r = 0; r < SIDE; ++r) {
+      const int64_t to = i * SIDE + r, at = head * a.tokens_q + sequence.q_begin + row + to;
+      const bool blind = r >= count || a.sum[at] == 0;  // sees nothing: a maximum of +inf makes its P zero
+      x.maximum[to] = blind ? __builtin_inff() : a.maximum[at];
+      x.inverse[to] = blind ? 0 : 1 / a.sum[at];
+      x.delta[to] = x.s[r * (SIDE + 1)];
+    }
+  }
+
+  // ---- the products of a block of keys and a block of rows, which begins at r of the chunk ----
+
+  void pair(int64_t r, int64_t count) {
+    const int64_t first_row = r / SIDE, last_row = steps(r + count);
+    for (int64_t j = 0; j < steps(keys); ++j) {
+      int64_t begin = last_row, end = first_row;
+      for (int64_t i = first_row; i < last_row; ++i) {
+        if (!sees(i * SIDE, SIDE, key + j * SIDE, SIDE)) continue;
+        stage(j, i, i - first_row);
+        begin = min(begin, i), end = i + 1;
+      }
+      if (begin >= end) continue;
+      for (int64_t d = 0; d < dims; ++d) {
+        const auto add = [&](char* weights, char* columns, float* sums) {
+          add_product(end - begin, tile_at(weights, j * block_steps + begin - first_row),
+                      tile_at(columns, d * chunk_steps + begin), sums + (j * dims + d) * SUM, x.dk_started[j]);
+        };
+        add(x.p, x.dout_dims, x.dv);
+        add(x.ds, x.q_dims, x.dk);
+      }
+      x.dk_started[j] = true;
+    }
+    for (int64_t i = first_row; i < last_row; ++i) {
+      const Visible& seen = x.visible[i];
+      const int64_t begin = max(seen.begin - key, 0) / SIDE, end = steps(min(seen.end - key, keys));
+      if (begin >= end) continue;
+      for (int64_t d = 0; d < dims; ++d)
+        add_product(end - begin, tile_at(x.k_dims, d * block_steps + begin),
+                    tile_at(x.ds_columns, (i - first_row) * block_steps + begin), x.dq + (i * dims + d) * SUM,
+                    x.dq_started[i]);
+      x.dq_started[i] = true;
+    }
+  }
+
+  void add_product(int64_t count, const char* left, const char* right, float* sums, bool started) const {
+    product_of_parts(count, left, right, started ? x.part : sums, SIDE);
+    if (!started) return;
+    for (int64_t i = 0; i < SUM; i += W) store(sums + i, load(sums + i) + load(x.part + i));
+  }
+
+  // P and dS of 32 keys of the block and 32 rows of the chunk.
+  void stage(int64_t j, int64_t i, int64_t row_of_block) const {
+    product_of_parts<true>(dims, tile_at(x.k, j * dims), tile_at(x.q_rows, i * dims), x.s, SIDE);
+    product_of_parts<true>(dims, tile_at(x.v, j * dims), tile_at(x.dout_rows, i * dims), x.dp, SIDE);
+    const Visible& seen = x.visible[i];
+    const int64_t first = key + j * SIDE;
+    const bool masked = first < seen.all_begin || first + SIDE > seen.all_end;
+    const auto loop = a.softcap > 0 ? &Task::weigh<true, true>
+                      : masked      ? &Task::weigh<true, false>
+                                    : &Task::weigh<false, false>;
+    (this->*loop)(first, i * SIDE, tile_at(x.p, j * block_steps + row_of_block),
+                  tile_at(x.ds, j * block_steps + row_of_block), tile_at(x.ds_columns, row_of_block * block_steps + j));
+  }
+
+  template <bool MASKED, bool CAPPED>
+  void weigh(int64_t first_key, int64_t r, char* p, char* ds, char* ds_columns) const {
+    const vf unit = splat(unit_of(a)), in = splat(CAPPED ? a.scale / a.softcap : 0), out = splat(a.softcap);
+    for (int64_t j = 0; j < 16; ++j, p += 64, ds += 64, ds_columns += 64) {
+      vf weight[4], dscore[4];  // keys j and j + 16, of each rows 0 to 15 and 16 to 31
+      vf slope[4];
+#pragma GCC unroll 4
+      for (int64_t n = 0; n < 4; ++n) {
+        const int64_t half = n % 2 * 16;
+        vf score = load(x.s + (j + n / 2 * 16) * SIDE + half);
+        if constexpr (CAPPED) {
+          const vf t = tanh(score * in);
+          score = t * out, slope[n] = splat(1) - t * t;
+        }
+        weight[n] = (score - load(x.maximum + r + half)) * unit;
+      }
+      exp2<6>(weight);
+#pragma GCC unroll 4
+      for (int64_t n = 0; n < 4; ++n) {
+        const int64_t half = n % 2 * 16;
+        weight[n] *= load(x.inverse + r + half);
+        if constexpr (MASKED) {
+          const vi at = static_cast<int32_t>(first_key + j + n / 2 * 16) - vi{};
+          weight[n] = (at >= load_i(x.lo + r + half)) & (at < load_i(x.hi + r + half)) ? weight[n] : vf{};
+        }
+        dscore[n] = weight[n] * (load(x.dp + (j + n / 2 * 16) * SIDE + half) - load(x.delta + r + half));
+        if constexpr (CAPPED) dscore[n] *= slope[n];
+      }
+      for (int64_t n = 0; n < 4; n += 2)
+        store_pairs(split((__m512)weight[n]), split((__m512)weight[n + 1]), p + n / 2 * TILE_BYTES);
+      Parts parts[4];
+#pragma GCC unroll 4
+      for (int64_t n = 0; n < 4; ++n) parts[n] = split((__m512)dscore[n]);
+      store_pairs(parts[0], parts[1], ds), store_pairs(parts[2], parts[3], ds + TILE_BYTES);
+      store_pairs(parts[0], parts[2], ds_columns), store_pairs(parts[1], parts[3], ds_columns + TILE_BYTES);
+    }
+  }
+
+  // ---- gradients ----
+
+  void write_queries() const {
+    const vf scale = splat(a.scale);
+    for (int64_t r = 0; r < rows; r += 16)
+      for (int64_t d = 0; d < D; d += 16) {
+        const float* const from = x.dq + (r / SIDE * dims + d / SIDE) * SUM + d % SIDE * SIDE + r % SIDE;
+        vf v[16];
+        for (int64_t i = 0; i < 16; ++i) v[i] = x.dq_started[r / SIDE] ? load(from + i * SIDE) * scale : vf{};
+        transpose(v);
+        for (int64_t i = 0; i < min(16, rows - r); ++i) {
+          float* const to = static_cast<float*>(a.dq) + ((sequence.q_begin + row + r + i) * a.heads + head) * D + d;
+          _mm512_mask_storeu_ps(to, lanes_16(D - d), (__m512)v[i]);
+        }
+      }
+  }
+
+  // Key j of the sequence in dk or dv, or in a task's part of it.
+  float* gradient(void* whole, float* parts, int64_t j) const {
+    const int64_t at = ((sequence.k_begin + j) * a.kv_heads + task.kv_head) * D;
+    return parts == nullptr ? static_cast<float*>(whole) + at : parts + task.part * a.tokens_k * a.kv_heads * D + at;
+  }
+
+  void clear_keys() const {
+    for (int64_t j = 0; j < sequence.keys; ++j)
+      for (float* to : {gradient(a.dk, a.dk_parts, j), gradient(a.dv, a.dv_parts, j)}) memset(to, 0, D * sizeof(float));
+  }
+
+  void add_keys() const {
+    for (int64_t j = 0; j < keys; ++j) {
+      if (!x.dk_started[j / SIDE]) continue;
+      float *const dk = gradient(a.dk, a.dk_parts, key + j), *const dv = gradient(a.dv, a.dv_parts, key + j);
+      for (int64_t d = 0; d < D; d += 16) {
+        const int64_t from = (j / SIDE * dims + d / SIDE) * SUM + j % SIDE * SIDE + d % SIDE;
+        const __mmask16 lanes = lanes_16(D - d);
+        const auto add = [&](float* to, vf value) {
+          _mm512_mask_storeu_ps(to + d, lanes, _mm512_add_ps(_mm512_maskz_loadu_ps(lanes, to + d), (__m512)value));
+        };
+        add(dk, load(x.dk + from) * splat(a.scale)), add(dv, load(x.dv + from));
+      }
+    }
+  }
+};
+
+}  // namespace
+
+size_t flash_attn_fp32_tiles_backward_scratch(const FlashAttnBackward& args) {
+  size_t bytes = 0;
+  for (int64_t n = 0; n < args.sequences; ++n) {
+    const size_t wanted = lay_out(nullptr, Sizes(args.dim, args.cu_q[n + 1] - args.cu_q[n])).bytes;
+    if (wanted > bytes) bytes = wanted;
+  }
+  return bytes;
+}
+
+void flash_attn_fp32_tiles_backward_task(const FlashAttnBackward& args, const FlashAttnBackwardTask& task,
+                                         void* scratch) {
+  Task(args, task, scratch).run();
+}
+
+}  // namespace glm4v::amx
