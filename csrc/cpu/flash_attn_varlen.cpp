@@ -77,6 +77,7 @@ FlashAttnArgs loop_args(const FlashAttnShape& s, const FlashAttnOptions& o, cons
   args.tokens_q = q.size(0), args.tokens_k = k.size(0), args.sequences = s.sequences;
   args.cu_q = cu_q.data(), args.cu_k = cu_k.data();
   args.left = o.left, args.right = o.right, args.scale = o.scale, args.softcap = o.softcap;
+  args.in_parts = GLM4V_PICK_BF16(flash_attn_varlen_in_parts)(args);
   return args;
 }
 
@@ -85,88 +86,6 @@ void zero_padding(Tensor& x, int64_t first) {
   if (first == x.size(0)) return;  // memset takes no null pointer, not even for nothing
   const size_t row = x.numel() / x.size(0) * x.element_size();
   std::memset(static_cast<char*>(x.mutable_data_ptr()) + first * row, 0, (x.size(0) - first) * row);
-}
-
-void run_forward(const FlashAttnForward& args) {
-  const FlashAttnPlan plan = GLM4V_PICK_BF16(flash_attn_varlen_plan)(args);
-  const auto blocks = [&](int64_t n) { return (args.cu_q[n + 1] - args.cu_q[n] + plan.rows - 1) / plan.rows; };
-  const auto row_at = [&](int64_t n, int64_t block) {  // where a block of sequence n begins, or the last one ends
-    const int64_t length = args.cu_q[n + 1] - args.cu_q[n], units = (length + plan.unit - 1) / plan.unit;
-    return std::min(length, units * block / blocks(n) * plan.unit);
-  };
-  std::vector<int64_t> first_task{0};  // of each sequence
-  for (int64_t n = 0; n < args.sequences; ++n) first_task.push_back(first_task.back() + blocks(n) * args.kv_heads);
-  const auto loops = GLM4V_PICK_BF16(flash_attn_varlen_task);
-  const auto task_at = [&](int64_t index) -> FlashAttnTask {
-    const int64_t n = std::upper_bound(first_task.begin(), first_task.end(), index) - first_task.begin() - 1;
-    const int64_t i = index - first_task[n];
-    const int64_t block =
-        blocks(n) - 1 - i % blocks(n);  // the last rows first: under a causal mask they are the most work
-    return {n, i / blocks(n), row_at(n, block), row_at(n, block + 1)};
-  };
-  parallel_runs(first_task.back(), plan.scratch_bytes, [&](auto claim, void* scratch) {
-    FlashAttnTask tasks[3];  // previous, this and next
-    bool known[3] = {};
-    const auto advance = [&] {
-      std::copy(tasks + 1, tasks + 3, tasks), std::copy(known + 1, known + 3, known);
-      const int64_t index = claim();
-      known[2] = index < first_task.back();
-      if (known[2]) tasks[2] = task_at(index);
-    };
-    for (advance(), advance(); known[1]; advance())
-      loops(args, known[0] ? &tasks[0] : nullptr, tasks[1], known[2] ? &tasks[2] : nullptr, scratch);
-  });
-}
-
-void run_backward(FlashAttnBackward args, const Tensor& like) {
-  const FlashAttnBackwardPlan plan = GLM4V_PICK_BF16(flash_attn_varlen_backward_plan)(args);
-  const int64_t group = args.heads / args.kv_heads, parts = (group + plan.heads - 1) / plan.heads;
-  const int64_t elements = args.cu_k[args.sequences] * args.kv_heads * args.dim;
-  const int64_t all_keys = args.tokens_k * args.kv_heads * args.dim;
-  std::optional<Tensor> sums;
-  if (parts > 1) {
-    sums = empty(like, {2, parts, args.tokens_k, args.kv_heads, args.dim}, ScalarType::Float);
-    args.dk_parts = static_cast<float*>(sums->mutable_data_ptr());
-    args.dv_parts = args.dk_parts + sums->numel() / 2;
-  }
-  const auto loops = GLM4V_PICK_BF16(flash_attn_varlen_backward_task);
-  const int64_t chains = args.sequences * args.kv_heads * parts, per_sequence = args.kv_heads * parts;
-  const auto blocks = GLM4V_PICK_BF16(flash_attn_varlen_backward_blocks);
-  std::vector<int64_t> first_block{0};  // of each sequence, over all of its heads
-  for (int64_t n = 0; n < args.sequences; ++n)
-    first_block.push_back(first_block.back() + blocks(args, n) * per_sequence);
-  const auto blocks_of = [&](int64_t n) { return (first_block[n + 1] - first_block[n]) / per_sequence; };
-  std::vector<int64_t> progress(first_block.back());
-  const int64_t owners = std::min<int64_t>(chains, torch::stable::get_num_threads());
-  const int64_t gathered_floats = static_cast<int64_t>(plan.gathered_bytes / sizeof(float));
-  Tensor gathered = empty(like, {owners, gathered_floats}, ScalarType::Float);
-  float* const first_gathered = static_cast<float*>(gathered.mutable_data_ptr());
-  const auto task_at = [&](int64_t chain, int64_t block, int64_t owner) -> FlashAttnBackwardTask {
-    const int64_t n = chain / per_sequence, i = chain % per_sequence, part = i % parts, kv_head = i / parts;
-    const int64_t head = kv_head * group + part * plan.heads;
-    return {.sequence = n,
-            .kv_head = kv_head,
-            .head_begin = head,
-            .head_end = std::min(head + plan.heads, (kv_head + 1) * group),
-            .part = part,
-            .block = block,
-            .gathered = first_gathered + owner * gathered_floats,
-            .progress = progress.data() + first_block[n] + i * blocks_of(n)};
-  };
-  parallel_chains(
-      chains, [&](int64_t chain) { return blocks_of(chain / per_sequence); }, plan.scratch_bytes,
-      [&](int64_t chain, int64_t block, int64_t next, int64_t owner, void* scratch) {
-        const FlashAttnBackwardTask task = task_at(chain, block, owner);
-        const FlashAttnBackwardTask following = next < chains ? task_at(next, 0, owner) : FlashAttnBackwardTask{};
-        loops(args, task, next < chains ? &following : nullptr, scratch);
-      });
-  if (parts > 1) {
-    const auto sum = GLM4V_PICK_BF16(flash_attn_varlen_sum_parts);
-    parallel_for(0, elements, 32768, [&](int64_t begin, int64_t end) {
-      sum(args.dtype, args.dk_parts, parts, all_keys, args.dk, begin, end);
-      sum(args.dtype, args.dv_parts, parts, all_keys, args.dv, begin, end);
-    });
-  }
 }
 
 }  // namespace
@@ -206,13 +125,34 @@ std::tuple<Tensor, Tensor, Tensor> flash_attn_varlen(const Tensor& q, const Tens
   fill_padding(args.maximum, -std::numeric_limits<float>::infinity());
   fill_padding(args.sum, 0.0f);
 
-  bool parts_are_exact = true;
-  args.parts_are_exact = &parts_are_exact;
-  run_forward(args);
-  if (!parts_are_exact) {
-    args.parts_are_exact = nullptr;
-    run_forward(args);
-  }
+  const FlashAttnPlan plan = GLM4V_PICK_BF16(flash_attn_varlen_plan)(args);
+  const auto blocks = [&](int64_t n) { return (cu_q[n + 1] - cu_q[n] + plan.rows - 1) / plan.rows; };
+  const auto row_at = [&](int64_t n, int64_t block) {  // where a block of sequence n begins, or the last one ends
+    const int64_t length = cu_q[n + 1] - cu_q[n], units = (length + plan.unit - 1) / plan.unit;
+    return std::min(length, units * block / blocks(n) * plan.unit);
+  };
+  std::vector<int64_t> first_task{0};  // of each sequence
+  for (int64_t n = 0; n < shape.sequences; ++n) first_task.push_back(first_task.back() + blocks(n) * shape.kv_heads);
+  const auto loops = GLM4V_PICK_BF16(flash_attn_varlen_task);
+  const auto task_at = [&](int64_t index) -> FlashAttnTask {
+    const int64_t n = std::upper_bound(first_task.begin(), first_task.end(), index) - first_task.begin() - 1;
+    const int64_t i = index - first_task[n];
+    const int64_t block =
+        blocks(n) - 1 - i % blocks(n);  // the last rows first: under a causal mask they are the most work
+    return {n, i / blocks(n), row_at(n, block), row_at(n, block + 1)};
+  };
+  parallel_runs(first_task.back(), plan.scratch_bytes, [&](auto claim, void* scratch) {
+    FlashAttnTask tasks[3];  // previous, this and next
+    bool known[3] = {};
+    const auto advance = [&] {
+      std::copy(tasks + 1, tasks + 3, tasks), std::copy(known + 1, known + 3, known);
+      const int64_t index = claim();
+      known[2] = index < first_task.back();
+      if (known[2]) tasks[2] = task_at(index);
+    };
+    for (advance(), advance(); known[1]; advance())
+      loops(args, known[0] ? &tasks[0] : nullptr, tasks[1], known[2] ? &tasks[2] : nullptr, scratch);
+  });
   return {out, lse, statistics};
 }
 
@@ -242,12 +182,52 @@ std::tuple<Tensor, Tensor, Tensor> flash_attn_varlen_backward(
   args.maximum = static_cast<const float*>(sd.const_data_ptr());
   args.sum = args.maximum + sd.numel() / 2;
   args.dq = dq.mutable_data_ptr(), args.dk = dk.mutable_data_ptr(), args.dv = dv.mutable_data_ptr();
-  bool parts_are_exact = true;
-  args.parts_are_exact = &parts_are_exact;
-  run_backward(args, k);
-  if (!parts_are_exact) {
-    args.parts_are_exact = nullptr;
-    run_backward(args, k);
+  const FlashAttnBackwardPlan plan = GLM4V_PICK_BF16(flash_attn_varlen_backward_plan)(args);
+  const int64_t group = shape.heads / shape.kv_heads, parts = (group + plan.heads - 1) / plan.heads;
+  const int64_t elements = cu_k.back() * shape.kv_heads * shape.dim;
+  std::optional<Tensor> sums;
+  if (parts > 1) {
+    sums = empty(k, {2, parts, shape.tokens_k, shape.kv_heads, shape.dim}, ScalarType::Float);
+    args.dk_parts = static_cast<float*>(sums->mutable_data_ptr());
+    args.dv_parts = args.dk_parts + sums->numel() / 2;
+  }
+  const auto loops = GLM4V_PICK_BF16(flash_attn_varlen_backward_task);
+  const int64_t chains = shape.sequences * shape.kv_heads * parts, per_sequence = shape.kv_heads * parts;
+  const auto blocks = GLM4V_PICK_BF16(flash_attn_varlen_backward_blocks);
+  std::vector<int64_t> first_block{0};  // of each sequence, over all of its heads
+  for (int64_t n = 0; n < shape.sequences; ++n)
+    first_block.push_back(first_block.back() + blocks(args, n) * per_sequence);
+  const auto blocks_of = [&](int64_t n) { return (first_block[n + 1] - first_block[n]) / per_sequence; };
+  std::vector<int64_t> progress(first_block.back());
+  const int64_t owners = std::min<int64_t>(chains, torch::stable::get_num_threads());
+  const int64_t gathered_floats = static_cast<int64_t>(plan.gathered_bytes / sizeof(float));
+  Tensor gathered = empty(q, {owners, gathered_floats}, ScalarType::Float);
+  float* const first_gathered = static_cast<float*>(gathered.mutable_data_ptr());
+  const auto task_at = [&](int64_t chain, int64_t block, int64_t owner) -> FlashAttnBackwardTask {
+    const int64_t n = chain / per_sequence, i = chain % per_sequence, part = i % parts, kv_head = i / parts;
+    const int64_t head = kv_head * group + part * plan.heads;
+    return {.sequence = n,
+            .kv_head = kv_head,
+            .head_begin = head,
+            .head_end = std::min(head + plan.heads, (kv_head + 1) * group),
+            .part = part,
+            .block = block,
+            .gathered = first_gathered + owner * gathered_floats,
+            .progress = progress.data() + first_block[n] + i * blocks_of(n)};
+  };
+  parallel_chains(
+      chains, [&](int64_t chain) { return blocks_of(chain / per_sequence); }, plan.scratch_bytes,
+      [&](int64_t chain, int64_t block, int64_t next, int64_t owner, void* scratch) {
+        const FlashAttnBackwardTask task = task_at(chain, block, owner);
+        const FlashAttnBackwardTask following = next < chains ? task_at(next, 0, owner) : FlashAttnBackwardTask{};
+        loops(args, task, next < chains ? &following : nullptr, scratch);
+      });
+  if (parts > 1) {
+    const auto sum = GLM4V_PICK_BF16(flash_attn_varlen_sum_parts);
+    parallel_for(0, elements, 32768, [&](int64_t begin, int64_t end) {
+      sum(shape.dtype, args.dk_parts, parts, k.numel(), args.dk, begin, end);
+      sum(shape.dtype, args.dv_parts, parts, k.numel(), args.dv, begin, end);
+    });
   }
   return {dq, dk, dv};
 }

@@ -17,6 +17,8 @@ from glm4v_ext.testing import (
     assert_repeatable,
     attention_cases,
     devices,
+    forced_isa,
+    isa_levels,
     outputs_and_grads,
 )
 
@@ -346,12 +348,49 @@ def test_sequences_of_one_length_must_fit_together():
 
 # bf16 at the amx level has loops of its own: 32 rows by 128 keys, keys packed 1024 at a time. Elsewhere these are more
 # odd sizes.
+TILE_OPTIONS = [{}, {"causal": True}, {"window_size": (70, 9)}, {"softmax_scale": 2.0, "causal": True}, {"softcap": 9.0}]
+
+
 @pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize("dim", [17, 80, 96, 128, 256])
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"causal": True}, {"window_size": (70, 9)}, {"softmax_scale": 2.0, "causal": True}, {"softcap": 9.0}],
-    ids=str,
-)
+@pytest.mark.parametrize("options", TILE_OPTIONS, ids=str)
 def test_tiles(dim, options, device):
     assert_definition(sample(([33, 100, 1, 64], [1091, 129, 64, 31]), 4, 2, dim, torch.bfloat16, device), **options)
+
+
+# So has fp32 there, for long sequences: keys packed 512 at a time, rows of a head in chunks.
+@pytest.mark.parametrize("dim", [17, 80, 128, 256])
+@pytest.mark.parametrize("options", TILE_OPTIONS, ids=str)
+def test_tiles_of_fp32(dim, options):
+    assert_definition(sample(([290, 600, 33, 0], [300, 700, 129, 5]), 4, 2, dim, torch.float32, "cpu"), **options)
+
+
+def test_tiles_of_fp32_take_many_rows():
+    assert_definition(sample(([1300], [270]), 2, 1, 64, torch.float32, "cpu"), window_size=(900, 300))
+
+
+# What fp32 has and three bf16 parts have not: only the head where it stands goes another way.
+@pytest.mark.skipif("amx" not in isa_levels(), reason="needs a CPU with AMX")
+@pytest.mark.parametrize("number", [float("inf"), float("nan"), 3e38, 2.0**70, 2.0**-120])
+@pytest.mark.parametrize("where", ["q", "k", "v", "dout"])
+def test_tiles_leave_extreme_numbers_alone(where, number):
+    q, k, v, dout = (torch.randn(600, 3, 64) for _ in range(4))
+    x = {"q": q, "k": k, "v": v, "dout": dout}[where]
+
+    def results():
+        leaves = [t.clone().requires_grad_() for t in (q, k, v)]
+        out = flash_attn_func(*(t[None] for t in leaves))[0]
+        return [out.detach(), *torch.autograd.grad(out, leaves, dout)]
+
+    clean = results()
+    x[30, 1] = number
+    if number < 1:
+        x[:, 1, 5] = number  # a whole column
+    actual = results()
+    with forced_isa("avx512_bf16"):
+        other = results()
+    if where == "v" or (where != "dout" and not number < 1):  # scores may be as small as they like
+        assert torch.equal(actual[0][:, 1].nan_to_num(7), other[0][:, 1].nan_to_num(7))
+    for a, b, c in zip(actual, other, clean, strict=True):
+        torch.testing.assert_close(a[:, 1], b[:, 1], rtol=1e-5, atol=1e-5, equal_nan=True)
+        assert torch.equal(a[:, ::2], c[:, ::2])

@@ -8,36 +8,84 @@
 // bf16 and fp32 on AMX have loops of their own: tiles want other layouts and another pipeline.
 #if defined(GLM4V_ISA_amx)
 #include "cpu/loops/flash_attn_varlen_amx.h"
-#define GLM4V_TILES(call) \
-  if (args.dtype == DType::bf16) return call
-#define GLM4V_FP32_TILES(call) \
-  if (args.dtype == DType::f32 && args.parts_are_exact != nullptr) return call
-#else
-#define GLM4V_TILES(call)
-#define GLM4V_FP32_TILES(call)
 #endif
 
 namespace glm4v::GLM4V_ISA {
+namespace {
+
+#if defined(GLM4V_ISA_amx)
+bool on_tiles(const FlashAttnArgs& args) { return args.dtype == DType::bf16; }
+// Whether that was all; fp32 operands without exact parts go the other way.
+bool run_on_tiles(const FlashAttnForward& args, const FlashAttnTask& task, void* scratch) {
+  if (!on_tiles(args)) return args.in_parts && flash_attn_fp32_tiles_task(args, task, scratch);
+  flash_attn_tiles_task(args, task, scratch);
+  return true;
+}
+bool run_on_tiles(const FlashAttnBackward& args, const FlashAttnBackwardTask& task, void* scratch) {
+  if (!on_tiles(args)) return args.in_parts && flash_attn_fp32_tiles_backward_task(args, task, scratch);
+  flash_attn_tiles_backward_task(args, task, scratch);
+  return true;
+}
+#define GLM4V_TILES(...) __VA_ARGS__
+#else
+#define GLM4V_TILES(...)
+#endif
+
+template <class T>
+int64_t backward_blocks(const Sequence& sequence) {
+  const int64_t size = BackwardTask<T>::block_size_of(sequence);
+  return max(1, (sequence.keys + size - 1) / size);
+}
+
+}  // namespace
+
+bool flash_attn_varlen_in_parts([[maybe_unused]] const FlashAttnArgs& args) {
+#if defined(GLM4V_ISA_amx)
+  // Scores for each row that is packed: of few, taking the operands apart costs more than tiles gain.
+  constexpr int64_t least = 128;
+  int64_t scores = 0, packed = 0;
+  for (int64_t n = 0; n < args.sequences; ++n) {
+    const Sequence sequence(args, n);
+    scores += sequence.rows * sequence.keys * args.heads;
+    packed += sequence.rows * args.heads + 2 * sequence.keys * args.kv_heads;
+  }
+  return args.dtype == DType::f32 && scores > 0 && scores >= least * packed;
+#else
+  return false;
+#endif
+}
 
 FlashAttnPlan flash_attn_varlen_plan(const FlashAttnForward& args) {
-  GLM4V_TILES(flash_attn_tiles_plan(args));
-  GLM4V_FP32_TILES(flash_attn_fp32_tiles_plan(args));
+  GLM4V_TILES(if (on_tiles(args)) return flash_attn_tiles_plan(args);)
   const int64_t rows = rows_per_task(args), lanes = round_up(rows * (args.heads / args.kv_heads), W);
-  return dispatch(args.dtype, [&](auto zero) -> FlashAttnPlan {
+  FlashAttnPlan plan = dispatch(args.dtype, [&](auto zero) -> FlashAttnPlan {
     using Scratch = ForwardScratch<decltype(zero)>;
     int64_t copies = 1;
     for (int64_t n = 0; n < args.sequences; ++n)
       copies = max(copies, Scratch::copies_of(args, args.cu_q[n + 1] - args.cu_q[n], args.cu_k[n + 1] - args.cu_k[n]));
     return {rows, rows_of_vectors(args), Scratch::bytes(copies, lanes, args.dim)};
   });
+  GLM4V_TILES(if (args.in_parts) {
+    const size_t bytes = plan.scratch_bytes;
+    plan = flash_attn_fp32_tiles_plan(args);
+    if (plan.scratch_bytes < bytes) plan.scratch_bytes = bytes;
+  })
+  return plan;
 }
 
 void flash_attn_varlen_task(const FlashAttnForward& args, const FlashAttnTask* previous, const FlashAttnTask& task,
                             const FlashAttnTask* next, void* scratch) {
   const FlushDenormals flush;
-  GLM4V_TILES(flash_attn_tiles_task(args, task, scratch));
-  GLM4V_FP32_TILES(flash_attn_fp32_tiles_task(args, task, scratch));
-  dispatch(args.dtype, [&](auto zero) { ForwardTask<decltype(zero)>(args, previous, task, next, scratch).run(); });
+  GLM4V_TILES(if (run_on_tiles(args, task, scratch)) return;)
+  dispatch(args.dtype, [&](auto zero) {
+    using Task = ForwardTask<decltype(zero)>;
+    if (!args.in_parts) return Task(args, previous, task, next, scratch).run();
+    const int64_t rows = rows_per_task(args);  // fewer than a task of tiles has
+    for (FlashAttnTask piece = task; piece.begin < task.end; piece.begin += rows) {
+      piece.end = min(piece.begin + rows, task.end);
+      Task(args, nullptr, piece, nullptr, scratch).run();
+    }
+  });
 }
 
 FlashAttnBackwardPlan flash_attn_varlen_backward_plan(const FlashAttnBackward& args) {
@@ -45,34 +93,44 @@ FlashAttnBackwardPlan flash_attn_varlen_backward_plan(const FlashAttnBackward& a
   // out.
   const int64_t group = args.heads / args.kv_heads, tasks = max(1, args.sequences * args.kv_heads);
   const int64_t parts = min(group, (16 + tasks - 1) / tasks), heads = (group + parts - 1) / parts;
-  GLM4V_TILES((FlashAttnBackwardPlan{heads, flash_attn_tiles_backward_scratch(args), 0}));
-  GLM4V_FP32_TILES((FlashAttnBackwardPlan{heads, flash_attn_fp32_tiles_backward_scratch(args), 0}));
+  GLM4V_TILES(if (on_tiles(args)) return {heads, flash_attn_tiles_backward_scratch(args), 0};)
   return dispatch(args.dtype, [&](auto zero) -> FlashAttnBackwardPlan {
-    int64_t rows = 0, keys = 0;
+    using T = decltype(zero);
+    int64_t rows = 0, keys = 0, blocks = 0;
     for (int64_t n = 0; n < args.sequences; ++n) {
       const Sequence sequence(args, n);
-      rows = max(rows, sequence.rows), keys = max(keys, BackwardTask<decltype(zero)>::block_size_of(sequence));
+      rows = max(rows, sequence.rows), keys = max(keys, BackwardTask<T>::block_size_of(sequence));
+      blocks = max(blocks, backward_blocks<T>(sequence));
     }
-    return {heads, BackwardScratch::bytes(keys, args.dim), Gathered::bytes(heads, rows, args.dim)};
+    size_t bytes = BackwardScratch::bytes(keys, args.dim);
+    GLM4V_TILES(if (args.in_parts) {
+      bytes += round_up(blocks * static_cast<int64_t>(sizeof(int64_t)), 64);
+      const size_t tiles = flash_attn_fp32_tiles_backward_scratch(args);
+      if (bytes < tiles) bytes = tiles;
+    })
+    return {heads, bytes, Gathered::bytes(heads, rows, args.dim)};
   });
 }
 
 int64_t flash_attn_varlen_backward_blocks(const FlashAttnBackward& args, int64_t sequence) {
-  GLM4V_TILES(1);
-  GLM4V_FP32_TILES(1);
-  return dispatch(args.dtype, [&](auto zero) {
-    const Sequence of(args, sequence);
-    const int64_t size = BackwardTask<decltype(zero)>::block_size_of(of);
-    return max(1, (of.keys + size - 1) / size);
-  });
+  GLM4V_TILES(if (on_tiles(args) || args.in_parts) return 1;)
+  return dispatch(args.dtype, [&](auto zero) { return backward_blocks<decltype(zero)>(Sequence(args, sequence)); });
 }
 
 void flash_attn_varlen_backward_task(const FlashAttnBackward& args, const FlashAttnBackwardTask& task,
                                      const FlashAttnBackwardTask* next, void* scratch) {
   const FlushDenormals flush;
-  GLM4V_TILES(flash_attn_tiles_backward_task(args, task, scratch));
-  GLM4V_FP32_TILES(flash_attn_fp32_tiles_backward_task(args, task, scratch));
-  dispatch(args.dtype, [&](auto zero) { BackwardTask<decltype(zero)>(args, task, next, scratch).run(); });
+  GLM4V_TILES(if (run_on_tiles(args, task, scratch)) return;)
+  dispatch(args.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    if (!args.in_parts) return BackwardTask<T>(args, task, next, scratch).run();
+    FlashAttnBackwardTask piece = task;
+    const int64_t blocks = backward_blocks<T>(Sequence(args, task.sequence));
+    piece.progress = static_cast<int64_t*>(scratch);
+    for (int64_t i = 0; i < blocks; ++i) piece.progress[i] = 0;
+    void* const rest = piece.progress + round_up(blocks, 8);
+    for (piece.block = 0; piece.block < blocks; ++piece.block) BackwardTask<T>(args, piece, nullptr, rest).run();
+  });
 }
 
 void flash_attn_varlen_sum_parts(DType dtype, const float* parts, int64_t count, int64_t elements, void* total,

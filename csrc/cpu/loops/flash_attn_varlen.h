@@ -28,9 +28,7 @@ struct FlashAttnArgs {
   const int64_t *cu_q, *cu_k;    // [N + 1], ascending from 0, checked
   int64_t left, right;
   float scale, softcap;
-  // Becomes false where fp32 operands have no exact parts (cpu/loops/parts.h): then nothing holds, and the whole has to
-  // be repeated without it, that is with null.
-  bool* parts_are_exact;
+  bool in_parts;  // fp32 operands may be taken apart (cpu/loops/parts.h): flash_attn_varlen_in_parts
 };
 
 struct FlashAttnForward : FlashAttnArgs {
@@ -78,6 +76,8 @@ struct FlashAttnBackwardPlan {
   size_t scratch_bytes, gathered_bytes;
 };
 
+// Whether it is worth it to take the operands apart.
+GLM4V_LOOPS_BF16(bool flash_attn_varlen_in_parts(const FlashAttnArgs& args))
 GLM4V_LOOPS_BF16(FlashAttnPlan flash_attn_varlen_plan(const FlashAttnForward& args))
 // `previous` is the task that this worker ran before, with the same scratch, or null: what it left there may be used.
 // `next` is the one that it runs afterwards, or null: its rows may be prefetched.

@@ -82,7 +82,7 @@ struct Task {
   int64_t row(int64_t i) const { return task.begin + i % rows; }
   int64_t head(int64_t i) const { return task.kv_head * heads + i / rows; }
 
-  void run() {
+  bool run() {
     const Tiles tiles;
     for (int64_t g = 0; g < groups; ++g) open(g);
     int64_t begin = sequence.keys, end = 0;
@@ -101,7 +101,7 @@ struct Task {
     }
     for (int64_t i = 0; i < count; ++i) write(i);
     range.a.least = RowRange::one;  // the largest weight of a row; scores may be as small as they like
-    if (!range.exact()) __atomic_store_n(a.parts_are_exact, false, __ATOMIC_RELAXED);
+    return range.exact();
   }
 
  private:
@@ -155,10 +155,11 @@ struct Task {
     float* const o = x.o + g * ROWS * (C + 16);
     for (int64_t d = 0; d < C; d += 32) {
       float* const part = x.part + d / 32 % 2 * ROWS * 32;
-      product_of_parts(stages, x.p, value_tiles(packed, d), part, 32);
-      if (d > 0) add(group, d - 32, o);  // while the tiles are busy
+      product_of_parts(stages, x.p, value_tiles(packed, d), part, 32, [&](int64_t stage) {
+        if (d > 0) add(group, d - 32, ROWS * stage / stages, ROWS * (stage + 1) / stages, o);
+      });
     }
-    add(group, C - 32, o);
+    add(group, C - 32, 0, ROWS, o);
     group.started = true;
   }
 
@@ -215,10 +216,10 @@ struct Task {
     store(group.sum[r], load(group.sum[r]) * splat(group.decay[r]) + total);
   }
 
-  // 32 columns of the output += a block's part.
-  void add(const Group& group, int64_t d, float* o) const {
+  // 32 columns of some rows of the output += a block's part.
+  void add(const Group& group, int64_t d, int64_t begin, int64_t end, float* o) const {
     const float* const part = x.part + d / 32 % 2 * ROWS * 32;
-    for (int64_t r = 0; r < ROWS; ++r) {
+    for (int64_t r = begin; r < end; ++r) {
       float* const to = o + r * (C + 16) + d;
       vf low = load(part + r * 32), high = load(part + r * 32 + 16);
       if (group.started) {
@@ -256,8 +257,8 @@ FlashAttnPlan flash_attn_fp32_tiles_plan(const FlashAttnForward& args) {
   return {rows, 1, lay_out(nullptr, groups, round_up(args.dim, 32)).bytes};
 }
 
-void flash_attn_fp32_tiles_task(const FlashAttnForward& args, const FlashAttnTask& task, void* scratch) {
-  Task(args, task, scratch).run();
+bool flash_attn_fp32_tiles_task(const FlashAttnForward& args, const FlashAttnTask& task, void* scratch) {
+  return Task(args, task, scratch).run();
 }
 
 }  // namespace glm4v::amx

@@ -67,6 +67,16 @@ Scratch lay_out(void* base, const Sizes& z) {
   return x;
 }
 
+// A block's part of a gradient, and the sum that it is added to: a few rows at each step of the next product, where
+// that costs nothing.
+struct Waiting {
+  const float* part;
+  float* sums;
+  void add(int64_t begin, int64_t end) const {
+    for (int64_t i = begin * SIDE; i < end * SIDE; i += W) store(sums + i, load(sums + i) + load(part + i));
+  }
+};
+
 struct Task {
   const FlashAttnBackward& a;
   const FlashAttnBackwardTask& task;
@@ -75,6 +85,8 @@ struct Task {
   const int64_t D, C, dims, block_steps, chunk_steps;  // in 32s: of a row, of a block, of a chunk
   const Scratch x;
   PartsRange range;
+  Waiting waiting{};
+  int64_t part = 0;                                        // which of the two is the next product's
   int64_t head = 0, row = 0, rows = 0, key = 0, keys = 0;  // the chunk of rows and the block of keys at hand
 
   Task(const FlashAttnBackward& args, const FlashAttnBackwardTask& t, void* scratch)
@@ -89,7 +101,7 @@ struct Task {
         chunk_steps(z.chunk / SIDE),
         x(lay_out(scratch, z)) {}
 
-  void run() {
+  bool run() {
     const Tiles tiles;
     clear_keys();
     for (head = task.head_begin; head < task.head_end; ++head)
@@ -102,11 +114,12 @@ struct Task {
           open_block();
           for (int64_t r = 0; r < rows; r += z.block)
             if (sees(r, min(z.block, rows - r), key, keys)) pair(r, min(z.block, rows - r));
+          finish_sums();
           add_keys();
         }
         write_queries();
       }
-    if (!range.exact()) __atomic_store_n(a.parts_are_exact, false, __ATOMIC_RELAXED);
+    return range.exact();
   }
 
  private:
@@ -222,16 +235,27 @@ struct Task {
     }
   }
 
-  void add_product(int64_t count, const char* left, const char* right, float* sums, bool started) const {
-    product_of_parts(count, left, right, started ? x.part : sums, SIDE);
-    if (!started) return;
-    for (int64_t i = 0; i < SUM; i += W) store(sums + i, load(sums + i) + load(x.part + i));
+  template <bool MIRRORED>
+  void multiply(int64_t count, const char* left, const char* right, float* to) {
+    if (waiting.sums == nullptr) return product_of_parts<MIRRORED>(count, left, right, to, SIDE);
+    product_of_parts<MIRRORED>(count, left, right, to, SIDE,
+                               [&](int64_t step) { waiting.add(SIDE * step / count, SIDE * (step + 1) / count); });
+    waiting = {};
+  }
+  void add_product(int64_t count, const char* left, const char* right, float* sums, bool started) {
+    part ^= SUM;
+    multiply<false>(count, left, right, started ? x.part + part : sums);
+    if (started) waiting = {x.part + part, sums};
+  }
+  void finish_sums() {
+    if (waiting.sums != nullptr) waiting.add(0, SIDE);
+    waiting = {};
   }
 
   // P and dS of 32 keys of the block and 32 rows of the chunk.
-  void stage(int64_t j, int64_t i, int64_t row_of_block) const {
-    product_of_parts<true>(dims, tile_at(x.k, j * dims), tile_at(x.q_rows, i * dims), x.s, SIDE);
-    product_of_parts<true>(dims, tile_at(x.v, j * dims), tile_at(x.dout_rows, i * dims), x.dp, SIDE);
+  void stage(int64_t j, int64_t i, int64_t row_of_block) {
+    multiply<true>(dims, tile_at(x.k, j * dims), tile_at(x.q_rows, i * dims), x.s);
+    multiply<true>(dims, tile_at(x.v, j * dims), tile_at(x.dout_rows, i * dims), x.dp);
     const Visible& seen = x.visible[i];
     const int64_t first = key + j * SIDE;
     const bool masked = first < seen.all_begin || first + SIDE > seen.all_end;
@@ -335,9 +359,9 @@ size_t flash_attn_fp32_tiles_backward_scratch(const FlashAttnBackward& args) {
   return bytes;
 }
 
-void flash_attn_fp32_tiles_backward_task(const FlashAttnBackward& args, const FlashAttnBackwardTask& task,
+bool flash_attn_fp32_tiles_backward_task(const FlashAttnBackward& args, const FlashAttnBackwardTask& task,
                                          void* scratch) {
-  Task(args, task, scratch).run();
+  return Task(args, task, scratch).run();
 }
 
 }  // namespace glm4v::amx
