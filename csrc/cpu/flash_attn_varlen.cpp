@@ -114,8 +114,12 @@ std::tuple<Tensor, Tensor, Tensor> flash_attn_varlen(const Tensor& q, const Tens
   Tensor lse = empty(q, {shape.heads, shape.tokens_q}, ScalarType::Float);
   Tensor statistics = empty(q, {2, shape.heads, shape.tokens_q}, ScalarType::Float);
   float* const maximum = static_cast<float*>(statistics.mutable_data_ptr());
-  FlashAttnForward args{loop_args(shape, options, qd, kd, vd, cu_q, cu_k), out.mutable_data_ptr(),
-                        static_cast<float*>(lse.mutable_data_ptr()), maximum, maximum + lse.numel()};
+  FlashAttnForward args{loop_args(shape, options, qd, kd, vd, cu_q, cu_k),
+                        out.mutable_data_ptr(),
+                        static_cast<float*>(lse.mutable_data_ptr()),
+                        maximum,
+                        maximum + lse.numel(),
+                        torch::stable::get_num_threads()};
   zero_padding(out, cu_q.back());
   const auto fill_padding = [&](float* x, float value) {
     for (int64_t h = 0; h < shape.heads; ++h)

@@ -38,6 +38,7 @@ struct FlashAttnForward : FlashAttnArgs {
   // it), and the sum of exp(score - maximum) over its keys; -inf and 0 where it sees none. From these backward repeats
   // P to the bit, which one fp32 lse does not give.
   float *maximum, *sum;
+  int64_t threads;  // that share the tasks
 };
 
 // Rows [begin, end) of one sequence (relative to it), for the G query heads of one kv head.

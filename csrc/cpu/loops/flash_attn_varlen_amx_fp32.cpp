@@ -14,7 +14,7 @@ namespace {
 constexpr int64_t ROWS = 32;          // of a group, and keys of a step
 constexpr int64_t KEYS = 128;         // of a block
 constexpr int64_t PACKED_KEYS = 512;  // K and V of head dim 128 take 768 KiB of the second-level cache
-constexpr int64_t TASK_ROWS = 1024;   // rows that share a packing
+constexpr int64_t TASK_ROWS = 4096;   // most rows that share a packing
 constexpr int64_t S_ROW = KEYS + 16;  // an odd number of cache lines
 constexpr float INF = __builtin_inff();
 
@@ -252,7 +252,10 @@ FlashAttnPlan flash_attn_fp32_tiles_plan(const FlashAttnForward& args) {
   const int64_t heads = args.heads / args.kv_heads;
   int64_t longest = 1;
   for (int64_t n = 0; n < args.sequences; ++n) longest = max(longest, args.cu_q[n + 1] - args.cu_q[n]);
-  const int64_t rows = part_size(longest, max(1, TASK_ROWS / heads), ROWS);
+  // The larger a task, the less packing; the more of them, the better they are shared out.
+  const int64_t wanted = 4 * args.threads, have = args.sequences * args.kv_heads;
+  const int64_t most = min(TASK_ROWS / heads, longest * have / wanted);
+  const int64_t rows = part_size(longest, max(max(1, TASK_ROWS / 8 / heads), most), ROWS);
   const int64_t groups = (min(rows, longest) * heads + ROWS - 1) / ROWS;
   return {rows, 1, lay_out(nullptr, groups, round_up(args.dim, 32)).bytes};
 }
