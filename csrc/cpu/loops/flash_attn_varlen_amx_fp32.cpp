@@ -28,9 +28,15 @@ struct alignas(64) Group {
   bool started;                // a block has been added to the output
 };
 
+// What one step of the work takes: keys from `key` on, `stages` times 32 of them within one block.
+struct Unit {
+  int64_t group, key, packed, stages;  // `packed`: where they are among the packed ones
+  float* s;                            // its scores
+};
+
 struct Scratch {
   Group* groups;
-  float* s;     // [32, KEYS] scores
+  float* s;     // [2, 32, KEYS] scores
   char* p;      // tiles of the weights
   float* part;  // [2, 32, 32] of the output
   float* o;     // [groups, 32, C + 16]
@@ -48,7 +54,7 @@ Scratch lay_out(void* base, int64_t groups, int64_t C) {
   };
   Scratch x;
   x.groups = static_cast<Group*>(take(groups * sizeof(Group)));
-  x.s = static_cast<float*>(take(ROWS * S_ROW * sizeof(float)));
+  x.s = static_cast<float*>(take(2 * ROWS * S_ROW * sizeof(float)));
   x.p = static_cast<char*>(take(KEYS / 32 * STEP_BYTES));
   x.part = static_cast<float*>(take(2 * ROWS * 32 * sizeof(float)));
   x.o = static_cast<float*>(take(groups * ROWS * (C + 16) * sizeof(float)));
@@ -66,6 +72,7 @@ struct Task {
   const int64_t heads, rows, count, groups, C, steps;  // heads of the kv head; rows of a head, rows of all
   const Scratch x;
   PartsRange range;
+  Unit before{};  // whose scores wait
 
   Task(const FlashAttnForward& args, const FlashAttnTask& t, void* scratch)
       : a(args),
@@ -94,10 +101,12 @@ struct Task {
         const Group& group = x.groups[g];
         for (int64_t key = max(from, group.begin / 32 * 32); key < min(to, group.end);) {
           const int64_t next = min(min(to, group.end), (key / KEYS + 1) * KEYS);
-          attend(g, key, key - from, (next - key + 31) / 32);
+          attend({g, key, key - from, (next - key + 31) / 32});
           key = next;
         }
       }
+      if (before.stages > 0) prepare(), weigh(0, ROWS), add_values();
+      before = {};
     }
     for (int64_t i = 0; i < count; ++i) write(i);
     range.a.least = RowRange::one;  // the largest weight of a row; scores may be as small as they like
@@ -142,56 +151,72 @@ struct Task {
     return x.v + (d / 32 * (PACKED_KEYS / 32) + key / 32) * STEP_BYTES;
   }
 
-  // Keys from `key` on, `stages` times 32 of them within one block; `packed` is where they are among the packed ones.
-  void attend(int64_t g, int64_t key, int64_t packed, int64_t stages) {
-    Group& group = x.groups[g];
-    for (int64_t i = 0; i < stages; ++i)
-      product_of_parts(steps, x.q + g * steps * STEP_BYTES, x.k + (packed / 32 + i) * steps * STEP_BYTES, x.s + i * 32,
-                       S_ROW);
-    if (a.softcap > 0) cap(stages);
-    if (key < group.all_begin || key + stages * 32 > group.all_end) mask(group, key, stages);
-    raise(group, stages);
-    for (int64_t r = 0; r < ROWS; ++r) weigh(group, r, stages);
-    float* const o = x.o + g * ROWS * (C + 16);
-    for (int64_t d = 0; d < C; d += 32) {
-      float* const part = x.part + d / 32 % 2 * ROWS * 32;
-      product_of_parts(stages, x.p, value_tiles(packed, d), part, 32, [&](int64_t stage) {
-        if (d > 0) add(group, d - 32, ROWS * stage / stages, ROWS * (stage + 1) / stages, o);
-      });
-    }
+  // The scores of a unit; between their products the weights of the unit before, and then what comes of its values.
+  void attend(const Unit& unit) {
+    float* const scores = before.s == x.s ? x.s + ROWS * S_ROW : x.s;
+    if (before.stages > 0) prepare();
+    const int64_t all = unit.stages * steps;
+    for (int64_t i = 0; i < unit.stages; ++i)
+      product_of_parts(steps, x.q + unit.group * steps * STEP_BYTES, x.k + (unit.packed / 32 + i) * steps * STEP_BYTES,
+                       scores + i * 32, S_ROW, [&](int64_t step) {
+                         const int64_t at = i * steps + step;
+                         if (before.stages > 0) weigh(ROWS * at / all, ROWS * (at + 1) / all);
+                       });
+    if (before.stages > 0) add_values();
+    before = unit;
+    before.s = scores;
+  }
+
+  // Scores as the softmax takes them, and the rows' maxima.
+  void prepare() {
+    Group& group = x.groups[before.group];
+    if (a.softcap > 0) cap();
+    if (before.key < group.all_begin || before.key + before.stages * 32 > group.all_end) mask(group);
+    raise(group);
+  }
+
+  void add_values() {
+    Group& group = x.groups[before.group];
+    float* const o = x.o + before.group * ROWS * (C + 16);
+    for (int64_t d = 0; d < C; d += 32)
+      product_of_parts(before.stages, x.p, value_tiles(before.packed, d), x.part + d / 32 % 2 * ROWS * 32, 32,
+                       [&](int64_t stage) {
+                         if (d == 0) return;
+                         add(group, d - 32, ROWS * stage / before.stages, ROWS * (stage + 1) / before.stages, o);
+                       });
     add(group, C - 32, 0, ROWS, o);
     group.started = true;
   }
 
-  void cap(int64_t stages) const {
+  void cap() const {
     const vf in = splat(a.scale / a.softcap), out = splat(a.softcap);
     for (int64_t r = 0; r < ROWS; ++r)
-      for (int64_t i = 0; i < stages * 32; i += W) {
-        float* const s = x.s + r * S_ROW + i;
+      for (int64_t i = 0; i < before.stages * 32; i += W) {
+        float* const s = before.s + r * S_ROW + i;
         store(s, tanh(load(s) * in) * out);
       }
   }
 
-  void mask(const Group& group, int64_t key, int64_t stages) const {
+  void mask(const Group& group) const {
     const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    for (int64_t i = 0; i < stages * 32; i += 16) {
-      const __m512i at = _mm512_add_epi32(lane, _mm512_set1_epi32(static_cast<int>(key + i)));
+    for (int64_t i = 0; i < before.stages * 32; i += 16) {
+      const __m512i at = _mm512_add_epi32(lane, _mm512_set1_epi32(static_cast<int>(before.key + i)));
       for (int64_t r = 0; r < ROWS; ++r) {
         const __mmask16 hidden = _mm512_cmplt_epi32_mask(at, _mm512_set1_epi32(group.lo[r])) |
                                  _mm512_cmpge_epi32_mask(at, _mm512_set1_epi32(group.hi[r]));
-        _mm512_mask_store_ps(x.s + r * S_ROW + i, hidden, _mm512_set1_ps(-INF));
+        _mm512_mask_store_ps(before.s + r * S_ROW + i, hidden, _mm512_set1_ps(-INF));
       }
     }
   }
 
   // The rows' maxima, and what is left of what they have gathered under the old ones.
-  void raise(Group& group, int64_t stages) const {
+  void raise(Group& group) const {
     for (int64_t half = 0; half < ROWS; half += 16) {
       __m512 top[16];
       for (int64_t r = 0; r < 16; ++r) {
-        const float* s = x.s + (half + r) * S_ROW;
+        const float* s = before.s + (half + r) * S_ROW;
         top[r] = _mm512_max_ps(_mm512_load_ps(s), _mm512_load_ps(s + 16));
-        for (int64_t i = 32; i < stages * 32; i += 16) top[r] = _mm512_max_ps(_mm512_load_ps(s + i), top[r]);
+        for (int64_t i = 32; i < before.stages * 32; i += 16) top[r] = _mm512_max_ps(_mm512_load_ps(s + i), top[r]);
       }
       const vf old = load(group.maximum + half), now = most((vf)max_of_rows(top), old);
       const vf shift = now == splat(-INF) ? vf{} : now;
@@ -200,20 +225,24 @@ struct Task {
     }
   }
 
-  // Scores of a row -> the parts of its weights, and their sum.
-  void weigh(Group& group, int64_t r, int64_t stages) const {
-    const float maximum = group.maximum[r];
-    const vf shift = splat(maximum == -INF ? 0 : maximum), unit = splat(unit_of(a));
-    const float* s = x.s + r * S_ROW;
-    char* to = x.p + r * 64;
-    vf total{};
-    for (int64_t i = 0; i < stages; ++i, s += 32, to += STEP_BYTES) {
-      vf w[2] = {(load(s) - shift) * unit, (load(s + 16) - shift) * unit};
-      exp2<6>(w);
-      total += w[0] + w[1];
-      store_pairs(split((__m512)w[0]), split((__m512)w[1]), to);
+  // Scores of some rows -> the parts of their weights, and their sums.
+  void weigh(int64_t begin, int64_t end) {
+    Group& group = x.groups[before.group];
+    const vf unit = splat(unit_of(a));
+    for (int64_t r = begin; r < end; ++r) {
+      const float maximum = group.maximum[r];
+      const vf shift = splat(maximum == -INF ? 0 : maximum);
+      const float* s = before.s + r * S_ROW;
+      char* to = x.p + r * 64;
+      vf total{};
+      for (int64_t i = 0; i < before.stages; ++i, s += 32, to += STEP_BYTES) {
+        vf w[2] = {(load(s) - shift) * unit, (load(s + 16) - shift) * unit};
+        exp2<6>(w);
+        total += w[0] + w[1];
+        store_pairs(split((__m512)w[0]), split((__m512)w[1]), to);
+      }
+      store(group.sum[r], load(group.sum[r]) * splat(group.decay[r]) + total);
     }
-    store(group.sum[r], load(group.sum[r]) * splat(group.decay[r]) + total);
   }
 
   // 32 columns of some rows of the output += a block's part.
