@@ -43,7 +43,7 @@ struct Scratch {
   float* dq;                         // [chunk / 32, C / 32, SUM], transposed
   float *dk, *dv;                    // [block / 32, C / 32, SUM]
   bool *dq_started, *dk_started;     // [chunk / 32], [block / 32]: something has been added
-  float *s, *dp, *part;              // [SUM], [SUM], [2, SUM]
+  float *s, *dp, *part;              // [2, SUM] each
   size_t bytes;
 };
 
@@ -62,7 +62,7 @@ Scratch lay_out(void* base, const Sizes& z) {
   take(x.lo, z.chunk), take(x.hi, z.chunk), take(x.visible, chunk);
   take(x.dq, z.chunk * z.C), take(x.dk, z.block * z.C), take(x.dv, z.block * z.C);
   take(x.dq_started, chunk), take(x.dk_started, block);
-  take(x.s, SUM), take(x.dp, SUM), take(x.part, 2 * SUM);
+  take(x.s, 2 * SUM), take(x.dp, 2 * SUM), take(x.part, 2 * SUM);
   x.bytes = at;
   return x;
 }
@@ -71,10 +71,18 @@ Scratch lay_out(void* base, const Sizes& z) {
 // that costs nothing.
 struct Waiting {
   const float* part;
-  float* sums;
+  float* sums;  // null: none waits
   void add(int64_t begin, int64_t end) const {
+    if (sums == nullptr) return;
     for (int64_t i = begin * SIDE; i < end * SIDE; i += W) store(sums + i, load(sums + i) + load(part + i));
   }
+};
+
+// 32 keys and 32 rows, in 32s of the block and of the chunk; rows of the block that see the keys, `end` only with the
+// last of them.
+struct Stage {
+  int64_t j, i, begin, end;
+  bool waits;  // for its P and dS to be made
 };
 
 struct Task {
@@ -86,6 +94,9 @@ struct Task {
   const Scratch x;
   PartsRange range;
   Waiting waiting{};
+  Stage before{};
+  int64_t first_row = 0;                                   // of the block of rows at hand, in 32s
+  int64_t scores = 0;                                      // where those of the stage before are
   int64_t part = 0;                                        // which of the two is the next product's
   int64_t head = 0, row = 0, rows = 0, key = 0, keys = 0;  // the chunk of rows and the block of keys at hand
 
@@ -204,25 +215,17 @@ struct Task {
   // ---- the products of a block of keys and a block of rows, which begins at r of the chunk ----
 
   void pair(int64_t r, int64_t count) {
-    const int64_t first_row = r / SIDE, last_row = steps(r + count);
+    first_row = r / SIDE;
+    const int64_t last_row = steps(r + count);
     for (int64_t j = 0; j < steps(keys); ++j) {
       int64_t begin = last_row, end = first_row;
-      for (int64_t i = first_row; i < last_row; ++i) {
-        if (!sees(i * SIDE, SIDE, key + j * SIDE, SIDE)) continue;
-        stage(j, i, i - first_row);
-        begin = min(begin, i), end = i + 1;
-      }
-      if (begin >= end) continue;
-      for (int64_t d = 0; d < dims; ++d) {
-        const auto add = [&](char* weights, char* columns, float* sums) {
-          add_product(end - begin, tile_at(weights, j * block_steps + begin - first_row),
-                      tile_at(columns, d * chunk_steps + begin), sums + (j * dims + d) * SUM, x.dk_started[j]);
-        };
-        add(x.p, x.dout_dims, x.dv);
-        add(x.ds, x.q_dims, x.dk);
-      }
-      x.dk_started[j] = true;
+      for (int64_t i = first_row; i < last_row; ++i)
+        if (sees(i * SIDE, SIDE, key + j * SIDE, SIDE)) begin = min(begin, i), end = i + 1;
+      for (int64_t i = begin; i < end; ++i) next_stage({j, i, begin, i + 1 == end ? end : begin, true});
     }
+    if (before.waits) weigh_all();
+    add_keys_of(before);
+    before = {};
     for (int64_t i = first_row; i < last_row; ++i) {
       const Visible& seen = x.visible[i];
       const int64_t begin = max(seen.begin - key, 0) / SIDE, end = steps(min(seen.end - key, keys));
@@ -235,47 +238,77 @@ struct Task {
     }
   }
 
-  template <bool MIRRORED>
-  void multiply(int64_t count, const char* left, const char* right, float* to) {
-    if (waiting.sums == nullptr) return product_of_parts<MIRRORED>(count, left, right, to, SIDE);
-    product_of_parts<MIRRORED>(count, left, right, to, SIDE,
-                               [&](int64_t step) { waiting.add(SIDE * step / count, SIDE * (step + 1) / count); });
-    waiting = {};
+  // Scores and dP of a stage; between their products P and dS of the one before, and then what that one completes.
+  void next_stage(const Stage& stage) {
+    if (before.waits && !overlaps()) weigh_all();
+    const int64_t to = scores ^ SUM;
+    const auto multiply_rows = [&](const char* left, const char* right, float* sums, int64_t line) {
+      product_of_parts<true>(dims, left, right, sums, SIDE, [&](int64_t step) {
+        if (line == 0) waiting.add(SIDE * step / dims, SIDE * (step + 1) / dims);
+        if (before.waits) weigh<false, false>(line + 8 * step / dims, line + 8 * (step + 1) / dims);
+      });
+      waiting = {};
+    };
+    multiply_rows(tile_at(x.k, stage.j * dims), tile_at(x.q_rows, stage.i * dims), x.s + to, 0);
+    multiply_rows(tile_at(x.v, stage.j * dims), tile_at(x.dout_rows, stage.i * dims), x.dp + to, 8);
+    add_keys_of(before);
+    before = stage, scores = to;
   }
+
+  // What the last stage of some keys completes: their dK and dV by the rows of the block.
+  void add_keys_of(const Stage& stage) {
+    if (stage.begin >= stage.end) return;
+    for (int64_t d = 0; d < dims; ++d) {
+      const auto add = [&](char* weights, char* columns, float* sums) {
+        add_product(stage.end - stage.begin, tile_at(weights, stage.j * block_steps + stage.begin - first_row),
+                    tile_at(columns, d * chunk_steps + stage.begin), sums + (stage.j * dims + d) * SUM,
+                    x.dk_started[stage.j]);
+      };
+      add(x.p, x.dout_dims, x.dv);
+      add(x.ds, x.q_dims, x.dk);
+    }
+    x.dk_started[stage.j] = true;
+  }
+
   void add_product(int64_t count, const char* left, const char* right, float* sums, bool started) {
     part ^= SUM;
-    multiply<false>(count, left, right, started ? x.part + part : sums);
-    if (started) waiting = {x.part + part, sums};
+    product_of_parts(count, left, right, started ? x.part + part : sums, SIDE,
+                     [&](int64_t step) { waiting.add(SIDE * step / count, SIDE * (step + 1) / count); });
+    waiting = started ? Waiting{x.part + part, sums} : Waiting{};
   }
   void finish_sums() {
-    if (waiting.sums != nullptr) waiting.add(0, SIDE);
+    waiting.add(0, SIDE);
     waiting = {};
   }
 
-  // P and dS of 32 keys of the block and 32 rows of the chunk.
-  void stage(int64_t j, int64_t i, int64_t row_of_block) {
-    multiply<true>(dims, tile_at(x.k, j * dims), tile_at(x.q_rows, i * dims), x.s);
-    multiply<true>(dims, tile_at(x.v, j * dims), tile_at(x.dout_rows, i * dims), x.dp);
-    const Visible& seen = x.visible[i];
-    const int64_t first = key + j * SIDE;
-    const bool masked = first < seen.all_begin || first + SIDE > seen.all_end;
-    const auto loop = a.softcap > 0 ? &Task::weigh<true, true>
-                      : masked      ? &Task::weigh<true, false>
-                                    : &Task::weigh<false, false>;
-    (this->*loop)(first, i * SIDE, tile_at(x.p, j * block_steps + row_of_block),
-                  tile_at(x.ds, j * block_steps + row_of_block), tile_at(x.ds_columns, row_of_block * block_steps + j));
+  bool overlaps() const {
+    const Visible& seen = x.visible[before.i];
+    const int64_t first = key + before.j * SIDE;
+    return a.softcap <= 0 && first >= seen.all_begin && first + SIDE <= seen.all_end;
   }
 
+  void weigh_all() {
+    if (a.softcap > 0)
+      weigh<true, true>(0, 16);
+    else
+      weigh<true, false>(0, 16);
+    before.waits = false;
+  }
+
+  // P and dS of 32 keys of the block and 32 rows of the chunk: of keys j and j + 16, j from `begin` to `end`.
   template <bool MASKED, bool CAPPED>
-  void weigh(int64_t first_key, int64_t r, char* p, char* ds, char* ds_columns) const {
+  void weigh(int64_t begin, int64_t end) const {
     const vf unit = splat(unit_of(a)), in = splat(CAPPED ? a.scale / a.softcap : 0), out = splat(a.softcap);
-    for (int64_t j = 0; j < 16; ++j, p += 64, ds += 64, ds_columns += 64) {
-      vf weight[4], dscore[4];  // keys j and j + 16, of each rows 0 to 15 and 16 to 31
-      vf slope[4];
+    const int64_t r = before.i * SIDE, i = before.i - first_row;
+    char* p = tile_at(x.p, before.j * block_steps + i) + begin * 64;
+    char* ds = tile_at(x.ds, before.j * block_steps + i) + begin * 64;
+    char* ds_columns = tile_at(x.ds_columns, i * block_steps + before.j) + begin * 64;
+    for (int64_t j = begin; j < end; ++j, p += 64, ds += 64, ds_columns += 64) {
+      vf weight[4], dscore[4], slope[4];  // of each key rows 0 to 15 and 16 to 31
 #pragma GCC unroll 4
       for (int64_t n = 0; n < 4; ++n) {
         const int64_t half = n % 2 * 16;
-        vf score = load(x.s + (j + n / 2 * 16) * SIDE + half);
+        vf score = load(x.s + scores + (j + n / 2 * 16) * SIDE + half);
         if constexpr (CAPPED) {
           const vf t = tanh(score * in);
           score = t * out, slope[n] = splat(1) - t * t;
@@ -285,13 +318,13 @@ struct Task {
       exp2<6>(weight);
 #pragma GCC unroll 4
       for (int64_t n = 0; n < 4; ++n) {
-        const int64_t half = n % 2 * 16;
+        const int64_t half = n % 2 * 16, at = scores + (j + n / 2 * 16) * SIDE + half;
         weight[n] *= load(x.inverse + r + half);
         if constexpr (MASKED) {
-          const vi at = static_cast<int32_t>(first_key + j + n / 2 * 16) - vi{};
-          weight[n] = (at >= load_i(x.lo + r + half)) & (at < load_i(x.hi + r + half)) ? weight[n] : vf{};
+          const vi number = static_cast<int32_t>(key + before.j * SIDE + j + n / 2 * 16) - vi{};
+          weight[n] = (number >= load_i(x.lo + r + half)) & (number < load_i(x.hi + r + half)) ? weight[n] : vf{};
         }
-        dscore[n] = weight[n] * (load(x.dp + (j + n / 2 * 16) * SIDE + half) - load(x.delta + r + half));
+        dscore[n] = weight[n] * (load(x.dp + at) - load(x.delta + r + half));
         if constexpr (CAPPED) dscore[n] *= slope[n];
       }
       for (int64_t n = 0; n < 4; n += 2)
