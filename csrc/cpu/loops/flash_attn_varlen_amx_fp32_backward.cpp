@@ -4,9 +4,9 @@
 // that a row's statistics lie along the lanes, and P^T and dS^T are operands as the vector code writes them:
 //   S^T = K Q^T, dP^T = V dO^T, P = exp(S - maximum) / sum, dS = P (dP - delta), delta = dO . O
 //   dV += P^T dO, dK += dS^T Q, dQ^T += K^T dS^T
-// Q and dO are packed for a chunk of the rows of a head, K and V for a block of keys; then each block of rows meets the
-// block of keys: a stage of 32 x 32 scores at a time, then the products of all that these have left. Every block's part
-// of a gradient is summed by itself and then added, in fp32 and in one order.
+// K and V are packed once, Q and dO a chunk of the rows of a head at a time; then blocks of its rows meet blocks of
+// keys: a stage of 32 x 32 scores at a time, then the products of all that these have left. Every block's part of a
+// gradient is summed by itself and then added, in fp32 and in one order.
 #include "cpu/loops/amx_parts.h"
 #include "cpu/loops/flash_attn_varlen_amx.h"
 #include "cpu/loops/flash_attn_varlen_parts.h"
@@ -14,17 +14,19 @@
 namespace glm4v::amx {
 namespace {
 
-constexpr int64_t SIDE = 32;                  // keys and rows of a stage
-constexpr int64_t SUM = SIDE * SIDE;          // floats of a product
-constexpr int64_t BLOCK_VALUES = 128 * 128;   // most keys or rows of a block times C
-constexpr int64_t CHUNK_VALUES = 1024 * 128;  // most rows of a chunk times C
+constexpr int64_t SIDE = 32;                 // keys and rows of a stage
+constexpr int64_t SUM = SIDE * SIDE;         // floats of a product
+constexpr int64_t BLOCK_VALUES = 128 * 128;  // most keys or rows of a block times C
+constexpr int64_t CHUNK_VALUES = 256 * 128;  // most rows of a chunk times C: they stay in the second-level cache
+constexpr int64_t KEPT_VALUES = 4096 * 128;  // most keys that are packed at a time, times C
 
 struct Sizes {
-  int64_t C, block, chunk;
-  explicit Sizes(int64_t D, int64_t R)
+  int64_t C, block, chunk, kept;
+  Sizes(int64_t D, const Sequence& sequence)
       : C(round_up(D, SIDE)),
         block(max(SIDE, BLOCK_VALUES / C / SIDE * SIDE)),
-        chunk(part_size(R, max(SIDE, CHUNK_VALUES / C), block)) {}
+        chunk(part_size(sequence.rows, max(SIDE, CHUNK_VALUES / C), block)),
+        kept(part_size(sequence.keys, max(SIDE, KEPT_VALUES / C), block)) {}
 };
 
 // Keys that 32 rows see: their union and their intersection.
@@ -35,7 +37,8 @@ struct Visible {
 struct Scratch {
   // Tiles [32 rows or columns][step of 32] of a chunk's rows, as columns of rows and as columns of d.
   char *q_rows, *dout_rows, *q_dims, *dout_dims;
-  char *k, *v, *k_dims;              // of a block's keys: rows of keys, and rows of d
+  char *k, *v, *k_dims;              // of the kept keys: rows of keys, and rows of d
+  char* out;                         // of 32 rows
   char *p, *ds, *ds_columns;         // of a pair of blocks: [keys / 32][rows / 32] twice, [rows / 32][keys / 32]
   float *maximum, *inverse, *delta;  // [chunk] of a row, its sum inverted
   int32_t *lo, *hi;                  // [chunk] visible keys
@@ -56,7 +59,8 @@ Scratch lay_out(void* base, const Sizes& z) {
   const int64_t chunk = z.chunk / SIDE, block = z.block / SIDE, dims = z.C / SIDE;
   Scratch x;
   for (char** tiles : {&x.q_rows, &x.dout_rows, &x.q_dims, &x.dout_dims}) take(*tiles, chunk * dims * STEP_BYTES);
-  for (char** tiles : {&x.k, &x.v, &x.k_dims}) take(*tiles, block * dims * STEP_BYTES);
+  for (char** tiles : {&x.k, &x.v, &x.k_dims}) take(*tiles, z.kept / SIDE * dims * STEP_BYTES);
+  take(x.out, dims * STEP_BYTES);
   for (char** tiles : {&x.p, &x.ds, &x.ds_columns}) take(*tiles, block * block * STEP_BYTES);
   for (float** row : {&x.maximum, &x.inverse, &x.delta}) take(*row, z.chunk);
   take(x.lo, z.chunk), take(x.hi, z.chunk), take(x.visible, chunk);
@@ -90,46 +94,37 @@ struct Task {
   const FlashAttnBackwardTask& task;
   const Sequence sequence;
   const Sizes z;
-  const int64_t D, C, dims, block_steps, chunk_steps;  // in 32s: of a row, of a block, of a chunk
+  const int64_t D, C, dims, block_steps, chunk_steps, kept_steps;  // in 32s: of a row, a block, a chunk, the kept keys
   const Scratch x;
   PartsRange range;
   Waiting waiting{};
   Stage before{};
-  int64_t first_row = 0;                                   // of the block of rows at hand, in 32s
-  int64_t scores = 0;                                      // where those of the stage before are
-  int64_t part = 0;                                        // which of the two is the next product's
-  int64_t head = 0, row = 0, rows = 0, key = 0, keys = 0;  // the chunk of rows and the block of keys at hand
+  int64_t first_row = 0;                                             // of the block of rows at hand, in 32s
+  int64_t scores = 0;                                                // where those of the stage before are
+  int64_t part = 0;                                                  // which of the two is the next product's
+  int64_t head = 0, row = 0, rows = 0, kept = 0, key = 0, keys = 0;  // the chunk of rows and the block of keys at hand
 
   Task(const FlashAttnBackward& args, const FlashAttnBackwardTask& t, void* scratch)
       : a(args),
         task(t),
         sequence(args, t.sequence),
-        z(args.dim, sequence.rows),
+        z(args.dim, sequence),
         D(args.dim),
         C(z.C),
         dims(C / SIDE),
         block_steps(z.block / SIDE),
         chunk_steps(z.chunk / SIDE),
+        kept_steps(z.kept / SIDE),
         x(lay_out(scratch, z)) {}
 
   bool run() {
     const Tiles tiles;
     clear_keys();
-    for (head = task.head_begin; head < task.head_end; ++head)
-      for (row = 0; row < sequence.rows; row += z.chunk) {
-        rows = min(z.chunk, sequence.rows - row);
-        open_chunk();
-        for (key = 0; key < sequence.keys; key += z.block) {
-          keys = min(z.block, sequence.keys - key);
-          if (!sees(0, rows, key, keys)) continue;
-          open_block();
-          for (int64_t r = 0; r < rows; r += z.block)
-            if (sees(r, min(z.block, rows - r), key, keys)) pair(r, min(z.block, rows - r));
-          finish_sums();
-          add_keys();
-        }
-        write_queries();
-      }
+    for (kept = 0; kept < max(1, sequence.keys); kept += z.kept) {
+      pack_keys();
+      for (head = task.head_begin; head < task.head_end; ++head)
+        for (row = 0; row < sequence.rows; row += z.chunk) chunk();
+    }
     return range.exact();
   }
 
@@ -142,6 +137,22 @@ struct Task {
     for (int64_t i = r / SIDE; i < steps(r + count); ++i)
       if (x.visible[i].begin < first + n && x.visible[i].end > first) return true;
     return false;
+  }
+
+  // A chunk of the rows of a head, against the kept keys.
+  void chunk() {
+    rows = min(z.chunk, sequence.rows - row);
+    open_chunk();
+    for (key = kept; key < min(sequence.keys, kept + z.kept); key += z.block) {
+      keys = min(z.block, sequence.keys - key);
+      if (!sees(0, rows, key, keys)) continue;
+      for (int64_t j = 0; j < steps(keys); ++j) x.dk_started[j] = false;
+      for (int64_t r = 0; r < rows; r += z.block)
+        if (sees(r, min(z.block, rows - r), key, keys)) pair(r, min(z.block, rows - r));
+      finish_sums();
+      add_keys();
+    }
+    write_queries();
   }
 
   // ---- operands ----
@@ -166,10 +177,10 @@ struct Task {
       pack_across<true>(first + d * SIDE, tensor.row, D - d * SIDE, count, tile_at(as_dims, d * chunk_steps + i), seen);
   }
 
-  void open_block() {
-    const int64_t token = sequence.k_begin + key;
-    for (int64_t i = 0; i < steps(keys); ++i) {
-      const int64_t count = min(SIDE, keys - i * SIDE);
+  void pack_keys() {
+    const int64_t token = sequence.k_begin + kept, all = min(z.kept, sequence.keys - kept);
+    for (int64_t i = 0; i < steps(all); ++i) {
+      const int64_t count = min(SIDE, all - i * SIDE);
       const float* const k = row_of<float>(a.k, token + i * SIDE, task.kv_head);
       const float* const v = row_of<float>(a.v, token + i * SIDE, task.kv_head);
       pack_along<false>([&](int64_t j) { return j < count ? k + j * a.k.row : nullptr; }, D, tile_at(x.k, i * dims),
@@ -177,10 +188,11 @@ struct Task {
       pack_along<false>([&](int64_t j) { return j < count ? v + j * a.v.row : nullptr; }, D, tile_at(x.v, i * dims),
                         range.b);
       for (int64_t d = 0; d < dims; ++d)
-        pack_across<false>(k + d * SIDE, a.k.row, D - d * SIDE, count, tile_at(x.k_dims, d * block_steps + i), range.b);
-      x.dk_started[i] = false;
+        pack_across<false>(k + d * SIDE, a.k.row, D - d * SIDE, count, tile_at(x.k_dims, d * kept_steps + i), range.b);
     }
   }
+  // Where key step j of the block at hand is among the kept ones.
+  int64_t kept_step(int64_t j) const { return (key - kept) / SIDE + j; }
 
   // Rows beyond the sequence see no key.
   void find_visible(int64_t i) {
@@ -201,8 +213,8 @@ struct Task {
         static_cast<const float*>(a.out) + ((sequence.q_begin + row + i * SIDE) * a.heads + head) * D;
     RowRange ignored;  // between the values
     const int64_t count = min(SIDE, rows - i * SIDE);
-    pack_along<false>([&](int64_t r) { return r < count ? out + r * a.heads * D : nullptr; }, D, x.k, ignored);
-    product_of_parts<true>(dims, x.k, tile_at(x.dout_rows, i * dims), x.s, SIDE);
+    pack_along<false>([&](int64_t r) { return r < count ? out + r * a.heads * D : nullptr; }, D, x.out, ignored);
+    product_of_parts<true>(dims, x.out, tile_at(x.dout_rows, i * dims), x.s, SIDE);
     for (int64_t r = 0; r < SIDE; ++r) {
       const int64_t to = i * SIDE + r, at = head * a.tokens_q + sequence.q_begin + row + to;
       const bool blind = r >= count || a.sum[at] == 0;  // sees nothing: a maximum of +inf makes its P zero
@@ -231,7 +243,7 @@ struct Task {
       const int64_t begin = max(seen.begin - key, 0) / SIDE, end = steps(min(seen.end - key, keys));
       if (begin >= end) continue;
       for (int64_t d = 0; d < dims; ++d)
-        add_product(end - begin, tile_at(x.k_dims, d * block_steps + begin),
+        add_product(end - begin, tile_at(x.k_dims, d * kept_steps + kept_step(begin)),
                     tile_at(x.ds_columns, (i - first_row) * block_steps + begin), x.dq + (i * dims + d) * SUM,
                     x.dq_started[i]);
       x.dq_started[i] = true;
@@ -249,8 +261,8 @@ struct Task {
       });
       waiting = {};
     };
-    multiply_rows(tile_at(x.k, stage.j * dims), tile_at(x.q_rows, stage.i * dims), x.s + to, 0);
-    multiply_rows(tile_at(x.v, stage.j * dims), tile_at(x.dout_rows, stage.i * dims), x.dp + to, 8);
+    multiply_rows(tile_at(x.k, kept_step(stage.j) * dims), tile_at(x.q_rows, stage.i * dims), x.s + to, 0);
+    multiply_rows(tile_at(x.v, kept_step(stage.j) * dims), tile_at(x.dout_rows, stage.i * dims), x.dp + to, 8);
     add_keys_of(before);
     before = stage, scores = to;
   }
@@ -349,7 +361,9 @@ struct Task {
         transpose(v);
         for (int64_t i = 0; i < min(16, rows - r); ++i) {
           float* const to = static_cast<float*>(a.dq) + ((sequence.q_begin + row + r + i) * a.heads + head) * D + d;
-          _mm512_mask_storeu_ps(to, lanes_16(D - d), (__m512)v[i]);
+          const __mmask16 lanes = lanes_16(D - d);
+          const __m512 so_far = kept == 0 ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(lanes, to);
+          _mm512_mask_storeu_ps(to, lanes, _mm512_add_ps(so_far, (__m512)v[i]));
         }
       }
   }
@@ -386,7 +400,7 @@ struct Task {
 size_t flash_attn_fp32_tiles_backward_scratch(const FlashAttnBackward& args) {
   size_t bytes = 0;
   for (int64_t n = 0; n < args.sequences; ++n) {
-    const size_t wanted = lay_out(nullptr, Sizes(args.dim, args.cu_q[n + 1] - args.cu_q[n])).bytes;
+    const size_t wanted = lay_out(nullptr, Sizes(args.dim, Sequence(args, n))).bytes;
     if (wanted > bytes) bytes = wanted;
   }
   return bytes;
