@@ -109,7 +109,7 @@ struct Task {
       before = {};
     }
     for (int64_t i = 0; i < count; ++i) write(i);
-    range.a.least = RowRange::one;  // the largest weight of a row; scores may be as small as they like
+    range.b.least = RowRange::one;  // the largest weight of a row; scores may be as small as they like
     return range.exact();
   }
 
@@ -120,7 +120,7 @@ struct Task {
       const int64_t i = g * ROWS + r;
       return i < count ? row_of<float>(a.q, sequence.q_begin + row(i), head(i)) : nullptr;
     };
-    pack_along<false>(query, a.dim, x.q + g * steps * STEP_BYTES, range.a);
+    pack_along<false>(query, a.dim, x.q + g * steps * STEP_BYTES, range.b);
     Group& group = x.groups[g];
     group.begin = sequence.keys, group.end = 0, group.all_begin = 0, group.all_end = sequence.keys;
     group.started = false;
@@ -141,10 +141,10 @@ struct Task {
       const auto row_of_k = [&](int64_t i) {
         return i < keys ? row_of<float>(a.k, token + key + i, task.kv_head) : nullptr;
       };
-      pack_along<true>(row_of_k, a.dim, x.k + key / 32 * steps * STEP_BYTES, range.a);
+      pack_along<true>(row_of_k, a.dim, x.k + key / 32 * steps * STEP_BYTES, range.b);
       const float* const v = row_of<float>(a.v, token + key, task.kv_head);
       for (int64_t d = 0; d < C; d += 32)
-        pack_across<true>(v + d, a.v.row, a.dim - d, keys, value_tiles(key, d), range.b);
+        pack_across<true>(v + d, a.v.row, a.dim - d, keys, value_tiles(key, d), range.a);
     }
   }
   char* value_tiles(int64_t key, int64_t d) const {

@@ -21,18 +21,33 @@ void pack(const float* x, int64_t row, int64_t along, int64_t rows, int64_t inpu
     pack_across<COLUMNS>(x, along, rows, inputs, out, range);
 }
 
-// c [rows, columns] += sums, or = bias + sums at first.
-void add(const float* sums, const float* bias, bool first, int64_t rows, int64_t columns, float* c, int64_t c_row) {
-  for (int64_t i = 0; i < columns; i += 16) {
-    const __mmask16 lanes = lanes_16(columns - i);
-    const __m512 start = bias == nullptr ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(lanes, bias + i);
-    for (int64_t r = 0; r < rows; ++r) {
-      float* const to = c + r * c_row + i;
-      const __m512 before = first ? start : _mm512_maskz_loadu_ps(lanes, to);
-      _mm512_mask_storeu_ps(to, lanes, _mm512_add_ps(before, _mm512_load_ps(sums + r * SIDE + i)));
+// A block's part of 32 x 32 outputs, which is added a few rows at each step of the next product, where that costs
+// nothing: c [rows, columns] += sums, or = bias + sums at first.
+struct Waiting {
+  const float *sums, *bias;  // bias: of the first column, or null
+  bool first;
+  int64_t rows, columns;
+  float* c;
+  int64_t c_row;
+
+  void add(int64_t begin, int64_t end) const {
+    for (int64_t i = 0; i < columns; i += 16) {
+      const __mmask16 lanes = lanes_16(columns - i);
+      const __m512 start = bias == nullptr ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(lanes, bias + i);
+      for (int64_t r = begin; r < least(end, rows); ++r) {
+        float* const to = c + r * c_row + i;
+        const __m512 before = first ? start : _mm512_maskz_loadu_ps(lanes, to);
+        _mm512_mask_storeu_ps(to, lanes, _mm512_add_ps(before, _mm512_load_ps(sums + r * SIDE + i)));
+      }
     }
   }
-}
+  void fetch(int64_t begin, int64_t end) const {
+    for (int64_t r = begin; r < least(end, rows); ++r) {
+      _mm_prefetch(reinterpret_cast<const char*>(c + r * c_row), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(c + r * c_row + 16), _MM_HINT_T0);
+    }
+  }
+};
 
 }  // namespace
 
@@ -43,7 +58,9 @@ void linear_tiles(const TileProduct& args, int64_t m_begin, int64_t m_end, int64
   char* const b = static_cast<char*>(scratch);
   char* const a = b + DEPTH / 32 * STEP_BYTES;
   const int64_t m_panels = panels(m_end - m_begin);
-  alignas(64) float sums[SIDE * SIDE];
+  alignas(64) float sums[2][SIDE * SIDE];
+  Waiting before{};
+  int64_t turn = 0;
   const Tiles tiles;
   for (int64_t k = 0; k < args.k; k += DEPTH) {
     const int64_t inputs = least(DEPTH, args.k - k), steps = (inputs + 31) / 32;
@@ -56,19 +73,21 @@ void linear_tiles(const TileProduct& args, int64_t m_begin, int64_t m_end, int64
       const int64_t columns = least(SIDE, n_end - n);
       pack<true>(args.weight + n * args.weight_row + k * args.weight_k, args.weight_row, args.weight_k, columns, inputs,
                  b, range.b);
-      for (int64_t i = 0; i < m_panels; ++i) {
-        const int64_t m = m_begin + i * SIDE, rows = least(SIDE, m_end - m);
-        float* const c = args.out + m * args.n + n;
-        product_of_parts(steps, a + i * steps * STEP_BYTES, b, sums, SIDE, [&](int64_t step) {
-          for (int64_t r = step * rows / steps; r < (step + 1) * rows / steps; ++r) {
-            _mm_prefetch(reinterpret_cast<const char*>(c + r * args.n), _MM_HINT_T0);
-            _mm_prefetch(reinterpret_cast<const char*>(c + r * args.n + 16), _MM_HINT_T0);
-          }
+      for (int64_t i = 0; i < m_panels; ++i, turn ^= 1) {
+        const int64_t m = m_begin + i * SIDE;
+        const Waiting next{sums[turn], args.bias == nullptr ? nullptr : args.bias + n,
+                           k == 0,     least(SIDE, m_end - m),
+                           columns,    args.out + m * args.n + n,
+                           args.n};
+        product_of_parts(steps, a + i * steps * STEP_BYTES, b, sums[turn], SIDE, [&](int64_t step) {
+          const int64_t begin = SIDE * step / steps, end = SIDE * (step + 1) / steps;
+          next.fetch(begin, end), before.add(begin, end);
         });
-        add(sums, args.bias == nullptr ? nullptr : args.bias + n, k == 0, rows, columns, c, args.n);
+        before = next;
       }
     }
   }
+  before.add(0, SIDE);
 }
 
 }  // namespace glm4v::amx

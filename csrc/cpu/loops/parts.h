@@ -24,12 +24,16 @@ struct RowRange {
 struct PartsRange {
   RowRange a, b;
   void add(const PartsRange& other) { a.add(other.a), b.add(other.b); }
-  // Whether all parts, and their products, are normal numbers as far as a result can tell: tiles take others for zero,
-  // and infinity has no parts.
+  // Whether all parts, and products of an element of a and two of b, are normal numbers as far as a result can tell:
+  // tiles take others for zero, and infinity has no parts.
   bool exact() const {
-    constexpr uint32_t one = RowRange::one, exponent = RowRange::exponent, huge = one + 60 * exponent;
-    const auto below_one = [](uint32_t bits) { return bits < one ? (one - bits) / exponent : 0; };
-    return a.greatest < huge && b.greatest < huge && below_one(a.least) + below_one(b.least) < 100;
+    const auto below_one = [](uint32_t bits) {
+      return bits < RowRange::one ? (RowRange::one - bits) / RowRange::exponent : 0;
+    };
+    const auto above_one = [](uint32_t bits) {
+      return bits > RowRange::one ? (bits - RowRange::one) / RowRange::exponent : 0;
+    };
+    return below_one(a.least) + below_one(b.least) < 100 && above_one(a.greatest) + 2 * above_one(b.greatest) < 100;
   }
 };
 
