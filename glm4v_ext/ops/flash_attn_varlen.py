@@ -43,7 +43,8 @@ def flash_attn_varlen_func(
 
     Query row i of a sequence with Sq queries and Sk keys sees key j when
     ``i + Sk - Sq - left <= j <= i + Sk - Sq + right`` (the mask is aligned to the bottom right corner). A row that sees
-    no key gives 0, with lse -inf and zero gradients. On x86 CPUs values below 2^-126 become 0 inside.
+    no key gives 0, with lse -inf and zero gradients. On x86 CPUs values below 2^-126 become 0 inside; where they have
+    AMX, the products of long sequences in float32 are made as in ``linear``.
 
     Args:
         q: ``[Tq, H, D]``, float32, bfloat16 or float16, D from 1 to 256. Slices of a packed qkv are read in place.

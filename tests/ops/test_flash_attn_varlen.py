@@ -369,6 +369,21 @@ def test_tiles_of_fp32_take_many_rows():
     assert_definition(sample(([1300], [270]), 2, 1, 64, torch.float32, "cpu"), window_size=(900, 300))
 
 
+@pytest.mark.parametrize("options", [{}, {"causal": True}, {"window_size": (200, 40)}], ids=str)
+def test_threads_share_long_sequences_and_change_nothing(options):
+    inputs = sample(([700, 300], [700, 450]), 2, 1, 48, torch.float32, "cpu")
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            found.append(outputs_and_grads(with_options(flash_attn_varlen_func, **options), inputs))
+    finally:
+        torch.set_num_threads(threads)
+    for one in found[1:]:
+        for a, b in zip(one, found[0], strict=True):
+            assert torch.equal(a, b)
+
+
 # What fp32 has and three bf16 parts have not: only the head where it stands goes another way.
 @pytest.mark.skipif("amx" not in isa_levels(), reason="needs a CPU with AMX")
 @pytest.mark.parametrize("number", [float("inf"), float("nan"), 3e38, 2.0**70, 2.0**-120])
