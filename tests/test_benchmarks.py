@@ -157,10 +157,11 @@ def test_what_cannot_be_compared_is_said(tmp_path):
     assert done.returncode == 0 and "bench compare A.json B.json" in done.stdout
 
 
-@pytest.mark.parametrize("threshold", ["-1", "nan"])
+@pytest.mark.parametrize("threshold", ["-1", "nan", "inf"])
 def test_a_threshold_that_is_none(threshold, tmp_path):
     done = run("bench", "compare", tmp_path, tmp_path, "--threshold", threshold)
-    assert done.returncode == 2 and done.stderr.startswith("bench compare: --threshold must be 0 or more, got ")
+    said = f"bench compare: --threshold must be a finite number of 0 or more, got {float(threshold)}\n"
+    assert done.returncode == 2 and done.stderr == said
 
 
 @pytest.mark.parametrize("option", ["--out", "--figures"])
