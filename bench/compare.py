@@ -91,8 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threshold", type=float, default=0.05, help="slower by more is a regression (0.05)")
     parser.add_argument("--relative", action="store_true", help="our time over the baseline's of the same round")
     asked = parser.parse_args(arguments)
-    if not asked.threshold >= 0:
-        print(f"bench compare: --threshold must be 0 or more, got {asked.threshold}", file=sys.stderr)
+    if not 0 <= asked.threshold < float("inf"):
+        said = f"--threshold must be a finite number of 0 or more, got {asked.threshold}"
+        print(f"bench compare: {said}", file=sys.stderr)
         return 2
     try:
         (run_a, rows_a), (run_b, rows_b) = read_run(asked.a), read_run(asked.b)

@@ -109,7 +109,7 @@ def rooflines(rows: list[Row], ceilings: Ceilings) -> dict[str, tuple[Paint, tup
     ops = list(dict.fromkeys(row["op"] for row in placed))  # each has the same mark in all of them
     for name, peak in ceilings["peak_gflops"].items():
         found = [row for row in placed if row["dtype"] == name]
-        if found:
+        if found and ceilings["bandwidth_gbs"]:
             product = ceilings["product_gflops"].get(name, peak)
             rates = _memory_gbs(ceilings), max(ceilings["bandwidth_gbs"].values())
             drawn[f"Roofline, {name}"] = _roofline(found, ops, peak, product, rates), (7.2, 4.6)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,39 @@ import numpy as np
 
 Row = dict[str, Any]
 
+# A number above 0 lies so far from a double's limits that ratios and sums of several do, too.
+LEAST, MOST = 1e-30, 1e30
+RANGE = f"from {LEAST:g} to {MOST:g}"
+
+
+def _is_amount(x: Any) -> bool:
+    return type(x) in (int, float) and LEAST <= x <= MOST  # true is no number
+
+
+# What a fact must be, in words and as a test.
+Kind = tuple[str, Callable[[Any], bool]]
+TEXT: Kind = "text", lambda x: isinstance(x, str)
+TEXT_OR_NULL: Kind = "text or null", lambda x: x is None or isinstance(x, str)
+COUNT: Kind = "a whole number above 0", lambda x: type(x) is int and x > 0
+AMOUNT_OR_0: Kind = f"0 or a number {RANGE}", lambda x: _is_amount(x) or (type(x) in (int, float) and x == 0)
+OBJECT: Kind = "an object", lambda x: isinstance(x, dict)
+BY_NAME: Kind = f"numbers {RANGE} by name", lambda x: isinstance(x, dict) and all(map(_is_amount, x.values()))
+BY_BYTES: Kind = f"numbers {RANGE} by size in bytes", lambda x: BY_NAME[1](x) and all(map(_is_size, x))
+
+
+def _is_size(text: str) -> bool:
+    return text.isdecimal() and len(text) < 20
+
+
 FACTS = {
-    **dict.fromkeys(("op", "case", "group"), str),
-    "dtype": (str, type(None)),  # of records that were made before all rows had one
-    **dict.fromkeys(("flops", "bytes", "ceiling_gflops", "ceiling_gbs"), (int, float)),
-    **dict.fromkeys(("median_s", "rounds_s", "peak_mib"), dict),
+    **dict.fromkeys(("op", "case", "group"), TEXT),
+    "dtype": TEXT_OR_NULL,  # of records that were made before all rows had one
+    **dict.fromkeys(("flops", "bytes", "ceiling_gflops", "ceiling_gbs"), AMOUNT_OR_0),
+    **dict.fromkeys(("median_s", "rounds_s", "peak_mib"), OBJECT),
 }
 FACTS_OF_RUN = {
-    "machine_info": ("command", "hardware", "threads", "isa", "versions"),
-    "ceilings": ("peak_gflops", "product_gflops", "bandwidth_gbs"),
+    "machine_info": {"command": TEXT, "hardware": TEXT, "threads": COUNT, "isa": TEXT, "versions": OBJECT},
+    "ceilings": {"peak_gflops": BY_NAME, "product_gflops": BY_NAME, "bandwidth_gbs": BY_BYTES},
 }
 
 
@@ -44,37 +69,43 @@ def read_run(path: Path) -> tuple[dict[str, Any], dict[str, Row]]:
     for part, kind in (("machine_info", dict), ("commit_info", dict), ("ceilings", dict), ("benchmarks", list)):
         if not isinstance(run, dict) or not isinstance(run.get(part), kind):
             raise ValueError(f"{path} must be the JSON of a run, its {part} are missing")
-    for part, names in FACTS_OF_RUN.items():
-        if missing := [name for name in names if name not in run[part]]:
-            raise ValueError(f"{path} must be the JSON of a run, its {part} have no {missing[0]}")
+    for part, kinds in FACTS_OF_RUN.items():
+        _expect(path, f"its {part}", run[part], kinds)
     rows = {}
     for i, benchmark in enumerate(run["benchmarks"]):
         if not isinstance(benchmark, dict) or not isinstance(row := benchmark.get("extra_info"), dict):
             raise ValueError(f"{path} must be the JSON of a run, benchmark {i} has no extra_info")
         if "median_s" not in row:  # of another plugin's making
             continue
-        for fact, kind in FACTS.items():
-            if not isinstance(row.get(fact), kind):
-                had = f"{row[fact]!r} as its" if fact in row else "no"
-                raise ValueError(f"{path} must be the JSON of a run, benchmark {i} has {had} {fact}")
+        row.setdefault("dtype", None)
+        _expect(path, f"benchmark {i}", row, FACTS)
         if not _is_timed(row):
-            raise ValueError(f"{path} must be the JSON of a run, benchmark {i} has other times than seconds above 0")
+            raise ValueError(f"{path} must be the JSON of a run, benchmark {i} has other times than seconds {RANGE}")
         rows[str(benchmark.get("fullname", i))] = row
     if not rows:
         raise ValueError(f"{path} must have rows that were timed, got none")
     return run, rows
 
 
+def _expect(path: Path, whose: str, facts: dict[str, Any], kinds: dict[str, Kind]) -> None:
+    for name, (words, fits) in kinds.items():
+        if name not in facts:
+            raise ValueError(f"{path} must be the JSON of a run, {whose} has no {name}")
+        if not fits(facts[name]):
+            found = reprlib.repr(facts[name])  # of any length
+            raise ValueError(f"{path} must be the JSON of a run, {name} of {whose} must be {words}, got {found}")
+
+
 def _is_timed(row: Row) -> bool:
     """Whether each peer has a median and, as often as the others, rounds."""
     medians, rounds = row["median_s"], row["rounds_s"]
-    if not isinstance(medians, dict) or not isinstance(rounds, dict) or not medians or medians.keys() != rounds.keys():
+    if not medians or medians.keys() != rounds.keys():
         return False
     turns = list(rounds.values())
     if not all(isinstance(turn, list) and turn and len(turn) == len(turns[0]) for turn in turns):
         return False
     seconds = [*medians.values(), *(second for turn in turns for second in turn)]
-    return all(isinstance(x, int | float) and 0 < x < float("inf") for x in seconds)
+    return all(map(_is_amount, seconds))
 
 
 def ours_s(row: Row) -> float:

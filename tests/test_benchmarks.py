@@ -129,18 +129,19 @@ def test_what_cannot_be_compared_is_said(tmp_path):
         row = whole["benchmarks"][0]
         return json.dumps(whole | {"benchmarks": [row | {"extra_info": row["extra_info"] | changed}]})
 
+    no_times = "must be the JSON of a run, benchmark 0 has other times than seconds from 1e-30 to 1e+30"
     for content, said in (
-        (timed(rounds_s={"glm4v_ext": ["fast"]}), "benchmark 0 has other times than seconds above 0"),
-        (timed(rounds_s={"glm4v_ext": [1e-3, 0.0]}), "benchmark 0 has other times than seconds above 0"),
-        (timed(median_s={"glm4v_ext": 1e-3, "sdpa": 1e-3}), "benchmark 0 has other times than seconds above 0"),
+        (timed(rounds_s={"glm4v_ext": ["fast"]}), no_times),
+        (timed(rounds_s={"glm4v_ext": [1e-3, 0.0]}), no_times),
+        (timed(median_s={"glm4v_ext": 1e-3, "sdpa": 1e-3}), no_times),
+        *((timed(rounds_s={"glm4v_ext": [1e-3, seconds]}), no_times) for seconds in (10**400, 10**31, 1e-320)),
         ("{}", "must be the JSON of a run, its machine_info are missing"),
         ("[]", "must be the JSON of a run, its machine_info are missing"),
         ("# no", "must be the JSON of a run, got another kind of file"),
         (json.dumps(whole | {"benchmarks": [{}]}), "must be the JSON of a run, benchmark 0 has no extra_info"),
         (json.dumps(whole | {"benchmarks": [{"extra_info": {"median_s": {}}}]}), "benchmark 0 has no op"),
-        (timed(bytes=None), "benchmark 0 has None as its bytes"),
-        (timed(peak_mib=[3]), "benchmark 0 has [3] as its peak_mib"),
-        (json.dumps(whole | {"machine_info": {}}), "its machine_info have no command"),
+        (timed(peak_mib=[3]), "peak_mib of benchmark 0 must be an object, got [3]"),
+        (json.dumps(whole | {"machine_info": {}}), "its machine_info has no command"),
         (json.dumps(whole | {"benchmarks": []}), "must have rows that were timed, got none"),
         (None, "cannot be read: No such file or directory"),
     ):
@@ -157,10 +158,49 @@ def test_what_cannot_be_compared_is_said(tmp_path):
     assert done.returncode == 0 and "bench compare A.json B.json" in done.stdout
 
 
-@pytest.mark.parametrize("threshold", ["-1", "nan"])
+def with_fact(file, part, fact, value):
+    """The run of ``file`` with one fact changed, of its first benchmark where ``part`` is extra_info."""
+    run_of = json.loads(file.read_text())
+    (run_of["benchmarks"][0] if part == "extra_info" else run_of)[part][fact] = value
+    (file := file.with_stem("changed")).write_text(json.dumps(run_of))
+    return file
+
+
+NAMED, SIZED = (f"numbers from 1e-30 to 1e+30 by {what}, got" for what in ("name", "size in bytes"))
+AMOUNT = "0 or a number from 1e-30 to 1e+30, got"
+
+
+@pytest.mark.parametrize(
+    ("part", "fact", "value", "said"),
+    [
+        *(("machine_info", name, None, "text, got None") for name in ("command", "hardware", "isa")),
+        ("machine_info", "threads", 2.5, "a whole number above 0, got 2.5"),
+        *(("machine_info", "versions", value, f"an object, got {value}") for value in (None, ["2"])),
+        *(("ceilings", "peak_gflops", value, f"{NAMED} {value}") for value in (None, 1, 0)),
+        *(("ceilings", "product_gflops", {"bfloat16": value}, f"{NAMED} {{'bfloat16': {value!r}}}")
+          for value in (None, 0, -1.0, float("nan"), float("inf"), True, "9")),
+        ("ceilings", "product_gflops", {"bfloat16": 10**400}, f"{NAMED} {{'bfloat16': {'1' + 17 * '0'}...{19 * '0'}}}"),
+        *(("ceilings", "bandwidth_gbs", {size: 1.0}, f"{SIZED} {{{size!r}: 1.0}}") for size in ("all", "-1", "")),
+        *(("extra_info", name, None, f"{AMOUNT} None") for name in ("flops", "bytes", "ceiling_gflops", "ceiling_gbs")),
+        *(("extra_info", "flops", value, f"{AMOUNT} {value}") for value in (-1, float("nan"), float("inf"), 1e-320)),
+        ("extra_info", "bytes", 10**31, f"{AMOUNT} {10**31}"),
+        ("extra_info", "dtype", 16, "text or null, got 16"),
+    ],
+)  # fmt: skip
+def test_facts_of_another_kind(part, fact, value, said, tmp_path):
+    file = with_fact(results(tmp_path / "a.json", row("one", 1e6, {"glm4v_ext": 1e-3})), part, fact, value)
+    whose = "benchmark 0" if part == "extra_info" else f"its {part}"
+    for command in (("compare", tmp_path / "a.json"), ("page",)):
+        done = run("bench", *command, file)
+        said_of_file = f"{file} must be the JSON of a run, {fact} of {whose} must be {said}"
+        assert done.returncode == 2 and done.stderr == f"bench {command[0]}: {said_of_file}\n"
+
+
+@pytest.mark.parametrize("threshold", ["-1", "nan", "inf"])
 def test_a_threshold_that_is_none(threshold, tmp_path):
     done = run("bench", "compare", tmp_path, tmp_path, "--threshold", threshold)
-    assert done.returncode == 2 and done.stderr.startswith("bench compare: --threshold must be 0 or more, got ")
+    said = f"bench compare: --threshold must be a finite number of 0 or more, got {float(threshold)}\n"
+    assert done.returncode == 2 and done.stderr == said
 
 
 @pytest.mark.parametrize("option", ["--out", "--figures"])
@@ -252,6 +292,38 @@ def test_an_op_has_one_mark_in_all_rooflines(tmp_path):
     file.write_text(json.dumps({**run_of, "ceilings": {name: {} for name in run_of["ceilings"]}}))
     assert run("bench", "page", file).returncode == 0
     assert not re.search("Rooflines|Ceilings", (tmp_path / "a.html").read_text())
+
+
+def test_a_row_without_dtype_is_as_one_of_none(tmp_path):
+    named, absent = (row(name, 1e6, {"glm4v_ext": 1e-3, "torch": 2e-3}) for name in ("named", "absent"))
+    del absent["extra_info"]["dtype"]
+    file = results(tmp_path / "a.json", named, absent)
+    done = run("bench", "page", file, "--figures", tmp_path)
+    assert done.returncode == 0 and "<td>absent</td>" in (tmp_path / "a.html").read_text(), done.stderr
+    page = (tmp_path / "a.html").read_text()
+    assert run("bench", "page", with_fact(file, "extra_info", "dtype", "bfloat16")).returncode == 0
+    absent["extra_info"]["dtype"] = None
+    assert run("bench", "page", results(file, named, absent)).returncode == 0
+    assert (tmp_path / "a.html").read_text() == page
+
+
+def test_ends_of_what_can_be_told(tmp_path):
+    """Rates, shares, growth and figures of the least and the most that a number may be, and without memory's rate."""
+    least, most = 1e-30, 1e30
+    a, b = {"glm4v_ext": least, "torch": most}, {"glm4v_ext": most, "torch": least}
+    rows = [
+        row("a", least, a, noise=0, bytes=most, ceiling_gflops=most, ceiling_gbs=least),
+        row("b", 10**30, b, noise=0, bytes=least, ceiling_gflops=least, ceiling_gbs=most),
+    ]
+    file = results(tmp_path / "a.json", *rows)
+    file = with_fact(file, "ceilings", "peak_gflops", {"bfloat16": 10**30})
+    for bandwidths in ({"65536": most, "268435456": least}, {}):
+        file = with_fact(file, "ceilings", "bandwidth_gbs", bandwidths)
+        done = run("bench", "page", file, "--figures", tmp_path)
+        assert done.returncode == 0 and not done.stderr, done.stderr
+        assert ("Rooflines" in file.with_suffix(".html").read_text()) == bool(bandwidths)
+    done = run("bench", "compare", file, file)
+    assert done.returncode == 0 and not done.stderr, done.stderr
 
 
 # --- races ------------------------------------------------------------------------------------------------------------

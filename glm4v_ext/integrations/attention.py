@@ -41,7 +41,7 @@ def attention(
     module: nn.Module,
     query: Tensor,  # [B, H, Sq, D]
     key: Tensor,  # [B, K, Sk, D]
-    value: Tensor,
+    value: Tensor,  # [B, K, Sk, D], of MLA another D
     attention_mask: Tensor | Packed | LeftPadded | None,
     dropout: float = 0.0,
     scaling: float | None = None,
@@ -51,6 +51,7 @@ def attention(
     max_length_q: int | None = None,
     max_length_k: int | None = None,
     cache: Any = None,
+    softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """An attention function of transformers: out ``[B, Sq, H, D]``, and no weights.
@@ -67,11 +68,21 @@ def attention(
         key, value = cache.update(key_states=key, value_states=value, layer_idx=module.layer_idx, kwargs=lengths_k)
         cu_seq_lens_k, max_length_k = lengths_k["cu_seq_lens_k"], lengths_k["max_length_k"]
     if isinstance(attention_mask, Tensor) or (dropout and attention_mask is None and cu_seq_lens_q is None):
+        if softcap:
+            left = "beside a mask of all pairs or dropout, which attn_implementation 'glm4v_ext' leaves to sdpa"
+            found = f"{softcap} of {type(module).__name__}: 'eager' takes both"
+            raise RuntimeError(f"attention: softcap must be None {left}, got {found}")
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs)
     if dropout:
         raise RuntimeError(f"attention: dropout must be 0 in padded and packed batches, got {dropout}")
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    options: dict[str, Any] = {"softmax_scale": scaling, "causal": causal, "softcap": kwargs.get("softcap") or 0.0}
+    missing, value_dim = query.shape[-1] - value.shape[-1], value.shape[-1]
+    if missing > 0:  # the ops have one D: zeros fill up the other, add nothing to scores, and leave the output again
+        value = nn.functional.pad(value, (0, missing))
+    elif missing < 0:
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        query, key = (nn.functional.pad(x, (0, -missing)) for x in (query, key))
+    options: dict[str, Any] = {"softmax_scale": scaling, "causal": causal, "softcap": softcap or 0.0}
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     if cu_seq_lens_q is not None and cu_seq_lens_k is not None and max_length_q is not None:
         lengths = (cu_seq_lens_q, cu_seq_lens_k, int(max_length_q), int(max_length_k or max_length_q))
@@ -84,7 +95,7 @@ def attention(
     else:
         leftpad = None if attention_mask is None else attention_mask.leftpad
         out = flash_attn_with_kvcache(q, k, v, cache_leftpad=leftpad, **options)
-    return out, None
+    return (out[..., :value_dim].contiguous() if missing > 0 else out), None
 
 
 def _rows(q: Tensor, k: Tensor, v: Tensor, *lengths: Any, **options: Any) -> Tensor:

@@ -1,8 +1,8 @@
 """The rotary ops in the shapes that other codebases call them in.
 
 transformers, vLLM and SGLang hand tables of cosines and sines from layer to layer; the ops take positions and compute
-the angles themselves, which is exact at any position and reads less memory. So the calls below have the others' shapes,
-with positions where the tables were.
+the angles themselves, which reads less memory and has no table's end (:func:`glm4v_ext.rope_3d` says up to which
+positions it is exact). So the calls below have the others' shapes, with positions where the tables were.
 Dims: B batch, S tokens each, T tokens, P patches, H query heads, K kv heads, D head dim.
 """
 
@@ -104,7 +104,7 @@ class MRotaryEmbedding(nn.Module):
     Args:
         head_size: D.
         rotary_dim: how many dims of a head turn.
-        max_position_embeddings: accepted; any position is served.
+        max_position_embeddings: accepted; :func:`glm4v_ext.rope_3d` says which positions are served exactly.
         base: theta.
         is_neox_style: pairs of two halves, not of adjacent dims (GLM-4.1V's are adjacent: False).
         dtype: accepted; q and k keep theirs.

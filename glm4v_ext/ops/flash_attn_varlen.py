@@ -18,7 +18,7 @@ from .refuse import refuse_second_grad
 
 # Looked up once, as in rms_norm_add.
 _flash_attn_varlen = torch.ops.glm4v_ext.flash_attn_varlen.default
-_WHOLE = (int, Integral, torch.SymInt)
+WHOLE = (int, Integral, torch.SymInt)  # traced with dynamic sizes, a number is the last
 
 
 def flash_attn_varlen_func(
@@ -136,7 +136,7 @@ def flash_attn_func(
 def pair(name: str, window_size: tuple[int, int]) -> tuple[int, int]:
     """``window_size``, of which the op sees two numbers: only here is it known whether there were two."""
     sides = window_size if isinstance(window_size, (tuple, list)) else ()
-    if len(sides) != 2 or not (isinstance(sides[0], _WHOLE) and isinstance(sides[1], _WHOLE)):
+    if len(sides) != 2 or not (isinstance(sides[0], WHOLE) and isinstance(sides[1], WHOLE)):
         raise RuntimeError(f"{name}: window_size must be (left, right), two whole numbers, got {window_size!r}")
     return window_size[0], window_size[1]
 

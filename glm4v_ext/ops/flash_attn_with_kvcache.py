@@ -3,14 +3,12 @@ heads, K kv heads, D head dim, Bc cache rows of capacity S each."""
 
 from __future__ import annotations
 
-from numbers import Integral
-
 import torch
 from torch import Tensor
 
 from .autocast import autocast
 from .fake import fake
-from .flash_attn_varlen import pair
+from .flash_attn_varlen import WHOLE, pair
 from .flops import flops, known
 from .refuse import refuse_grad
 
@@ -74,8 +72,8 @@ def flash_attn_with_kvcache(
 
     Source: names, order and meaning of flash-attention 2's function.
     """
-    if isinstance(cache_seqlens, Integral):
-        cache_seqlens = torch.full((q.shape[0],), int(cache_seqlens), dtype=torch.int32, device=q.device)
+    if isinstance(cache_seqlens, WHOLE):  # int64: what no cache holds is then for the op to refuse
+        cache_seqlens = torch.full((q.shape[0],), cache_seqlens, dtype=torch.int64, device=q.device)
     out, lse = _flash_attn_with_kvcache(
         q,
         k_cache,

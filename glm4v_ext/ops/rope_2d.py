@@ -24,6 +24,9 @@ def rope_2d(q: Tensor, k: Tensor, position_ids: Tensor, theta: float = 1e4) -> t
     ``position`` is the patch's row for ``j < D/4`` and its column for ``D/4 <= j < D/2``. Angles are fp64, their cos
     and sin are rounded to fp32, the rotation is fp32 whatever the dtype. Differentiable in q and k.
 
+    cos and sin are within an fp32 ulp of 1 where angles, and so positions, stay below 2^40 in magnitude (2^30 on CPUs
+    without FMA); beyond, errors grow, from about 2^53 on without bound.
+
     Args:
         q: ``[P, H, D]``, float32, bfloat16 or float16; D a multiple of 4, at most 256. Any strides.
         k: ``[P, K, D]``, dtype of ``q``.

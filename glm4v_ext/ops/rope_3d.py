@@ -36,6 +36,9 @@ def rope_3d(
     dims pass through. Angles are fp64, their cos and sin are rounded to fp32, the rotation is fp32 whatever the dtype.
     Differentiable in q and k.
 
+    cos and sin are within an fp32 ulp of 1 where angles, and so positions, stay below 2^40 in magnitude (2^30 on CPUs
+    without FMA); beyond, errors grow, from about 2^53 on without bound.
+
     Args:
         q: ``[T, H, D]``, float32, bfloat16 or float16. Any strides.
         k: ``[T, K, D]``, dtype of ``q``.

@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from glm4v_ext import flash_attn_with_kvcache, reference
 from glm4v_ext.testing import (
@@ -303,6 +304,7 @@ def test_errors_name_the_argument_and_write_nothing():
         ({"cache_seqlens": 1, "rotary_cos": torch.zeros(64, 16)}, "rotary_cos must be None"),
         ({"cache_seqlens": 1, "rotary_sin": torch.zeros(64, 16)}, "rotary_sin must be None"),
         ({"cache_seqlens": 1, "alibi_slopes": torch.zeros(4)}, "alibi_slopes must be None, got a tensor"),
+        ({"cache_seqlens": 2**40}, f"less the new tokens 1, got {2**40} in row 0"),
         ({"cache_seqlens": -1}, "cache_seqlens must be at least 0 and at most .*, got -1 in row 0"),
         ({"cache_seqlens": torch.tensor([1.0, 2.0])}, "cache_seqlens must be int32 or int64, got float32"),
         ({"cache_seqlens": torch.tensor([1])}, r"cache_seqlens must be \[B\] = \[2\], got \[1\]"),
@@ -376,3 +378,18 @@ def test_compiled_with_caches_in_one_tensor():
             given = (k, v, torch.tensor([3, 0, 7]))
             torch.testing.assert_close(compiled(q, ours, *given), layers(q, theirs, *given), rtol=0, atol=0)
             assert torch.equal(ours, theirs) and not torch.equal(ours, caches)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("device", devices())
+def test_traced_with_a_length_of_dynamic_sizes(device):
+    class Step(torch.nn.Module):
+        def forward(self, q, k_cache, v_cache):
+            return flash_attn_with_kvcache(q, k_cache, v_cache, cache_seqlens=k_cache.shape[1] - 1)
+
+    dtype = ATTENTION_DTYPES[device][0]
+    some, others = (sample(2, 1, 4, 2, 32, capacity, dtype=dtype, device=device)[:3] for capacity in (20, 31))
+    capacity = {1: torch.export.Dim("capacity", min=2, max=64)}
+    exported = torch.export.export(Step(), tuple(some), dynamic_shapes=({}, capacity, capacity), strict=False)
+    for traced in (exported.module(), make_fx(Step(), tracing_mode="symbolic")(*some)):
+        assert torch.equal(traced(*others), Step()(*others))
