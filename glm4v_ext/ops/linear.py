@@ -19,9 +19,9 @@ _linear = torch.ops.glm4v_ext.linear.default
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias``, by the path that reaches the machine's peak. A GPU computes gradients by torch's own.
 
-    Large products in float32 on a CPU with AMX: every number as the exact sum of three in bfloat16, and the six largest of
-    the nine products of two such sums. The error is half that of a chain of fused multiply-adds; operands with rows beyond
-    about 2^50 or below 2^-50, infinity or NaN go by ``F.linear``.
+    Large products in float32 on a CPU with AMX: every number as the exact sum of three in bfloat16, and the six largest
+    of the nine products of two such sums. The error is half that of a chain of fused multiply-adds. Infinity, NaN and
+    rows that are too large or too small for that (beyond about 2^50 or below 2^-50 on both sides) go by ``F.linear``.
 
     Args:
         x: ``[..., K]``, float32, bfloat16 or float16; any strides, transposed views are read in place.

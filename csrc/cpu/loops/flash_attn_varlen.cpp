@@ -41,15 +41,17 @@ int64_t backward_blocks(const Sequence& sequence) {
 
 bool flash_attn_varlen_in_parts([[maybe_unused]] const FlashAttnArgs& args) {
 #if defined(GLM4V_ISA_amx)
-  // Scores for each row that is packed: of few, taking the operands apart costs more than tiles gain.
-  constexpr int64_t least = 128;
+  // Beside the loops on vectors: of few scores for each row that is packed, or of short rows, taking the operands apart
+  // costs more than tiles gain, and tiles whose 32 dims are partly empty do less work for their time.
+  const int64_t D = args.dim, C = round_up(D, 32), least = D < 96 ? 160 : 128;
+  if (args.dtype != DType::f32 || D < 64 || 5 * D < 4 * C) return false;
   int64_t scores = 0, packed = 0;
   for (int64_t n = 0; n < args.sequences; ++n) {
     const Sequence sequence(args, n);
     scores += sequence.rows * sequence.keys * args.heads;
     packed += sequence.rows * args.heads + 2 * sequence.keys * args.kv_heads;
   }
-  return args.dtype == DType::f32 && scores > 0 && scores >= least * packed;
+  return scores > 0 && scores >= least * packed;
 #else
   return false;
 #endif
