@@ -1,5 +1,6 @@
 // Matrix products belong to the libraries that torch brings, where these are good at them; cpu/product.cpp knows where.
-// Few rows have a product of their own, and so have fp32 and 16-bit types on machines where the libraries are not.
+// Few rows have a product of their own, so have fp32 and 16-bit types on machines where the libraries are not, and so
+// has fp32 on machines with tiles, which the libraries leave to bf16.
 #include "cpu/linear.h"
 
 #include <array>
@@ -164,13 +165,15 @@ std::optional<Tensor> tiles_linear(const Tensor& x, const Tensor& weight, const 
                               m,
                               k,
                               n};
-  // Each task packs its rows and its columns: parts of the output that are large, as many for each thread.
+  // Each task packs its rows and its columns: parts of the output that are large, and as many for each thread where
+  // that does not make them small.
   const auto ceil = [](int64_t size, int64_t unit) { return (size + unit - 1) / unit; };
   const int64_t threads = torch::stable::get_num_threads(), m_wanted = ceil(m, amx::tile_rows);
   const int64_t m_part = ceil(ceil(m, m_wanted), 32) * 32, m_parts = ceil(m, m_part);
-  const int64_t shared = threads / std::gcd(threads, m_parts),
-                n_wanted = std::max(ceil(n, 1024), ceil(threads, m_parts));
-  const int64_t n_part = ceil(ceil(n, ceil(n_wanted, shared) * shared), 32) * 32, n_parts = ceil(n, n_part);
+  const int64_t shared = threads / std::gcd(threads, m_parts);
+  const int64_t wanted = std::max(ceil(n, 1024), ceil(threads, m_parts));
+  const int64_t n_wanted = shared <= wanted ? ceil(wanted, shared) * shared : wanted;
+  const int64_t n_part = ceil(ceil(n, n_wanted), 32) * 32, n_parts = ceil(n, n_part);
   PartsRange all;
   std::mutex merging;
   parallel_tasks(m_parts * n_parts, amx::linear_tiles_scratch(m_part), [&](int64_t task, void* scratch) {

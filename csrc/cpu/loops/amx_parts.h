@@ -161,10 +161,10 @@ GLM4V_INLINE void multiply_parts(const char* a, const char* b) {
   }
 }
 
-// to [32, 32], rows `stride` floats apart, = A B over so many steps; before step i comes between(i).
 struct Nothing {
   void operator()(int64_t) const {}
 };
+// to [32, 32], rows `stride` floats apart, = A B over so many steps; before step i comes between(i).
 template <bool MIRRORED = false, class Between = Nothing>
 GLM4V_INLINE void product_of_parts(int64_t steps, const char* a, const char* b, float* to, int64_t stride,
                                    const Between& between = {}) {

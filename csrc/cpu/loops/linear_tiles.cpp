@@ -3,6 +3,7 @@
 #include "cpu/loops/linear_tiles.h"
 
 #include "cpu/loops/amx_parts.h"
+#include "cpu/loops/denormals.h"
 
 namespace glm4v::amx {
 namespace {
@@ -62,6 +63,7 @@ void linear_tiles(const TileProduct& args, int64_t m_begin, int64_t m_end, int64
   Waiting before{};
   int64_t turn = 0;
   const Tiles tiles;
+  const FlushDenormals flush;  // parts of small numbers
   for (int64_t k = 0; k < args.k; k += DEPTH) {
     const int64_t inputs = least(DEPTH, args.k - k), steps = (inputs + 31) / 32;
     for (int64_t i = 0; i < m_panels; ++i) {
