@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -25,7 +26,11 @@ def ratio_of_units(answer: str, truth: str) -> list[float] | None:
         source = _units.parse_units(answer)
         if ("hertz" in str(source)) != ("hertz" in str(target)) and _ANGLE.search(f"{source} {target}"):
             return None  # 5 rad/s are no 5 Hz, though pint counts angles by nothing
-        at_0, at_1 = (_units.Quantity(x, source).to(target).magnitude for x in (0.0, 1.0))
+        at_0, at_1, at_2 = (float(_units.Quantity(x, source).to(target).magnitude) for x in (0.0, 1.0, 2.0))
     except Exception:
         return None
-    return [float(at_1 - at_0), float(at_0)]
+    if not all(map(math.isfinite, (at_0, at_1, at_1 - at_0))):  # W in dBm, and powers that no float can hold
+        return None
+    if not math.isclose(at_2 - at_0, 2 * (at_1 - at_0), rel_tol=1e-6):  # dBm in W
+        return None
+    return [at_1 - at_0, at_0]

@@ -12,6 +12,7 @@ from fractions import Fraction
 
 from . import worker
 from .choice import judge_option, letters_of, options_of
+from .copies import REWRITE, SYMBOLS, bare, copied
 from .judge import Judge
 from .number import CUT_OFF, MULTIPLES, Number, close, percent_left_out, read_count, read_number, scaled, unmark
 from .text import (
@@ -32,7 +33,6 @@ from .text import (
 from .units import asked_unit, is_measure, is_unit, unit_name
 from .verdict import Verdict, judged, right, wrong
 
-_SYMBOLS = frozenset("+-*/^=<>≤≥(){}[]\\√π∞±|!²³½")
 _MARKUP = frozenset("(){}[]\\^")
 _HYPHEN = re.compile(
     r"(?<=[^\W\d_])-(?=[^\W\d_]{2})|(?<=[^\W\d_]{2})-(?=[^\W\d_])|\*\*"  # x-ray, **bold**
@@ -75,10 +75,6 @@ _FUNCTION = re.compile(
     "sin|cos|tan|sec|csc|cot|log|exp|sqrt|infin|alpha|gamma|delta|epsilon|theta|kappa|lambda|sigma|upsilon|omega"
 )
 _ALONE = re.compile(r"(?<![A-Za-z\\])[A-Za-zα-ω](?![A-Za-z])")
-_REWRITE = re.compile(r"\b(?:simpl|reduc|lowest terms|convert|rewrite|express)|化简|约分|换算|化为|化成", re.IGNORECASE)
-_WORK_OUT = re.compile(
-    r"\b(?:expand|factor|evaluat|calculat|comput|rationali[sz]|value of)|计算|分解|展开|求值|的值", re.IGNORECASE
-)
 _LABELS = [frozenset(run) for run in ("ABCDEFGH", "PQRS", "XYZ", "ACGTU")]
 _STRAND = re.compile(r"\b(?:sequen|codon|strand|path|route)", re.IGNORECASE)
 _SIGNS = {"angle": "∠", "triangle": "△", "parallel": "∥", "perp": "⊥", "cong": "≅", "sim": "∽"}
@@ -121,17 +117,17 @@ class Stem:
         given, due = numbered(answer), numbered(truth)
         ordered = (given, due) != (answer, truth) or asks_for_order(question)
         verdict = self._compare(given, due, question, ordered)
-        if verdict.score and question and _copied(answer, truth, question):
+        if verdict.score and question and copied(answer, truth, question):
             return wrong("what the question gives, not what it asks for")
         return verdict
 
     def _compare(self, answer: str, truth: str, question: str | None, ordered: bool) -> Verdict:
         if (option := judge_option(answer, truth, question, ordered)) is not None:
             return option
-        if _LABEL.fullmatch(label := re.sub(r"\s", "", _bare(truth))):
-            given = re.sub(r"\s", "", re.sub(r"(?<=\d)(?: to |比)(?=\d)", ":", _bare(answer))).rpartition("=")[2]
+        if _LABEL.fullmatch(label := re.sub(r"\s", "", bare(truth))):
+            given = re.sub(r"\s", "", re.sub(r"(?<=\d)(?: to |比)(?=\d)", ":", bare(answer))).rpartition("=")[2]
             given, label = given.replace("/", ":"), label.replace("/", ":")
-            if _RATIO.search(question or "") and not _REWRITE.search(question or ""):
+            if _RATIO.search(question or "") and not REWRITE.search(question or ""):
                 return judged(_shares(given) == _shares(label), "as ratios")
             return judged(given == label, "as written")
         if (due := _digits(truth)) is not None and due[1]:
@@ -166,7 +162,7 @@ class Stem:
         said, meant = (_OR.sub(", ", answer), _OR.sub(", ", truth)) if b is None else (answer, truth)
         if "且" in said and "且" in meant:  # k < 1 and k ≠ 0
             said, meant = (text.replace("且", ", ") for text in (said, meant))
-        if (b is not None and a is None and not _SYMBOLS & set(answer)) or (hedges(said) and not hedges(truth)):
+        if (b is not None and a is None and not SYMBOLS & set(answer)) or (hedges(said) and not hedges(truth)):
             return wrong("no single value")
         said, meant = self._without_unit(said, meant, question) if a is None or b is None else (said, meant)
         spelt = _spelt(answer) and _spelt(truth) and not _product(truth, question)
@@ -299,7 +295,7 @@ def _same_words(answer: str, truth: str, question: str | None) -> bool:
     """Words alone, to which no sign has come; of one or two letters (CO, Co; M, m), in products (mgR, mgr) and in
     formulas (CoCl2, COCl2) the case counts."""
     answer, truth = (_SIGN.sub(lambda m: _SIGNS[m[1]], unmark(text)).replace("≌", "≅") for text in (answer, truth))
-    if _SYMBOLS & set(_HYPHEN.sub("", truth)) or (_SYMBOLS - _MARKUP) & set(_HYPHEN.sub("", answer)):
+    if SYMBOLS & set(_HYPHEN.sub("", truth)) or (SYMBOLS - _MARKUP) & set(_HYPHEN.sub("", answer)):
         return False
     short = len(truth) <= 2 and truth.isalpha() and (letters_of(truth) is None or truth > "J")
     cased = (
@@ -337,28 +333,6 @@ def _shares(ratio: str) -> list[str]:
         return parts
     factor = math.gcd(*map(int, parts)) or 1
     return [str(int(part) // factor) for part in parts]
-
-
-def _bare(text: str) -> str:
-    """A text without braces and signs of products, fractions with strokes."""
-    text = re.sub(r"\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2", unmark(text))
-    return re.sub(r"[{}*]|(?<=\d),(?=\d{3}(?!\d))", "", text).replace("\\sqrt", "√").replace("\\pi", "π").rstrip(" .。")
-
-
-def _copied(answer: str, truth: str, question: str) -> bool:
-    """Whether the answer stands as it is in a question that asks for another form of it, as the truth is: x(x + 1)
-    where it is to be expanded, 36 km/h where m/s are asked for."""
-    a, b = read_number(answer), read_number(truth)
-    if a is not None and b is not None:
-        changed = "/" in _bare(answer + truth) or (a.unit, a.percent) != (b.unit, b.percent)
-        asks = changed and bool(_REWRITE.search(question))
-    else:
-        asks = bool(_SYMBOLS & set(answer) and (_REWRITE.search(question) or _WORK_OUT.search(question)))
-    if not asks or len(answer) + len(truth) > 400:
-        return False
-    letters = (r"\s*".join(map(re.escape, re.sub(r"\s", "", _bare(text)))) for text in (answer, truth))
-    given, due = (re.search(rf"(?<![\w.]){run}(?!\w)", _bare(question)) for run in letters)
-    return given is not None and due is None
 
 
 def _spelt(text: str) -> bool:
@@ -399,4 +373,4 @@ def _product(text: str, question: str | None) -> bool:
 
 def _mathematical(text: str) -> bool:
     """Whether the text may be mathematics rather than a sentence."""
-    return len(text) <= 2000 and (bool(_SYMBOLS & set(text)) or len(text.split()) <= 3 or text[:1].isdigit())
+    return len(text) <= 2000 and (bool(SYMBOLS & set(text)) or len(text.split()) <= 3 or text[:1].isdigit())
