@@ -195,7 +195,7 @@ std::optional<Tensor> tiles_linear(const Tensor& x, const Tensor& weight, const 
 // In fp32 beside MKL, on the machines with tiles: row-major weights 5 to 70 % ahead where sums are long.
 bool own_is_ahead(DType dtype, const Tensor& x, const Tensor& weight) {
   const int64_t n = weight.size(0), k = weight.size(1), m = x.numel() / k;
-  if (product_of(dtype) == Product::tiles) return weight.stride(1) == 1 && k >= 1024 && m < 192;
+  if (product_of(dtype) == Product::tiles) return weight.stride(1) == 1 && k >= 1024 && m < 128;
   if (!in_pairs(dtype)) return false;
   if (weight.stride(1) != 1) return std::max(m, k) * n * 2 > cached_bytes || std::min({m, n, k}) > 512;
   if (std::min(m, n) >= 512) return true;
@@ -208,7 +208,7 @@ bool own_is_ahead(DType dtype, const Tensor& x, const Tensor& weight) {
 // Of MKL in fp32: by 15 to 50 % from so many rows and columns on; below, packing costs what tiles gain.
 bool tiles_are_ahead(DType dtype, const Tensor& x, const Tensor& weight) {
   const int64_t n = weight.size(0), k = weight.size(1), m = x.numel() / k;
-  return product_of(dtype) == Product::tiles && active_isa() == Isa::amx && std::min(m, n) >= 192 && k >= 64;
+  return product_of(dtype) == Product::tiles && active_isa() == Isa::amx && std::min(m, n) >= 128 && k >= 64;
 }
 #endif
 
