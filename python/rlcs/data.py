@@ -2,8 +2,9 @@
 
 A row of `rlcs sft`: ``{"messages": [{"role": ..., "content": ...}, ...], "images": [...], "videos": [...]}``; with
 ``all_tokens`` it may be ``{"text": ..., "images": ...}``. Content is text, in which ``<image>`` and ``<video>`` stand
-for the next of the row's paths, or a list of parts as ``glm4v.Processor`` takes them; a video given as frames is such
-a part, for it needs its ``fps``. A row of `rlcs train` also has ``id, domain, truth`` and perhaps ``category, tier,
+for the next of the row's paths, or a list of parts as ``glm4v.Processor`` takes them, of which a picture without a
+source (``{"type": "image"}``) stands for the next path, too; a video given as frames is a part, for it needs its
+``fps``. A row of `rlcs train` also has ``id, domain, truth`` and perhaps ``category, tier,
 pass_rate, attempts, question``, and ends with a user's turn. Paths are relative to the file.
 
 Data are one file, a folder of them or a pattern (``"shards/*.jsonl"``), of JSON lines or Parquet. A table's pictures
@@ -76,8 +77,11 @@ def conversation_of(row: Mapping[str, Any], folder: Path) -> list[dict[str, Any]
     ]
     for kind, rest in pictures.items():
         if (left := list(rest)) and len(left) < len(_paths(row, f"{kind}s")):
-            raise ValueError(f"{kind}s must be as many as <{kind}> marks, got {len(left)} more")
+            raise ValueError(f"{_as_many(kind)}, got {len(left)} more")
         if left:  # no mark at all: pictures come first, as most data sets mean it
+            if any(_is_picture(part, kind) for m in found if m["role"] == "user" for part in _parts(m["content"])):
+                said = f"{kind}s must be left out where parts of the content name their pictures"
+                raise ValueError(f"{said}, got {len(left)} beside them")  # perhaps the same ones
             user = next((m for m in found if m["role"] == "user"), None)
             if user is None:
                 raise ValueError(f"{kind}s must belong to a user's message, got none")
@@ -181,8 +185,7 @@ def read_tasks(path: Path, bad_rows: BadRule | BadRows = "fatal", note: Callable
 
 def _holds_pictures(messages: Sequence[Mapping[str, Any]]) -> bool:
     """Whether a picture stands in the messages themselves: as bytes or as a data URL."""
-    contents = [message["content"] for message in messages]
-    parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
+    parts = [part for message in messages for part in _parts(message["content"])]
     sources = [part[kind] for part in parts for kind in ("image", "video") if kind in part]
     each = [one for source in sources for one in (source if isinstance(source, list) else [source])]
     return any(map(stands_inside, each))
@@ -210,10 +213,30 @@ def _unwrapped(picture: Any, name: str) -> Any:
     return found
 
 
+def _parts(content: Any) -> list[dict[str, Any]]:
+    return [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+
+
+def _is_picture(part: Mapping[str, Any], medium: str) -> bool:
+    return part.get("type") in (medium, f"{medium}_url")
+
+
+def _as_many(medium: str) -> str:
+    return f"{medium}s must be as many as <{medium}> marks and {medium} parts without a source"
+
+
+def _next(pictures: Mapping[str, Iterator[Any]], medium: str, folder: Path) -> Any:
+    """Which of the row's pictures a mark stands for."""
+    path = next(pictures[medium], None)
+    if path is None:
+        raise ValueError(f"{_as_many(medium)}, got fewer")
+    return _place(path, folder)
+
+
 def _content(content: Any, pictures: Mapping[str, Iterator[Any]], folder: Path) -> Any:
     """Text with marks as parts; parts with their paths made whole."""
     if isinstance(content, list):
-        return [_part(part, folder) if isinstance(part, dict) else part for part in content]
+        return [_part(part, pictures, folder) if isinstance(part, dict) else part for part in content]
     if not isinstance(content, str) or not MARK.search(content):
         return content
     parts: list[dict[str, Any]] = []
@@ -221,23 +244,24 @@ def _content(content: Any, pictures: Mapping[str, Iterator[Any]], folder: Path) 
         if i % 2 == 0:
             parts += [{"type": "text", "text": piece}] if piece else []
             continue
-        path = next(pictures[piece], None)
-        if path is None:
-            raise ValueError(f"{piece}s must be as many as <{piece}> marks, got fewer")
-        parts.append({"type": piece, piece: _place(path, folder)})
+        parts.append({"type": piece, piece: _next(pictures, piece, folder)})
     return parts
 
 
-def _part(part: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _part(part: dict[str, Any], pictures: Mapping[str, Iterator[Any]], folder: Path) -> dict[str, Any]:
     """A part; the spellings of pictures that `glm4v.Processor` reads become one, with the path made whole."""
-    kind = part.get("type")
-    if kind not in ("image", "video", "image_url", "video_url"):
+    medium = next((medium for medium in pictures if _is_picture(part, medium)), None)
+    if medium is None:
         return part
-    source, medium = source_of(kind, part), kind.removesuffix("_url")
-    if source is None:
+    kind = part["type"]
+    if all(part.get(name) is None for name in (medium, f"{medium}_url", *SPELLINGS)):
+        place = _next(pictures, medium, folder)
+    elif (source := source_of(kind, part)) is not None:
+        place = _place(source, folder)
+    else:  # of no spelling: the processor's to refuse
         return part
     rest = {name: value for name, value in part.items() if name not in ("type", kind, *SPELLINGS)}
-    return {**rest, "type": medium, medium: _place(source, folder)}
+    return {**rest, "type": medium, medium: place}
 
 
 def _place(path: Any, folder: Path) -> Any:

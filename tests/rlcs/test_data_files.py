@@ -83,12 +83,55 @@ def test_a_picture_lies_beside_its_file_however_it_is_spelt(spelt, demo, tmp_pat
         task("none.png")
 
 
-@pytest.mark.parametrize("part", [{"type": ["image"]}, {"type": "image"}, {"type": "image", "image": None}, {}])
+@pytest.mark.parametrize(
+    "part", [{"type": ["image"]}, {"type": "image", "image": {"bytes": "x"}}, {"type": "image", "image_url": "a"}, {}]
+)
 def test_parts_that_are_none_are_left_to_the_processor(part, demo, tmp_path):
     messages = [{"role": "user", "content": [part]}]
     (task,) = read_tasks(write(tmp_path / "tasks.jsonl", {**TASK, "messages": messages}))
     with pytest.raises(ValueError, match="prompt: message 1: a part must be"):
         make(task.messages, Processor.from_pretrained(demo / "model"))
+
+
+def content_of(tmp_path, *content, **pictures):
+    """Content of a task's one message as `read_tasks` gives it; URLs are not looked for."""
+    messages = [{"role": "user", "content": list(content)}]
+    (task,) = read_tasks(write(tmp_path / "tasks.jsonl", {**TASK, "messages": messages, **pictures}))
+    return task.messages[0]["content"]
+
+
+A, B, C = (f"https://a.b/{name}.png" for name in "abc")
+QUESTION = {"type": "text", "text": "q"}
+
+
+@pytest.mark.parametrize(
+    "mark", [{"type": "image"}, {"type": "image", "image": None, "text": None}, {"type": "image_url"}]
+)
+def test_a_picture_part_without_a_source_stands_for_the_next_of_images(mark, tmp_path):
+    content = content_of(tmp_path, QUESTION, mark, QUESTION, mark, images=[A, B])
+    assert [part.get("image", part.get("text")) for part in content] == ["q", A, "q", B]
+    assert {part["type"] for part in content} == {"text", "image"}
+    for images, found in (([], "fewer"), ([A], "fewer"), ([A, B, C], "1 more")):
+        said = f"line 1: images must be as many as <image> marks and image parts without a source, got {found}"
+        with pytest.raises(ValueError, match=said):
+            content_of(tmp_path, mark, mark, images=images)
+
+
+def test_a_video_part_without_a_source_keeps_its_settings(tmp_path):
+    content = content_of(tmp_path, {"type": "video", "fps": 2}, {"type": "image", "image": A}, QUESTION, videos=[B])
+    assert content == [{"type": "video", "fps": 2, "video": B}, {"type": "image", "image": A}, QUESTION]
+
+
+@pytest.mark.parametrize("named", [{"type": "image", "image": A}, {"type": "image_url", "image_url": {"url": A}}])
+def test_pictures_that_parts_name_and_images_list_too_are_a_bad_row(named, tmp_path):
+    said = "line 1: images must be left out where parts of the content name their pictures, got 1 beside them"
+    for images in ([A], [B]):
+        with pytest.raises(ValueError, match=said):
+            content_of(tmp_path, named, QUESTION, images=images)
+    with pytest.raises(ValueError, match="line 1: videos must be left out"):
+        content_of(tmp_path, {"type": "video", "video": [A, B], "fps": 1}, QUESTION, videos=[C])
+    # Nothing is doubtful where all that is listed has its mark.
+    assert [part["image"] for part in content_of(tmp_path, named, {"type": "image"}, images=[B])] == [A, B]
 
 
 def test_pictures_without_a_text_to_stand_before_are_a_bad_row(tmp_path):
