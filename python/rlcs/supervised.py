@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -61,15 +62,27 @@ def lessons_of(messages: list[dict[str, Any]], turns: str, place: str) -> list[L
         raise ValueError("messages must hold an assistant's turn after a user's, got none")
     found = []
     for i in at if turns == "all" else at[-1:]:
-        answer = messages[i]["content"]
-        if not isinstance(answer, str):
-            raise ValueError(f"an assistant's content must be a text, got {type(answer).__name__}")
+        answer = _text(messages[i]["content"])
         expect_unicode("an answer", answer)
         # An answer's tags are tokens, so these would be too.
         if token := next((token for token in PICTURE_TOKENS.values() if token in answer), None):
             raise ValueError(f"an answer must be without tokens of pictures, which have none there, got {token}")
         found.append(Lesson(f"{place}/{i}", place, messages[:i], answer))
     return found
+
+
+def _text(content: Any) -> str:
+    """What an assistant said, its parts as one, as the processor joins those of earlier turns."""
+    expected = "an assistant's content must be a text or parts of text"
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, list) or not parts:
+        raise ValueError(f"{expected}, got {reprlib.repr(content)}")
+    for part in parts:
+        if isinstance(part, dict) and part.get("type") != "text":
+            raise ValueError(f"{expected}, got a part of type {part.get('type')!r}")
+        if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+            raise ValueError(f"{expected}, got {reprlib.repr(part)}")
+    return "".join(part["text"] for part in parts)
 
 
 class Samples:

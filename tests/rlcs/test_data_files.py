@@ -192,6 +192,36 @@ def test_a_picture_in_base64_without_its_scheme_is_a_bad_row(tmp_path):
     )
 
 
+def test_parts_of_text_are_one_answer(demo, tmp_path):
+    def lessons(answer):
+        messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}]
+        path = write(tmp_path / "data.jsonl", {"messages": messages})
+        return read_lessons(sft_config(demo, tmp_path / "run", data=path), BadRows("fatal", 0, print))
+
+    texts = ["<think>a</think>", "<answer>b", "</answer>"]
+    (joined,) = lessons([{"type": "text", "text": text} for text in texts])
+    (whole,) = lessons("".join(texts))
+    assert joined.answer == whole.answer == "".join(texts)
+    for other, said in (
+        ({"type": "image", "image": A}, "a part of type 'image'"),
+        ({"type": "thinking", "thinking": "a"}, "a part of type 'thinking'"),
+        ({"text": "a"}, "a part of type None"),
+        ({"type": "text", "text": 3}, "{'text': 3, 'type': 'text'}"),
+        ("b", "'b'"),
+    ):
+        with pytest.raises(ValueError) as error:
+            lessons([{"type": "text", "text": "a"}, other])
+        said = f"line 1: an assistant's content must be a text or parts of text, got {said}"
+        assert str(error.value).endswith(said)
+    for nothing in (None, [], 3):
+        with pytest.raises(
+            ValueError, match=r"an assistant's content must be a text or parts of text, got (None|\[\]|3)"
+        ):
+            lessons(nothing)
+    with pytest.raises(ValueError, match=r"an answer must be without tokens of pictures, .* got <\|image\|>"):
+        lessons([{"type": "text", "text": "<|ima"}, {"type": "text", "text": "ge|>"}])  # in the seam
+
+
 BOX = '{{"action_type": "click", "box_2d": [[{}]]}}'
 
 
