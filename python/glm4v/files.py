@@ -6,6 +6,7 @@ old one.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterable
@@ -46,6 +47,18 @@ def write_temporary(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
             stream.write(chunk)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def sync(path: Path) -> None:
+    """Brings a file or the names in a folder down to the disk; where the file system has no way to, nothing happens."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:

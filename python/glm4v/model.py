@@ -135,7 +135,8 @@ class Glm4v(nn.Module):
         tensors: Mapping[str, weights.Written] | None = None,
     ) -> None:
         """Writes `config.json`, `generation_config.json` and safetensors that transformers loads; each file appears
-        whole or not at all.
+        whole or not at all. A save that ends early leaves the old weights, or, where shards were taking the names of
+        old ones, no index, which loading says; never a mix of both.
 
         Args:
             folder: where.

@@ -3,7 +3,8 @@
 Reading maps each file and hands its pages to the model, so that a checkpoint never stands in memory twice; what has
 another dtype is converted tensor by tensor. On other devices, where all is copied, a layer's projections to q, k and v
 stand in one tensor (`layers.products`). Everything is checked against the model before anything is taken. Writing
-puts every file under a temporary name first, so that an interrupted save leaves no half file under a real one.
+puts every file under a temporary name first, so that an interrupted save leaves no half file under a real one, and
+never files of two saves that load as one model.
 
 A safetensors file is 8 bytes of header length, a JSON header (name to dtype, shape, byte range), and the bytes.
 """
@@ -24,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .errors import InputError
-from .files import read_json, temporary, write_temporary
+from .files import read_json, sync, temporary, write_temporary
 from .kinds import is_whole
 from .layers import adjoin
 from .text import Attention
@@ -162,14 +163,39 @@ def write(tensors: Mapping[str, Written], folder: str | os.PathLike[str], max_sh
     try:
         for file, content in zip(files, [*map(_encode, shards), index], strict=False):
             write_temporary(target / file, content)
-        for file in files:
-            os.replace(temporary(target / file), target / file)
+        _rename(target, files)
     finally:
         for file in files:
             temporary(target / file).unlink(missing_ok=True)
+    # One file is read before an index is, so an old one counts until the shards that take its place are all there.
     old = {*target.glob("model-?????-of-?????.safetensors"), target / SINGLE, target / INDEX}
     for stale in old - {target / file for file in files}:  # of an earlier save in other shards
         stale.unlink(missing_ok=True)
+
+
+def _rename(folder: Path, files: Sequence[str]) -> None:
+    """Gives the files their names, the last of which makes them the checkpoint: one file of weights, or the index.
+
+    An old index stays until then, unless shards take names that it knows: it would be true of any mix of both saves. It
+    goes aside before them, and comes back where none of them could be renamed.
+    """
+    *shards, last = (folder / file for file in files)
+    index = folder / INDEX
+    aside = index.with_name(f"{INDEX}.old")
+    aside.unlink(missing_ok=True)  # of a save that was killed
+    try:
+        if index.exists() and any(shard.exists() for shard in shards):
+            os.replace(index, aside)
+            sync(folder)  # each step is on the disk before the next one
+        for shard in shards:
+            os.replace(temporary(shard), shard)
+        sync(folder)
+        os.replace(temporary(last), last)
+        sync(folder)
+    finally:
+        if aside.exists() and temporary(shards[0]).exists():
+            os.replace(aside, index)
+        aside.unlink(missing_ok=True)
 
 
 def _parameters(model: nn.Module) -> dict[str, Tensor]:

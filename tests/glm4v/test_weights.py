@@ -1,6 +1,7 @@
 """Checkpoint files: names, mapping, shards, and one clear line for each thing that can be wrong with them."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -108,6 +109,99 @@ def test_a_failed_save_leaves_the_old_files(tiny_checkpoint, tmp_path, monkeypat
     with pytest.raises(OSError, match="no space left"):
         model.save_pretrained(folder, max_shard_bytes=300_000)
     assert {f.name: f.read_bytes() for f in folder.iterdir()} == before
+
+
+def value_in(folder):
+    """The number that every weight of the checkpoint is, of a mix both; None where loading says in one line that there
+    is no whole checkpoint."""
+    try:
+        model = Glm4v.from_pretrained(folder)
+    except InputError as error:
+        assert str(error).startswith(f"weights: {folder}") and "\n" not in str(error)
+        return None
+    (value,) = {x for p in model.parameters() for x in (p.min().item(), p.max().item())}
+    return value
+
+
+SAVES = pytest.mark.parametrize(
+    ("before", "after"),
+    [(300_000, 300_000), (300_000, 500_000), (10**9, 300_000), (300_000, 10**9), (10**9, 10**9)],
+)
+
+
+@pytest.fixture
+def ones_and_twos(tiny_checkpoint):
+    models = [Glm4v.from_pretrained(tiny_checkpoint, dtype=torch.bfloat16) for _ in range(2)]
+    with torch.no_grad():
+        for value, model in enumerate(models, 1):
+            for parameter in model.parameters():
+                parameter.fill_(value)
+    return models
+
+
+def assert_saved_over(folder, model, shard):
+    """A save over whatever an earlier one has left ends with its own files alone."""
+    model.save_pretrained(folder, max_shard_bytes=shard)
+    assert value_in(folder) == 2
+    names = {file.name for file in folder.iterdir() if file.name.startswith("model") and file.suffix != ".tmp"}
+    index = folder / "model.safetensors.index.json"
+    told = {*json.loads(index.read_text())["weight_map"].values(), index.name} if index.exists() else set()
+    assert names == (told or {"model.safetensors"})
+
+
+@SAVES
+def test_a_save_that_is_killed_leaves_no_mix_of_two_models(before, after, ones_and_twos, tmp_path, monkeypatch):
+    ones, twos = ones_and_twos
+    ones.save_pretrained(tmp_path / "model", max_shard_bytes=before)
+    cuts = []
+
+    def cut_before(step):
+        def cut(*arguments, **options):
+            cuts.append(shutil.copytree(tmp_path / "model", tmp_path / f"cut-{len(cuts)}"))
+            return step(*arguments, **options)
+
+        return cut
+
+    with monkeypatch.context() as patched:
+        for name in ("replace", "unlink"):
+            patched.setattr(os, name, cut_before(getattr(os, name)))
+        twos.save_pretrained(tmp_path / "model", max_shard_bytes=after)
+    found = [value_in(folder) for folder in cuts]
+    assert found[0] == 1 and found[-1] == 2 and len(found) > 2
+    # Shards that take the names of old ones: between the first and the last of them there is no whole model.
+    expected = {1, None, 2} if before == after < 10**9 else {1, 2}
+    assert set(found) == expected and found == sorted(found, key=[1, None, 2].index)
+    for folder in [*cuts, tmp_path / "model"]:
+        assert_saved_over(folder, twos, after)
+
+
+@SAVES
+def test_a_save_that_fails_at_a_rename_leaves_no_mix_of_two_models(before, after, ones_and_twos, tmp_path, monkeypatch):
+    ones, twos = ones_and_twos
+    replace, found, same_names = os.replace, [], before == after < 10**9
+    for failing in range(1, 99):
+        folder, calls = tmp_path / str(failing), []
+        ones.save_pretrained(folder, max_shard_bytes=before)
+
+        def failing_replace(source, target, failing=failing, calls=calls):
+            calls.append(source)
+            if len(calls) == failing:
+                raise OSError("input/output error")
+            replace(source, target)
+
+        monkeypatch.setattr(os, "replace", failing_replace)
+        try:
+            twos.save_pretrained(folder, max_shard_bytes=after)
+        except OSError:
+            found.append(value_in(folder))
+            assert not [file for file in folder.iterdir() if file.suffix in (".tmp", ".old")]
+        monkeypatch.setattr(os, "replace", replace)
+        assert_saved_over(folder, twos, after)
+        if len(calls) < failing:
+            break
+    # The index goes aside before the first shard is renamed, and comes back where that fails.
+    assert found[: 1 + same_names] == [1] * (1 + same_names)
+    assert set(found) == ({1, None, 2} if same_names else {1, 2}) and len(calls) == failing - 1
 
 
 def test_progress_counts_every_byte(tiny_checkpoint):
