@@ -11,6 +11,7 @@ import functools
 import io
 import itertools
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -30,6 +31,11 @@ NEEDS = (
 
 DISTRIBUTED = ("sft", "train")
 """Commands that torchrun may start in several processes."""
+
+AGAIN = {"verify": ("--domain",)}
+"""Flags of commands that may stand more than once; each time adds a value."""
+
+FLAG = re.compile(r"--[a-z][\w.-]*")
 
 T = TypeVar("T")
 
@@ -85,10 +91,27 @@ def _run(name: str, arguments: list[str], several: bool) -> Any:
     if several and name not in DISTRIBUTED:
         _tell(f"rlcs: torchrun must start one of {', '.join(DISTRIBUTED)}, got {name}")
         return 2
+    _expect_once(name, arguments)
     try:
         return (_with_others(COMMANDS[name], arguments) if several else COMMANDS[name](arguments)) or 0
     except SystemExit as end:
         return end.code
+
+
+def _expect_once(name: str, arguments: Sequence[str]) -> None:
+    """Refuses a flag that stands twice, of which the parser takes the last, a list's values with it. A setting's flag
+    and its ``--no-`` are one."""
+    found = set[str]()
+    for argument in itertools.takewhile(lambda argument: argument != "--", arguments):
+        flag = argument.partition("=")[0].replace("_", "-")
+        if not FLAG.fullmatch(flag) or flag in AGAIN.get(name, ()):
+            continue
+        before, dot, last = flag.removeprefix("--").rpartition(".")
+        setting = f"--{before}{dot}{last.removeprefix('no-')}"
+        if setting in found:
+            several = "all values of a list stand behind one"
+            raise ValueError(f"{name}: a flag must stand once ({several}), got {setting} twice")
+        found.add(setting)
 
 
 def _with_others(command: Callable[[list[str]], Any], arguments: list[str]) -> int:
