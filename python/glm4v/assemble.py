@@ -61,6 +61,8 @@ def assemble(
         InputError: one line that names the file or setting and what was expected. Nothing is
             written then.
     """
+    if os.fspath(out) == "":  # Path would make it the folder one is in
+        raise InputError("assemble: out must be a new or empty folder, got ''")
     vision_dir, language_dir, target = checkpoint_folder(vision), checkpoint_folder(language), Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"assemble: out must be a new or empty folder, got {target}")

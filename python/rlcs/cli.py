@@ -17,11 +17,14 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from glm4v.output import let_go
 
 from .launch import started_as
+
+if TYPE_CHECKING:
+    from tyro.constructors import PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 NEEDS = (
     "tyro", "rich", "yaml", "pydantic", "tensorboard", "matplotlib", "pyarrow", "sympy", "math_verify", "pint",
@@ -257,11 +260,14 @@ def _called(function: Callable[..., T], name: str, arguments: list[str], **optio
 def _parsed(target: Callable[..., T], name: str, arguments: list[str], **options: Any) -> T:
     """What the flags make of ``target``; the parser's framed errors become one line."""
     import tyro
+    from tyro.constructors import ConstructorRegistry
 
+    registry = ConstructorRegistry()
+    registry.primitive_rule(_path_rule)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(target, args=arguments, prog=f"rlcs {name}", **options)
+            return tyro.cli(target, args=arguments, prog=f"rlcs {name}", registry=registry, **options)
     except SystemExit as end:
         if not end.code:
             raise
@@ -269,6 +275,29 @@ def _parsed(target: Callable[..., T], name: str, arguments: list[str], **options
         rows = itertools.dropwhile(_is_rule, found)  # one is under it where the output's encoding has no frames
         words = itertools.takewhile(lambda row: not _is_rule(row), rows)
         raise ValueError(f"{' '.join(words)} (see rlcs {name} --help)") from None
+
+
+def _path_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path | None] | None:
+    """Paths as the parser has them, but none of an empty text, which a shell makes of a variable that is not set: it
+    would be the folder one is in."""
+    from tyro.constructors import PrimitiveConstructorSpec
+
+    if info.type not in (Path, Path | None):
+        return None
+    optional = info.type is not Path
+
+    def read(values: list[str]) -> Path | None:
+        if not values[0]:
+            raise ValueError("must be a path, got ''")
+        return None if optional and values == ["None"] else Path(values[0])
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{None}|PATH" if optional else "PATH",
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, Path) or (optional and value is None),
+        str_from_instance=lambda path: [str(path)],
+    )
 
 
 def _is_rule(row: str) -> bool:
@@ -283,10 +312,13 @@ def _take(arguments: list[str], flag: str) -> str | None:
                 raise ValueError(f"{flag} must have a value, got none")
             value = arguments[i + 1]
             del arguments[i : i + 2]
-            return value
-        if argument.startswith(flag + "="):
-            del arguments[i]
-            return argument.partition("=")[2]
+        elif argument.startswith(flag + "="):
+            value = arguments.pop(i).partition("=")[2]
+        else:
+            continue
+        if not value:
+            raise ValueError(f"{flag} must have a value, got ''")
+        return value
     return None
 
 

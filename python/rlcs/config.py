@@ -372,6 +372,8 @@ def _known(kind: Any, found: Any, where: str, at: str = "") -> None:
             raise ValueError(f"config: {where}: {at}{name} must be one of {', '.join(fields)}")
         if isinstance(value, bool) and "bool" not in str(fields[name].type):  # pydantic takes it for 1 or 0
             raise ValueError(f"config: {where}: {at}{name} must be {fields[name].type}, got {value}")
+        if value == "" and "Path" in str(fields[name].type):  # it would be the folder one is in
+            raise ValueError(f"config: {where}: {at}{name} must be a path, got ''")
         default = getattr(kind(), name)
         if dataclasses.is_dataclass(default):
             _known(type(default), value, where, f"{at}{name}.")

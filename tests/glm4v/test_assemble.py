@@ -203,6 +203,16 @@ def test_command(parts, tmp_path, capsys):
     assert end.value.code == 2 and "out must be a new or empty folder" in capsys.readouterr().err
 
 
+def test_an_empty_name_is_no_folder(parts, tmp_path, capsys, monkeypatch):
+    """A shell's variable that is not set: it would be the folder one is in."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main(["assemble", "--vision", str(parts[2]), "--language", str(parts[3]), "--out", ""])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said == "glm4v: assemble: out must be a new or empty folder, got ''\n"
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_default_device_is_nobodys(parts, base, tmp_path):
     with torch.device("meta"):
         assemble(parts[2], parts[3], tmp_path / "out", seed=3)

@@ -1,9 +1,11 @@
-"""Flags of `rlcs`: each once, lists whole."""
+"""Flags of `rlcs`: each once, lists whole, no path that a shell has left empty."""
+
+from pathlib import Path
 
 import pytest
 
 from rlcs import cli
-from rlcs.config import TrainConfig
+from rlcs.config import SftConfig, TrainConfig, read
 
 
 @pytest.fixture
@@ -50,3 +52,41 @@ def test_values_of_a_list_stand_behind_one_flag(monkeypatch):
 def test_domains_of_verify_may_also_be_flags_of_their_own(refused):
     said = refused("verify", "--domain", "ocr", "--domain", "music")
     assert said.startswith("rlcs: verify: --domain must be one of") and said.endswith("got music")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("sft", "--run.out", ""),
+        ("train", "--run.out="),
+        ("train", "--eval.tasks", ""),
+        ("eval", "--model", "m", "--tasks", "t", "--out", ""),
+        ("report", "run", "--out", ""),
+        ("demo", "--out", ""),
+    ],
+)
+def test_an_empty_path_is_refused(arguments, refused, tmp_path, monkeypatch):
+    """A variable that is not set, which would be the folder one is in."""
+    monkeypatch.chdir(tmp_path)
+    flag = next(one for one in reversed(arguments) if one.startswith("--")).rstrip("=")
+    assert refused(*arguments) == f"rlcs: Error parsing {flag}: must be a path, got '' (see rlcs {arguments[0]} --help)"
+    assert not list(tmp_path.iterdir())
+
+
+def test_empty_paths_of_other_kinds(refused, tmp_path):
+    assert "must be a path, got ''" in refused("show", "")
+    assert "arguments: ['run', '']" in refused("report", "run", "")
+    for name in ("train", "sft"):
+        assert refused(name, "--config", "") == "rlcs: --config must have a value, got ''"
+    (file := tmp_path / "config.yaml").write_text("run: {out: ''}")
+    for kind in (SftConfig, TrainConfig):
+        with pytest.raises(ValueError, match=r"config\.yaml: run\.out must be a path, got ''$"):
+            read(kind, file)
+
+
+@pytest.mark.parametrize(("given", "path"), [([], None), (["--out", "None"], None), (["--out", "a"], Path("a"))])
+def test_a_path_that_may_be_none(given, path):
+    def command(run: Path, /, out: Path | None = None, other: Path = Path("b")):
+        return run, out, other
+
+    assert cli._called(command, "show", ["here", *given]) == (Path("here"), path, Path("b"))
