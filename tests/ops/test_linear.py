@@ -222,14 +222,18 @@ def test_many_rows_of_bf16():
     assert_as_accurate(linear, reference.linear, sample((520, 1177, 513, True), torch.bfloat16))
 
 
-def test_own_product_does_not_depend_on_threads():
-    x, weight = torch.randn(600, 300).bfloat16(), torch.randn(700, 300).bfloat16()
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("glm4v_ext", torch.bfloat16), pytest.param(TILES, torch.float32, marks=needs_tiles)]
+)
+def test_own_products_do_not_depend_on_threads(name, dtype):
+    x, weight = torch.randn(600, 500).to(dtype), torch.randn(2100, 500).to(dtype)
     threads = torch.get_num_threads()
-    with forced_product("glm4v_ext", torch.bfloat16):
+    with forced_product(name, dtype):
         together = linear(x, weight)
-        torch.set_num_threads(1)
         try:
-            assert torch.equal(together, linear(x, weight))
+            for count in (1, 3):
+                torch.set_num_threads(count)
+                assert torch.equal(together, linear(x, weight))
         finally:
             torch.set_num_threads(threads)
 
@@ -250,18 +254,6 @@ def test_tiles(shape):
     plain = torch.nn.functional.linear(x, weight, *bias)
     exact = torch.nn.functional.linear(*(t.double() for t in (x, weight, *bias)))
     assert (whole - exact).square().mean() < (plain - exact).square().mean()
-
-
-@needs_tiles
-@pytest.mark.parametrize("threads", [1, 3])
-def test_tiles_do_not_depend_on_threads(threads):
-    x, weight = torch.randn(600, 500), torch.randn(2100, 500)
-    before, together = torch.get_num_threads(), linear(x, weight)
-    torch.set_num_threads(threads)
-    try:
-        assert torch.equal(together, linear(x, weight))
-    finally:
-        torch.set_num_threads(before)
 
 
 # fp32's range is tiles' only in part: what they cannot take goes another way.

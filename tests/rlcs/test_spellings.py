@@ -10,6 +10,7 @@ from rlcs.rewards.answer import mixes_languages
 pytestmark = pytest.mark.long
 
 RIGHT = (
+    ("physics", "1 Np", "8.686 dB"), ("physics", "32 °F", "0 °C"), ("physics", "300 K", "26.85 °C"),
     ("math", "**72**", "72"), ("math", "The answer is 72.", "72"), ("math", "答案是12", "12"),
     ("math", "\\[12\\]", "12"),
     ("math", "14 years old", "14"), ("math", "Total distance = 540 meters", "540"),
@@ -88,6 +89,9 @@ RIGHT = (
     ("vqa", "✓", "yes"), ("math", "3比2", "3:2"),
 )  # fmt: skip
 WRONG = (
+    # Units that no factor turns into one another: no error either, which an answer may not choose over a zero.
+    ("physics", "5 Ym^12*Zm^14/m^25", "5 m"), ("physics", "3 B", "3 dB"), ("physics", "1 W", "30 dBm"),
+    ("physics", "3859.5 dBm", "1 W"),
     ("math", "The answer is not 72", "72"), ("math", "The answer is 72 or 73", "72"),
     ("math", "x=1 y=2", "2"), ("math", "None", "0"),
     ("math", "x^2-4=0", "0"), ("math", "5", "x+y=5"), ("math", "CD", "AB=CD"), ("math", "x=3, -1", "x=3, y=-1"),
