@@ -51,6 +51,19 @@ class Tiles {
   Tiles& operator=(const Tiles&) = delete;
 };
 
+// Pieces of a worker's scratch, each of which begins on a cache line; from null, `bytes` of all of them.
+struct Pieces {
+  char* base;
+  size_t bytes = 0;
+
+  explicit Pieces(void* scratch) : base(static_cast<char*>(scratch)) {}
+  template <class T>
+  void take(T*& piece, int64_t count) {
+    piece = reinterpret_cast<T*>(base + bytes);
+    bytes += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
+  }
+};
+
 // v[i] lane j <-> v[j] lane i.
 GLM4V_INLINE void transpose_16x16(__m512i (&v)[16]) {
   __m512i t[16];

@@ -111,15 +111,11 @@ void pack_across(const float* x, int64_t along, int64_t rows, int64_t inputs, ch
 
 // ---- products: registers 0-3 hold 32 x 32 sums, 4 and 5 rows of A, 6 and 7 columns of B ----
 
-template <int PART>
-GLM4V_INLINE void load_a(const char* a) {
-  tile_load<4>(a + PART * 2 * TILE_BYTES, 64);
-  tile_load<5>(a + PART * 2 * TILE_BYTES + TILE_BYTES, 64);
-}
-template <int PART>
-GLM4V_INLINE void load_b(const char* b) {
-  tile_load<6>(b + PART * 2 * TILE_BYTES, 64);
-  tile_load<7>(b + PART * 2 * TILE_BYTES + TILE_BYTES, 64);
+// Two tiles of a part, to registers TILE and TILE + 1.
+template <int TILE, int PART>
+GLM4V_INLINE void load_part(const char* from) {
+  tile_load<TILE>(from + PART * 2 * TILE_BYTES, 64);
+  tile_load<TILE + 1>(from + PART * 2 * TILE_BYTES + TILE_BYTES, 64);
 }
 GLM4V_INLINE void multiply_loaded() {
   tile_product<0, 4, 6>();
@@ -132,33 +128,20 @@ GLM4V_INLINE void multiply_loaded() {
 // gives the same bits.
 template <bool MIRRORED>
 GLM4V_INLINE void multiply_parts(const char* a, const char* b) {
-  if constexpr (MIRRORED) {
-    load_b<0>(b), load_a<2>(a);
-    multiply_loaded();
-    load_a<1>(a);
-    multiply_loaded();
-    load_b<1>(b);
-    multiply_loaded();
-    load_a<0>(a);
-    multiply_loaded();
-    load_b<2>(b);
-    multiply_loaded();
-    load_b<0>(b);
-    multiply_loaded();
-  } else {
-    load_a<0>(a), load_b<2>(b);
-    multiply_loaded();
-    load_b<1>(b);
-    multiply_loaded();
-    load_a<1>(a);
-    multiply_loaded();
-    load_b<0>(b);
-    multiply_loaded();
-    load_a<2>(a);
-    multiply_loaded();
-    load_a<0>(a);
-    multiply_loaded();
-  }
+  constexpr int X = MIRRORED ? 6 : 4, Y = MIRRORED ? 4 : 6;
+  const char *const x = MIRRORED ? b : a, *const y = MIRRORED ? a : b;
+  load_part<X, 0>(x), load_part<Y, 2>(y);
+  multiply_loaded();
+  load_part<Y, 1>(y);
+  multiply_loaded();
+  load_part<X, 1>(x);
+  multiply_loaded();
+  load_part<Y, 0>(y);
+  multiply_loaded();
+  load_part<X, 2>(x);
+  multiply_loaded();
+  load_part<X, 0>(x);
+  multiply_loaded();
 }
 
 struct Nothing {

@@ -66,23 +66,14 @@ struct Scratch {
 };
 
 Scratch lay_out(void* base, int64_t groups, int64_t C) {
-  size_t at = 0;
-  const auto take = [&](size_t bytes) {
-    char* p = static_cast<char*>(base) + at;
-    at += round_up(bytes, 64);
-    return static_cast<void*>(p);
-  };
+  Pieces pieces(base);
   Scratch s;
-  s.blocks = static_cast<Block*>(take(2 * sizeof(Block)));
-  s.s = static_cast<float*>(take(2 * ROWS * STAGE * sizeof(float)));
-  s.groups = static_cast<Group*>(take(groups * sizeof(Group)));
-  s.units = static_cast<Unit*>(take(groups * (PACKED_KEYS / KEYS) * sizeof(Unit)));
-  s.q = static_cast<bf16*>(take(groups * ROWS * (C + 32) * sizeof(bf16)));
-  s.o = static_cast<float*>(take(groups * ROWS * (C + 16) * sizeof(float)));
-  s.k = static_cast<char*>(take(PACKED_KEYS * C * sizeof(bf16)));
-  s.v = static_cast<char*>(take(PACKED_KEYS * C * sizeof(bf16)));
-  s.spill = static_cast<char*>(take(4 * TILE_BYTES));
-  s.bytes = at;
+  pieces.take(s.blocks, 2), pieces.take(s.s, 2 * ROWS * STAGE);
+  pieces.take(s.groups, groups), pieces.take(s.units, groups * (PACKED_KEYS / KEYS));
+  pieces.take(s.q, groups * ROWS * (C + 32)), pieces.take(s.o, groups * ROWS * (C + 16));
+  pieces.take(s.k, PACKED_KEYS * C * 2), pieces.take(s.v, PACKED_KEYS * C * 2);
+  pieces.take(s.spill, 4 * TILE_BYTES);
+  s.bytes = pieces.bytes;
   return s;
 }
 

@@ -54,24 +54,21 @@ struct Scratch {
 };
 
 Scratch lay_out(void* base, int64_t R, int64_t L, const Sizes& z) {
-  size_t at = 0;
-  const auto take = [&](auto*& p, int64_t count) {
-    p = reinterpret_cast<decltype(+p)>(static_cast<char*>(base) + at);
-    at += round_up(count * static_cast<int64_t>(sizeof(*p)), 64);
-  };
+  Pieces pieces(base);
   const int64_t rows = round_up(R, z.row_block), keys = round_up(L, STAGE), C = z.C;
   Scratch x;
-  take(x.q_columns, rows * C * 2), take(x.dout_columns, rows * C * 2);
-  take(x.q_pairs, rows * C * 2), take(x.dout_pairs, rows * C * 2);
-  take(x.lse, rows), take(x.delta, rows), take(x.lo, rows), take(x.hi, rows);
-  take(x.visible, rows / STAGE);
-  take(x.dq_started, rows / STAGE), take(x.dk_started, keys / STAGE);
-  take(x.k, z.key_block * (C + 32)), take(x.v, z.key_block * (C + 32)), take(x.k_columns, C * z.column_row());
-  take(x.s, 2 * SUM), take(x.dp, 2 * SUM);
-  take(x.p, STAGE * z.weight_row()), take(x.ds, STAGE * z.weight_row());
-  take(x.ds_pairs, z.key_block * z.row_block * 2), take(x.spill, 4 * TILE_BYTES);
-  take(x.dq, rows * C), take(x.dk, keys * C), take(x.dv, keys * C);
-  x.bytes = at;
+  pieces.take(x.q_columns, rows * C * 2), pieces.take(x.dout_columns, rows * C * 2);
+  pieces.take(x.q_pairs, rows * C * 2), pieces.take(x.dout_pairs, rows * C * 2);
+  pieces.take(x.lse, rows), pieces.take(x.delta, rows), pieces.take(x.lo, rows), pieces.take(x.hi, rows);
+  pieces.take(x.visible, rows / STAGE);
+  pieces.take(x.dq_started, rows / STAGE), pieces.take(x.dk_started, keys / STAGE);
+  pieces.take(x.k, z.key_block * (C + 32)), pieces.take(x.v, z.key_block * (C + 32)),
+      pieces.take(x.k_columns, C * z.column_row());
+  pieces.take(x.s, 2 * SUM), pieces.take(x.dp, 2 * SUM);
+  pieces.take(x.p, STAGE * z.weight_row()), pieces.take(x.ds, STAGE * z.weight_row());
+  pieces.take(x.ds_pairs, z.key_block * z.row_block * 2), pieces.take(x.spill, 4 * TILE_BYTES);
+  pieces.take(x.dq, rows * C), pieces.take(x.dk, keys * C), pieces.take(x.dv, keys * C);
+  x.bytes = pieces.bytes;
   return x;
 }
 

@@ -46,22 +46,14 @@ struct Scratch {
 };
 
 Scratch lay_out(void* base, int64_t groups, int64_t C) {
-  size_t at = 0;
-  const auto take = [&](size_t bytes) {
-    char* p = static_cast<char*>(base) + at;
-    at += round_up(bytes, 64);
-    return static_cast<void*>(p);
-  };
+  Pieces pieces(base);
   Scratch x;
-  x.groups = static_cast<Group*>(take(groups * sizeof(Group)));
-  x.s = static_cast<float*>(take(2 * ROWS * S_ROW * sizeof(float)));
-  x.p = static_cast<char*>(take(KEYS / 32 * STEP_BYTES));
-  x.part = static_cast<float*>(take(2 * ROWS * 32 * sizeof(float)));
-  x.o = static_cast<float*>(take(groups * ROWS * (C + 16) * sizeof(float)));
-  x.q = static_cast<char*>(take(groups * (C / 32) * STEP_BYTES));
-  x.k = static_cast<char*>(take(PACKED_KEYS / 32 * (C / 32) * STEP_BYTES));
-  x.v = static_cast<char*>(take(PACKED_KEYS / 32 * (C / 32) * STEP_BYTES));
-  x.bytes = at;
+  pieces.take(x.groups, groups);
+  pieces.take(x.s, 2 * ROWS * S_ROW), pieces.take(x.p, KEYS / 32 * STEP_BYTES);
+  pieces.take(x.part, 2 * ROWS * 32), pieces.take(x.o, groups * ROWS * (C + 16));
+  pieces.take(x.q, groups * (C / 32) * STEP_BYTES);
+  for (char** tiles : {&x.k, &x.v}) pieces.take(*tiles, PACKED_KEYS / 32 * (C / 32) * STEP_BYTES);
+  x.bytes = pieces.bytes;
   return x;
 }
 

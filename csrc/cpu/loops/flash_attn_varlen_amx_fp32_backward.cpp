@@ -51,23 +51,20 @@ struct Scratch {
 };
 
 Scratch lay_out(void* base, const Sizes& z) {
-  size_t at = 0;
-  const auto take = [&](auto*& p, int64_t count) {
-    p = reinterpret_cast<decltype(+p)>(static_cast<char*>(base) + at);
-    at += round_up(count * static_cast<int64_t>(sizeof(*p)), 64);
-  };
+  Pieces pieces(base);
   const int64_t chunk = z.chunk / SIDE, block = z.block / SIDE, dims = z.C / SIDE;
   Scratch x;
-  for (char** tiles : {&x.q_rows, &x.dout_rows, &x.q_dims, &x.dout_dims}) take(*tiles, chunk * dims * STEP_BYTES);
-  for (char** tiles : {&x.k, &x.v, &x.k_dims}) take(*tiles, z.kept / SIDE * dims * STEP_BYTES);
-  take(x.out, dims * STEP_BYTES);
-  for (char** tiles : {&x.p, &x.ds, &x.ds_columns}) take(*tiles, block * block * STEP_BYTES);
-  for (float** row : {&x.maximum, &x.inverse, &x.delta}) take(*row, z.chunk);
-  take(x.lo, z.chunk), take(x.hi, z.chunk), take(x.visible, chunk);
-  take(x.dq, z.chunk * z.C), take(x.dk, z.block * z.C), take(x.dv, z.block * z.C);
-  take(x.dq_started, chunk), take(x.dk_started, block);
-  take(x.s, 2 * SUM), take(x.dp, 2 * SUM), take(x.part, 2 * SUM);
-  x.bytes = at;
+  for (char** tiles : {&x.q_rows, &x.dout_rows, &x.q_dims, &x.dout_dims})
+    pieces.take(*tiles, chunk * dims * STEP_BYTES);
+  for (char** tiles : {&x.k, &x.v, &x.k_dims}) pieces.take(*tiles, z.kept / SIDE * dims * STEP_BYTES);
+  pieces.take(x.out, dims * STEP_BYTES);
+  for (char** tiles : {&x.p, &x.ds, &x.ds_columns}) pieces.take(*tiles, block * block * STEP_BYTES);
+  for (float** row : {&x.maximum, &x.inverse, &x.delta}) pieces.take(*row, z.chunk);
+  pieces.take(x.lo, z.chunk), pieces.take(x.hi, z.chunk), pieces.take(x.visible, chunk);
+  pieces.take(x.dq, z.chunk * z.C), pieces.take(x.dk, z.block * z.C), pieces.take(x.dv, z.block * z.C);
+  pieces.take(x.dq_started, chunk), pieces.take(x.dk_started, block);
+  pieces.take(x.s, 2 * SUM), pieces.take(x.dp, 2 * SUM), pieces.take(x.part, 2 * SUM);
+  x.bytes = pieces.bytes;
   return x;
 }
 

@@ -23,7 +23,7 @@ void pack(const float* x, int64_t row, int64_t along, int64_t rows, int64_t inpu
 }
 
 // A block's part of 32 x 32 outputs, which is added a few rows at each step of the next product, where that costs
-// nothing: c [rows, columns] += sums, or = bias + sums at first.
+// least: c [rows, columns] += sums, or = bias + sums at first.
 struct Waiting {
   const float *sums, *bias;  // bias: of the first column, or null
   bool first;
