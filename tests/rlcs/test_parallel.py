@@ -266,7 +266,10 @@ def test_a_run_goes_on_with_any_number_of_ranks(dtype, demo, tmp_path):
         found = tensors_of(tmp_path / name)
         assert found.keys() == expected.keys()
         for key, value in expected.items():
-            assert torch.allclose(found[key].float(), value.float(), rtol=2**-7, atol=2e-4), key
+            # A shift of all keys leaves a softmax as it is, but for what is rotated: its gradient is rounding, which
+            # Adam makes a step of the whole rate, either way, in each of the two steps that ran apart.
+            apart = 2 * 2 * STEP.lr if key.endswith("k_proj.bias") else 2e-4
+            assert torch.allclose(found[key].float(), value.float(), rtol=2**-7, atol=apart), key
 
 
 def test_transformers_reads_what_several_ranks_write(demo, tmp_path):
