@@ -30,9 +30,8 @@ PYBIND11_MODULE(_C, m) {
         py::call_guard<py::gil_scoped_release>(),
         "GFLOP/s of fp32, bf16_dot or amx at the active level, for benchmarks; 0 where the level lacks it.");
   m.def("force_product", &glm4v::force_product, py::arg("dtype"), py::arg("name"),
-        "Matrix products of fp32, bf16 or fp16 by F.linear or glm4v_ext, of fp32 also by glm4v_ext on tiles where the "
-        "CPU "
-        "has AMX; ValueError for other names.");
+        "Matrix products of fp32, bf16 or fp16 by F.linear or glm4v_ext, of fp32 and bf16 also by glm4v_ext on tiles "
+        "where the CPU has AMX; ValueError for other names.");
   m.def("release_kept_memory", &glm4v::release_kept_memory,
         "Gives the memory that is kept of large dead outputs back to the system.");
 }

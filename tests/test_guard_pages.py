@@ -12,7 +12,7 @@ import torch
 
 import glm4v_ext
 from glm4v_ext import _C
-from glm4v_ext.testing import DTYPES, forced_isa, isa_levels
+from glm4v_ext.testing import DTYPES, forced_isa, forced_product, isa_levels
 
 pytestmark = pytest.mark.long
 
@@ -259,3 +259,16 @@ def test_touches_nothing_outside(op, level):
                         for found, right in zip(results(function, inputs, walled), expected, strict=True):
                             assert torch.equal(found, right), (size, dtype, layout)
                         walled.clear()
+
+
+@pytest.mark.skipif("amx" not in isa_levels(), reason="needs a CPU with AMX")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_on_tiles_touch_nothing_outside(dtype, layout):
+    with forced_product("glm4v_ext on tiles", dtype):
+        for rows, inputs, outputs in ((128, 64, 160), (131, 77, 129), (200, 2400, 150), (5, 33, 31), (49, 15, 40)):
+            given = [layout(torch.randn(shape).to(dtype)) for shape in ((rows, inputs), (outputs, inputs), (outputs,))]
+            expected = results(glm4v_ext.linear, given, unwalled)
+            for walled in (Walled(at_end) for at_end in (True, False)):
+                for found, right in zip(results(glm4v_ext.linear, given, walled), expected, strict=True):
+                    assert torch.equal(found, right), (rows, inputs, outputs)

@@ -1,6 +1,6 @@
 // Matrix products belong to the libraries that torch brings, where these are good at them; cpu/product.cpp knows where.
-// Few rows have a product of their own, so have fp32 and 16-bit types on machines where the libraries are not, and so
-// has fp32 on machines with tiles, which the libraries leave to bf16.
+// Few rows have a product of their own, so have fp32 and 16-bit types on machines where the libraries are not. On
+// machines with tiles so have fp32, for which the libraries do not use them, and up to some hundred rows of bf16.
 #include "cpu/linear.h"
 
 #include <array>
@@ -10,6 +10,7 @@
 
 #include "cpu/loops/linear.h"
 #include "cpu/loops/linear_packed.h"
+#include "cpu/loops/linear_rows.h"
 #include "cpu/loops/linear_tiles.h"
 #include "cpu/parallel.h"
 #include "cpu/product.h"
@@ -186,6 +187,43 @@ std::optional<Tensor> tiles_linear(const Tensor& x, const Tensor& weight, const 
   });
   return all.exact() ? std::optional(out) : std::nullopt;
 }
+
+// bf16 on tiles, the weight row-major.
+Tensor rows_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+  const int64_t k = weight.size(1), m = x.numel() / k, n = weight.size(0);
+  std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
+  sizes.back() = n;
+  const Tensor matrix = torch::stable::reshape(x, {m, k}), rows = matrix.stride(1) == 1 ? matrix : row_major(matrix);
+  const Tensor row = bias ? row_major(*bias) : rows;
+  Tensor out = empty(x, sizes);
+  amx::RowsProduct args{rows.const_data_ptr(),
+                        rows.stride(0),
+                        weight.const_data_ptr(),
+                        weight.stride(0),
+                        bias ? row.const_data_ptr() : nullptr,
+                        out.mutable_data_ptr(),
+                        m,
+                        k,
+                        n,
+                        nullptr};
+  const Tensor packed = empty(x, {args.packed_bytes()}, ScalarType::Byte);
+  args.packed = packed.mutable_data_ptr();
+  // A task is worth a thread's start from some microseconds on; more tasks than threads, since some core of a shared
+  // machine is slower.
+  constexpr int64_t worth = 1 << 20;
+  const int64_t panels = (n + 31) / 32, most = 8 * static_cast<int64_t>(torch::stable::get_num_threads());
+  const int64_t tasks = std::clamp<int64_t>(m * n * k / worth, 1, std::min(panels, most));
+  const int64_t pack_tasks = std::clamp<int64_t>(m * k * 32 / worth, 1, args.tiles());
+  parallel_tasks(pack_tasks, 0, [&](int64_t task, void*) {
+    const int64_t end = args.tiles() * (task + 1) / pack_tasks;
+    for (int64_t tile = args.tiles() * task / pack_tasks; tile < end; ++tile) amx::linear_pack_rows(args, tile);
+  });
+  parallel_tasks(tasks, args.scratch_bytes((panels + tasks - 1) / tasks * 32), [&](int64_t task, void* scratch) {
+    const int64_t begin = panels * task / tasks * 32, end = panels * (task + 1) / tasks * 32;
+    amx::linear_rows(args, begin, std::min(n, end), scratch);
+  });
+  return out;
+}
 #endif
 
 // Where torch's product is oneDNN's in bf16 without tiles. Row-major weights: ahead by up to 45 % where the weight
@@ -195,7 +233,7 @@ std::optional<Tensor> tiles_linear(const Tensor& x, const Tensor& weight, const 
 // In fp32 beside MKL, on the machines with tiles: row-major weights 5 to 70 % ahead where sums are long.
 bool own_is_ahead(DType dtype, const Tensor& x, const Tensor& weight) {
   const int64_t n = weight.size(0), k = weight.size(1), m = x.numel() / k;
-  if (product_of(dtype) == Product::tiles) return weight.stride(1) == 1 && k >= 1024 && m < 128;
+  if (dtype == DType::f32) return product_of(dtype) == Product::tiles && weight.stride(1) == 1 && k >= 1024 && m < 128;
   if (!in_pairs(dtype)) return false;
   if (weight.stride(1) != 1) return std::max(m, k) * n * 2 > cached_bytes || std::min({m, n, k}) > 512;
   if (std::min(m, n) >= 512) return true;
@@ -205,10 +243,15 @@ bool own_is_ahead(DType dtype, const Tensor& x, const Tensor& weight) {
 }
 
 #if defined(__x86_64__)
-// Of MKL in fp32: by 15 to 50 % from so many rows and columns on; below, packing costs what tiles gain.
-bool tiles_are_ahead(DType dtype, const Tensor& x, const Tensor& weight) {
+// fp32: of MKL by 15 to 50 % from so many rows and columns on; below, packing costs what tiles gain.
+// bf16: of oneDNN, which packs the weight, by 10 to 100 % up to so many rows; beyond, level.
+std::optional<Tensor> linear_on_tiles(DType dtype, const Tensor& x, const Tensor& weight,
+                                      const std::optional<Tensor>& bias) {
+  if (product_of(dtype) != Product::tiles || active_isa() != Isa::amx) return std::nullopt;
   const int64_t n = weight.size(0), k = weight.size(1), m = x.numel() / k;
-  return product_of(dtype) == Product::tiles && active_isa() == Isa::amx && std::min(m, n) >= 128 && k >= 64;
+  if (dtype == DType::bf16)
+    return weight.stride(1) == 1 && m <= 256 ? std::optional(rows_linear(x, weight, bias)) : std::nullopt;
+  return std::min(m, n) >= 128 && k >= 64 ? tiles_linear(x, weight, bias) : std::nullopt;
 }
 #endif
 
@@ -220,8 +263,7 @@ Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>
   if (x.numel() <= most_few_rows(dtype) * weight.size(1) && weight.stride(1) == 1)
     return few_rows_linear(dtype, x, weight, bias);
 #if defined(__x86_64__)
-  if (tiles_are_ahead(dtype, x, weight))
-    if (const std::optional<Tensor> out = tiles_linear(x, weight, bias)) return *out;
+  if (const std::optional<Tensor> out = linear_on_tiles(dtype, x, weight, bias)) return *out;
 #endif
   if (product_of(dtype) == Product::own || own_is_ahead(dtype, x, weight)) return packed_linear(dtype, x, weight, bias);
   return torch_linear(x, weight, bias);

@@ -23,8 +23,8 @@ Product best_product(DType dtype) {
   __builtin_cpu_init();
   // MKL knows Intel's processors. On AMD's it runs an AVX2 path: 39 % of the peak of Zen 5, 70 to 85 % of Zen 4 and 85
   // % of Zen 3, where the own product is level with it; with AVX-512 that is level with oneDNN's, and more exact.
-  if (dtype == DType::f32)
-    return best_isa_name() == "amx" ? Product::tiles : __builtin_cpu_is("intel") ? Product::torch : Product::own;
+  if (dtype != DType::f16 && best_isa_name() == "amx") return Product::tiles;
+  if (dtype == DType::f32) return __builtin_cpu_is("intel") ? Product::torch : Product::own;
   // torch hands 16-bit products to oneDNN where that has them, and is 5 to 50 times slower elsewhere.
   const bool avx512 =
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
@@ -58,12 +58,13 @@ void force_product(const std::string& dtype, const std::string& name) {
   const DType type = dtype_of(dtype);
   for (const Product p : {Product::torch, Product::own, Product::tiles}) {
     if (name != names[static_cast<int>(p)]) continue;
-    if (p == Product::tiles && (type != DType::f32 || best_isa_name() != "amx")) break;
+    if (p == Product::tiles && (type == DType::f16 || best_isa_name() != "amx")) break;
     product(type).store(p, std::memory_order_relaxed);
     return;
   }
   throw std::invalid_argument(
-      "force_product: name must be F.linear or glm4v_ext, or glm4v_ext on tiles for fp32 with AMX, got " + name);
+      "force_product: name must be F.linear or glm4v_ext, or glm4v_ext on tiles for fp32 and bf16 with AMX, got " +
+      name);
 }
 
 }  // namespace glm4v

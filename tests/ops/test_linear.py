@@ -223,10 +223,15 @@ def test_many_rows_of_bf16():
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("glm4v_ext", torch.bfloat16), pytest.param(TILES, torch.float32, marks=needs_tiles)]
+    ("name", "dtype", "rows", "inputs"),
+    [
+        ("glm4v_ext", torch.bfloat16, 600, 500),
+        pytest.param(TILES, torch.float32, 600, 500, marks=needs_tiles),
+        pytest.param(TILES, torch.bfloat16, 100, 5000, marks=needs_tiles),  # in two blocks of inputs
+    ],
 )
-def test_own_products_do_not_depend_on_threads(name, dtype):
-    x, weight = torch.randn(600, 500).to(dtype), torch.randn(2100, 500).to(dtype)
+def test_own_products_do_not_depend_on_threads(name, dtype, rows, inputs):
+    x, weight = torch.randn(rows, inputs).to(dtype), torch.randn(2100, inputs).to(dtype)
     threads = torch.get_num_threads()
     with forced_product(name, dtype):
         together = linear(x, weight)
@@ -294,10 +299,51 @@ def test_tiles_take_numbers_of_any_size_in_a_row():
         assert_as_accurate(linear, reference.linear, [x, weight])
 
 
+# One to three tiles of rows at a time; panels of outputs, steps and blocks of inputs, whole and not.
+@needs_tiles
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (5, 32, 32, False),
+        (16, 96, 70, True),
+        (33, 31, 33, True),
+        (49, 1177, 80, False),
+        (64, 1, 1, True),
+        (100, 5000, 40, True),
+        (256, 3333, 130, True),
+    ],
+)
+def test_tiles_of_bf16(shape):
+    x, weight, *bias = sample(shape, torch.bfloat16)
+    with forced_product(TILES, torch.bfloat16):
+        assert build_info()["products"]["bf16"] == TILES
+        assert_as_accurate(linear, reference.linear, [x, weight, *bias])
+        whole = linear(x, weight, *bias)
+        for rows in (5, 17, 48):
+            assert torch.equal(linear(x[:rows], weight, *bias), whole[:rows])
+
+
+@needs_tiles
+def test_tiles_of_bf16_read_rows_of_views_and_nothing_beside_them():
+    walls = torch.full((120, 300), torch.nan, dtype=torch.bfloat16)
+    x, weight = torch.randn(40, 77).bfloat16(), torch.randn(50, 77).bfloat16()
+    rows, columns = walls[:40, 5:82].copy_(x), walls[60:110, 101:178].copy_(weight)
+    bias = torch.randn(150).bfloat16()[::3]
+    with forced_product(TILES, torch.bfloat16):
+        expected = linear(x, weight, bias)
+        assert torch.isfinite(expected).all()
+        assert torch.equal(linear(rows, columns, bias), expected)
+        assert torch.equal(linear(x.t().contiguous().t(), columns, bias.clone()), expected)
+        assert torch.equal(linear(rows.reshape(5, 8, 77), columns, bias), expected.reshape(5, 8, 50))
+        weight[3, 5], x[7, 9] = torch.inf, torch.nan
+        wrong = ~torch.isfinite(linear(x, weight, bias))
+        assert wrong[:, 3].all() and wrong[7].all() and wrong.sum() == 40 + 50 - 1
+
+
 def test_force_product_refuses_unknown_names():
     with pytest.raises(ValueError, match="force_product: dtype must be fp32, bf16 or fp16, got fp8"):
         _C.force_product("fp8", "F.linear")
-    for dtype, name in (("bf16", "oneDNN"), ("bf16", TILES)):
+    for dtype, name in (("bf16", "oneDNN"), ("fp16", TILES)):
         with pytest.raises(ValueError, match=rf"force_product: name must be F\.linear or glm4v_ext, .*, got {name}"):
             _C.force_product(dtype, name)
 
