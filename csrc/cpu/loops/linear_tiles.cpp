@@ -22,6 +22,25 @@ void pack(const float* x, int64_t row, int64_t along, int64_t rows, int64_t inpu
     pack_across<COLUMNS>(x, along, rows, inputs, out, range);
 }
 
+// Where a block of the weight lies: runs of so many floats, `apart` floats from one another. The hardware does not
+// follow that many, and with few rows of x packing waits for them.
+struct Runs {
+  const float* from = nullptr;
+  int64_t count = 0, floats = 0, apart = 0;
+
+  // One of so many shares, to the second-level cache.
+  void fetch(int64_t share, int64_t shares) const {
+    for (int64_t run = count * share / shares; run < count * (share + 1) / shares; ++run)
+      for (int64_t i = 0; i < floats; i += 16)
+        _mm_prefetch(reinterpret_cast<const char*>(from + run * apart + i), _MM_HINT_T1);
+  }
+};
+Runs runs_of(const TileProduct& args, int64_t n, int64_t n_end, int64_t k) {
+  const int64_t outputs = least(SIDE, n_end - n), inputs = least(DEPTH, args.k - k);
+  const float* const from = args.weight + n * args.weight_row + k * args.weight_k;
+  return args.weight_k == 1 ? Runs{from, outputs, inputs, args.weight_row} : Runs{from, inputs, outputs, args.weight_k};
+}
+
 // A block's part of 32 x 32 outputs, which is added a few rows at each step of the next product, where that costs
 // least: c [rows, columns] += sums, or = bias + sums at first.
 struct Waiting {
@@ -75,7 +94,11 @@ void linear_tiles(const TileProduct& args, int64_t m_begin, int64_t m_end, int64
       const int64_t columns = least(SIDE, n_end - n);
       pack<true>(args.weight + n * args.weight_row + k * args.weight_k, args.weight_row, args.weight_k, columns, inputs,
                  b, range.b);
+      const Runs ahead = n + SIDE < n_end     ? runs_of(args, n + SIDE, n_end, k)
+                         : k + DEPTH < args.k ? runs_of(args, n_begin, n_end, k + DEPTH)
+                                              : Runs{};
       for (int64_t i = 0; i < m_panels; ++i, turn ^= 1) {
+        ahead.fetch(i, m_panels);
         const int64_t m = m_begin + i * SIDE;
         const Waiting next{sums[turn], args.bias == nullptr ? nullptr : args.bias + n,
                            k == 0,     least(SIDE, m_end - m),
