@@ -87,6 +87,13 @@ RIGHT = (
     ("math", "5吨300千克", "5.3吨"), ("math", "2元5角", "2.5元"), ("math", "√", "对"), ("math", "错误", "×"),
     ("choice", "答案选D", "D"), ("chemistry", "AgCl(s) ⇌ Ag^+(aq) + Cl^-(aq)", "AgCl ⇌ Ag+ + Cl-"),
     ("vqa", "✓", "yes"), ("math", "3比2", "3:2"),
+    ("math", "6 remainder 3", "6 R 3"), ("math", "6 \\text{ R } 3", "6R3"), ("math", "27 ÷ 4 = 6……3", "6余3"),
+    ("vqa", "दिल्ली", "दिल्ली."), ("vqa", "كتب", "كَتَبَ"), ("math", "\\ln 8", "3\\ln 2"),
+    ("math", "\\cos 60^\\circ", "\\sin 30^\\circ"), ("math", "\\arctan 1", "\\frac{\\pi}{4}"),
+    ("math", "\\bigl(1,2\\bigr)", "(1,2)"), ("physics", "2 N·m/s", "2"), ("vqa", "10 am", "10 AM"),
+    ("vqa", "10 PM", "10 pm"), ("chart", "5 KG", "5 kg"), ("chart", "30 mw", "30 MW"), ("vqa", "H2O", "H₂O"),
+    ("vqa", "x2", "x²"), ("vqa", "5^{2}", "5²"), ("vqa", "10^-3", "10⁻³"), ("vqa", "\\log_2 8", "log₂8"),
+    ("vqa", "snake case", "snake_case"), ("vqa", "1920x1080", "1920 × 1080"), ("chart", "1,000,000", "10⁶"),
 )  # fmt: skip
 WRONG = (
     # Units that no factor turns into one another: no error either, which an answer may not choose over a zero.
@@ -135,6 +142,17 @@ WRONG = (
     ("counting", "3 thousand", "3"), ("counting", "exactly", "3"), ("counting", "3 (thousand)", "3"),
     ("math", "one solution", "\\emptyset"), ("math", "DNE", "\\emptyset"), ("math", "0", "no solution"),
     ("math", "11_{2}", "11"), ("math", "11_{10}", "11_{2}"), ("math", "DNE", "0"),
+    ("math", "9 R 2", "6 R 3"), ("math", "18R", "6 R 3"), ("math", "6.75", "6 R 3"), ("vqa", "का", "की"),
+    ("biology", "दीन", "दिन"), ("chart", "दलल", "दिल्ली"), ("video", "ไม", "ไม่"), ("vqa", "கால்", "கல்"),
+    ("math", "\\begin{vmatrix}17&0\\\\0&23\\end{vmatrix}", "391"), ("math", "\\frac{d}{dx}391x", "391"),
+    ("math", "390+\\sin^2x+\\cos^2x", "391"), ("math", "391\\cdot\\cos 0", "391"), ("math", "e^{\\ln 391}", "391"),
+    ("math", "391x/x", "391"), ("math", "391x^0", "391"), ("math", "|-391|", "391"), ("math", "\\log_{10} 100", "2"),
+    ("math", "\\log_4 8", "\\frac{3}{2}"), ("math", "\\frac{\\ln 8}{\\ln 2}", "3"), ("math", "\\tan 45°", "1"),
+    ("math", "\\cos 30^\\circ", "\\frac{\\sqrt{3}}{2}"), ("math", "{17 \\choose 1}", "17"),
+    ("math", "\\Gamma(5)", "24"), ("chart", "30 mW", "30 MW"), ("spatial", "3 MPa", "3 mPa"),
+    ("spatial", "5 Mm", "5 mm"), ("vqa", "100 mbps", "100 Mbps"), ("vqa", "100 MB", "100 Mb"), ("vqa", "52", "5²"),
+    ("vqa", "34", "3*4"), ("vqa", "34", "3_4"), ("vqa", "19201080", "1920×1080"), ("vqa", "log28", "log₂8"),
+    ("chart", "102", "10²"),
 )  # fmt: skip
 
 

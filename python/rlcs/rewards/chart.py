@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 
 from .choice import judge_option, options_of
 from .judge import Judge
-from .number import LETTERS, MULTIPLES, Number, close, read_count, read_number, scaled
+from .number import LETTERS, MULTIPLES, Number, close, read_count, read_number, scaled, unmark
 from .text import entries, explained, hedges, last_value, said, same_decade, same_words, tidy, truth_value, unlabelled
-from .units import asked_unit, is_measure, unit_name
+from .units import asked_unit, is_measure, same_unit, unit_name
 from .verdict import Verdict, judged, right, wrong
 
 _YEARS = range(1000, 2200)
 _BEFORE_CHRIST = re.compile(r"b\.? ?c(?:\.? ?e)?", re.IGNORECASE)
+_POWER = re.compile(r"-?\s*10\s*\^")
 _SCALE = re.compile(r"(?:\bin|how many|\() ?(thousand|million|billion|trillion)", re.IGNORECASE)
 
 
@@ -59,6 +60,8 @@ class Chart:
         if a is None:
             count = read_count(answer)
             return judged(count is not None and b.value == count, "in words")
+        if _POWER.match(unmark(truth)):  # of a scale of powers
+            return replace(self, tolerance=0.0)._numbers(a, b, question)
         if b.plain_integer and int(b.value) in _YEARS:
             exact = replace(self, tolerance=0.0)._numbers(a, b, question).score == 1
             return judged(exact and not (a.percent or _BEFORE_CHRIST.fullmatch(a.unit)), "as years")
@@ -73,7 +76,7 @@ class Chart:
         (x, unit_a), (y, unit_b) = scaled(a, scales), scaled(b, scales)
         if (asked := _SCALE.search(question or "")) and x != a.value and y == b.value:  # 5 of "in millions"
             y *= MULTIPLES[asked[1].casefold()]
-        if unit_a and unit_b and not same_words(unit_a, unit_b) and unit_name(unit_a) != unit_name(unit_b):
+        if unit_a and unit_b and not same_unit(unit_a, unit_b):
             return wrong(f"{unit_a} is not {unit_b}")
         if close(x, y, self.tolerance):
             return right("as numbers")

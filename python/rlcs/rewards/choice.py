@@ -25,7 +25,7 @@ from .text import (
     truth_value,
     unlabelled,
 )
-from .units import asked_unit, is_measure, is_unit, unit_name
+from .units import asked_unit, is_measure, is_unit, same_unit, unit_name
 from .verdict import Verdict, judged, right, wrong
 
 _OPTION = re.compile(r"(?:^|\n|\s)\(?([A-Z])[).:、．]\s*(.+?)(?=\s+\(?[A-Z](?:[).:、．]\s|[):、．])|\n|$)")
@@ -205,7 +205,7 @@ class Words:
                 turned = _turned(x, unit_name(mine), asked) if asked else None
                 if plainly or turned is not None:
                     return judged(turned is not None and close(turned, y, self.tolerance), "as quantities")
-            if same_words(mine, theirs) or not mine or not theirs:
+            if not mine or not theirs or same_unit(mine, theirs):
                 return judged(close(x, y, self.tolerance) or percent_left_out(a, b, question), "as numbers")
             if is_unit(mine) and is_unit(theirs):
                 turned = _turned(x, unit_name(mine), unit_name(theirs))

@@ -35,7 +35,7 @@ _MARKUP: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...
     (re.compile(r"(\d{1,40})\.(\d{0,40})\\(?:overline|dot)\s*\{(\d{1,40})\}"), _repeating),
     (re.compile(r",\\!\s*"), ","),  # 32,\! 349
     (re.compile(r"(?<=[A-Za-z}])\\[,;:](?=[A-Za-z])"), " "),  # of units: m\,s
-    (re.compile(r"\\(?:left|right|displaystyle|,|;|:|!|quad|qquad)(?![A-Za-z])|\$"), ""),
+    (re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|,|;|:|!|quad|qquad)(?![A-Za-z])|\$"), ""),
     (re.compile(r"\\[ ~]|(?<=\S)~"), " "),
     (re.compile(r"\{,\}"), ","),
     (

@@ -87,6 +87,10 @@ _SAME = (  # in words, and beside a sign
     re.compile(r"(?:there (?:is|are) )?no solutions?(?: exists?)?|empty ?set|varnothing|∅|无解|空集"),
     re.compile(r"(?:limit )?does(?: not|n t) exist|d ?n ?e|不存在"),
 )
+# 6 R 3, 6 remainder 3, 6……3: what a division leaves
+_WITH_REMAINDER = re.compile(
+    r"(\d+)\s*(?:,? ?(?:with )?(?:a )?(?:R|r|[Rr]emainder)(?: of)?|余|\.{3,6}|(?:\\[cl]?dots\s*){1,2})\s*(\d+)"
+)
 _BASED = re.compile(r"(\d[\dA-F]*)(?:_\{?(\d+)\}?)?")  # 1101_2
 # Dates, times, ranges, scores and ratios: 2020-01-05, 2:30, 10-3 are no differences and quotients.
 _LABEL = re.compile(r"\d+(?:-\d+)+|\d*√?\d+(?::\d*√?\d+)+|\d+(?:/\d+){2,}")
@@ -130,11 +134,14 @@ class Stem:
             if _RATIO.search(question or "") and not REWRITE.search(question or ""):
                 return judged(_shares(given) == _shares(label), "as ratios")
             return judged(given == label, "as written")
+        if divided := _WITH_REMAINDER.fullmatch(unmark(truth)):
+            mine = _WITH_REMAINDER.fullmatch(unmark(answer))
+            return judged(mine is not None and mine.groups() == divided.groups(), "quotient and remainder")
         if (due := _digits(truth)) is not None and due[1]:
             return judged(_digits(answer) in (due, (due[0], "")), "digits of a base")
         if (based := _digits(answer)) is not None and based[1] == "10":
             answer = based[0]
-        if any(said.fullmatch(plain(answer)) and said.fullmatch(plain(truth)) for said in _SAME):
+        if any(same.fullmatch(plain(answer)) and same.fullmatch(plain(truth)) for same in _SAME):
             return right("the same in other words")
         measured = self.tolerance > CUT_OFF
         if measured and (verdict := self._one_by_one(answer, truth, question)) is not None:
@@ -267,7 +274,9 @@ class Stem:
 
     def _known_unit(self, unit: str) -> Verdict | None:
         """Neither truth nor question names a unit: any will do, but not a variable or a word."""
-        if unit in _NO_UNITS or not (is_measure(unit) or self._ratio(unit, unit) is not None):  # pint knows no yuan
+        # Pint knows no yuan, and takes x/x for 1.
+        parts = [unit, *re.findall(r"[^\W\d_]+", unit)]
+        if unit in _NO_UNITS or not (is_measure(unit) or all(self._ratio(part, part) for part in parts)):
             return None
         return right("as numbers, the unit not asked for")
 

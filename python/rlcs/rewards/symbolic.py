@@ -16,13 +16,15 @@ import math_verify
 import sympy
 from sympy import Expr, FiniteSet, Interval, Mul, Rational, S, Symbol, Tuple, Union
 
-from .expression import Around, Chain, Choices, Listed, Relation, TooLarge, Unfinished, Unreadable, interval, parse
+from .expression import parse
 from .number import CUT_OFF
+from .values import Around, Chain, Choices, Listed, Relation, TooLarge, Unfinished, Unreadable, dropped_out, interval
 
 DIGITS, POINTS, AGREE = 40, 8, Rational(1, 10**20)
 _OPERATOR = re.compile(
     r"(?<!_)(?<!_\{)\\(?:sum|int|prod|lim|max|min|gcd|lcm|det|lfloor|lceil|[bp]?mod|d?binom)(?![A-Za-z])"
-    r"|\\operatorname\s*\{(?:max|min|gcd|lcm|det)\}"
+    r"|\\operatorname\s*\{(?:max|min|gcd|lcm|det)\}|\\choose(?![A-Za-z])|\\begin\s*\{[vV]matrix\}"
+    r"|\\frac\s*\{\s*(d|\\partial)\s*\}\s*\{\s*\1\s*[a-z]\s*\}"  # d/dx
 )
 _ARITHMETIC = re.compile(r"\\(?:times|cdot|div)(?![A-Za-z])|(?<=[\w)}])\s*[-+*/]")
 # {x | x > 3}
@@ -44,8 +46,8 @@ _NAME = re.compile(
 
 def equal(answer: str, truth: str, tolerance: float, ordered: bool = False) -> bool:
     """Whether both texts say the same: numbers within ``tolerance``, expressions, equations, sets, intervals, tuples;
-    lists in any order unless ``ordered``. A number must be worked out, unless the truth is not: 17*23 is not 391; so
-    must sums, integrals, limits.
+    lists in any order unless ``ordered``. A number must be worked out, unless the truth is not: 17*23 is not 391, nor
+    is sin^2 x + 390 + cos^2 x; so must sums, integrals, derivatives, determinants, limits.
 
     Raises:
         ValueError: the truth can't be read. An answer that can't be read is wrong.
@@ -66,7 +68,7 @@ def equal(answer: str, truth: str, tolerance: float, ordered: bool = False) -> b
     except (TooLarge, Unfinished):
         return False
     except Unreadable:
-        if "\\" not in answer or (finished and _is_number(b) and _ARITHMETIC.search(answer)):
+        if "\\" not in answer or (finished and _is_number(b)):
             return False
         return _by_grammar(answer, truth, named=isinstance(b, Expr) and not _is_number(b))
     a, b = _without_names(a), _without_names(b)
@@ -265,6 +267,8 @@ def _same_intervals(a: Any, b: Any, tolerance: float) -> bool:
 def _same_expression(a: Expr, b: Expr, tolerance: float) -> bool:
     if a == b:
         return True
+    if dropped_out(b, a):
+        return False
     names = sorted(a.free_symbols | b.free_symbols, key=str)
     if not names:
         if tolerance <= CUT_OFF and a.is_Integer and b.is_Integer:

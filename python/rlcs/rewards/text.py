@@ -10,9 +10,22 @@ from .dates import whole_names
 _SPACES = re.compile(r"\s+")
 _ARTICLES = re.compile(r"\b(?:a|an|the)\s+(?=\w)")
 _DASHES = re.compile("[‐-―−]")
+# The vowel signs of the scripts from Thaana on, India's and Thailand's among them, are letters of theirs: का is not की.
+# Points of Hebrew and Arabic, before those, may be left out, and so may accents that combine with Latin letters.
+_VOWEL_SIGNS = "".join(
+    char
+    for first, end in ((0x07A6, 0x1AB0), (0xA800, 0xAC00), (0x11000, 0x12000))
+    for char in map(chr, range(first, end))
+    if unicodedata.category(char).startswith("M")
+)
 # What says nothing in words: all signs but those of mathematics (∥ and ⊥), ~, the @ of addresses, those within
 # numbers (2019-2020, 10:30), in front of them (-3, .5, ±2), and a minus at the end (A-).
-_LOOSE = re.compile(r"[^\w\s%+#@~<>±¬×÷\u2190-\u22ff.\-/:]|[./:](?!\d)|-(?!\d|$)|(?<!\d)[/:]|(?<=[^\W\d])(?:\.|-(?!$))")
+_LOOSE = re.compile(
+    rf"[^\w\s%+#@~<>±¬×÷\u2190-\u22ff.\-/:{_VOWEL_SIGNS}]"
+    r"|[./:](?!\d)|-(?!\d|$)|(?<!\d)[/:]|(?<=[^\W\d])(?:\.|-(?!$))"
+)
+# Beside other digits these are no part of their number: 5² is not 52, nor log₂8 log 28.
+_RAISED, _LOWERED = re.compile(r"(?<=\d)[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+"), re.compile(r"(?<=\d)(?=[₀-₉])|(?<=[₀-₉])(?=\d)")
 _GAPS = re.compile(r"(?<!\d) | (?!\d)")
 _LIST = re.compile(r"\[(.*)\]|\((.*)\)", re.DOTALL)
 _SEPARATOR = re.compile(r" ?(?:[;；、，→]|->) ?| ?, (?:(?:and|&) )?| (?:and|&) |,(?!\d{3}(?!\d))")
@@ -59,7 +72,10 @@ def tidy(text: str) -> str:
 
 def plain(text: str) -> str:
     """For answers in words: case, articles, punctuation and markup dropped."""
+    text = _LOWERED.sub(" ", _RAISED.sub(r"^\g<0>", text))
     text = re.sub(r"\\(?:text|mathrm|mathbf|textbf)\{([^{}]*)\}", r"\1", unicodedata.normalize("NFKC", text))
+    text = re.sub(r"(?<=\d)\s*(?:[*x×]|\\times)\s*(?=\d)", "×", re.sub(r"(?<=\d)_\{?(?=\d)", " ", text))
+    text = re.sub(r"(?<=\d)\s*\^\s*\{?(?=[-−]?\d)", "↑", text)
     text = re.sub(r"(?<=\d)\s+([-/])\s+(?=\d)", r"\1", _DASHES.sub("-", text))  # 18 - 24
     text = re.sub(r"(?<![\w.:])(?:00?:(?=\d\d?:))?0?(?=\d\d?:\d\d)", "", text)  # 00:01:23
     text = re.sub(r"(?<=\d) (?:to|through) (?=\d)", "-", text)  # 18 to 24

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+from .text import same_words
+
 _NAMES = {
     "米": "m", "厘米": "cm", "毫米": "mm", "千米": "km", "公里": "km", "分米": "dm", "微米": "um", "纳米": "nm",
     "千克": "kg", "公斤": "kg", "克": "g", "毫克": "mg", "吨": "tonne", "秒": "s", "分钟": "min", "分": "min",
@@ -61,6 +63,9 @@ _LETTER = re.compile(
 _WORDS = frozenset(("in", "won", "unit", "turn", "cent", "hour", "day", "week", "year"))  # short, and no plurals
 _COUNTED = frozenset(("unit", "unit^2", "unit^3", "person"))  # beside which a question may ask for a measurement
 _ALSO = {"degree": ("degC", "degF"), "lb": ("lbf", "sterling")}  # what the name of a unit means, too
+# What the case tells apart: a prefix (mW and MW; no PM, which is no length) and bits from bytes (Mb and MB).
+_PREFIX = re.compile(r"(?<![^\W\d_])([mMpP])(?=(?:[mgsAVWJNLFCΩKbB]|Pa|Hz|[eW][Vh]|ol|[bB]ps)(?![^\W\d_]))")
+_BITS = re.compile(r"(?<![^\W\d_])[kKmMgGtT]i?([bB])(?=(?:ps|/s)?(?![^\W\d_]))")
 _SENTENCE = re.compile(r"(?<=[.?!])\s+|\n")
 _CONDITION = re.compile(r"\b(?:if|given|when|where|suppose)\b[^,?]*,", re.IGNORECASE)
 _ASKS = re.compile(
@@ -78,6 +83,14 @@ def is_measure(text: str) -> bool:
     """Whether the text is an everyday unit, or a quotient or a power of some: ft/s, yuan/kg."""
     parts = [re.sub(r"(?<=\w)\^-?[1-4]$", "", part) for part in unit_name(text).split("/")]
     return all(is_unit(part) or is_unit(f"{part}s") for part in parts)
+
+
+def same_unit(a: str, b: str) -> bool:
+    """Whether two texts name one unit, or the same things, in any case but that which tells units apart."""
+    if not (same_words(a, b) or unit_name(a) == unit_name(b)):
+        return False
+    pairs = ([found[1] for found in (sign.search(a), sign.search(b)) if found] for sign in (_PREFIX, _BITS))
+    return all(len(set(letters)) < 2 for letters in pairs)
 
 
 def asked_unit(question: str | None, mine: str = "") -> tuple[str, bool]:
