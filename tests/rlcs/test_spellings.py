@@ -94,6 +94,22 @@ RIGHT = (
     ("vqa", "10 PM", "10 pm"), ("chart", "5 KG", "5 kg"), ("chart", "30 mw", "30 MW"), ("vqa", "H2O", "H₂O"),
     ("vqa", "x2", "x²"), ("vqa", "5^{2}", "5²"), ("vqa", "10^-3", "10⁻³"), ("vqa", "\\log_2 8", "log₂8"),
     ("vqa", "snake case", "snake_case"), ("vqa", "1920x1080", "1920 × 1080"), ("chart", "1,000,000", "10⁶"),
+    # names, roots of what is measured, numbers behind words, days
+    ("math", "BA = 5", "AB = 5"), ("math", "\\angle CBA = 30°", "\\angle ABC = 30°"),
+    ("math", "\\angle B = 30°", "\\angle ABC = 30°"), ("math", "∠1 = 30°", "\\angle 1 = 30^\\circ"),
+    ("physics", "v_{m} = 5 m/s", "v_{max} = 5 m/s"), ("physics", "v = 5 m/s", "v_{max} = 5 m/s"),
+    ("physics", "speed = 5 m/s", "v = 5 m/s"), ("physics", "A = 24 cm^2", "S = 24 cm^2"),
+    ("physics", "R_{total} = 6 Ω", "R_{eq} = 6 Ω"), ("physics", "v_i = 6 m/s", "v_0 = 6 m/s"),
+    ("physics", "v0 = 6 m/s", "v_0 = 6 m/s"), ("chemistry", "pK_a = 4.7", "pKa = 4.7"),
+    ("physics", "\\frac{1}{B}\\sqrt{\\frac{2mU}{q}}", "\\sqrt{\\frac{2mU}{qB^2}}"),
+    ("physics", "v = \\frac{\\sqrt{GM}}{\\sqrt r}", "v = \\sqrt{\\frac{GM}{r}}"),
+    ("physics", "\\frac{\\sqrt{mk}}{k}", "\\sqrt{\\frac mk}"),
+    ("physics", "\\sqrt{\\frac{2hd^2}{g}}", "d\\sqrt{\\frac{2h}{g}}"),
+    ("physics", "nRT(\\ln V_2-\\ln V_1)", "nRT\\ln\\frac{V_2}{V_1}"), ("chemistry", "Carbon-14", "carbon-14"),
+    ("chemistry", "carbon 14", "Carbon-14"), ("biology", "COVID-19", "Covid-19"),
+    ("biology", "Type-2 diabetes", "type-2 diabetes"), ("chart", "3 March 2015", "March 3, 2015"),
+    ("math", "3 March 2015", "March 3, 2015"), ("biology", "3rd of March 2015", "March 3, 2015"),
+    ("geography", "March 3", "3 March"),
 )  # fmt: skip
 WRONG = (
     # Units that no factor turns into one another: no error either, which an answer may not choose over a zero.
@@ -153,6 +169,13 @@ WRONG = (
     ("spatial", "5 Mm", "5 mm"), ("vqa", "100 mbps", "100 Mbps"), ("vqa", "100 MB", "100 Mb"), ("vqa", "52", "5²"),
     ("vqa", "34", "3*4"), ("vqa", "34", "3_4"), ("vqa", "19201080", "1920×1080"), ("vqa", "log28", "log₂8"),
     ("chart", "102", "10²"),
+    ("chemistry", "pOH = 7", "pH = 7"), ("math", "\\angle B = 30°", "\\angle A = 30°"),
+    ("math", "∠1 = 30°", "∠2 = 30°"), ("math", "∠ABD = 30°", "∠ABC = 30°"),
+    ("physics", "v_{min} = 5 m/s", "v_{max} = 5 m/s"), ("physics", "E_p = 5 J", "E_k = 5 J"),
+    ("math", "CD = 5", "AB = 5"), ("math", "x_2 = 5", "x_1 = 5"), ("math", "\\sqrt{x^2}", "x"),
+    ("physics", "|x|", "x"), ("physics", "\\sqrt{\\frac{2hd}{g}}", "d\\sqrt{\\frac{2h}{g}}"),
+    ("chemistry", "carbon-12", "carbon-14"), ("math", "mgh-2", "MGH-2"), ("chart", "4 March 2015", "March 3, 2015"),
+    ("geography", "3 May", "3 March"),
 )  # fmt: skip
 
 

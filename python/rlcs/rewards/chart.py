@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, replace
 
 from .choice import judge_option, options_of
+from .dates import same_day
 from .judge import Judge
 from .number import LETTERS, MULTIPLES, Number, close, read_count, read_number, scaled, unmark
 from .text import entries, explained, hedges, last_value, said, same_decade, same_words, tidy, truth_value, unlabelled
@@ -31,6 +32,8 @@ class Chart:
             return right("the same text")
         if (decade := same_decade(answer, truth)) is not None:
             return judged(decade, "as decades")
+        if same_day(answer, truth):
+            return right("the same day")
         verdict = self._entry(answer, truth, question)
         if verdict is None:
             expected, given = entries(truth), entries(answer)

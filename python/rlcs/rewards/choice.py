@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from . import worker
-from .dates import read_date
+from .dates import same_day
 from .judge import Judge
 from .number import close, percent_left_out, read_count, read_number, scaled, unmark
 from .text import (
@@ -193,7 +193,7 @@ class Words:
             return judged(explained(answer) is yes, "yes or no")
         if re.fullmatch(r"0\d+", truth.strip()):
             return judged(same_words(answer, truth), "digits that are no number")
-        if (date := read_date(truth)) is not None and read_date(answer) == date:
+        if same_day(answer, truth):
             return right("the same day")
         a, b = read_number(answer), read_number(truth)
         if b is not None:

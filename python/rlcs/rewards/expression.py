@@ -239,9 +239,11 @@ class _Parser:
         return value
 
     def operand(self) -> Any:
-        """Of ``\\frac{1}{2}``, ``\\frac\\pi6``."""
+        """Of ``\\frac{1}{2}``, ``\\frac\\pi6``, ``\\frac mk``."""
         if self.token == "{":
             return self.group()
+        if self.kind == "word" and self.token[0] != "\\":
+            self._at, self.token = self._at - len(self.token) + 1, self.token[0]
         if len(self.token) > 1 and not self.token.startswith("\\"):
             raise Unreadable(f"{self.token!r} stands without braces")
         return self.atom()

@@ -67,11 +67,15 @@ _NUMBER = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _NAMED = re.compile(
-    r"(?:m?∠|m?\\angle\s*|\|(?=[A-Z]{2}\|))?"
-    r"((?:[A-Za-z]{2,15} ){0,3}(?:\\Delta\s*)?\\?[^\W\d_][\w'△]{0,15}(?:_\s*\{[^{}=]{1,20}\})?"
+    r"(m?(?:∠|\\angle(?![A-Za-z]))\s*\d|(?:m?∠|m?\\angle\s*|\|(?=[A-Z]{2}\|))?"
+    r"(?:[A-Za-z]{2,15} ){0,3}(?:\\Delta\s*)?\\?[^\W\d_][\w'△]{0,15}(?:_\s*\{[^{}=]{1,20}\})?"
     r"(?:(?<=[A-Z]{2})\|)?(?:\s*\([^()]{1,12}\))?)"
     r"\s*(?:=|≈|\\approx(?![A-Za-z]))\s*(?=[^=])"
 )
+_SYMBOL = re.compile(r"([^\W\d_]+)(?:_?(\d+)|_([^\W\d_]+))?")  # v, v_0, v0, v_max
+_WHOLE = frozenset(
+    ("eq", "equivalent", "total", "tot", "net", "sum", "all", "总", "合")
+)  # one name is as good as another
 _CURRENCY = re.compile(
     r"^((?:[^=]{1,20}=)?\s*[+-]?)\s*(?:US ?)?\\?([$€£¥￥₹₩₽]|(?:USD|EUR|GBP|RMB|CNY|INR)\b|Rs\.?(?=\s*\d))"
     r"|\\?([$€£¥￥₹₩₽])\s*$"
@@ -183,7 +187,32 @@ def read_number(text: str) -> Number | None:
     integer = bool(digits and digits.isdigit() and not (found["sign"] or rest or found["percent"] or found["pi"]))
     integer = integer and not (found["e"] or found["ten"] or found["per"] or found["on"] or currency)
     unit = f"{rest} {currency}".strip()
-    return Number(value, unit, bool(found["percent"]), integer, named[1] if named else "")
+    return Number(value, unit, bool(found["percent"]), integer, _bare_name(named[1]) if named else "")
+
+
+def _bare_name(name: str) -> str:
+    """A name without markup: ∠ABC of ``m\\angle ABC``, v_max of ``v_{max}``."""
+    name = re.sub(r"m?(?:∠|\\angle)\s*", "∠", name)
+    return re.sub(r"\s*_\s*", "_", re.sub(r"[\\|]|\s*[{}]\s*", "", name))
+
+
+def other_name(a: str, b: str) -> bool:
+    """Whether two names cannot mean one thing: other corners of an angle, other ends of a segment, other subscripts, pH
+    and pOH. Letters and words are free: A = 24 and S = 24, v and speed, v and v_max."""
+    if a[:1] == b[:1] == "∠":
+        a, b = a[1:], b[1:]
+        return a[len(a) // 2] != b[len(b) // 2] if 1 in (len(a), len(b)) else b not in (a, a[::-1])  # ∠B is ∠ABC
+    if all(re.fullmatch("[A-Z]{2}", name) for name in (a, b)):
+        return sorted(a) != sorted(b)
+    if all(re.match("p[A-Z]", name) for name in (a, b)):
+        return a.replace("_", "") != b.replace("_", "")
+    mine, due = _SYMBOL.fullmatch(a), _SYMBOL.fullmatch(b)
+    if not (mine and due) or mine[1] != due[1]:
+        return False
+    if mine[2] and due[2]:
+        return mine[2] != due[2]
+    low, high = sorted((found[3] or "").casefold() for found in (mine, due))
+    return not (high.startswith(low) or {low, high} <= _WHOLE)  # v_m is v_max, and so is v
 
 
 def _mixed(text: str) -> Number | None:

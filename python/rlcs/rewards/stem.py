@@ -13,8 +13,20 @@ from fractions import Fraction
 from . import worker
 from .choice import judge_option, letters_of, options_of
 from .copies import REWRITE, SYMBOLS, bare, copied
+from .dates import same_day
 from .judge import Judge
-from .number import CUT_OFF, MULTIPLES, Number, close, percent_left_out, read_count, read_number, scaled, unmark
+from .number import (
+    CUT_OFF,
+    MULTIPLES,
+    Number,
+    close,
+    other_name,
+    percent_left_out,
+    read_count,
+    read_number,
+    scaled,
+    unmark,
+)
 from .text import (
     asks_for_order,
     entries,
@@ -36,6 +48,7 @@ from .verdict import Verdict, judged, right, wrong
 _MARKUP = frozenset("(){}[]\\^")
 _HYPHEN = re.compile(
     r"(?<=[^\W\d_])-(?=[^\W\d_]{2})|(?<=[^\W\d_]{2})-(?=[^\W\d_])|\*\*"  # x-ray, **bold**
+    r"|(?<=[^\W\d_]{4})-(?=\d)"  # carbon-14, not mgh-2
     r"|(?<=\d)-(?!sin|cos|tan|sec|csc|cot|log|exp|arc)(?=[^\W\d_][a-z]{5})"  # 2-methylpropane
 )
 _ARROW = re.compile(
@@ -116,6 +129,8 @@ class Stem:
         answer, truth = unlabelled(last_value(said(answer), truth), truth, question)
         if tidy(answer) == tidy(truth) or unmark(tidy(answer)) == unmark(tidy(truth)):
             return right("the same text")
+        if same_day(answer, truth):
+            return right("the same day")
         if truth.isdecimal() and same_decade(answer, truth) is not None:
             return wrong("a decade is no year")
         given, due = numbered(answer), numbered(truth)
@@ -213,6 +228,8 @@ class Stem:
 
     def _numbers(self, a: Number, b: Number, question: str | None) -> Verdict | None:
         """None where the texts behind the numbers are no units."""
+        if other_name(a.name, b.name):
+            return wrong(f"{a.name} is not {b.name}")
         a, b = (replace(x, value=value, unit=unit) for x in (a, b) for value, unit in [scaled(x, _SCALES)])
         mine, theirs = (unit_name(re.sub(r"\s*,\s*", " ", x.unit)) for x in (a, b))  # N, upwards
         asked, plainly = asked_unit(question, mine) if mine and not theirs else ("", False)

@@ -225,7 +225,7 @@ def _spread(value: Any) -> Any:
 
 def same(a: Any, b: Any, tolerance: float) -> bool:
     if isinstance(a, Relation) and isinstance(b, Relation):
-        return _same_relation(a, b)
+        return _same_relation(a, b, tolerance)
     if isinstance(a, Chain) and isinstance(b, Chain):
         return a.kinds == b.kinds and all(same(x, y, tolerance) for x, y in zip(a.values, b.values, strict=True))
     if isinstance(a, (Around, Listed, Tuple)) and type(a) is type(b):
@@ -275,20 +275,22 @@ def _same_expression(a: Expr, b: Expr, tolerance: float) -> bool:
             return False
         x, y = a.evalf(DIGITS), b.evalf(DIGITS)
         return bool(y.is_finite and x.is_finite and sympy.Abs(x - y) <= Rational(tolerance) * sympy.Abs(y))
-    return _vanishes(a - b, names, sympy.Abs(a) + sympy.Abs(b))
+    return _vanishes(a - b, names, sympy.Abs(a) + sympy.Abs(b), tolerance)
 
 
-def _points(names: list[Symbol]) -> Any:
+def _points(names: list[Symbol], signs: tuple[int, ...] = (1, 1, -1)) -> Any:
     """Random values for the names, signs mixed, the same on every call."""
     chance = random.Random(20250701)
     while True:
-        yield {n: Rational(chance.randint(100, 3000), 1009) * chance.choice((1, 1, -1)) for n in names}
+        yield {n: Rational(chance.randint(100, 3000), 1009) * chance.choice(signs) for n in names}
 
 
-def _vanishes(difference: Expr, names: list[Symbol], size: Expr) -> bool:
-    """Whether the difference is zero beside ``size`` wherever it is defined."""
-    tried = 0
-    for point in itertools.islice(_points(names), 4 * POINTS):
+def _vanishes(difference: Expr, names: list[Symbol], size: Expr, tolerance: float) -> bool:
+    """Whether the difference is zero beside ``size`` wherever it is defined. Below roots and in logarithms what is
+    measured is positive: √(GM)/√r is √(GM/r), though not for negative G and r."""
+    tried, measured = 0, tolerance > CUT_OFF
+    signs = (1,) if measured and _has_roots(difference) else (1, 1, -1)
+    for point in itertools.islice(_points(names, signs), 4 * POINTS):
         # Not subs: exact powers of fractions may have any number of digits.
         x, scale = difference.evalf(DIGITS, subs=point), size.evalf(DIGITS, subs=point)
         if not (x.is_number and scale.is_number and x.is_finite and scale.is_finite):
@@ -301,7 +303,13 @@ def _vanishes(difference: Expr, names: list[Symbol], size: Expr) -> bool:
     return False
 
 
-def _same_relation(a: Relation, b: Relation) -> bool:
+def _has_roots(value: Expr) -> bool:
+    """Whether names stand below roots or in logarithms."""
+    parts = value.atoms(sympy.Pow, sympy.log)
+    return any(x.free_symbols and (isinstance(x, sympy.log) or not x.exp.is_Integer) for x in parts)
+
+
+def _same_relation(a: Relation, b: Relation, tolerance: float) -> bool:
     turned = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
     if not all(isinstance(x, Expr) for x in (a.left, a.right, b.left, b.right)):
         return a.kind == b.kind and same(a.left, b.left, 0) and same(a.right, b.right, 0)
@@ -318,11 +326,11 @@ def _same_relation(a: Relation, b: Relation) -> bool:
         return False
     if kind_a in (">", ">="):  # the same, but for a positive constant
         ratio = (f / g).subs(next(_points(names))).evalf(DIGITS)
-        return bool(ratio.is_real and ratio > 0) and _vanishes(f - ratio * g, names, sympy.Abs(f))
-    return _implies(f, g, names) and _implies(g, f, names)
+        return bool(ratio.is_real and ratio > 0) and _vanishes(f - ratio * g, names, sympy.Abs(f), tolerance)
+    return _implies(f, g, names, tolerance) and _implies(g, f, names, tolerance)
 
 
-def _implies(f: Expr, g: Expr, names: list[Symbol]) -> bool:
+def _implies(f: Expr, g: Expr, names: list[Symbol], tolerance: float) -> bool:
     """Whether g is zero wherever f is, for an f that is linear in one of its names."""
     for name in names:
         slope = sympy.diff(f, name)
@@ -331,6 +339,10 @@ def _implies(f: Expr, g: Expr, names: list[Symbol]) -> bool:
             others = [n for n in names if n != name]
             at_root = g.subs(name, root)
             size = sum((sympy.Abs(term.subs(name, root)) for term in sympy.Add.make_args(g)), S.Zero)
-            return _vanishes(at_root, others, size) if others else bool(sympy.Abs(at_root.evalf(DIGITS)) < AGREE)
+            return (
+                _vanishes(at_root, others, size, tolerance)
+                if others
+                else bool(sympy.Abs(at_root.evalf(DIGITS)) < AGREE)
+            )
     ratio = (f / g).subs(next(_points(names))).evalf(DIGITS)
-    return bool(ratio.is_finite and ratio != 0) and _vanishes(f - ratio * g, names, sympy.Abs(f))
+    return bool(ratio.is_finite and ratio != 0) and _vanishes(f - ratio * g, names, sympy.Abs(f), tolerance)
