@@ -269,3 +269,35 @@ GAS = "A gas expands from V_1 to V_2 at pressure P. What work does it do?"
 )  # fmt: skip
 def test_what_only_looks_like_a_copy(domain, answer, truth, question):
     assert score(domain, answer, truth, question) == 1
+
+
+LINE, FOR_Y, CAR = "Find the equation of the line.", "Solve $2x + y = 3$ for $y$.", "Find the acceleration for a car."
+
+
+@pytest.mark.parametrize(
+    ("expect", "domain", "answer", "truth", "question"),
+    [
+        (0, "math", "3x - 5 = 7", "x = 4", "Solve 3x - 5 = 7"), (0, "math", "6x = 24", "x = 4", "Solve 3x - 5 = 7"),
+        (0, "math", "3x - 5 = 7", "x = 4", None), (0, "math", "2x > 4", "x > 2", None),
+        (1, "math", "2 < x", "x > 2", None),
+        (0, "math", "-2x \\geq 6", "x \\leq -3", None), (0, "math", "x - 2 \\ne 0", "x \\ne 2", None),
+        (0, "math", "x = x + x - 2", "x = 2", None), (1, "math", "4 = x", "x = 4", None),
+        (0, "math", "2x=2, y=2", "x=1, y=2", None), (1, "math", "y=2, x=1", "x=1, y=2", None),
+        (0, "math", "x+y=3, x-y=1", "x=2, y=1", None), (0, "math", "e^x = 2", "x = \\ln 2", None),
+        (0, "math", "x-2=0, x+2=0", "x=2, x=-2", None), (0, "math", "2AB = 10", "AB = 5", None),
+        (0, "physics", "2v = 10 m/s", "v = 5 m/s", None), (1, "physics", "v = 18 km/h", "v = 5 m/s", None),
+        (1, "math", "2x - y + 3 = 0", "y = 2x + 3", LINE), (1, "math", "2x - y + 3 = 0", "y = 2x + 3", None),
+        (1, "math", "x + 1 = 0", "x = -1", "Find the directrix of the parabola."),
+        (1, "math", "y - 2 = 0", "y = 2", "求抛物线的准线"), (0, "math", "x + 1 = 0", "x = -1", "Solve it."),
+        (0, "math", "4x + 2y = 6", "y = 3 - 2x", FOR_Y), (1, "math", "-2x + 3 = y", "y = 3 - 2x", FOR_Y),
+        (1, "physics", "F = ma", "a = F/m", None), (1, "physics", "F = ma", "a = F/m", CAR),
+        (0, "physics", "F = ma", "a = F/m", "Solve F = ma for a."),
+        (0, "physics", "mv = Ft", "v = \\frac{Ft}{m}", "求v的表达式"),
+        (1, "physics", "F/m = a", "a = F/m", "Express a in terms of F and m."),
+    ],
+)  # fmt: skip
+def test_an_equation_is_solved_where_the_truth_gives_a_value_or_the_question_names_what_for(
+    expect, domain, answer, truth, question
+):
+    """A line's may stand in any form, and so may a formula of which nothing is said."""
+    assert score(domain, answer, truth, question) == expect

@@ -12,7 +12,7 @@ from fractions import Fraction
 
 from . import worker
 from .choice import judge_option, letters_of, options_of
-from .copies import REWRITE, SYMBOLS, bare, copied
+from .copies import REWRITE, SYMBOLS, bare, copied, form_asked
 from .dates import same_day
 from .judge import Judge
 from .number import (
@@ -195,6 +195,7 @@ class Stem:
                 equal = worker.call(
                     "rlcs.rewards.symbolic:equal",
                     *(said, meant, self.tolerance, ordered or (measured and not hedges(truth))),
+                    form_asked(truth, question),
                     deadline_s=self.deadline_s,
                 )
             except worker.WorkerFault as fault:

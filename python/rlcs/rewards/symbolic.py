@@ -44,10 +44,12 @@ _NAME = re.compile(
 )
 
 
-def equal(answer: str, truth: str, tolerance: float, ordered: bool = False) -> bool:
+def equal(answer: str, truth: str, tolerance: float, ordered: bool = False, form: str = "") -> bool:
     """Whether both texts say the same: numbers within ``tolerance``, expressions, equations, sets, intervals, tuples;
     lists in any order unless ``ordered``. A number must be worked out, unless the truth is not: 17*23 is not 391, nor
     is sin^2 x + 390 + cos^2 x; so must sums, integrals, derivatives, determinants, limits.
+    An equation or inequality must be solved, 3x - 5 = 7 is not x = 4, where the truth gives a name's value; a formula
+    (a = F/m) where the ``form`` is "solved"; none where it may be "any".
 
     Raises:
         ValueError: the truth can't be read. An answer that can't be read is wrong.
@@ -76,6 +78,8 @@ def equal(answer: str, truth: str, tolerance: float, ordered: bool = False) -> b
         a, b = _value_said(_without_name(a)), _without_name(b)
     if isinstance(a, Around) != isinstance(b, Around):
         a, b = _both(a), _both(b)
+    if form != "any" and _unsolved(a, b, formulas=form == "solved"):
+        return False
     a, b = _spread(a), _spread(b)
     a, b = _as_set(a, b), _as_set(b, a)
     a, b = _as_point(a, b), _as_point(b, a)
@@ -130,6 +134,29 @@ def _without_name(value: Any) -> Any:
     if not isinstance(value.left, Symbol) and not (_is_segment(value.left) and _is_number(value.right)):
         return value
     return value if isinstance(value.right, Expr) and value.right.has(value.left) else value.right
+
+
+def _unsolved(value: Any, truth: Any, formulas: bool) -> bool:
+    """Whether a relation of the truth is solved for a name, x = 4, and none of the answer's for that: 3x - 5 = 7."""
+    values, truths = (x if isinstance(x, Choices) else (x,) for x in (value, truth))
+    if not all(isinstance(x, Relation) for x in values):
+        return False  # 4 beside x = 4
+    solved = {name for x in values for name in _solved_for(x, formulas)}
+    return any(names and solved.isdisjoint(names) for names in (_solved_for(x, formulas) for x in truths))
+
+
+def _solved_for(value: Any, formulas: bool) -> set[Any]:
+    """The x of x = 4, of 4 = x and of x > 2; with ``formulas`` the a of a = F/m."""
+    sides = (value.left, value.right) if isinstance(value, Relation) else ()
+    if not all(isinstance(x, Expr) for x in sides):
+        return set()
+    pairs = zip(sides, reversed(sides), strict=True)
+    return {
+        name
+        for name, other in pairs
+        if isinstance(name, Symbol) or _is_segment(name)
+        if not (other.has(*name.free_symbols) if formulas else other.free_symbols)
+    }
 
 
 def _is_segment(value: Any) -> bool:
