@@ -182,6 +182,7 @@ LAMPS = "Which lamp is the brightest? (A) P (B) Q (C) R"
         (0, "math", "90 s", "90", "How many minutes is it?"),
         (0, "geography", "1981", "1980", "Year of the eruption?"),
         (1, "math", "5 km", "5", "She came in second, after 5 km. How far was it?"),
+        (1, "chart", "312", "312 million", MILLIONS), (0, "chart", "312", "312 million", None),
         (1, "chart", "312 million", "312", MILLIONS), (0, "chart", "312 billion", "312", MILLIONS),
         (0, "chart", "312 million", "312", None), (0, "chart", "1985 million", "1985", None),
         (0, "chart", "$1,500 million", "1500", None), (0, "chart", "2.001 thousand", "2000", None),

@@ -110,6 +110,17 @@ RIGHT = (
     ("biology", "Type-2 diabetes", "type-2 diabetes"), ("chart", "3 March 2015", "March 3, 2015"),
     ("math", "3 March 2015", "March 3, 2015"), ("biology", "3rd of March 2015", "March 3, 2015"),
     ("geography", "March 3", "3 March"),
+    # two values in brackets, sides and directions, units as books of chemistry write them
+    ("math", "\\frac{-b \\pm \\sqrt{b^2-4ac}}{2a}", "\\frac{-b±\\sqrt{b^2-4ac}}{2a}"),
+    ("math", "x = \\frac{3 \\pm \\sqrt{5}}{2}", "x=\\frac{3+\\sqrt{5}}{2}, x=\\frac{3-\\sqrt{5}}{2}"),
+    ("math", "(\\pm\\sqrt 3, 0)", "(\\sqrt3,0), (-\\sqrt 3,0)"), ("math", "12.50美元", "\\$12.50"),
+    ("math", "3.46", "\\approx 3.46"), ("math", "\\frac{\\pi}{4} rad", "\\frac{\\pi}{4}"),
+    ("math", "60°、120°", "120°, 60°"), ("physics", "to the right", "right"),
+    ("physics", "5 m/s, due east", "5 m/s to the east"), ("physics", "5 m/s，方向向东", "5 m/s 向东"),
+    ("physics", "273 K", "0 °C"), ("chemistry", "0.1 mol·L-1", "0.1 mol/L"),
+    ("chemistry", "-57.3 kJ·mol-1", "-57.3 kJ/mol"), ("geography", "西北", "西北方向"), ("spatial", "左边", "左侧"),
+    ("spatial", "left", "on the left-hand side"), ("vqa", "http://www.example.com/", "www.example.com"),
+    ("choice", "B选项", "B"),
 )  # fmt: skip
 WRONG = (
     # Units that no factor turns into one another: no error either, which an answer may not choose over a zero.
@@ -176,6 +187,11 @@ WRONG = (
     ("physics", "|x|", "x"), ("physics", "\\sqrt{\\frac{2hd}{g}}", "d\\sqrt{\\frac{2h}{g}}"),
     ("chemistry", "carbon-12", "carbon-14"), ("math", "mgh-2", "MGH-2"), ("chart", "4 March 2015", "March 3, 2015"),
     ("geography", "3 May", "3 March"),
+    ("math", "\\frac{3 + \\sqrt{5}}{2}", "\\frac{3 \\pm \\sqrt{5}}{2}"), ("math", "\\frac{3 \\pm 1}{2}", "1, 2"),
+    ("chart", "about 60", "about 50"), ("physics", "5 m/s, due west", "5 m/s to the east"),
+    ("physics", "303 K", "27 °C"), ("math", "273 K", "0 °C"), ("chemistry", "0.1 mol·L-1", "0.1 mol·L-2"),
+    ("math", "5", "5m-2"), ("math", "10‰", "10"), ("spatial", "左边", "右侧"), ("spatial", "right", "on the left"),
+    ("spatial", "bottom left", "left"), ("vqa", "K♠", "K♥"), ("vqa", "male ♂", "male ♀"),
 )  # fmt: skip
 
 

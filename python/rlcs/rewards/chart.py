@@ -77,8 +77,9 @@ class Chart:
             return wrong(f"{a.unit} is not {due}")
         scales = MULTIPLES if plainly or mine == theirs else MULTIPLES | LETTERS  # 8848 m and meters
         (x, unit_a), (y, unit_b) = scaled(a, scales), scaled(b, scales)
-        if (asked := _SCALE.search(question or "")) and x != a.value and y == b.value:  # 5 of "in millions"
-            y *= MULTIPLES[asked[1].casefold()]
+        if asked := _SCALE.search(question or ""):  # 5 of "in millions", where the other says it
+            x *= MULTIPLES[asked[1].casefold()] if x == a.value and y != b.value else 1
+            y *= MULTIPLES[asked[1].casefold()] if x != a.value and y == b.value else 1
         if unit_a and unit_b and not same_unit(unit_a, unit_b):
             return wrong(f"{unit_a} is not {unit_b}")
         if close(x, y, self.tolerance):

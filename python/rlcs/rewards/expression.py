@@ -53,6 +53,7 @@ _TOKEN = re.compile(
 )
 
 
+_WITHIN = re.compile(r"[{(][^{}()]*±")  # the sign of two values within brackets
 # An environment of equations one below the other, with its brace.
 _CASES = re.compile(
     r"(?:\\left\s*)?(?:\\\{\s*)?\\begin\s*\{(?:cases|array|aligned)\}(?:\s*\{[lcr]+\})?"
@@ -75,6 +76,12 @@ def parse(text: str, finished: bool = False) -> Any:
     text = re.sub(r"\\pm(?![A-Za-z])", "±", text)
     text = re.sub(r"\\(?:emptyset|varnothing)(?![A-Za-z])|∅", "{}", text)
     text = re.sub(r"\bU\b(?=\s*[\[(])", "∪", text)
+    if _WITHIN.search(text) and text.count("±") == 1:  # two values: (3 ± √5)/2
+        return Choices(_parse(text.replace("±", sign), finished) for sign in "+-")
+    return _parse(text, finished)
+
+
+def _parse(text: str, finished: bool) -> Any:
     parser = _Parser(text, finished)
     try:
         value = parser.everything()

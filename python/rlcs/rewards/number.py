@@ -93,7 +93,7 @@ _BOUND = re.compile(
 _MINUS = re.compile(r"\A(?:minus |negative |负|零下)\s*(?=[\d.])", re.IGNORECASE)
 _SEASON = re.compile(r"([12]\d{3})/(\d\d|\d{4})")  # 2015/16
 _PERCENT = re.compile("percent|per cent|%|百分", re.IGNORECASE)
-_POWERS = re.compile(r"\^\s*\{?[+-]?\d+\}?|[A-Za-zµμΩ°]\d")  # of a unit
+_POWERS = re.compile(r"\^\s*\{?[+-]?\d+\}?|[A-Za-zµμΩ°]\d|[*]\s*[A-Za-z]{1,3}-[1-4](?![\w.])")  # of a unit
 _MOST_DIGITS = 400  # longer ones are no answers, and Fraction would take its time
 _MOST_CHARS = 2000  # with markup
 _MOST_OF_COUNT = 200

@@ -65,18 +65,19 @@ _WRITTEN = re.compile(
     r".*(?:->|⇌).*|.*[+-]|(?=.*[A-Z])(?:[A-Z][a-z]?|[\d()\[\]])+|(?:\[[A-Z][a-z]\])?(?:\d[spdf]\d+)+|sp\d?"
 )
 # What pint takes for a unit, and an answer of mathematics for a constant or a variable.
-_NO_UNITS = frozenset((*"abcekuBDPRπħ", "pi", "alpha", "gamma", "mu", "hbar"))
+_NO_UNITS = frozenset((*"abcekuBDPRπħ‰", "pi", "alpha", "gamma", "mu", "hbar"))
 # pint takes nearly any two letters for one.
 _SHORT_UNITS = frozenset((
     "ft", "in", "yd", "lb", "oz", "mi", "ha", "ly", "au", "AU", "ms", "kV", "mV", "mA", "MW", "GW", "kN", "eV", "dB",
     "MB", "GB", "K", "C", "F", "bp", "kb", "Mb", "mM", "nM", "uM", "cM", "Da", "IU",
 ))  # fmt: skip
 _SCALES = {word: scale for word, scale in MULTIPLES.items() if word not in ("k", "mn", "bn")}  # 3k may be a product
-_OR = re.compile(r"(?<!\s)\s+(?:or|and)\s+|[或和]")
+_OR = re.compile(r"(?<!\s)\s+(?:or|and)\s+|[或和、]")
+_DIRECTED = re.compile(r"\s*(?:,\s*)?\b(?:to the|towards? the|towards?|due) |\s*,?\s*方向|\s*,\s*")  # N, to the left
 _WORD = re.compile(r"[^\W\d_]{3,}[\w ]*|[\u3400-\u9fff]+")
 _UNIT_BEHIND = re.compile(
     r"(.*?\S)\s*(?:\\(?:text|mathrm)\s*\{([^{}]+)\}(\^\{?\d\}?)?"
-    r"|\s([a-z]{2}(?:\^\{?\d\}?|[²³])?|(?:square |cubic )?units)|(?<![\u4e00-\u9fff])([\u4e00-\u9fff]{1,4}))\s*\$?",
+    r"|\s(rad|[a-z]{2}(?:\^\{?\d\}?|[²³])?|(?:square |cubic )?units)|(?<![\u4e00-\u9fff])([\u4e00-\u9fff]{1,4}))\s*\$?",
     re.DOTALL,
 )
 # In what stands behind a number: no letters of a product, nor a function.
@@ -232,7 +233,7 @@ class Stem:
         if other_name(a.name, b.name):
             return wrong(f"{a.name} is not {b.name}")
         a, b = (replace(x, value=value, unit=unit) for x in (a, b) for value, unit in [scaled(x, _SCALES)])
-        mine, theirs = (unit_name(re.sub(r"\s*,\s*", " ", x.unit)) for x in (a, b))  # N, upwards
+        mine, theirs = (unit_name(_DIRECTED.sub(" ", x.unit)) for x in (a, b))
         asked, plainly = asked_unit(question, mine) if mine and not theirs else ("", False)
         if asked and (mine == asked or self._ratio(mine, asked)):
             theirs = asked
@@ -267,7 +268,9 @@ class Stem:
             worded = _NAME.search(f"{a.unit} {b.unit}") and _letters(a.unit) != _letters(b.unit)
             return wrong(f"{a.unit} is not {b.unit}") if worded else None
         turned = a.value * Fraction(factor[0]) + Fraction(factor[1])
-        rounded = abs(turned - b.value) <= abs(Fraction(factor[1])) * Fraction(1, 10**12)  # 32 °F are 0 °C
+        # 32 °F are 0 °C; where it is measured, and in books, so are 273 K.
+        least = Fraction(6, 10**4) if self.tolerance > CUT_OFF else Fraction(1, 10**12)
+        rounded = abs(turned - b.value) <= abs(Fraction(factor[1])) * least
         return judged(rounded or close(turned, b.value, max(self.tolerance, 1e-9)), "as quantities")
 
     def _without_unit(self, answer: str, truth: str, question: str | None) -> tuple[str, str]:

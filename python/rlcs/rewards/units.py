@@ -16,7 +16,8 @@ _NAMES = {
     "焦耳": "J", "瓦": "W", "瓦特": "W", "伏": "V", "伏特": "V", "安": "A", "安培": "A",
     "欧": "ohm", "欧姆": "ohm", "帕": "Pa", "帕斯卡": "Pa", "赫兹": "Hz", "摩尔": "mol", "度": "degree",
     "摄氏度": "degC", "公顷": "hectare", "千瓦时": "kWh", "角": "jiao",
-    "米/秒": "m/s", "千米/小时": "km/hour", "千米/时": "km/hour", "元": "yuan",
+    "米/秒": "m/s", "千米/小时": "km/hour", "千米/时": "km/hour", "元": "yuan", "美元": "dollar",
+    "欧元": "euro", "英镑": "sterling", "弧度": "rad", "rad": "rad", "radians": "rad", "radian": "rad",
     "dollars": "dollar", "usd": "dollar", "us dollars": "dollar", "cents": "cent", "euros": "euro", "eur": "euro",
     "rmb": "yuan", "cny": "yuan", "gbp": "sterling", "rupees": "rupee", "inr": "rupee",
     "rubles": "ruble", "roubles": "ruble", "krw": "won",
@@ -130,6 +131,7 @@ def unit_name(text: str) -> str:
     text = text.replace("μ", "u").replace("µ", "u").replace("° ", "°").replace("每", "/")
     text = text.replace("²", "^2").replace("³", "^3")
     text = re.sub(r"(?<=[A-Za-z])([23])(?![\w.])", r"^\1", text)  # m/s2
+    text = re.sub(r"([*·]\s*[A-Za-z]{1,3})(-[1-4])(?![\w.])", r"\1^\2", text)  # L·mol-1
     for known in (text, text.casefold() if len(text) > 1 else text):  # H is henry
         if known in _NAMES:
             return _NAMES[known]
