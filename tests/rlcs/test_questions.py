@@ -291,6 +291,7 @@ LINE, FOR_Y, CAR = "Find the equation of the line.", "Solve $2x + y = 3$ for $y$
         (1, "math", "x + 1 = 0", "x = -1", "Find the directrix of the parabola."),
         (1, "math", "y - 2 = 0", "y = 2", "求抛物线的准线"), (0, "math", "x + 1 = 0", "x = -1", "Solve it."),
         (0, "math", "4x + 2y = 6", "y = 3 - 2x", FOR_Y), (1, "math", "-2x + 3 = y", "y = 3 - 2x", FOR_Y),
+        (0, "math", "y+1 = 2(x-3)", "y = 2x-7", "Write the equation of the line in slope-intercept form."),
         (1, "physics", "F = ma", "a = F/m", None), (1, "physics", "F = ma", "a = F/m", CAR),
         (0, "physics", "F = ma", "a = F/m", "Solve F = ma for a."),
         (0, "physics", "mv = Ft", "v = \\frac{Ft}{m}", "求v的表达式"),

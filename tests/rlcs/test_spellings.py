@@ -121,6 +121,11 @@ RIGHT = (
     ("chemistry", "-57.3 kJ·mol-1", "-57.3 kJ/mol"), ("geography", "西北", "西北方向"), ("spatial", "左边", "左侧"),
     ("spatial", "left", "on the left-hand side"), ("vqa", "http://www.example.com/", "www.example.com"),
     ("choice", "B选项", "B"),
+    # what holds at once, and what stands behind the work
+    ("math", "3个", "3"), ("math", "6:30", "06:30"), ("math", "50¢", "50 cents"),
+    ("math", "\\sum_{i=1}^{3} i = 6", "6"), ("math", "\\frac{d}{dx}(x^2) = 2x", "2x"), ("math", "A∩B={1}", "\\{1\\}"),
+    ("math", "\\{(1,2)\\}", "(1,2)"), ("math", "\\frac{1}{2}\\sin 2x", "sinxcosx"),
+    ("math", "[-2,1)∪(1,+∞)", "x≥-2且x≠1"), ("math", "k≠0且k<1", "(-∞,0)∪(0,1)"), ("math", "a=1且b=2", "a=1, b=2"),
 )  # fmt: skip
 WRONG = (
     # Units that no factor turns into one another: no error either, which an answer may not choose over a zero.
@@ -192,6 +197,9 @@ WRONG = (
     ("physics", "303 K", "27 °C"), ("math", "273 K", "0 °C"), ("chemistry", "0.1 mol·L-1", "0.1 mol·L-2"),
     ("math", "5", "5m-2"), ("math", "10‰", "10"), ("spatial", "左边", "右侧"), ("spatial", "right", "on the left"),
     ("spatial", "bottom left", "left"), ("vqa", "K♠", "K♥"), ("vqa", "male ♂", "male ♀"),
+    ("math", "\\sum_{i=1}^{10} i = 56", "55"), ("math", "55 = \\sum_{i=1}^{10} i", "55"),
+    ("math", "k<1或k≠0", "k<1且k≠0"), ("math", "(-\\infty,1)", "k<1且k≠0"), ("math", "a=1且b=3", "a=1且b=2"),
+    ("physics", "5个", "5 N"), ("math", "16:30", "06:30"),
 )  # fmt: skip
 
 

@@ -52,9 +52,11 @@ _LINE = re.compile(
 
 def form_asked(truth: str, question: str | None) -> str:
     """What an equation may look like: "solved" for the name on the truth's left where that is a measurement or the
-    question asks for the name; "any" where it is a line's; "" where nothing says it."""
+    question asks for the name, or for y = mx + b; "any" where it is a line's; "" where nothing says it."""
     number, named = read_number(truth), _SOLVED.match(unmark(truth))
     if number is not None and number.name and number.unit:
+        return "solved"
+    if named and re.search(r"\bslope[- ]intercept", question or "", re.IGNORECASE):
         return "solved"
     if named:
         article = named[1] == "a"  # for a car

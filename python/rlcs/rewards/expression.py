@@ -15,6 +15,7 @@ from sympy import Add, Expr, FiniteSet, Integer, Interval, Rational, S, Symbol, 
 from .number import unmark
 from .values import (
     Around,
+    Both,
     Chain,
     Choices,
     Listed,
@@ -34,6 +35,7 @@ _FUNCTIONS = {
     "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "asin", "acos", "atan", "exp", "log", "ln",
     "sqrt", "abs", "arcsin", "arccos", "arctan", "lg",
 }  # fmt: skip
+_FUNCTION_NAMES = tuple(_FUNCTIONS)
 _INVERSES = {"sin": "asin", "cos": "acos", "tan": "atan"}  # written sin^{-1} x
 _ALIASES = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "ln": "log", "abs": "Abs"}
 _CONSTANTS = {"pi": sympy.pi, "π": sympy.pi, "e": sympy.E, "i": sympy.I, "inf": S.Infinity, "infinity": S.Infinity,
@@ -49,7 +51,7 @@ _RELATIONS = {"=": "=", "==": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>\d+(?:,\d{3})+(?:\.\d+)?|\d+\.?\d*(?:[eE][+-]?\d+(?![\w.]))?|\.\d+)"
     r"|(?P<word>\\[A-Za-z]+|[^\W\d_]+)"
-    r"|(?P<sign>\*\*|<=|>=|==|!=|\\[{}|]|[-+*/^!()\[\]{}|,;=<>≤≥≠±∞∪∈√'_°]))"
+    r"|(?P<sign>\*\*|<=|>=|==|!=|\\[{}|]|[-+*/^!()\[\]{}|,;=<>≤≥≠±∞∪∈∧√'_°]))"
 )
 
 
@@ -122,14 +124,20 @@ class _Parser:
         if not self.take(token):
             raise Unreadable(f"{token!r} is missing before {self.token!r}")
 
-    # everything := relation (, relation)*
+    # everything := together (, together)*, together := relation (∧ relation)*
     def everything(self) -> Any:
-        values = [self.relation()]
+        values = [self.together()]
         while self.take(",", ";"):
-            values.append(self.relation())
+            values.append(self.together())
         if len(values) == 1:
             return values[0]
         return Choices(values)
+
+    def together(self) -> Any:
+        values = [self.relation()]
+        while self.take("∧"):
+            values.append(self.relation())
+        return Both(values) if len(values) > 1 else values[0]
 
     def relation(self) -> Any:
         values, kinds = [self.union()], []
@@ -398,6 +406,6 @@ class _Parser:
     def bare_argument(self) -> Any:
         """``2x`` of ``sin 2x``: factors, up to the next sign or function."""
         value = self.power()
-        while self.begins_factor() and self.token.lstrip("\\") not in _FUNCTIONS and self.token != "(":
+        while self.begins_factor() and not self.token.lstrip("\\").startswith(_FUNCTION_NAMES) and self.token != "(":
             value = value * self.power()
         return value

@@ -73,6 +73,7 @@ _SHORT_UNITS = frozenset((
 ))  # fmt: skip
 _SCALES = {word: scale for word, scale in MULTIPLES.items() if word not in ("k", "mn", "bn")}  # 3k may be a product
 _OR = re.compile(r"(?<!\s)\s+(?:or|and)\s+|[或和、]")
+_CLASSIFIERS = frozenset("个只名位张本件条支枚棵辆颗朵头匹种")  # three of whatever
 _DIRECTED = re.compile(r"\s*(?:,\s*)?\b(?:to the|towards? the|towards?|due) |\s*,?\s*方向|\s*,\s*")  # N, to the left
 _WORD = re.compile(r"[^\W\d_]{3,}[\w ]*|[\u3400-\u9fff]+")
 _UNIT_BEHIND = re.compile(
@@ -146,7 +147,7 @@ class Stem:
             return option
         if _LABEL.fullmatch(label := re.sub(r"\s", "", bare(truth))):
             given = re.sub(r"\s", "", re.sub(r"(?<=\d)(?: to |比)(?=\d)", ":", bare(answer))).rpartition("=")[2]
-            given, label = given.replace("/", ":"), label.replace("/", ":")
+            given, label = (re.sub(r"\A0(?=\d:\d\d)", "", text.replace("/", ":")) for text in (given, label))
             if _RATIO.search(question or "") and not REWRITE.search(question or ""):
                 return judged(_shares(given) == _shares(label), "as ratios")
             return judged(given == label, "as written")
@@ -183,8 +184,7 @@ class Stem:
         )
         # x = 1 or x = 2 are two values
         said, meant = (_OR.sub(", ", answer), _OR.sub(", ", truth)) if b is None else (answer, truth)
-        if "且" in said and "且" in meant:  # k < 1 and k ≠ 0
-            said, meant = (text.replace("且", ", ") for text in (said, meant))
+        said, meant = (text.replace("且", "∧") for text in (said, meant))  # k < 1 and k ≠ 0
         if (b is not None and a is None and not SYMBOLS & set(answer)) or (hedges(said) and not hedges(truth)):
             return wrong("no single value")
         said, meant = self._without_unit(said, meant, question) if a is None or b is None else (said, meant)
@@ -260,7 +260,9 @@ class Stem:
                 return wrong("as numbers")
             if plainly and is_measure(mine):
                 return wrong(f"{a.unit} is not {asked}")
-            if question and _WORD.fullmatch(a.unit) and a.unit.casefold() in question.casefold():
+            if a.unit in _CLASSIFIERS or (
+                question and _WORD.fullmatch(a.unit) and a.unit.casefold() in question.casefold()
+            ):
                 return right("as numbers, with what the question counts")
             return self._known_unit(mine)
         factor = self._ratio(mine, theirs)

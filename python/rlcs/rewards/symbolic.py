@@ -18,7 +18,19 @@ from sympy import Expr, FiniteSet, Interval, Mul, Rational, S, Symbol, Tuple, Un
 
 from .expression import parse
 from .number import CUT_OFF
-from .values import Around, Chain, Choices, Listed, Relation, TooLarge, Unfinished, Unreadable, dropped_out, interval
+from .values import (
+    Around,
+    Both,
+    Chain,
+    Choices,
+    Listed,
+    Relation,
+    TooLarge,
+    Unfinished,
+    Unreadable,
+    dropped_out,
+    interval,
+)
 
 DIGITS, POINTS, AGREE = 40, 8, Rational(1, 10**20)
 _OPERATOR = re.compile(
@@ -37,9 +49,10 @@ _APART = re.compile(r"\\q?quad(?=[^=]*=)")  # x = 1 \quad y = 2
 _EACH = re.compile(
     r"[,，;；(（]\s*\$?[a-z]\s*(?:∈|\\in(?![A-Za-z]))\s*(?:Z|ℤ|\\math(?:bb|bf|rm)\s*\{?\s*Z\s*\}?)[\s)）$.]*\Z"
 )
-# f(x) = ..., dy/dx = ..., y' = ..., x in ..., P(1, 2)
+# f(x) = ..., dy/dx = ..., y' = ..., x in ..., P(1, 2), A∩B = {1}
 _NAME = re.compile(
     r"\s*\$?(?:\\frac\s*\{d[a-z]\}\s*\{d[a-z]\}|d[a-z]/d[a-z]|[a-z]'+)\s*="
+    r"|\s*\$?[A-Z](?:\s*(?:[∩∪]|\\c[au]p(?![A-Za-z]))\s*[A-Z])?\s*=(?=\s*(?:\\left\s*)?\\?[{(\[])"
     r"|\s*\$?[A-Za-z]\s*(?:(?:'|\^\{?-1\}?)?\s*\([A-Za-z]\)\s*=|∈|\\in(?![A-Za-z])|(?=\([^()]*,[^()]*\)\s*\$?$))"
 )
 
@@ -55,7 +68,9 @@ def equal(answer: str, truth: str, tolerance: float, ordered: bool = False, form
         ValueError: the truth can't be read. An answer that can't be read is wrong.
     """
     if _OPERATOR.search(answer) and not _OPERATOR.search(truth):
-        return False
+        _, equals, answer = answer.rpartition("=")  # what it comes to; the = of a sum's first term is in braces
+        if not equals or answer.count("{") != answer.count("}") or _OPERATOR.search(answer):
+            return False
     answer, truth = (_EACH.sub("", _APART.sub(", ", text)) for text in (answer, truth))
     answer, truth = (found[1] if (found := _SET.fullmatch(text)) else text for text in (answer, truth))
     names = [_NAME.match(text) for text in (answer, truth)]
@@ -81,6 +96,7 @@ def equal(answer: str, truth: str, tolerance: float, ordered: bool = False, form
     if form != "any" and _unsolved(a, b, formulas=form == "solved"):
         return False
     a, b = _spread(a), _spread(b)
+    a, b = _at_once(a, b), _at_once(b, a)
     a, b = _as_set(a, b), _as_set(b, a)
     a, b = _as_point(a, b), _as_point(b, a)
     a, b = _by_order(a, b)
@@ -194,6 +210,14 @@ def _as_set(value: Any, other: Any) -> Any:
     return interval(value) if pair and _bounds(other) is not None else value
 
 
+def _at_once(value: Any, other: Any) -> Any:
+    """The numbers for which relations hold at once, x >= -2 ∧ x != 1, beside what is written otherwise."""
+    if not isinstance(value, Both) or isinstance(other, Both):
+        return value
+    parts = [_bounds(part) for part in value]
+    return Choices(value) if None in parts else sympy.Intersection(*parts)  # a = 1 ∧ b = 2 are values side by side
+
+
 def _leaves_out(value: Any) -> bool:
     """Whether it is x != 1."""
     unequal = isinstance(value, Relation) and value.kind == "!="
@@ -217,7 +241,9 @@ def _bounds(value: Any) -> Any:
 
 
 def _as_point(value: Any, other: Any) -> Any:
-    """The (1, 2) of ``x = 1, y = 2`` beside a point: names in the order of the alphabet."""
+    """The (1, 2) of ``x = 1, y = 2`` and of ``{(1, 2)}`` beside a point: names in the order of the alphabet."""
+    if isinstance(other, Tuple) and isinstance(value, FiniteSet) and len(value) == 1:
+        return value.args[0]
     if not isinstance(other, Tuple) or not isinstance(value, Choices):
         return value
     if not all(isinstance(x, Relation) and x.kind == "=" and isinstance(x.left, Symbol) for x in value):
@@ -244,7 +270,7 @@ def _both(value: Any) -> Any:
 
 def _spread(value: Any) -> Any:
     """A list with the two values of each ``1 ± 2`` one by one."""
-    if not isinstance(value, Choices):
+    if not isinstance(value, Choices) or isinstance(value, Both):
         return value
     parts = map(_both, value)
     return Choices(x for part in parts for x in (part if isinstance(part, Choices) else (part,)))
@@ -253,6 +279,8 @@ def _spread(value: Any) -> Any:
 def same(a: Any, b: Any, tolerance: float) -> bool:
     if isinstance(a, Relation) and isinstance(b, Relation):
         return _same_relation(a, b, tolerance)
+    if isinstance(a, Both) != isinstance(b, Both):
+        return False
     if isinstance(a, Chain) and isinstance(b, Chain):
         return a.kinds == b.kinds and all(same(x, y, tolerance) for x, y in zip(a.values, b.values, strict=True))
     if isinstance(a, (Around, Listed, Tuple)) and type(a) is type(b):

@@ -20,7 +20,7 @@ _NAMES = {
     "欧元": "euro", "英镑": "sterling", "弧度": "rad", "rad": "rad", "radians": "rad", "radian": "rad",
     "dollars": "dollar", "usd": "dollar", "us dollars": "dollar", "cents": "cent", "euros": "euro", "eur": "euro",
     "rmb": "yuan", "cny": "yuan", "gbp": "sterling", "rupees": "rupee", "inr": "rupee",
-    "rubles": "ruble", "roubles": "ruble", "krw": "won",
+    "rubles": "ruble", "roubles": "ruble", "krw": "won", "¢": "cent",
     "°": "degree", "deg": "degree", "degrees": "degree", "°c": "degC", "℃": "degC", "celsius": "degC",
     "degrees celsius": "degC", "degree celsius": "degC", "°f": "degF", "℉": "degF", "degrees fahrenheit": "degF",
     "Ω": "ohm", "kΩ": "kohm", "MΩ": "Mohm", "h": "hour", "hr": "hour", "hrs": "hour", "hours": "hour", "mins": "min",

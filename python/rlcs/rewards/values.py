@@ -43,6 +43,10 @@ class Choices(tuple):
     """Values side by side, in any order: the roots of an equation."""
 
 
+class Both(Choices):
+    """Relations that hold at once: k < 1 ∧ k != 0."""
+
+
 class Listed(tuple):
     """Values in square brackets: a list, or an interval with its ends."""
 
