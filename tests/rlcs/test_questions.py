@@ -129,6 +129,8 @@ DROP = "The height of a ball, in feet, is 96 - 16t^2. When does it land?"
     ("expect", "domain", "answer", "truth", "question"),
     [
         (0, "physics", "10 cm", "10", "Find the length in m."),
+        (1, "physics", "5", "5 cm", "Find the length in cm."), (0, "physics", "5", "5 cm", "Find the length in m."),
+        (0, "physics", "0.05", "5 cm", "Find the length in m."), (0, "physics", "5", "5 cm", "Find the length."),
         (1, "physics", "1000 cm", "10", "Find the length in m."),
         (0, "physics", "5 mV", "5", "Find the voltage in V."), (1, "physics", "5000 mV", "5", "Find the voltage in V."),
         (0, "physics", "5 mA", "5", "What is the current through R in A?"),

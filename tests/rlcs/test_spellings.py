@@ -126,6 +126,12 @@ RIGHT = (
     ("math", "\\sum_{i=1}^{3} i = 6", "6"), ("math", "\\frac{d}{dx}(x^2) = 2x", "2x"), ("math", "A∩B={1}", "\\{1\\}"),
     ("math", "\\{(1,2)\\}", "(1,2)"), ("math", "\\frac{1}{2}\\sin 2x", "sinxcosx"),
     ("math", "[-2,1)∪(1,+∞)", "x≥-2且x≠1"), ("math", "k≠0且k<1", "(-∞,0)∪(0,1)"), ("math", "a=1且b=2", "a=1, b=2"),
+    # isotopes, and numbers by the ten thousand
+    ("chemistry", "¹⁴C", "14C"), ("chemistry", "^{14}_6C", "^{14}\\text{C}"),
+    ("chemistry", "{}^{238}_{92}U → {}^{234}_{90}Th + {}^4_2He", "^{238}U \\rightarrow ^{234}Th + ^4He"),
+    ("geography", "960万平方公里", "9.6 million km²"),
+    ("math", "5万元", "50000元"), ("chart", "3.5百万", "3.5 million"),
+    ("physics", "4倍", "4"),
 )  # fmt: skip
 WRONG = (
     # Units that no factor turns into one another: no error either, which an answer may not choose over a zero.
@@ -200,6 +206,8 @@ WRONG = (
     ("math", "\\sum_{i=1}^{10} i = 56", "55"), ("math", "55 = \\sum_{i=1}^{10} i", "55"),
     ("math", "k<1或k≠0", "k<1且k≠0"), ("math", "(-\\infty,1)", "k<1且k≠0"), ("math", "a=1且b=3", "a=1且b=2"),
     ("physics", "5个", "5 N"), ("math", "16:30", "06:30"),
+    ("chemistry", "¹⁴C", "12C"), ("math", "X2Y", "X^2Y"), ("math", "5万元", "5元"), ("geography", "14亿", "14"),
+    ("counting", "3万", "3"),
 )  # fmt: skip
 
 

@@ -114,6 +114,7 @@ MULTIPLES = {"dozen": 12, "hundred": 100, "k": 10**3, "thousand": 10**3, "thousa
 LETTERS = {"m": 10**6, "b": 10**9, "t": 10**12}  # of a chart's axis; elsewhere metres, say
 _HAN = {char: i for i, char in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
 _HAN_SCALES = {"十": 10, "百": 100, "千": 1000}
+_HAN_MULTIPLE = re.compile("[十百千]?[万亿]{1,2}")
 _THERE_ARE = re.compile(
     r"^\s*(?:(?:there (?:is|are)(?: only| exactly)?|only|just|exactly|an?(?= (?:dozen|hundred|thousand|million)))\b"
     r"|total:|图[中里](?:[总一]?共)?有|[总一]?共有?|有)",
@@ -354,6 +355,9 @@ def _in_han(text: str) -> int | None:
 
 def scaled(number: Number, scales: dict[str, int] = MULTIPLES) -> tuple[Fraction, str]:
     """The value with a word of scale applied (``1.2 million``; ``$1.2M``), and the unit without it."""
+    if han := _HAN_MULTIPLE.match(number.unit):  # 960万平方千米
+        many = math.prod((_HAN_SCALES | MULTIPLES)[char] for char in han[0])
+        return number.value * many, number.unit[han.end() :].strip()
     word, _, rest = number.unit.partition(" ")
     scale = (scales | LETTERS if rest in _CURRENCIES.values() else scales).get(word.casefold())
     return (number.value * scale, rest.strip()) if scale else (number.value, number.unit)

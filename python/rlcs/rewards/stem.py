@@ -57,6 +57,9 @@ _ARROW = re.compile(
 )
 _BOTH_WAYS = re.compile(r"\\rightleftharpoons|<=+>|<-+>|[⇄⇋]")
 _STATE = re.compile(r"\((?:s|l|g|aq)\)|[↑↓]")
+_ISOTOPE = re.compile(  # ^{14}_6 C: the second number says nothing that the first and the letters don't
+    r"(?<![\w)\]}])(?:\{\})?(?:\^\{?(\d+)\}?(?:\s*_\{?\d+\}?)?|_\{?\d+\}?\s*\^\{?(\d+)\}?)\s*(?=[A-Z])"
+)
 _GENOTYPE = re.compile(r"(?:([A-Za-z])(?i:\1))+")  # AaBb
 # What is written as a formula is: a reaction, an ion, atoms in numbers, shells of electrons.
 _CHEMICAL = re.compile(r"(?:[A-Z][a-z]?|[\d()\[\]])+")
@@ -73,7 +76,7 @@ _SHORT_UNITS = frozenset((
 ))  # fmt: skip
 _SCALES = {word: scale for word, scale in MULTIPLES.items() if word not in ("k", "mn", "bn")}  # 3k may be a product
 _OR = re.compile(r"(?<!\s)\s+(?:or|and)\s+|[或和、]")
-_CLASSIFIERS = frozenset("个只名位张本件条支枚棵辆颗朵头匹种")  # three of whatever
+_CLASSIFIERS = frozenset("个只名位张本件条支枚棵辆颗朵头匹种倍")  # three of whatever
 _DIRECTED = re.compile(r"\s*(?:,\s*)?\b(?:to the|towards? the|towards?|due) |\s*,?\s*方向|\s*,\s*")  # N, to the left
 _WORD = re.compile(r"[^\W\d_]{3,}[\w ]*|[\u3400-\u9fff]+")
 _UNIT_BEHIND = re.compile(
@@ -247,6 +250,8 @@ class Stem:
             return right("as degrees") if close(a.value, b.value, self.tolerance) else None
         if mine == theirs:
             return judged(close(a.value, b.value, self.tolerance), "as numbers")
+        if not mine and asked_unit(question, theirs) == (theirs, True):
+            return judged(close(a.value, b.value, self.tolerance), "as numbers, in the unit asked for")
         if not mine and self.bare_numbers:
             if not self._may_be_left_out(b.unit, theirs, question):
                 return None
@@ -341,8 +346,9 @@ def _same_words(answer: str, truth: str, question: str | None) -> bool:
 
 def _formula(text: str) -> str:
     """A formula of chemistry, however its arrow, charges, indices, shells and spaces are written."""
-    text = text.replace("\\uparrow", "↑").replace("\\downarrow", "↓")
-    text = re.sub(r"_\s*\{?(\d+)\}?", r"\1", _ARROW.sub("->", _BOTH_WAYS.sub("⇌", unmark(text))))
+    text = unmark(text.replace("\\uparrow", "↑").replace("\\downarrow", "↓"))
+    text = _ISOTOPE.sub(lambda found: found[1] or found[2], text)
+    text = re.sub(r"_\s*\{?(\d+)\}?", r"\1", _ARROW.sub("->", _BOTH_WAYS.sub("⇌", text)))
     text = re.sub(r"\s", "", re.sub(r"(?<=[spdf])\s*\^\s*\{?(\d+)\}?", r"\1", text))
     text = re.sub(r"\^\{?(\d*[+-])\}?(?=$|[-+()\]])", r"\1", text)
     *lefts, right = re.split("(->|⇌)", text)

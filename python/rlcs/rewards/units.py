@@ -42,7 +42,7 @@ _NAMES = {
 _NAMES |= {  # 平方分米, 毫安
     f"{sign}{name}": f"{_NAMES[name]}^{power}"
     for sign, power in (("平方", 2), ("立方", 3))
-    for name in ("米", "分米", "厘米", "毫米", "千米")
+    for name in ("米", "分米", "厘米", "毫米", "千米", "公里")
 } | {
     f"{sign}{name}": f"{prefix}{_NAMES[name]}"
     for sign, prefix in (("千", "k"), ("兆", "M"), ("毫", "m"), ("微", "u"))
