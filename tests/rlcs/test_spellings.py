@@ -132,6 +132,7 @@ RIGHT = (
     ("geography", "960万平方公里", "9.6 million km²"),
     ("math", "5万元", "50000元"), ("chart", "3.5百万", "3.5 million"),
     ("physics", "4倍", "4"),
+    ("math", "AB与CD的距离=5", "5"), ("physics", "0 m", "0 m/s"),
 )  # fmt: skip
 WRONG = (
     # Units that no factor turns into one another: no error either, which an answer may not choose over a zero.
@@ -208,6 +209,9 @@ WRONG = (
     ("physics", "5个", "5 N"), ("math", "16:30", "06:30"),
     ("chemistry", "¹⁴C", "12C"), ("math", "X2Y", "X^2Y"), ("math", "5万元", "5元"), ("geography", "14亿", "14"),
     ("counting", "3万", "3"),
+    ("physics", "(5-5) m", "0 m"), ("math", "x-x", "0"), ("math", "a=1且b=2", "2"), ("math", "a=1和b=2", "2"),
+    ("vqa", "v = 6 m/s 且 u = 5 m/s", "5"), ("math", "5, \\sum_{i=1}^{3} i = 6", "6"),
+    ("math", "\\frac{1}{B}\\sqrt{2} 且 AB = AC = 5", "x_1 = 5"),
 )  # fmt: skip
 
 

@@ -207,7 +207,8 @@ class _Parser:
         return self.joined(top / bottom, top, bottom)
 
     def joined(self, value: Expr, *parts: Expr) -> Expr:
-        self.finish(dropped_out(value, *parts) or (value.has(sympy.log) and has_plain_value(value)))
+        dropped = dropped_out(value, *parts) and S.Zero not in parts  # 0 m is no work
+        self.finish(dropped or (value.has(sympy.log) and has_plain_value(value)))
         return value
 
     def finish(self, left: Any) -> None:
@@ -233,7 +234,7 @@ class _Parser:
         if self.take("^", "**"):
             exponent = self.group() if self.token == "{" else self.signed()
             expressions(base, exponent)
-            value = self.joined(raised(base, exponent), base, exponent)
+            value = self.joined(raised(base, exponent), base)
             self.finish(not exponent.is_Rational and has_plain_value(value))
             return value
         return base

@@ -68,8 +68,9 @@ def equal(answer: str, truth: str, tolerance: float, ordered: bool = False, form
         ValueError: the truth can't be read. An answer that can't be read is wrong.
     """
     if _OPERATOR.search(answer) and not _OPERATOR.search(truth):
-        _, equals, answer = answer.rpartition("=")  # what it comes to; the = of a sum's first term is in braces
-        if not equals or answer.count("{") != answer.count("}") or _OPERATOR.search(answer):
+        work, equals, answer = answer.rpartition("=")  # what it comes to; the = of a sum's first term is in braces
+        several = re.search(r"[,;∧<>]", work) or _OPERATOR.search(answer)
+        if not equals or answer.count("{") != answer.count("}") or several:
             return False
     answer, truth = (_EACH.sub("", _APART.sub(", ", text)) for text in (answer, truth))
     answer, truth = (found[1] if (found := _SET.fullmatch(text)) else text for text in (answer, truth))
@@ -85,7 +86,7 @@ def equal(answer: str, truth: str, tolerance: float, ordered: bool = False, form
     except (TooLarge, Unfinished):
         return False
     except Unreadable:
-        if "\\" not in answer or (finished and _is_number(b)):
+        if "\\" not in answer or (finished and _is_number(_without_name(b))):
             return False
         return _by_grammar(answer, truth, named=isinstance(b, Expr) and not _is_number(b))
     a, b = _without_names(a), _without_names(b)

@@ -131,7 +131,7 @@ def last_value(answer: str, truth: str) -> str:
     if len(parts) == 2 and _EXACT.search(parts[0]) and not _ABOUT.search(truth):  # 6√3 ≈ 10.39: the truth's kind of it
         answer = parts[0 if _EXACT.search(truth) else 1].strip()
     first, *others, last = answer.split("=") if "=" in answer else (answer, answer)
-    several = re.search(r"[<>≤≥,;，、；\n]|\\\\|\\[gln]e", answer) or hedges(answer)  # or x=1 y=2
+    several = re.search(r"[<>≤≥,;，、；且\n]|[\d)}]\s*[和与]|\\\\|\\[gln]e", answer) or hedges(answer)  # or x=1 y=2
     if "=" in truth or several or any(re.search(r"\S\s+[A-Za-z]\w*$", part.strip()) for part in others):
         return answer
     named = re.search(r"[^\W\d_]", re.sub(r"\\[A-Za-z]+", "", first))
