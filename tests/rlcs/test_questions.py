@@ -129,6 +129,8 @@ DROP = "The height of a ball, in feet, is 96 - 16t^2. When does it land?"
     ("expect", "domain", "answer", "truth", "question"),
     [
         (0, "physics", "10 cm", "10", "Find the length in m."),
+        (1, "physics", "5", "5 cm", "Find the length in cm."), (0, "physics", "5", "5 cm", "Find the length in m."),
+        (0, "physics", "0.05", "5 cm", "Find the length in m."), (0, "physics", "5", "5 cm", "Find the length."),
         (1, "physics", "1000 cm", "10", "Find the length in m."),
         (0, "physics", "5 mV", "5", "Find the voltage in V."), (1, "physics", "5000 mV", "5", "Find the voltage in V."),
         (0, "physics", "5 mA", "5", "What is the current through R in A?"),
@@ -182,6 +184,7 @@ LAMPS = "Which lamp is the brightest? (A) P (B) Q (C) R"
         (0, "math", "90 s", "90", "How many minutes is it?"),
         (0, "geography", "1981", "1980", "Year of the eruption?"),
         (1, "math", "5 km", "5", "She came in second, after 5 km. How far was it?"),
+        (1, "chart", "312", "312 million", MILLIONS), (0, "chart", "312", "312 million", None),
         (1, "chart", "312 million", "312", MILLIONS), (0, "chart", "312 billion", "312", MILLIONS),
         (0, "chart", "312 million", "312", None), (0, "chart", "1985 million", "1985", None),
         (0, "chart", "$1,500 million", "1500", None), (0, "chart", "2.001 thousand", "2000", None),
@@ -269,3 +272,36 @@ GAS = "A gas expands from V_1 to V_2 at pressure P. What work does it do?"
 )  # fmt: skip
 def test_what_only_looks_like_a_copy(domain, answer, truth, question):
     assert score(domain, answer, truth, question) == 1
+
+
+LINE, FOR_Y, CAR = "Find the equation of the line.", "Solve $2x + y = 3$ for $y$.", "Find the acceleration for a car."
+
+
+@pytest.mark.parametrize(
+    ("expect", "domain", "answer", "truth", "question"),
+    [
+        (0, "math", "3x - 5 = 7", "x = 4", "Solve 3x - 5 = 7"), (0, "math", "6x = 24", "x = 4", "Solve 3x - 5 = 7"),
+        (0, "math", "3x - 5 = 7", "x = 4", None), (0, "math", "2x > 4", "x > 2", None),
+        (1, "math", "2 < x", "x > 2", None),
+        (0, "math", "-2x \\geq 6", "x \\leq -3", None), (0, "math", "x - 2 \\ne 0", "x \\ne 2", None),
+        (0, "math", "x = x + x - 2", "x = 2", None), (1, "math", "4 = x", "x = 4", None),
+        (0, "math", "2x=2, y=2", "x=1, y=2", None), (1, "math", "y=2, x=1", "x=1, y=2", None),
+        (0, "math", "x+y=3, x-y=1", "x=2, y=1", None), (0, "math", "e^x = 2", "x = \\ln 2", None),
+        (0, "math", "x-2=0, x+2=0", "x=2, x=-2", None), (0, "math", "2AB = 10", "AB = 5", None),
+        (0, "physics", "2v = 10 m/s", "v = 5 m/s", None), (1, "physics", "v = 18 km/h", "v = 5 m/s", None),
+        (1, "math", "2x - y + 3 = 0", "y = 2x + 3", LINE), (1, "math", "2x - y + 3 = 0", "y = 2x + 3", None),
+        (1, "math", "x + 1 = 0", "x = -1", "Find the directrix of the parabola."),
+        (1, "math", "y - 2 = 0", "y = 2", "求抛物线的准线"), (0, "math", "x + 1 = 0", "x = -1", "Solve it."),
+        (0, "math", "4x + 2y = 6", "y = 3 - 2x", FOR_Y), (1, "math", "-2x + 3 = y", "y = 3 - 2x", FOR_Y),
+        (0, "math", "y+1 = 2(x-3)", "y = 2x-7", "Write the equation of the line in slope-intercept form."),
+        (1, "physics", "F = ma", "a = F/m", None), (1, "physics", "F = ma", "a = F/m", CAR),
+        (0, "physics", "F = ma", "a = F/m", "Solve F = ma for a."),
+        (0, "physics", "mv = Ft", "v = \\frac{Ft}{m}", "求v的表达式"),
+        (1, "physics", "F/m = a", "a = F/m", "Express a in terms of F and m."),
+    ],
+)  # fmt: skip
+def test_an_equation_is_solved_where_the_truth_gives_a_value_or_the_question_names_what_for(
+    expect, domain, answer, truth, question
+):
+    """A line's may stand in any form, and so may a formula of which nothing is said."""
+    assert score(domain, answer, truth, question) == expect

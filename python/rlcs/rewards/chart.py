@@ -6,14 +6,16 @@ import re
 from dataclasses import dataclass, replace
 
 from .choice import judge_option, options_of
+from .dates import same_day
 from .judge import Judge
-from .number import LETTERS, MULTIPLES, Number, close, read_count, read_number, scaled
+from .number import LETTERS, MULTIPLES, Number, close, read_count, read_number, scaled, unmark
 from .text import entries, explained, hedges, last_value, said, same_decade, same_words, tidy, truth_value, unlabelled
-from .units import asked_unit, is_measure, unit_name
+from .units import asked_unit, is_measure, same_unit, unit_name
 from .verdict import Verdict, judged, right, wrong
 
 _YEARS = range(1000, 2200)
 _BEFORE_CHRIST = re.compile(r"b\.? ?c(?:\.? ?e)?", re.IGNORECASE)
+_POWER = re.compile(r"-?\s*10\s*\^")
 _SCALE = re.compile(r"(?:\bin|how many|\() ?(thousand|million|billion|trillion)", re.IGNORECASE)
 
 
@@ -30,6 +32,8 @@ class Chart:
             return right("the same text")
         if (decade := same_decade(answer, truth)) is not None:
             return judged(decade, "as decades")
+        if same_day(answer, truth):
+            return right("the same day")
         verdict = self._entry(answer, truth, question)
         if verdict is None:
             expected, given = entries(truth), entries(answer)
@@ -59,6 +63,8 @@ class Chart:
         if a is None:
             count = read_count(answer)
             return judged(count is not None and b.value == count, "in words")
+        if _POWER.match(unmark(truth)):  # of a scale of powers
+            return replace(self, tolerance=0.0)._numbers(a, b, question)
         if b.plain_integer and int(b.value) in _YEARS:
             exact = replace(self, tolerance=0.0)._numbers(a, b, question).score == 1
             return judged(exact and not (a.percent or _BEFORE_CHRIST.fullmatch(a.unit)), "as years")
@@ -71,9 +77,10 @@ class Chart:
             return wrong(f"{a.unit} is not {due}")
         scales = MULTIPLES if plainly or mine == theirs else MULTIPLES | LETTERS  # 8848 m and meters
         (x, unit_a), (y, unit_b) = scaled(a, scales), scaled(b, scales)
-        if (asked := _SCALE.search(question or "")) and x != a.value and y == b.value:  # 5 of "in millions"
-            y *= MULTIPLES[asked[1].casefold()]
-        if unit_a and unit_b and not same_words(unit_a, unit_b) and unit_name(unit_a) != unit_name(unit_b):
+        if asked := _SCALE.search(question or ""):  # 5 of "in millions", where the other says it
+            x *= MULTIPLES[asked[1].casefold()] if x == a.value and y != b.value else 1
+            y *= MULTIPLES[asked[1].casefold()] if x != a.value and y == b.value else 1
+        if unit_a and unit_b and not same_unit(unit_a, unit_b):
             return wrong(f"{unit_a} is not {unit_b}")
         if close(x, y, self.tolerance):
             return right("as numbers")

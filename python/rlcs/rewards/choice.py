@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from . import worker
-from .dates import read_date
+from .dates import same_day
 from .judge import Judge
 from .number import close, percent_left_out, read_count, read_number, scaled, unmark
 from .text import (
@@ -25,7 +25,7 @@ from .text import (
     truth_value,
     unlabelled,
 )
-from .units import asked_unit, is_measure, is_unit, unit_name
+from .units import asked_unit, is_measure, is_unit, same_unit, unit_name
 from .verdict import Verdict, judged, right, wrong
 
 _OPTION = re.compile(r"(?:^|\n|\s)\(?([A-Z])[).:、．]\s*(.+?)(?=\s+\(?[A-Z](?:[).:、．]\s|[):、．])|\n|$)")
@@ -76,6 +76,7 @@ def letters_of(text: str) -> frozenset[str] | None:
     """The option letters that the whole text is: ``A``, ``(B)``, ``A, C``, ``AC``, ``B and D``."""
     text = unicodedata.normalize("NFKC", text)
     text = _CALLED.sub("", _MARKUP.sub(lambda m: m[1] or "", text).strip(" .。"))
+    text = re.sub(r"(?<=[A-Z])\s*选?项$", "", text)
     parts = re.split(r"\s*(?:,|，|、|;|&|\band\b|和)\s*|\s+", text)
     if len(parts) == 1 and re.fullmatch(r"[A-H]{2,6}", text) and list(text) == sorted(set(text)):
         return frozenset(text)
@@ -193,7 +194,7 @@ class Words:
             return judged(explained(answer) is yes, "yes or no")
         if re.fullmatch(r"0\d+", truth.strip()):
             return judged(same_words(answer, truth), "digits that are no number")
-        if (date := read_date(truth)) is not None and read_date(answer) == date:
+        if same_day(answer, truth):
             return right("the same day")
         a, b = read_number(answer), read_number(truth)
         if b is not None:
@@ -205,7 +206,7 @@ class Words:
                 turned = _turned(x, unit_name(mine), asked) if asked else None
                 if plainly or turned is not None:
                     return judged(turned is not None and close(turned, y, self.tolerance), "as quantities")
-            if same_words(mine, theirs) or not mine or not theirs:
+            if not mine or not theirs or same_unit(mine, theirs):
                 return judged(close(x, y, self.tolerance) or percent_left_out(a, b, question), "as numbers")
             if is_unit(mine) and is_unit(theirs):
                 turned = _turned(x, unit_name(mine), unit_name(theirs))

@@ -1,5 +1,6 @@
 """Answers that leave the question's work undone: what it gives, in the form in which it gives it, 36 km/h where m/s are
-asked for, (x + 1)(x + 2) or (x + 2)(x + 1) where it is to be expanded, 9/12 where the lowest terms are asked for."""
+asked for, (x + 1)(x + 2) or (x + 2)(x + 1) where it is to be expanded, 9/12 where the lowest terms are asked for; and
+what a question says of the form of an equation."""
 
 from __future__ import annotations
 
@@ -40,6 +41,29 @@ _LOWEST = re.compile(r"\blowest terms|\bsimplest|\bsimplif|\breduce\b(?! by)|约
 _FRACTION = re.compile(r"(?:.*=)?\s*-?(?:\d+ )?(\d{1,40})/(\d{1,40})")
 _SUM_IN_BRACKETS = re.compile(r"\([^()]*[^()^*/]\s*[-+][^()]*\)(?!\s*/\s*\d+\s*$)")
 _SOLVED = re.compile(r"[\s$]*(\\?[A-Za-z]+(?:_\{?\w+\}?)?)\s*(?:[=<>≤≥]|\\[gln]e)")  # x = 4, x > 2
+
+# A line's equation may stand in any form: x + 1 = 0 is x = -1.
+_LINE = re.compile(
+    r"\b(?:equations? (?:of|for)|(?<!number )lines?\b(?! segment)|asymptote|directri|tangent|ax[ei]s of|bisector|locus)"
+    r"|直线|[切准法]线|渐近线|对称轴|轨迹|平分线",
+    re.IGNORECASE,
+)
+
+
+def form_asked(truth: str, question: str | None) -> str:
+    """What an equation may look like: "solved" for the name on the truth's left where that is a measurement or the
+    question asks for the name, or for y = mx + b; "any" where it is a line's; "" where nothing says it."""
+    number, named = read_number(truth), _SOLVED.match(unmark(truth))
+    if number is not None and number.name and number.unit:
+        return "solved"
+    if named and re.search(r"\bslope[- ]intercept", question or "", re.IGNORECASE):
+        return "solved"
+    if named:
+        article = named[1] == "a"  # for a car
+        name = re.escape(named[1]) + (r"(?=[$.,;?!]|\s*\Z|\s+in\b)" if article else r"(?![A-Za-z0-9_(])")
+        if re.search(rf"(?:(?i:\b(?:for|find|express|isolate|make|what is))|表示|求出?)\s*\$?{name}", question or ""):
+            return "solved"
+    return "any" if _LINE.search(question or "") else ""
 
 
 def bare(text: str) -> str:

@@ -22,6 +22,11 @@ def whole_names(text: str) -> str:
     return _SHORT.sub(lambda found: _WHOLE[found[0]], text)
 
 
+def same_day(answer: str, truth: str) -> bool:
+    """Whether both are dates with their months' names, and of one day."""
+    return (day := read_date(truth)) is not None and read_date(answer) == day
+
+
 def read_date(text: str) -> tuple[int, int, int] | None:
     """(year, month, day), the year 0 if none is named; None if the text is anything else, a date in numbers alone too:
     1/2 may be in February."""

@@ -10,16 +10,32 @@ import re
 from typing import Any
 
 import sympy
-from sympy import Add, Expr, FiniteSet, Integer, Interval, Rational, S, Set, Symbol, Tuple, Union
+from sympy import Add, Expr, FiniteSet, Integer, Interval, Rational, S, Symbol, Tuple, Union
 
 from .number import unmark
-
-MOST_BITS = 1 << 20  # of a number; a larger one is refused before it is computed
+from .values import (
+    Around,
+    Both,
+    Chain,
+    Choices,
+    Listed,
+    Relation,
+    Unfinished,
+    Unreadable,
+    counts,
+    dropped_out,
+    expressions,
+    has_plain_value,
+    interval,
+    is_ten,
+    raised,
+)
 
 _FUNCTIONS = {
     "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "asin", "acos", "atan", "exp", "log", "ln",
     "sqrt", "abs", "arcsin", "arccos", "arctan", "lg",
 }  # fmt: skip
+_FUNCTION_NAMES = tuple(_FUNCTIONS)
 _INVERSES = {"sin": "asin", "cos": "acos", "tan": "atan"}  # written sin^{-1} x
 _ALIASES = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "ln": "log", "abs": "Abs"}
 _CONSTANTS = {"pi": sympy.pi, "π": sympy.pi, "e": sympy.E, "i": sympy.I, "inf": S.Infinity, "infinity": S.Infinity,
@@ -35,10 +51,11 @@ _RELATIONS = {"=": "=", "==": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>\d+(?:,\d{3})+(?:\.\d+)?|\d+\.?\d*(?:[eE][+-]?\d+(?![\w.]))?|\.\d+)"
     r"|(?P<word>\\[A-Za-z]+|[^\W\d_]+)"
-    r"|(?P<sign>\*\*|<=|>=|==|!=|\\[{}|]|[-+*/^!()\[\]{}|,;=<>≤≥≠±∞∪∈√'_°]))"
+    r"|(?P<sign>\*\*|<=|>=|==|!=|\\[{}|]|[-+*/^!()\[\]{}|,;=<>≤≥≠±∞∪∈∧√'_°]))"
 )
 
 
+_WITHIN = re.compile(r"[{(][^{}()]*±")  # the sign of two values within brackets
 # An environment of equations one below the other, with its brace.
 _CASES = re.compile(
     r"(?:\\left\s*)?(?:\\\{\s*)?\\begin\s*\{(?:cases|array|aligned)\}(?:\s*\{[lcr]+\})?"
@@ -46,48 +63,10 @@ _CASES = re.compile(
 )
 
 
-class Unreadable(ValueError):
-    """Not a text of the small grammar."""
-
-
-class TooLarge(Unreadable):
-    """A number that would take too long to compute."""
-
-
-class Unfinished(Unreadable):
-    """Arithmetic that is left to do: 17*23, 1/2 + 1/3."""
-
-
-class Relation:
-    def __init__(self, left: Any, kind: str, right: Any) -> None:
-        self.left, self.kind, self.right = left, kind, right
-
-
-class Chain:
-    """``0 < x <= 1``: values in rising order, and < or <= between them."""
-
-    def __init__(self, values: list[Any], kinds: list[str]) -> None:
-        falls = kinds[0][0] == ">"
-        self.values = values[::-1] if falls else values
-        self.kinds = [kind.replace(">", "<") for kind in (kinds[::-1] if falls else kinds)]
-
-
-class Choices(tuple):
-    """Values side by side, in any order: the roots of an equation."""
-
-
-class Listed(tuple):
-    """Values in square brackets: a list, or an interval with its ends."""
-
-
-class Around(tuple):
-    """(value, uncertainty)"""
-
-
 def parse(text: str, finished: bool = False) -> Any:
     """A text of the small grammar as sympy's objects, :class:`Relation`, :class:`Chain`, :class:`Choices` or
-    :class:`Around`. If it must be ``finished``, numbers that could be put together are :class:`Unfinished`; powers,
-    roots, factorials, functions and fractions of whole numbers may stand."""
+    :class:`Around`. If it must be ``finished``, numbers that could be put together are :class:`Unfinished`, and so are
+    functions that have a plain value; powers, roots, factorials and fractions of whole numbers may stand."""
     if _CASES.search(text):
         text = re.sub(r",?\s*\\\\", ", ", _CASES.sub("", text))
     text = re.sub(r"\\(?:vec|overrightarrow)\s*\{([A-Z])([A-Z])\}", r" \1_{\1\2}", unmark(text))  # BA is not AB
@@ -99,6 +78,12 @@ def parse(text: str, finished: bool = False) -> Any:
     text = re.sub(r"\\pm(?![A-Za-z])", "±", text)
     text = re.sub(r"\\(?:emptyset|varnothing)(?![A-Za-z])|∅", "{}", text)
     text = re.sub(r"\bU\b(?=\s*[\[(])", "∪", text)
+    if _WITHIN.search(text) and text.count("±") == 1:  # two values: (3 ± √5)/2
+        return Choices(_parse(text.replace("±", sign), finished) for sign in "+-")
+    return _parse(text, finished)
+
+
+def _parse(text: str, finished: bool) -> Any:
     parser = _Parser(text, finished)
     try:
         value = parser.everything()
@@ -139,14 +124,20 @@ class _Parser:
         if not self.take(token):
             raise Unreadable(f"{token!r} is missing before {self.token!r}")
 
-    # everything := relation (, relation)*
+    # everything := together (, together)*, together := relation (∧ relation)*
     def everything(self) -> Any:
-        values = [self.relation()]
+        values = [self.together()]
         while self.take(",", ";"):
-            values.append(self.relation())
+            values.append(self.together())
         if len(values) == 1:
             return values[0]
         return Choices(values)
+
+    def together(self) -> Any:
+        values = [self.relation()]
+        while self.take("∧"):
+            values.append(self.relation())
+        return Both(values) if len(values) > 1 else values[0]
 
     def relation(self) -> Any:
         values, kinds = [self.union()], []
@@ -175,7 +166,7 @@ class _Parser:
         while self.kind and self.token in ("+", "-", "±"):
             sign = self.advance()
             right = self.product()
-            _expressions(value, right)
+            expressions(value, right)
             if sign == "±":
                 value = Around((value, right))
                 break
@@ -183,7 +174,7 @@ class _Parser:
             if self._finished and not (value.free_symbols or right.free_symbols):
                 a, b, both = (len(Add.make_args(x)) for x in (value, right, total))
                 self.finish(both < a + b)
-            value = total
+            value = self.joined(total, value, right)
         return value
 
     def product(self) -> Any:
@@ -191,29 +182,34 @@ class _Parser:
         while self.kind:
             if self.take("*"):
                 right = self.signed()
-                _expressions(value, right)
-                self.finish(_counts(value) and _counts(right))
-                value = value * right
+                expressions(value, right)
+                self.finish(counts(value) and counts(right))
+                value = self.joined(value * right, value, right)
             elif self.take("/"):
                 right = self.signed()
-                _expressions(value, right)
+                expressions(value, right)
                 value = self.quotient(value, right)
             elif self.begins_factor():
                 right = self.power()
-                _expressions(value, right)
+                expressions(value, right)
                 self.finish(value.is_Rational and right.is_Rational)
-                value = value * right
+                value = self.joined(value * right, value, right)
             else:
                 break
         return value
 
     def quotient(self, top: Expr, bottom: Expr) -> Any:
         """Finished are 2/3, 4π/3 and 1.2/10^5; not 48/2, nor 1.2/5."""
-        if bottom.is_Rational and not top.free_symbols and not _is_ten(bottom):
+        if bottom.is_Rational and not top.free_symbols and not is_ten(bottom):
             factor = top.as_coeff_Mul()[0]
             whole = factor.is_Integer and bottom.is_Integer
             self.finish(factor.is_Rational and not (whole and (bottom in (0, 1) or factor % bottom)))
-        return top / bottom
+        return self.joined(top / bottom, top, bottom)
+
+    def joined(self, value: Expr, *parts: Expr) -> Expr:
+        dropped = dropped_out(value, *parts) and S.Zero not in parts  # 0 m is no work
+        self.finish(dropped or (value.has(sympy.log) and has_plain_value(value)))
+        return value
 
     def finish(self, left: Any) -> None:
         if self._finished and left:
@@ -229,7 +225,7 @@ class _Parser:
     def signed(self) -> Any:
         if sign := self.take("-", "+"):
             value = self.signed()
-            _expressions(value)
+            expressions(value)
             return -value if sign == "-" else value
         return self.power()
 
@@ -237,14 +233,16 @@ class _Parser:
         base = self.factorial()
         if self.take("^", "**"):
             exponent = self.group() if self.token == "{" else self.signed()
-            _expressions(base, exponent)
-            return _raise(base, exponent)
+            expressions(base, exponent)
+            value = self.joined(raised(base, exponent), base)
+            self.finish(not exponent.is_Rational and has_plain_value(value))
+            return value
         return base
 
     def factorial(self) -> Any:
         value = self.atom()
         while self.take("!"):
-            _expressions(value)
+            expressions(value)
             if not (value.is_Integer and 0 <= value <= 1000) and not value.free_symbols:
                 raise Unreadable("a factorial of what is no small integer")
             value = sympy.factorial(value)
@@ -257,9 +255,11 @@ class _Parser:
         return value
 
     def operand(self) -> Any:
-        """Of ``\\frac{1}{2}``, ``\\frac\\pi6``."""
+        """Of ``\\frac{1}{2}``, ``\\frac\\pi6``, ``\\frac mk``."""
         if self.token == "{":
             return self.group()
+        if self.kind == "word" and self.token[0] != "\\":
+            self._at, self.token = self._at - len(self.token) + 1, self.token[0]
         if len(self.token) > 1 and not self.token.startswith("\\"):
             raise Unreadable(f"{self.token!r} stands without braces")
         return self.atom()
@@ -270,7 +270,7 @@ class _Parser:
         if self.token in ("\\frac", "\\dfrac"):
             self.advance()
             top, bottom = self.operand(), self.operand()
-            _expressions(top, bottom)
+            expressions(top, bottom)
             return self.quotient(top, bottom)
         if self.token in ("\\sqrt", "√", "sqrt"):
             self.advance()
@@ -279,13 +279,14 @@ class _Parser:
                 degree = self.sum()
                 self.need("]")
             value = self.group() if self.token == "{" else self.atom()
-            _expressions(value, degree)
-            return _raise(value, 1 / degree)
+            expressions(value, degree)
+            return raised(value, 1 / degree)
         if self.token == "|":
             self.advance()
             value = self.sum()
             self.need("|")
-            _expressions(value)
+            expressions(value)
+            self.finish(has_plain_value(value))
             return sympy.Abs(value)
         if self.token in ("(", "["):
             return self.brackets()
@@ -300,7 +301,7 @@ class _Parser:
     def number(self) -> Any:
         """A number; ``2 1/3`` is a mixed one, and other numbers side by side are nothing."""
         digits, _, power = self.advance().replace(",", "").casefold().partition("e")
-        value = Rational(digits) * _raise(Integer(10), Integer(power or 0))
+        value = Rational(digits) * raised(Integer(10), Integer(power or 0))
         if self.kind != "number":
             return value * sympy.pi / 180 if self.take("°") else value
         top, slash = Rational(self.advance().replace(",", "")), self.take("/")
@@ -324,7 +325,7 @@ class _Parser:
             return Interval(values[0], values[1], opening == "(", closing == ")")
         if opening + closing not in ("()", "[]"):
             raise Unreadable("brackets that don't match")
-        _expressions(*values)
+        expressions(*values)
         return Tuple(*values) if opening == "(" else Listed(values)
 
     def braces(self) -> Any:
@@ -389,7 +390,8 @@ class _Parser:
             value = sympy.log(self.argument(), 10)
         else:
             value = getattr(sympy, _ALIASES.get(name, name))(self.argument())
-        return value if exponent is None else _raise(value, exponent)
+        self.finish(name != "sqrt" and has_plain_value(value))
+        return value if exponent is None else raised(value, exponent)
 
     def signed_exponent(self) -> Any:
         """The 2 of ``sin^2 x``."""
@@ -399,48 +401,12 @@ class _Parser:
 
     def argument(self) -> Expr:
         value = self.group() if self.token == "{" else self.brackets() if self.token == "(" else self.bare_argument()
-        _expressions(value)
+        expressions(value)
         return value
 
     def bare_argument(self) -> Any:
         """``2x`` of ``sin 2x``: factors, up to the next sign or function."""
         value = self.power()
-        while self.begins_factor() and self.token.lstrip("\\") not in _FUNCTIONS and self.token != "(":
+        while self.begins_factor() and not self.token.lstrip("\\").startswith(_FUNCTION_NAMES) and self.token != "(":
             value = value * self.power()
         return value
-
-
-def interval(value: Any) -> Any:
-    """What a union may hold: of two numbers in brackets their kind says whether the ends belong to it."""
-    if isinstance(value, (Listed, Tuple)) and len(value) == 2:
-        return Interval(value[0], value[1], isinstance(value, Tuple), isinstance(value, Tuple))
-    if not isinstance(value, Set):
-        raise Unreadable("a union of what is no set")
-    return value
-
-
-def _counts(value: Expr) -> bool:
-    """Whether a number has a factor that another number's could be multiplied with."""
-    factor = value.as_coeff_Mul()[0]
-    return bool(not value.free_symbols and factor.is_Rational and abs(factor) != 1 and not _is_ten(value))
-
-
-def _is_ten(value: Expr) -> bool:
-    """Whether it is a power of ten, as in ``1.2 * 10^5``."""
-    if not value.is_Rational or 1 not in (value.p, value.q) or max(value.p, value.q).bit_length() > 4000:
-        return False
-    return re.fullmatch("10*", str(value.p * value.q)) is not None
-
-
-def _expressions(*values: Any) -> None:
-    for value in values:
-        if not isinstance(value, Expr):
-            raise Unreadable("arithmetic on what is no expression")
-
-
-def _raise(base: Expr, exponent: Expr) -> Expr:
-    number = base.as_coeff_Mul()[0]  # of 2 x, which powers take out
-    bits = max(number.p.bit_length(), number.q.bit_length()) if number.is_Rational else 1
-    if exponent.is_Rational and abs(exponent) * bits > MOST_BITS:
-        raise TooLarge(f"a power of more than {MOST_BITS} bits")
-    return base**exponent

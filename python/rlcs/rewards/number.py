@@ -35,7 +35,7 @@ _MARKUP: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...
     (re.compile(r"(\d{1,40})\.(\d{0,40})\\(?:overline|dot)\s*\{(\d{1,40})\}"), _repeating),
     (re.compile(r",\\!\s*"), ","),  # 32,\! 349
     (re.compile(r"(?<=[A-Za-z}])\\[,;:](?=[A-Za-z])"), " "),  # of units: m\,s
-    (re.compile(r"\\(?:left|right|displaystyle|,|;|:|!|quad|qquad)(?![A-Za-z])|\$"), ""),
+    (re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|,|;|:|!|quad|qquad)(?![A-Za-z])|\$"), ""),
     (re.compile(r"\\[ ~]|(?<=\S)~"), " "),
     (re.compile(r"\{,\}"), ","),
     (
@@ -67,11 +67,15 @@ _NUMBER = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _NAMED = re.compile(
-    r"(?:m?∠|m?\\angle\s*|\|(?=[A-Z]{2}\|))?"
-    r"((?:[A-Za-z]{2,15} ){0,3}(?:\\Delta\s*)?\\?[^\W\d_][\w'△]{0,15}(?:_\s*\{[^{}=]{1,20}\})?"
+    r"(m?(?:∠|\\angle(?![A-Za-z]))\s*\d|(?:m?∠|m?\\angle\s*|\|(?=[A-Z]{2}\|))?"
+    r"(?:[A-Za-z]{2,15} ){0,3}(?:\\Delta\s*)?\\?[^\W\d_][\w'△]{0,15}(?:_\s*\{[^{}=]{1,20}\})?"
     r"(?:(?<=[A-Z]{2})\|)?(?:\s*\([^()]{1,12}\))?)"
     r"\s*(?:=|≈|\\approx(?![A-Za-z]))\s*(?=[^=])"
 )
+_SYMBOL = re.compile(r"([^\W\d_]+)(?:_?(\d+)|_([^\W\d_]+))?")  # v, v_0, v0, v_max
+_WHOLE = frozenset(
+    ("eq", "equivalent", "total", "tot", "net", "sum", "all", "总", "合")
+)  # one name is as good as another
 _CURRENCY = re.compile(
     r"^((?:[^=]{1,20}=)?\s*[+-]?)\s*(?:US ?)?\\?([$€£¥￥₹₩₽]|(?:USD|EUR|GBP|RMB|CNY|INR)\b|Rs\.?(?=\s*\d))"
     r"|\\?([$€£¥￥₹₩₽])\s*$"
@@ -89,7 +93,7 @@ _BOUND = re.compile(
 _MINUS = re.compile(r"\A(?:minus |negative |负|零下)\s*(?=[\d.])", re.IGNORECASE)
 _SEASON = re.compile(r"([12]\d{3})/(\d\d|\d{4})")  # 2015/16
 _PERCENT = re.compile("percent|per cent|%|百分", re.IGNORECASE)
-_POWERS = re.compile(r"\^\s*\{?[+-]?\d+\}?|[A-Za-zµμΩ°]\d")  # of a unit
+_POWERS = re.compile(r"\^\s*\{?[+-]?\d+\}?|[A-Za-zµμΩ°]\d|[*]\s*[A-Za-z]{1,3}-[1-4](?![\w.])")  # of a unit
 _MOST_DIGITS = 400  # longer ones are no answers, and Fraction would take its time
 _MOST_CHARS = 2000  # with markup
 _MOST_OF_COUNT = 200
@@ -110,6 +114,7 @@ MULTIPLES = {"dozen": 12, "hundred": 100, "k": 10**3, "thousand": 10**3, "thousa
 LETTERS = {"m": 10**6, "b": 10**9, "t": 10**12}  # of a chart's axis; elsewhere metres, say
 _HAN = {char: i for i, char in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
 _HAN_SCALES = {"十": 10, "百": 100, "千": 1000}
+_HAN_MULTIPLE = re.compile("[十百千]?[万亿]{1,2}")
 _THERE_ARE = re.compile(
     r"^\s*(?:(?:there (?:is|are)(?: only| exactly)?|only|just|exactly|an?(?= (?:dozen|hundred|thousand|million)))\b"
     r"|total:|图[中里](?:[总一]?共)?有|[总一]?共有?|有)",
@@ -183,7 +188,32 @@ def read_number(text: str) -> Number | None:
     integer = bool(digits and digits.isdigit() and not (found["sign"] or rest or found["percent"] or found["pi"]))
     integer = integer and not (found["e"] or found["ten"] or found["per"] or found["on"] or currency)
     unit = f"{rest} {currency}".strip()
-    return Number(value, unit, bool(found["percent"]), integer, named[1] if named else "")
+    return Number(value, unit, bool(found["percent"]), integer, _bare_name(named[1]) if named else "")
+
+
+def _bare_name(name: str) -> str:
+    """A name without markup: ∠ABC of ``m\\angle ABC``, v_max of ``v_{max}``."""
+    name = re.sub(r"m?(?:∠|\\angle)\s*", "∠", name)
+    return re.sub(r"\s*_\s*", "_", re.sub(r"[\\|]|\s*[{}]\s*", "", name))
+
+
+def other_name(a: str, b: str) -> bool:
+    """Whether two names cannot mean one thing: other corners of an angle, other ends of a segment, other subscripts, pH
+    and pOH. Letters and words are free: A = 24 and S = 24, v and speed, v and v_max."""
+    if a[:1] == b[:1] == "∠":
+        a, b = a[1:], b[1:]
+        return a[len(a) // 2] != b[len(b) // 2] if 1 in (len(a), len(b)) else b not in (a, a[::-1])  # ∠B is ∠ABC
+    if all(re.fullmatch("[A-Z]{2}", name) for name in (a, b)):
+        return sorted(a) != sorted(b)
+    if all(re.match("p[A-Z]", name) for name in (a, b)):
+        return a.replace("_", "") != b.replace("_", "")
+    mine, due = _SYMBOL.fullmatch(a), _SYMBOL.fullmatch(b)
+    if not (mine and due) or mine[1] != due[1]:
+        return False
+    if mine[2] and due[2]:
+        return mine[2] != due[2]
+    low, high = sorted((found[3] or "").casefold() for found in (mine, due))
+    return not (high.startswith(low) or {low, high} <= _WHOLE)  # v_m is v_max, and so is v
 
 
 def _mixed(text: str) -> Number | None:
@@ -325,6 +355,9 @@ def _in_han(text: str) -> int | None:
 
 def scaled(number: Number, scales: dict[str, int] = MULTIPLES) -> tuple[Fraction, str]:
     """The value with a word of scale applied (``1.2 million``; ``$1.2M``), and the unit without it."""
+    if han := _HAN_MULTIPLE.match(number.unit):  # 960万平方千米
+        many = math.prod((_HAN_SCALES | MULTIPLES)[char] for char in han[0])
+        return number.value * many, number.unit[han.end() :].strip()
     word, _, rest = number.unit.partition(" ")
     scale = (scales | LETTERS if rest in _CURRENCIES.values() else scales).get(word.casefold())
     return (number.value * scale, rest.strip()) if scale else (number.value, number.unit)

@@ -12,9 +12,21 @@ from fractions import Fraction
 
 from . import worker
 from .choice import judge_option, letters_of, options_of
-from .copies import REWRITE, SYMBOLS, bare, copied
+from .copies import REWRITE, SYMBOLS, bare, copied, form_asked
+from .dates import same_day
 from .judge import Judge
-from .number import CUT_OFF, MULTIPLES, Number, close, percent_left_out, read_count, read_number, scaled, unmark
+from .number import (
+    CUT_OFF,
+    MULTIPLES,
+    Number,
+    close,
+    other_name,
+    percent_left_out,
+    read_count,
+    read_number,
+    scaled,
+    unmark,
+)
 from .text import (
     asks_for_order,
     entries,
@@ -36,6 +48,7 @@ from .verdict import Verdict, judged, right, wrong
 _MARKUP = frozenset("(){}[]\\^")
 _HYPHEN = re.compile(
     r"(?<=[^\W\d_])-(?=[^\W\d_]{2})|(?<=[^\W\d_]{2})-(?=[^\W\d_])|\*\*"  # x-ray, **bold**
+    r"|(?<=[^\W\d_]{4})-(?=\d)"  # carbon-14, not mgh-2
     r"|(?<=\d)-(?!sin|cos|tan|sec|csc|cot|log|exp|arc)(?=[^\W\d_][a-z]{5})"  # 2-methylpropane
 )
 _ARROW = re.compile(
@@ -44,6 +57,9 @@ _ARROW = re.compile(
 )
 _BOTH_WAYS = re.compile(r"\\rightleftharpoons|<=+>|<-+>|[⇄⇋]")
 _STATE = re.compile(r"\((?:s|l|g|aq)\)|[↑↓]")
+_ISOTOPE = re.compile(  # ^{14}_6 C: the second number says nothing that the first and the letters don't
+    r"(?<![\w)\]}])(?:\{\})?(?:\^\{?(\d+)\}?(?:\s*_\{?\d+\}?)?|_\{?\d+\}?\s*\^\{?(\d+)\}?)\s*(?=[A-Z])"
+)
 _GENOTYPE = re.compile(r"(?:([A-Za-z])(?i:\1))+")  # AaBb
 # What is written as a formula is: a reaction, an ion, atoms in numbers, shells of electrons.
 _CHEMICAL = re.compile(r"(?:[A-Z][a-z]?|[\d()\[\]])+")
@@ -52,18 +68,20 @@ _WRITTEN = re.compile(
     r".*(?:->|⇌).*|.*[+-]|(?=.*[A-Z])(?:[A-Z][a-z]?|[\d()\[\]])+|(?:\[[A-Z][a-z]\])?(?:\d[spdf]\d+)+|sp\d?"
 )
 # What pint takes for a unit, and an answer of mathematics for a constant or a variable.
-_NO_UNITS = frozenset((*"abcekuBDPRπħ", "pi", "alpha", "gamma", "mu", "hbar"))
+_NO_UNITS = frozenset((*"abcekuBDPRπħ‰", "pi", "alpha", "gamma", "mu", "hbar"))
 # pint takes nearly any two letters for one.
 _SHORT_UNITS = frozenset((
     "ft", "in", "yd", "lb", "oz", "mi", "ha", "ly", "au", "AU", "ms", "kV", "mV", "mA", "MW", "GW", "kN", "eV", "dB",
     "MB", "GB", "K", "C", "F", "bp", "kb", "Mb", "mM", "nM", "uM", "cM", "Da", "IU",
 ))  # fmt: skip
 _SCALES = {word: scale for word, scale in MULTIPLES.items() if word not in ("k", "mn", "bn")}  # 3k may be a product
-_OR = re.compile(r"(?<!\s)\s+(?:or|and)\s+|[或和]")
+_OR = re.compile(r"(?<!\s)\s+(?:or|and)\s+|[或和、]")
+_CLASSIFIERS = frozenset("个只名位张本件条支枚棵辆颗朵头匹种倍")  # three of whatever
+_DIRECTED = re.compile(r"\s*(?:,\s*)?\b(?:to the|towards? the|towards?|due) |\s*,?\s*方向|\s*,\s*")  # N, to the left
 _WORD = re.compile(r"[^\W\d_]{3,}[\w ]*|[\u3400-\u9fff]+")
 _UNIT_BEHIND = re.compile(
     r"(.*?\S)\s*(?:\\(?:text|mathrm)\s*\{([^{}]+)\}(\^\{?\d\}?)?"
-    r"|\s([a-z]{2}(?:\^\{?\d\}?|[²³])?|(?:square |cubic )?units)|(?<![\u4e00-\u9fff])([\u4e00-\u9fff]{1,4}))\s*\$?",
+    r"|\s(rad|[a-z]{2}(?:\^\{?\d\}?|[²³])?|(?:square |cubic )?units)|(?<![\u4e00-\u9fff])([\u4e00-\u9fff]{1,4}))\s*\$?",
     re.DOTALL,
 )
 # In what stands behind a number: no letters of a product, nor a function.
@@ -86,6 +104,10 @@ _RATIO = re.compile(r"\bratio|\bproportion|比", re.IGNORECASE)
 _SAME = (  # in words, and beside a sign
     re.compile(r"(?:there (?:is|are) )?no solutions?(?: exists?)?|empty ?set|varnothing|∅|无解|空集"),
     re.compile(r"(?:limit )?does(?: not|n t) exist|d ?n ?e|不存在"),
+)
+# 6 R 3, 6 remainder 3, 6……3: what a division leaves
+_WITH_REMAINDER = re.compile(
+    r"(\d+)\s*(?:,? ?(?:with )?(?:a )?(?:R|r|[Rr]emainder)(?: of)?|余|\.{3,6}|(?:\\[cl]?dots\s*){1,2})\s*(\d+)"
 )
 _BASED = re.compile(r"(\d[\dA-F]*)(?:_\{?(\d+)\}?)?")  # 1101_2
 # Dates, times, ranges, scores and ratios: 2020-01-05, 2:30, 10-3 are no differences and quotients.
@@ -112,6 +134,8 @@ class Stem:
         answer, truth = unlabelled(last_value(said(answer), truth), truth, question)
         if tidy(answer) == tidy(truth) or unmark(tidy(answer)) == unmark(tidy(truth)):
             return right("the same text")
+        if same_day(answer, truth):
+            return right("the same day")
         if truth.isdecimal() and same_decade(answer, truth) is not None:
             return wrong("a decade is no year")
         given, due = numbered(answer), numbered(truth)
@@ -126,15 +150,18 @@ class Stem:
             return option
         if _LABEL.fullmatch(label := re.sub(r"\s", "", bare(truth))):
             given = re.sub(r"\s", "", re.sub(r"(?<=\d)(?: to |比)(?=\d)", ":", bare(answer))).rpartition("=")[2]
-            given, label = given.replace("/", ":"), label.replace("/", ":")
+            given, label = (re.sub(r"\A0(?=\d:\d\d)", "", text.replace("/", ":")) for text in (given, label))
             if _RATIO.search(question or "") and not REWRITE.search(question or ""):
                 return judged(_shares(given) == _shares(label), "as ratios")
             return judged(given == label, "as written")
+        if divided := _WITH_REMAINDER.fullmatch(unmark(truth)):
+            mine = _WITH_REMAINDER.fullmatch(unmark(answer))
+            return judged(mine is not None and mine.groups() == divided.groups(), "quotient and remainder")
         if (due := _digits(truth)) is not None and due[1]:
             return judged(_digits(answer) in (due, (due[0], "")), "digits of a base")
         if (based := _digits(answer)) is not None and based[1] == "10":
             answer = based[0]
-        if any(said.fullmatch(plain(answer)) and said.fullmatch(plain(truth)) for said in _SAME):
+        if any(same.fullmatch(plain(answer)) and same.fullmatch(plain(truth)) for same in _SAME):
             return right("the same in other words")
         measured = self.tolerance > CUT_OFF
         if measured and (verdict := self._one_by_one(answer, truth, question)) is not None:
@@ -160,8 +187,7 @@ class Stem:
         )
         # x = 1 or x = 2 are two values
         said, meant = (_OR.sub(", ", answer), _OR.sub(", ", truth)) if b is None else (answer, truth)
-        if "且" in said and "且" in meant:  # k < 1 and k ≠ 0
-            said, meant = (text.replace("且", ", ") for text in (said, meant))
+        said, meant = (text.replace("且", "∧") for text in (said, meant))  # k < 1 and k ≠ 0
         if (b is not None and a is None and not SYMBOLS & set(answer)) or (hedges(said) and not hedges(truth)):
             return wrong("no single value")
         said, meant = self._without_unit(said, meant, question) if a is None or b is None else (said, meant)
@@ -173,6 +199,7 @@ class Stem:
                 equal = worker.call(
                     "rlcs.rewards.symbolic:equal",
                     *(said, meant, self.tolerance, ordered or (measured and not hedges(truth))),
+                    form_asked(truth, question),
                     deadline_s=self.deadline_s,
                 )
             except worker.WorkerFault as fault:
@@ -206,8 +233,10 @@ class Stem:
 
     def _numbers(self, a: Number, b: Number, question: str | None) -> Verdict | None:
         """None where the texts behind the numbers are no units."""
+        if other_name(a.name, b.name):
+            return wrong(f"{a.name} is not {b.name}")
         a, b = (replace(x, value=value, unit=unit) for x in (a, b) for value, unit in [scaled(x, _SCALES)])
-        mine, theirs = (unit_name(re.sub(r"\s*,\s*", " ", x.unit)) for x in (a, b))  # N, upwards
+        mine, theirs = (unit_name(_DIRECTED.sub(" ", x.unit)) for x in (a, b))
         asked, plainly = asked_unit(question, mine) if mine and not theirs else ("", False)
         if asked and (mine == asked or self._ratio(mine, asked)):
             theirs = asked
@@ -221,6 +250,8 @@ class Stem:
             return right("as degrees") if close(a.value, b.value, self.tolerance) else None
         if mine == theirs:
             return judged(close(a.value, b.value, self.tolerance), "as numbers")
+        if not mine and asked_unit(question, theirs) == (theirs, True):
+            return judged(close(a.value, b.value, self.tolerance), "as numbers, in the unit asked for")
         if not mine and self.bare_numbers:
             if not self._may_be_left_out(b.unit, theirs, question):
                 return None
@@ -234,7 +265,9 @@ class Stem:
                 return wrong("as numbers")
             if plainly and is_measure(mine):
                 return wrong(f"{a.unit} is not {asked}")
-            if question and _WORD.fullmatch(a.unit) and a.unit.casefold() in question.casefold():
+            if a.unit in _CLASSIFIERS or (
+                question and _WORD.fullmatch(a.unit) and a.unit.casefold() in question.casefold()
+            ):
                 return right("as numbers, with what the question counts")
             return self._known_unit(mine)
         factor = self._ratio(mine, theirs)
@@ -242,7 +275,9 @@ class Stem:
             worded = _NAME.search(f"{a.unit} {b.unit}") and _letters(a.unit) != _letters(b.unit)
             return wrong(f"{a.unit} is not {b.unit}") if worded else None
         turned = a.value * Fraction(factor[0]) + Fraction(factor[1])
-        rounded = abs(turned - b.value) <= abs(Fraction(factor[1])) * Fraction(1, 10**12)  # 32 °F are 0 °C
+        # 32 °F are 0 °C; where it is measured, and in books, so are 273 K.
+        least = Fraction(6, 10**4) if self.tolerance > CUT_OFF else Fraction(1, 10**12)
+        rounded = abs(turned - b.value) <= abs(Fraction(factor[1])) * least
         return judged(rounded or close(turned, b.value, max(self.tolerance, 1e-9)), "as quantities")
 
     def _without_unit(self, answer: str, truth: str, question: str | None) -> tuple[str, str]:
@@ -267,7 +302,9 @@ class Stem:
 
     def _known_unit(self, unit: str) -> Verdict | None:
         """Neither truth nor question names a unit: any will do, but not a variable or a word."""
-        if unit in _NO_UNITS or not (is_measure(unit) or self._ratio(unit, unit) is not None):  # pint knows no yuan
+        # Pint knows no yuan, and takes x/x for 1.
+        parts = [unit, *re.findall(r"[^\W\d_]+", unit)]
+        if unit in _NO_UNITS or not (is_measure(unit) or all(self._ratio(part, part) for part in parts)):
             return None
         return right("as numbers, the unit not asked for")
 
@@ -309,8 +346,9 @@ def _same_words(answer: str, truth: str, question: str | None) -> bool:
 
 def _formula(text: str) -> str:
     """A formula of chemistry, however its arrow, charges, indices, shells and spaces are written."""
-    text = text.replace("\\uparrow", "↑").replace("\\downarrow", "↓")
-    text = re.sub(r"_\s*\{?(\d+)\}?", r"\1", _ARROW.sub("->", _BOTH_WAYS.sub("⇌", unmark(text))))
+    text = unmark(text.replace("\\uparrow", "↑").replace("\\downarrow", "↓"))
+    text = _ISOTOPE.sub(lambda found: found[1] or found[2], text)
+    text = re.sub(r"_\s*\{?(\d+)\}?", r"\1", _ARROW.sub("->", _BOTH_WAYS.sub("⇌", text)))
     text = re.sub(r"\s", "", re.sub(r"(?<=[spdf])\s*\^\s*\{?(\d+)\}?", r"\1", text))
     text = re.sub(r"\^\{?(\d*[+-])\}?(?=$|[-+()\]])", r"\1", text)
     *lefts, right = re.split("(->|⇌)", text)

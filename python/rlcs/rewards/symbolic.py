@@ -16,13 +16,27 @@ import math_verify
 import sympy
 from sympy import Expr, FiniteSet, Interval, Mul, Rational, S, Symbol, Tuple, Union
 
-from .expression import Around, Chain, Choices, Listed, Relation, TooLarge, Unfinished, Unreadable, interval, parse
+from .expression import parse
 from .number import CUT_OFF
+from .values import (
+    Around,
+    Both,
+    Chain,
+    Choices,
+    Listed,
+    Relation,
+    TooLarge,
+    Unfinished,
+    Unreadable,
+    dropped_out,
+    interval,
+)
 
 DIGITS, POINTS, AGREE = 40, 8, Rational(1, 10**20)
 _OPERATOR = re.compile(
     r"(?<!_)(?<!_\{)\\(?:sum|int|prod|lim|max|min|gcd|lcm|det|lfloor|lceil|[bp]?mod|d?binom)(?![A-Za-z])"
-    r"|\\operatorname\s*\{(?:max|min|gcd|lcm|det)\}"
+    r"|\\operatorname\s*\{(?:max|min|gcd|lcm|det)\}|\\choose(?![A-Za-z])|\\begin\s*\{[vV]matrix\}"
+    r"|\\frac\s*\{\s*(d|\\partial)\s*\}\s*\{\s*\1\s*[a-z]\s*\}"  # d/dx
 )
 _ARITHMETIC = re.compile(r"\\(?:times|cdot|div)(?![A-Za-z])|(?<=[\w)}])\s*[-+*/]")
 # {x | x > 3}
@@ -35,23 +49,29 @@ _APART = re.compile(r"\\q?quad(?=[^=]*=)")  # x = 1 \quad y = 2
 _EACH = re.compile(
     r"[,，;；(（]\s*\$?[a-z]\s*(?:∈|\\in(?![A-Za-z]))\s*(?:Z|ℤ|\\math(?:bb|bf|rm)\s*\{?\s*Z\s*\}?)[\s)）$.]*\Z"
 )
-# f(x) = ..., dy/dx = ..., y' = ..., x in ..., P(1, 2)
+# f(x) = ..., dy/dx = ..., y' = ..., x in ..., P(1, 2), A∩B = {1}
 _NAME = re.compile(
     r"\s*\$?(?:\\frac\s*\{d[a-z]\}\s*\{d[a-z]\}|d[a-z]/d[a-z]|[a-z]'+)\s*="
+    r"|\s*\$?[A-Z](?:\s*(?:[∩∪]|\\c[au]p(?![A-Za-z]))\s*[A-Z])?\s*=(?=\s*(?:\\left\s*)?\\?[{(\[])"
     r"|\s*\$?[A-Za-z]\s*(?:(?:'|\^\{?-1\}?)?\s*\([A-Za-z]\)\s*=|∈|\\in(?![A-Za-z])|(?=\([^()]*,[^()]*\)\s*\$?$))"
 )
 
 
-def equal(answer: str, truth: str, tolerance: float, ordered: bool = False) -> bool:
+def equal(answer: str, truth: str, tolerance: float, ordered: bool = False, form: str = "") -> bool:
     """Whether both texts say the same: numbers within ``tolerance``, expressions, equations, sets, intervals, tuples;
-    lists in any order unless ``ordered``. A number must be worked out, unless the truth is not: 17*23 is not 391; so
-    must sums, integrals, limits.
+    lists in any order unless ``ordered``. A number must be worked out, unless the truth is not: 17*23 is not 391, nor
+    is sin^2 x + 390 + cos^2 x; so must sums, integrals, derivatives, determinants, limits.
+    An equation or inequality must be solved, 3x - 5 = 7 is not x = 4, where the truth gives a name's value; a formula
+    (a = F/m) where the ``form`` is "solved"; none where it may be "any".
 
     Raises:
         ValueError: the truth can't be read. An answer that can't be read is wrong.
     """
     if _OPERATOR.search(answer) and not _OPERATOR.search(truth):
-        return False
+        work, equals, answer = answer.rpartition("=")  # what it comes to; the = of a sum's first term is in braces
+        several = re.search(r"[,;∧<>]", work) or _OPERATOR.search(answer)
+        if not equals or answer.count("{") != answer.count("}") or several:
+            return False
     answer, truth = (_EACH.sub("", _APART.sub(", ", text)) for text in (answer, truth))
     answer, truth = (found[1] if (found := _SET.fullmatch(text)) else text for text in (answer, truth))
     names = [_NAME.match(text) for text in (answer, truth)]
@@ -66,7 +86,7 @@ def equal(answer: str, truth: str, tolerance: float, ordered: bool = False) -> b
     except (TooLarge, Unfinished):
         return False
     except Unreadable:
-        if "\\" not in answer or (finished and _is_number(b) and _ARITHMETIC.search(answer)):
+        if "\\" not in answer or (finished and _is_number(_without_name(b))):
             return False
         return _by_grammar(answer, truth, named=isinstance(b, Expr) and not _is_number(b))
     a, b = _without_names(a), _without_names(b)
@@ -74,7 +94,10 @@ def equal(answer: str, truth: str, tolerance: float, ordered: bool = False) -> b
         a, b = _value_said(_without_name(a)), _without_name(b)
     if isinstance(a, Around) != isinstance(b, Around):
         a, b = _both(a), _both(b)
+    if form != "any" and _unsolved(a, b, formulas=form == "solved"):
+        return False
     a, b = _spread(a), _spread(b)
+    a, b = _at_once(a, b), _at_once(b, a)
     a, b = _as_set(a, b), _as_set(b, a)
     a, b = _as_point(a, b), _as_point(b, a)
     a, b = _by_order(a, b)
@@ -130,6 +153,29 @@ def _without_name(value: Any) -> Any:
     return value if isinstance(value.right, Expr) and value.right.has(value.left) else value.right
 
 
+def _unsolved(value: Any, truth: Any, formulas: bool) -> bool:
+    """Whether a relation of the truth is solved for a name, x = 4, and none of the answer's for that: 3x - 5 = 7."""
+    values, truths = (x if isinstance(x, Choices) else (x,) for x in (value, truth))
+    if not all(isinstance(x, Relation) for x in values):
+        return False  # 4 beside x = 4
+    solved = {name for x in values for name in _solved_for(x, formulas)}
+    return any(names and solved.isdisjoint(names) for names in (_solved_for(x, formulas) for x in truths))
+
+
+def _solved_for(value: Any, formulas: bool) -> set[Any]:
+    """The x of x = 4, of 4 = x and of x > 2; with ``formulas`` the a of a = F/m."""
+    sides = (value.left, value.right) if isinstance(value, Relation) else ()
+    if not all(isinstance(x, Expr) for x in sides):
+        return set()
+    pairs = zip(sides, reversed(sides), strict=True)
+    return {
+        name
+        for name, other in pairs
+        if isinstance(name, Symbol) or _is_segment(name)
+        if not (other.has(*name.free_symbols) if formulas else other.free_symbols)
+    }
+
+
 def _is_segment(value: Any) -> bool:
     """Whether it is AB, which reads as a product of two points."""
     names = value.args if isinstance(value, Mul) else ()
@@ -165,6 +211,14 @@ def _as_set(value: Any, other: Any) -> Any:
     return interval(value) if pair and _bounds(other) is not None else value
 
 
+def _at_once(value: Any, other: Any) -> Any:
+    """The numbers for which relations hold at once, x >= -2 ∧ x != 1, beside what is written otherwise."""
+    if not isinstance(value, Both) or isinstance(other, Both):
+        return value
+    parts = [_bounds(part) for part in value]
+    return Choices(value) if None in parts else sympy.Intersection(*parts)  # a = 1 ∧ b = 2 are values side by side
+
+
 def _leaves_out(value: Any) -> bool:
     """Whether it is x != 1."""
     unequal = isinstance(value, Relation) and value.kind == "!="
@@ -188,7 +242,9 @@ def _bounds(value: Any) -> Any:
 
 
 def _as_point(value: Any, other: Any) -> Any:
-    """The (1, 2) of ``x = 1, y = 2`` beside a point: names in the order of the alphabet."""
+    """The (1, 2) of ``x = 1, y = 2`` and of ``{(1, 2)}`` beside a point: names in the order of the alphabet."""
+    if isinstance(other, Tuple) and isinstance(value, FiniteSet) and len(value) == 1:
+        return value.args[0]
     if not isinstance(other, Tuple) or not isinstance(value, Choices):
         return value
     if not all(isinstance(x, Relation) and x.kind == "=" and isinstance(x.left, Symbol) for x in value):
@@ -215,7 +271,7 @@ def _both(value: Any) -> Any:
 
 def _spread(value: Any) -> Any:
     """A list with the two values of each ``1 ± 2`` one by one."""
-    if not isinstance(value, Choices):
+    if not isinstance(value, Choices) or isinstance(value, Both):
         return value
     parts = map(_both, value)
     return Choices(x for part in parts for x in (part if isinstance(part, Choices) else (part,)))
@@ -223,7 +279,9 @@ def _spread(value: Any) -> Any:
 
 def same(a: Any, b: Any, tolerance: float) -> bool:
     if isinstance(a, Relation) and isinstance(b, Relation):
-        return _same_relation(a, b)
+        return _same_relation(a, b, tolerance)
+    if isinstance(a, Both) != isinstance(b, Both):
+        return False
     if isinstance(a, Chain) and isinstance(b, Chain):
         return a.kinds == b.kinds and all(same(x, y, tolerance) for x, y in zip(a.values, b.values, strict=True))
     if isinstance(a, (Around, Listed, Tuple)) and type(a) is type(b):
@@ -265,26 +323,30 @@ def _same_intervals(a: Any, b: Any, tolerance: float) -> bool:
 def _same_expression(a: Expr, b: Expr, tolerance: float) -> bool:
     if a == b:
         return True
+    if dropped_out(b, a):
+        return False
     names = sorted(a.free_symbols | b.free_symbols, key=str)
     if not names:
         if tolerance <= CUT_OFF and a.is_Integer and b.is_Integer:
             return False
         x, y = a.evalf(DIGITS), b.evalf(DIGITS)
         return bool(y.is_finite and x.is_finite and sympy.Abs(x - y) <= Rational(tolerance) * sympy.Abs(y))
-    return _vanishes(a - b, names, sympy.Abs(a) + sympy.Abs(b))
+    return _vanishes(a - b, names, sympy.Abs(a) + sympy.Abs(b), tolerance)
 
 
-def _points(names: list[Symbol]) -> Any:
+def _points(names: list[Symbol], signs: tuple[int, ...] = (1, 1, -1)) -> Any:
     """Random values for the names, signs mixed, the same on every call."""
     chance = random.Random(20250701)
     while True:
-        yield {n: Rational(chance.randint(100, 3000), 1009) * chance.choice((1, 1, -1)) for n in names}
+        yield {n: Rational(chance.randint(100, 3000), 1009) * chance.choice(signs) for n in names}
 
 
-def _vanishes(difference: Expr, names: list[Symbol], size: Expr) -> bool:
-    """Whether the difference is zero beside ``size`` wherever it is defined."""
-    tried = 0
-    for point in itertools.islice(_points(names), 4 * POINTS):
+def _vanishes(difference: Expr, names: list[Symbol], size: Expr, tolerance: float) -> bool:
+    """Whether the difference is zero beside ``size`` wherever it is defined. Below roots and in logarithms what is
+    measured is positive: √(GM)/√r is √(GM/r), though not for negative G and r."""
+    tried, measured = 0, tolerance > CUT_OFF
+    signs = (1,) if measured and _has_roots(difference) else (1, 1, -1)
+    for point in itertools.islice(_points(names, signs), 4 * POINTS):
         # Not subs: exact powers of fractions may have any number of digits.
         x, scale = difference.evalf(DIGITS, subs=point), size.evalf(DIGITS, subs=point)
         if not (x.is_number and scale.is_number and x.is_finite and scale.is_finite):
@@ -297,7 +359,13 @@ def _vanishes(difference: Expr, names: list[Symbol], size: Expr) -> bool:
     return False
 
 
-def _same_relation(a: Relation, b: Relation) -> bool:
+def _has_roots(value: Expr) -> bool:
+    """Whether names stand below roots or in logarithms."""
+    parts = value.atoms(sympy.Pow, sympy.log)
+    return any(x.free_symbols and (isinstance(x, sympy.log) or not x.exp.is_Integer) for x in parts)
+
+
+def _same_relation(a: Relation, b: Relation, tolerance: float) -> bool:
     turned = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
     if not all(isinstance(x, Expr) for x in (a.left, a.right, b.left, b.right)):
         return a.kind == b.kind and same(a.left, b.left, 0) and same(a.right, b.right, 0)
@@ -314,11 +382,11 @@ def _same_relation(a: Relation, b: Relation) -> bool:
         return False
     if kind_a in (">", ">="):  # the same, but for a positive constant
         ratio = (f / g).subs(next(_points(names))).evalf(DIGITS)
-        return bool(ratio.is_real and ratio > 0) and _vanishes(f - ratio * g, names, sympy.Abs(f))
-    return _implies(f, g, names) and _implies(g, f, names)
+        return bool(ratio.is_real and ratio > 0) and _vanishes(f - ratio * g, names, sympy.Abs(f), tolerance)
+    return _implies(f, g, names, tolerance) and _implies(g, f, names, tolerance)
 
 
-def _implies(f: Expr, g: Expr, names: list[Symbol]) -> bool:
+def _implies(f: Expr, g: Expr, names: list[Symbol], tolerance: float) -> bool:
     """Whether g is zero wherever f is, for an f that is linear in one of its names."""
     for name in names:
         slope = sympy.diff(f, name)
@@ -327,6 +395,10 @@ def _implies(f: Expr, g: Expr, names: list[Symbol]) -> bool:
             others = [n for n in names if n != name]
             at_root = g.subs(name, root)
             size = sum((sympy.Abs(term.subs(name, root)) for term in sympy.Add.make_args(g)), S.Zero)
-            return _vanishes(at_root, others, size) if others else bool(sympy.Abs(at_root.evalf(DIGITS)) < AGREE)
+            return (
+                _vanishes(at_root, others, size, tolerance)
+                if others
+                else bool(sympy.Abs(at_root.evalf(DIGITS)) < AGREE)
+            )
     ratio = (f / g).subs(next(_points(names))).evalf(DIGITS)
-    return bool(ratio.is_finite and ratio != 0) and _vanishes(f - ratio * g, names, sympy.Abs(f))
+    return bool(ratio.is_finite and ratio != 0) and _vanishes(f - ratio * g, names, sympy.Abs(f), tolerance)

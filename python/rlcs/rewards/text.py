@@ -10,9 +10,27 @@ from .dates import whole_names
 _SPACES = re.compile(r"\s+")
 _ARTICLES = re.compile(r"\b(?:a|an|the)\s+(?=\w)")
 _DASHES = re.compile("[‐-―−]")
-# What says nothing in words: all signs but those of mathematics (∥ and ⊥), ~, the @ of addresses, those within
-# numbers (2019-2020, 10:30), in front of them (-3, .5, ±2), and a minus at the end (A-).
-_LOOSE = re.compile(r"[^\w\s%+#@~<>±¬×÷\u2190-\u22ff.\-/:]|[./:](?!\d)|-(?!\d|$)|(?<!\d)[/:]|(?<=[^\W\d])(?:\.|-(?!$))")
+# The vowel signs of the scripts from Thaana on, India's and Thailand's among them, are letters of theirs: का is not की.
+# Points of Hebrew and Arabic, before those, may be left out, and so may accents that combine with Latin letters.
+_VOWEL_SIGNS = "".join(
+    char
+    for first, end in ((0x07A6, 0x1AB0), (0xA800, 0xAC00), (0x11000, 0x12000))
+    for char in map(chr, range(first, end))
+    if unicodedata.category(char).startswith("M")
+)
+# What says nothing in words: all signs but those of mathematics (∥ and ⊥), of sexes and cards, ~, the @ of addresses,
+# those within numbers (2019-2020, 10:30), in front of them (-3, .5, ±2), and a minus at the end (A-).
+_LOOSE = re.compile(
+    rf"[^\w\s%+#@~<>±¬×÷\u2190-\u22ff\u2640-\u2642\u2660-\u2667.\-/:{_VOWEL_SIGNS}]"
+    r"|[./:](?!\d)|-(?!\d|$)|(?<!\d)[/:]|(?<=[^\W\d])(?:\.|-(?!$))"
+)
+# Beside other digits these are no part of their number: 5² is not 52, nor log₂8 log 28.
+_RAISED, _LOWERED = re.compile(r"(?<=\d)[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+"), re.compile(r"(?<=\d)(?=[₀-₉])|(?<=[₀-₉])(?=\d)")
+_SIDE = re.compile(  # to the left, on the left-hand side; 左侧, 向左
+    r"(?:(?:in|on|at|to|towards?) )?"
+    r"((?:(?:top|bottom|upper|lower|left|right|front|back|north|south|east|west)[ -]?)+?)(?:[ -]hand)?(?: side)?"
+    r"|[在向往朝]?([上下左右前后东南西北]+)(?:[边侧面部]|方[向位]?)?"
+)
 _GAPS = re.compile(r"(?<!\d) | (?!\d)")
 _LIST = re.compile(r"\[(.*)\]|\((.*)\)", re.DOTALL)
 _SEPARATOR = re.compile(r" ?(?:[;；、，→]|->) ?| ?, (?:(?:and|&) )?| (?:and|&) |,(?!\d{3}(?!\d))")
@@ -28,6 +46,7 @@ _NUMBERED = re.compile(
 )
 _PART = re.compile(r"(?:\A|(?<=[\s;,；，、。]))[(（]?((?<=[(（])[1-9a-i](?=[)）])|[①-⑨])[)）]?")
 _MARKS = ("123456789", "abcdefghi", "①②③④⑤⑥⑦⑧⑨")
+_ABOUT_IT = re.compile(r"\s*(?:(?:about|around|approximately|roughly)\s|≈|\\approx(?![A-Za-z])|~|大?约)\s*", re.I)
 _ABOUT = re.compile(r"≈|\\approx(?![A-Za-z])")
 _EXACT = re.compile(r"\\(?:d?frac|sqrt|pi|log|ln|sin|cos|tan)(?![A-Za-z])|[√π]|\d\s*/\s*\d")
 _ADDRESS = re.compile(r"\w@\w|\bwww\.|://")
@@ -59,7 +78,10 @@ def tidy(text: str) -> str:
 
 def plain(text: str) -> str:
     """For answers in words: case, articles, punctuation and markup dropped."""
+    text = _LOWERED.sub(" ", _RAISED.sub(r"^\g<0>", text))
     text = re.sub(r"\\(?:text|mathrm|mathbf|textbf)\{([^{}]*)\}", r"\1", unicodedata.normalize("NFKC", text))
+    text = re.sub(r"(?<=\d)\s*(?:[*x×]|\\times)\s*(?=\d)", "×", re.sub(r"(?<=\d)_\{?(?=\d)", " ", text))
+    text = re.sub(r"(?<=\d)\s*\^\s*\{?(?=[-−]?\d)", "↑", text)
     text = re.sub(r"(?<=\d)\s+([-/])\s+(?=\d)", r"\1", _DASHES.sub("-", text))  # 18 - 24
     text = re.sub(r"(?<![\w.:])(?:00?:(?=\d\d?:))?0?(?=\d\d?:\d\d)", "", text)  # 00:01:23
     text = re.sub(r"(?<=\d) (?:to|through) (?=\d)", "-", text)  # 18 to 24
@@ -71,11 +93,14 @@ def same_words(answer: str, truth: str) -> bool:
     """Equal after :func:`plain`, or with the spaces gone too (``e-mail`` and ``email``, ``U.S.A.`` and ``USA``); those
     between numbers stay: ``1, 2`` is not ``12``. Texts of signs alone are equal as they are."""
     if _ADDRESS.search(truth):  # whose dots and strokes say something
-        a, b = (re.sub(r"\s", "", text).casefold().strip(".<>") for text in (answer, truth))
+        a, b = (re.sub(r"\s|^https?://", "", text).casefold().strip(".<>/") for text in (answer, truth))
         return a == b
     a, b = plain(answer), plain(truth)
     if not (a or b):
         return tidy(answer) == tidy(truth)
+    sides = [found[1] or found[2] for found in map(_SIDE.fullmatch, (a, b)) if found]
+    if len(sides) == 2 and sides[0] == sides[1]:
+        return True
     a, b = _GAPS.sub("", a), _GAPS.sub("", b)
     return a == b or _telephone(answer) == _telephone(truth) != [] or (len(b) > 3 and _unaccented(a) == _unaccented(b))
 
@@ -106,7 +131,7 @@ def last_value(answer: str, truth: str) -> str:
     if len(parts) == 2 and _EXACT.search(parts[0]) and not _ABOUT.search(truth):  # 6√3 ≈ 10.39: the truth's kind of it
         answer = parts[0 if _EXACT.search(truth) else 1].strip()
     first, *others, last = answer.split("=") if "=" in answer else (answer, answer)
-    several = re.search(r"[<>≤≥,;，、；\n]|\\\\|\\[gln]e", answer) or hedges(answer)  # or x=1 y=2
+    several = re.search(r"[<>≤≥,;，、；且\n]|[\d)}]\s*[和与]|\\\\|\\[gln]e", answer) or hedges(answer)  # or x=1 y=2
     if "=" in truth or several or any(re.search(r"\S\s+[A-Za-z]\w*$", part.strip()) for part in others):
         return answer
     named = re.search(r"[^\W\d_]", re.sub(r"\\[A-Za-z]+", "", first))
@@ -124,7 +149,9 @@ def numbered(text: str) -> str:
 
 def unlabelled(answer: str, truth: str, question: str | None) -> tuple[str, str]:
     """Both without a label in front of a number that only one of them has, where the question names it: page 12 beside
-    12. The year may say so without a question."""
+    12. The year may say so without a question. A truth's own "about" is dropped in both."""
+    if about := _ABOUT_IT.match(truth):
+        answer, truth = _ABOUT_IT.sub("", answer, count=1), truth[about.end() :]
     labels = [_NUMBERED.match(text) for text in (answer, truth)]
     if labels.count(None) == 1:
         (label,) = filter(None, labels)

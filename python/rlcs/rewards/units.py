@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+from .text import same_words
+
 _NAMES = {
     "米": "m", "厘米": "cm", "毫米": "mm", "千米": "km", "公里": "km", "分米": "dm", "微米": "um", "纳米": "nm",
     "千克": "kg", "公斤": "kg", "克": "g", "毫克": "mg", "吨": "tonne", "秒": "s", "分钟": "min", "分": "min",
@@ -14,10 +16,11 @@ _NAMES = {
     "焦耳": "J", "瓦": "W", "瓦特": "W", "伏": "V", "伏特": "V", "安": "A", "安培": "A",
     "欧": "ohm", "欧姆": "ohm", "帕": "Pa", "帕斯卡": "Pa", "赫兹": "Hz", "摩尔": "mol", "度": "degree",
     "摄氏度": "degC", "公顷": "hectare", "千瓦时": "kWh", "角": "jiao",
-    "米/秒": "m/s", "千米/小时": "km/hour", "千米/时": "km/hour", "元": "yuan",
+    "米/秒": "m/s", "千米/小时": "km/hour", "千米/时": "km/hour", "元": "yuan", "美元": "dollar",
+    "欧元": "euro", "英镑": "sterling", "弧度": "rad", "rad": "rad", "radians": "rad", "radian": "rad",
     "dollars": "dollar", "usd": "dollar", "us dollars": "dollar", "cents": "cent", "euros": "euro", "eur": "euro",
     "rmb": "yuan", "cny": "yuan", "gbp": "sterling", "rupees": "rupee", "inr": "rupee",
-    "rubles": "ruble", "roubles": "ruble", "krw": "won",
+    "rubles": "ruble", "roubles": "ruble", "krw": "won", "¢": "cent",
     "°": "degree", "deg": "degree", "degrees": "degree", "°c": "degC", "℃": "degC", "celsius": "degC",
     "degrees celsius": "degC", "degree celsius": "degC", "°f": "degF", "℉": "degF", "degrees fahrenheit": "degF",
     "Ω": "ohm", "kΩ": "kohm", "MΩ": "Mohm", "h": "hour", "hr": "hour", "hrs": "hour", "hours": "hour", "mins": "min",
@@ -39,7 +42,7 @@ _NAMES = {
 _NAMES |= {  # 平方分米, 毫安
     f"{sign}{name}": f"{_NAMES[name]}^{power}"
     for sign, power in (("平方", 2), ("立方", 3))
-    for name in ("米", "分米", "厘米", "毫米", "千米")
+    for name in ("米", "分米", "厘米", "毫米", "千米", "公里")
 } | {
     f"{sign}{name}": f"{prefix}{_NAMES[name]}"
     for sign, prefix in (("千", "k"), ("兆", "M"), ("毫", "m"), ("微", "u"))
@@ -61,6 +64,9 @@ _LETTER = re.compile(
 _WORDS = frozenset(("in", "won", "unit", "turn", "cent", "hour", "day", "week", "year"))  # short, and no plurals
 _COUNTED = frozenset(("unit", "unit^2", "unit^3", "person"))  # beside which a question may ask for a measurement
 _ALSO = {"degree": ("degC", "degF"), "lb": ("lbf", "sterling")}  # what the name of a unit means, too
+# What the case tells apart: a prefix (mW and MW; no PM, which is no length) and bits from bytes (Mb and MB).
+_PREFIX = re.compile(r"(?<![^\W\d_])([mMpP])(?=(?:[mgsAVWJNLFCΩKbB]|Pa|Hz|[eW][Vh]|ol|[bB]ps)(?![^\W\d_]))")
+_BITS = re.compile(r"(?<![^\W\d_])[kKmMgGtT]i?([bB])(?=(?:ps|/s)?(?![^\W\d_]))")
 _SENTENCE = re.compile(r"(?<=[.?!])\s+|\n")
 _CONDITION = re.compile(r"\b(?:if|given|when|where|suppose)\b[^,?]*,", re.IGNORECASE)
 _ASKS = re.compile(
@@ -78,6 +84,14 @@ def is_measure(text: str) -> bool:
     """Whether the text is an everyday unit, or a quotient or a power of some: ft/s, yuan/kg."""
     parts = [re.sub(r"(?<=\w)\^-?[1-4]$", "", part) for part in unit_name(text).split("/")]
     return all(is_unit(part) or is_unit(f"{part}s") for part in parts)
+
+
+def same_unit(a: str, b: str) -> bool:
+    """Whether two texts name one unit, or the same things, in any case but that which tells units apart."""
+    if not (same_words(a, b) or unit_name(a) == unit_name(b)):
+        return False
+    pairs = ([found[1] for found in (sign.search(a), sign.search(b)) if found] for sign in (_PREFIX, _BITS))
+    return all(len(set(letters)) < 2 for letters in pairs)
 
 
 def asked_unit(question: str | None, mine: str = "") -> tuple[str, bool]:
@@ -117,6 +131,7 @@ def unit_name(text: str) -> str:
     text = text.replace("μ", "u").replace("µ", "u").replace("° ", "°").replace("每", "/")
     text = text.replace("²", "^2").replace("³", "^3")
     text = re.sub(r"(?<=[A-Za-z])([23])(?![\w.])", r"^\1", text)  # m/s2
+    text = re.sub(r"([*·]\s*[A-Za-z]{1,3})(-[1-4])(?![\w.])", r"\1^\2", text)  # L·mol-1
     for known in (text, text.casefold() if len(text) > 1 else text):  # H is henry
         if known in _NAMES:
             return _NAMES[known]
