@@ -1,6 +1,5 @@
 // What the contracts of rope_2d and rope_3d share. Dims: T tokens, H query heads, K kv heads, D head dim.
 #pragma once
-#include <algorithm>
 #include <cmath>
 
 #include "common/check.h"
@@ -31,32 +30,6 @@ inline RopeShape check_rope_heads(const char* op, const Tensor& q,  // [T, H, D]
   return shape;
 }
 
-// Whether a head of q and one of k have memory in common. Neither overlaps itself, and their head dims are adjacent.
-// Exact, since views into a packed qkv lie between each other: bounds of their memory would refuse them.
-inline bool heads_meet(const Tensor& q, const Tensor& k) {
-  if (q.numel() == 0 || k.numel() == 0) return false;
-  const int64_t unit = q.element_size(), head = q.size(2) * unit, tokens = q.size(0);
-  const int64_t q_token = q.stride(0) * unit, k_token = k.stride(0) * unit;
-  const int64_t q_head = q.stride(1) * unit, k_head = k.stride(1) * unit;
-  const auto* q_first = static_cast<const char*>(q.const_data_ptr());
-  const auto* k_first = static_cast<const char*>(k.const_data_ptr());
-  const char* q_last = q_first + (tokens - 1) * q_token + (q.size(1) - 1) * q_head;
-  const char* k_last = k_first + (tokens - 1) * k_token + (k.size(1) - 1) * k_head;
-  if (q_last + head <= k_first || k_last + head <= q_first) return false;
-  // Where tokens are equally far apart in both, it matters by how many two differ alone: k's first one stands for all.
-  const bool in_step = tokens == 1 || q_token == k_token;
-  const int64_t earliest = in_step ? 1 - tokens : 0, latest = tokens - 1;
-  for (int64_t token = 0; token < (in_step ? 1 : tokens); ++token)
-    for (int64_t i = 0; i < k.size(1); ++i)
-      for (int64_t j = 0; j < q.size(1); ++j) {
-        const int64_t apart = (k_first - q_first) + token * k_token + i * k_head - j * q_head;
-        const int64_t half = apart < 0 ? -q_token / 2 : q_token / 2;
-        const int64_t nearest = tokens == 1 ? 0 : std::clamp((apart + half) / q_token, earliest, latest);
-        if (std::abs(apart - nearest * q_token) < head) return true;
-      }
-  return false;
-}
-
 // In place there is no copy to fall back on: a head's dims are adjacent, and no two elements share memory.
 inline void check_rope_in_place(const char* op, const Tensor& q, const Tensor& k) {
   const auto alone = [&](const char* name, const Tensor& t) {
@@ -65,7 +38,7 @@ inline void check_rope_in_place(const char* op, const Tensor& q, const Tensor& k
           list_text(t.strides()));
   };
   alone("q", q), alone("k", k);
-  check(!heads_meet(q, k), op, ": k must have memory of its own, got that of q");
+  check(!share_memory(q, k), op, ": k must have memory of its own, got that of q");
 }
 
 inline RopePositions rope_positions(const RopeShape& shape, const Tensor& position_ids, int axis_dim) {
