@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <initializer_list>
 #include <optional>
 #include <sstream>
@@ -93,6 +94,47 @@ inline bool overlaps_itself(const Tensor& t) {
     if (t.size(i) > 1 && t.stride(i) <= reached) return true;
   }
   return false;
+}
+
+// How many steps of `size` bytes lead from an element of one tensor to one of another, by one or two of their dims.
+struct Steps {
+  int64_t size, least, most;
+};
+
+// Whether some number of each add up to `distance`. Few of the large ones can, as the smaller ones behind reach so far.
+inline bool add_up(const Steps* steps, const Steps* end, int64_t distance) {
+  if (steps == end) return distance == 0;
+  int64_t least = 0, most = 0;
+  for (const Steps* behind = steps + 1; behind != end; ++behind)
+    least += behind->least * behind->size, most += behind->most * behind->size;
+  const auto floor = [&](int64_t bytes) { return bytes / steps->size - (bytes % steps->size < 0); };
+  const int64_t last = std::min(steps->most, floor(distance - least));
+  for (int64_t n = std::max(steps->least, -floor(most - distance)); n <= last; ++n)
+    if (add_up(steps + 1, end, distance - n * steps->size)) return true;
+  return false;
+}
+
+// Whether two tensors of one dtype have memory in common. Exact: views into a packed qkv lie between each other, so
+// that the bounds of their memory tell nothing.
+inline bool share_memory(const Tensor& a, const Tensor& b) {
+  if (a.numel() == 0 || b.numel() == 0) return false;
+  const auto unit = static_cast<int64_t>(a.element_size());
+  std::vector<Steps> steps{{1, 1 - unit, unit - 1}};  // bytes of an element
+  const auto add = [&](int64_t size, int64_t least, int64_t most) {
+    for (Steps& known : steps)  // equal steps in both, as most are, count by their difference
+      if (known.size == size) {
+        known.least += least, known.most += most;
+        return;
+      }
+    if (size > 0) steps.push_back({size, least, most});
+  };
+  for (int64_t i = 0; i < a.dim(); ++i)
+    if (a.size(i) > 1) add(a.stride(i) * unit, 0, a.size(i) - 1);
+  for (int64_t i = 0; i < b.dim(); ++i)
+    if (b.size(i) > 1) add(b.stride(i) * unit, 1 - b.size(i), 0);
+  std::sort(steps.begin(), steps.end(), [](const Steps& one, const Steps& other) { return one.size > other.size; });
+  const auto address = [](const Tensor& t) { return reinterpret_cast<int64_t>(t.const_data_ptr()); };
+  return add_up(steps.data(), steps.data() + steps.size(), address(b) - address(a));
 }
 
 // torch gives None as a tensor that has nothing.

@@ -66,7 +66,7 @@ inline KvCacheShape check_flash_attn_with_kvcache(
     for (const auto& [name, cache] : {std::pair<const char*, const Tensor&>{"k_cache", k_cache}, {"v_cache", v_cache}})
       check(!overlaps_itself(cache), op, ": ", name, " must have no overlap where k is given, got strides ",
             list_text(cache.strides()));
-    check(k_cache.numel() == 0 || k_cache.const_data_ptr() != v_cache.const_data_ptr(), op,
+    check(!share_memory(k_cache, v_cache), op,
           ": v_cache must have memory of its own where k is given, got that of k_cache");
   }
   check_index(op, "cache_seqlens", cache_seqlens, batch, q);

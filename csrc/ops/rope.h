@@ -38,8 +38,7 @@ inline void check_rope_in_place(const char* op, const Tensor& q, const Tensor& k
           list_text(t.strides()));
   };
   alone("q", q), alone("k", k);
-  check(q.numel() == 0 || k.numel() == 0 || q.const_data_ptr() != k.const_data_ptr(), op,
-        ": k must have memory of its own, got that of q");
+  check(!share_memory(q, k), op, ": k must have memory of its own, got that of q");
 }
 
 inline RopePositions rope_positions(const RopeShape& shape, const Tensor& position_ids, int axis_dim) {

@@ -9,6 +9,7 @@ them back.
 from __future__ import annotations
 
 import copy
+import gc
 import importlib
 import sys
 import threading
@@ -103,13 +104,23 @@ def enable(model: nn.Module | None = None, **ops: bool) -> None:
 
 
 def disable(model: nn.Module | None = None) -> None:
-    """Undoes :func:`enable`: for ``model``, or for every living model and for those that are loaded from now on."""
+    """Undoes :func:`enable`: for ``model``, or for every living model, copies too, and for those loaded from now on."""
     _check_model("disable", model)
     with _one_at_a_time:
         if model is None:
             _unmap_towers()
-        for part in list(_enabled) if model is None else list(_parts_in(model)):
+        for part in {*_enabled, *_copied()} if model is None else list(_parts_in(model)):
             _restore(part)
+
+
+def _copied() -> Iterator[nn.Module]:
+    """What is enabled without a call of ours: copies of modules, as peft makes of what it trains whole, and what a
+    pickle brings. Nobody tells of them."""
+    for thing in gc.get_objects():
+        if not issubclass(type(thing), nn.Module):  # isinstance would ask the thing, and some raise then
+            continue
+        if "_modules" in vars(thing) and (isinstance(thing, ours.Replacement) or "attention_before" in vars(thing)):
+            yield thing  # no copy that is still being made
 
 
 def _check_model(name: str, model: Any) -> None:

@@ -48,7 +48,7 @@ def flash_attn_with_kvcache(
         q: ``[B, Sq, H, D]``, float32, bfloat16 or float16; D up to 256; H a multiple of K.
         k_cache: ``[Bc, S, K, D]``, or ``[pages, page_size, K, D]`` with ``block_table``; contiguous in D, else of any
             strides. ``page_size`` is a multiple of 16.
-        v_cache: shaped like ``k_cache``.
+        v_cache: shaped like ``k_cache``, in memory of its own where ``k`` is given; it may lie between that of keys.
         k: ``[B, Sn, K, D]``, appended; ``v`` alike. ``cache_seqlens`` is then required.
         cache_seqlens: keys that each sequence has, int or int32/int64 ``[B]``; None takes the whole capacity.
         cache_batch_idx: int32/int64 ``[B]``, the cache row of each sequence; distinct where ``k`` is given.

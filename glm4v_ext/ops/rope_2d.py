@@ -49,7 +49,7 @@ def rope_2d_(q: Tensor, k: Tensor, position_ids: Tensor, theta: float = 1e4) -> 
 
     Args:
         q: ``[P, H, D]`` as in :func:`rope_2d`, dims of a head adjacent in memory.
-        k: ``[P, K, D]``, the same.
+        k: ``[P, K, D]``, the same, in memory of its own: views into a packed qkv may lie between each other.
         position_ids: ``[P, 2]`` int32 or int64.
         theta: base of the frequencies.
 

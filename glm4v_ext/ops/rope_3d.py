@@ -72,7 +72,7 @@ def rope_3d_(
 
     Args:
         q: ``[T, H, D]`` as in :func:`rope_3d`, dims of a head adjacent in memory.
-        k: ``[T, K, D]``, the same.
+        k: ``[T, K, D]``, the same, in memory of its own: views into a packed qkv may lie between each other.
         position_ids: ``[3, T]`` int32 or int64.
         sections: three counts of pairs.
         theta: base of the frequencies.

@@ -8,6 +8,7 @@ Dims: N frames, F sampled frames, H, W pixels.
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import os
 import re
@@ -15,7 +16,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import pairwise
-from typing import Any, Protocol, TypeAlias
+from typing import IO, Any, Protocol, TypeAlias
 
 import av
 import numpy as np
@@ -29,6 +30,7 @@ from .source import Source, find
 
 VideoLike: TypeAlias = "str | os.PathLike[str] | bytes | Sequence[ImageLike] | np.ndarray"
 
+MATROSKA_SEGMENT = b"\x18\x53\x80\x67"
 TS_DISCONT = 0x200  # FFmpeg's flag for formats whose clock may jump
 # Where a file keeps no times of showing, as AVI, FFmpeg's are wrong with these codecs: how far frames move is not known
 # before they are decoded. Decoders put them in order, so that they are counted instead.
@@ -112,7 +114,9 @@ class Film:
         span, end = (known[-1][0] + last - known[0][0]) * tick, (known[-1][0] + last) * tick
         longest = max((b - a for a, b in pairwise(self._ticks)), default=0) * tick
         if end < stated - max(3 * span / len(known), 2 * longest):  # the last one's time is counted in several ways
-            raise source.error(f"is cut off: {float(end):.1f} of {stated:.1f} seconds are there")
+            if not _is_whole(source):
+                raise source.error(f"is cut off: {float(end):.1f} of {stated:.1f} seconds are there")
+            span += Fraction(stated) - end  # the last frame stays for long, as a slide does
         # Some containers round times to milliseconds; where the frame rate explains them, it is the exact duration.
         exact = len(known) / rate if rate else span
         self.duration = float(exact if abs(exact - span) <= 2 * tick else span)
@@ -167,6 +171,31 @@ def _packets(container: InputContainer) -> Iterator[Any]:
         if packet.pts is not None:
             packet.pts += ahead
         yield packet
+
+
+def _is_whole(source: Source) -> bool:
+    """Whether a Matroska file goes on to its end, by the sizes of its elements (RFC 8794). What was sent while it was
+    recorded says none."""
+    with io.BytesIO(source.data) if isinstance(source.data, bytes) else source.data.open("rb") as file:
+        at, end = 0, file.seek(0, os.SEEK_END)
+        while at < end:
+            file.seek(at)
+            name, size = _number(file), _number(file)
+            if not name or not size:  # the zeros of a file whose place was reserved
+                return False
+            at = file.tell()
+            after = at + int.from_bytes(size, "big") - (1 << 7 * len(size))
+            if name == MATROSKA_SEGMENT and after <= end:  # the element that holds all others
+                end = after
+            else:
+                at = after
+    return at == end
+
+
+def _number(file: IO[bytes]) -> bytes:
+    """EBML's: as many zeros as further bytes, a one, and the value; empty where none begins."""
+    first = file.read(1)
+    return first + file.read(8 - first[0].bit_length()) if first.strip(b"\0") else b""
 
 
 def _seconds(clock: str | None) -> float:

@@ -120,6 +120,19 @@ def test_cmyk_jpeg_and_sixteen_bits(photos):
         assert np.array_equal(Picture(stated(grey * 257, kind)).pixels(64, 96), np.repeat(grey[..., None], 3, -1))
 
 
+@pytest.mark.parametrize("most", [255, 1000, 4095, 65535])
+@pytest.mark.parametrize("kind", ["P2", "P5"])
+def test_greys_of_netpbm(kind, most, photos, tmp_path):
+    """In words or bytes, of as many bits as the file says: opened here or by the caller."""
+    grey = photos[0][:64, :96, 1]
+    values = np.rint(grey / 255 * most).astype(">u2" if most > 255 else np.uint8)
+    pixels = values.tobytes() if kind == "P5" else " ".join(map(str, values.flat)).encode()
+    file = tmp_path / "grey.pgm"
+    file.write_bytes(f"{kind}\n# x-rays\n96 64\n{most}\n".encode() + pixels)
+    for source in (file, file.read_bytes(), Image.open(file)):
+        assert np.array_equal(Picture(source).pixels(64, 96), np.repeat(grey[..., None], 3, -1))
+
+
 def test_pixels_of_32_bits(photos):
     """Bytes in wider numbers are bytes, as transformers has them; anything else is of no known brightness."""
     grey = photos[0][:64, :96, 1].astype(np.int32)

@@ -241,3 +241,25 @@ def test_matroska_that_is_cut_off(name, codec, film):
     assert Video(whole).num_frames == 4
     with pytest.raises(InputError, match=r"^video: \d+ bytes: is cut off: [01]\.\d of 2\.0 seconds are there$"):
         Video(whole[: len(whole) * 4 // 5])
+
+
+@pytest.mark.parametrize("format", ["matroska", "webm"])
+def test_matroska_whose_last_frame_stays_for_long(format, film, tmp_path):
+    """As the last of some slides: no frame of such a file tells how long it lasts, but the file tells its length."""
+    path, ticks = tmp_path / "slides", [0, *range(200, 5000, 100)]
+    short = film("film.webm", codec="libvpx", count=len(ticks), ticks=ticks, size=(320, 240))
+    with av.open(str(short)) as source, av.open(str(path), "w", format=format) as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        packets[-1].duration = 5000
+        for packet in packets:
+            packet.stream = stream
+            container.mux(packet)
+    whole = path.read_bytes()
+    for file in (path, whole, whole + b"behind it"):
+        reader = Video(file).reader
+        assert reader.duration == pytest.approx(9.9) and np.allclose(reader.times * 1000, ticks)
+    most = len(whole) * 4 // 5
+    for damaged in (whole[:most], whole[:most] + bytes(len(whole) - most), whole[:-1]):
+        with pytest.raises(InputError, match=r"^video: \d+ bytes: is cut off: [3-5]\.\d of 9\.9 seconds are there$"):
+            Video(damaged)

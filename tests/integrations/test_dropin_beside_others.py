@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from families import FAMILIES, assert_like_stock, batch, make, replaced, results
+from families import FAMILIES, assert_like_stock, attentions, batch, make, replaced, results
 
 from glm4v_ext.integrations.attention import attention
 from glm4v_ext.integrations.replacements import Replacement
@@ -44,6 +44,22 @@ def test_lora(first):
     assert isinstance(model.get_submodule("base_model.model.lm_head.base_layer"), Replacement)
     disable(model)
     assert not replaced(model)
+
+
+@pytest.mark.parametrize("restore", [disable, lambda model: disable()], ids=["itself", "all"])
+@pytest.mark.parametrize("name", ["lm_head", "model.visual"])
+def test_modules_that_peft_copies(name, restore):
+    """It trains a copy of what it is to save whole: the head, or a tower, whose attention goes by a name."""
+    peft = pytest.importorskip("peft")
+    model, inputs = make("glm4v"), batch()
+    with torch.no_grad():
+        stock, before = model(**inputs).logits, {name for _, name in attentions(model)}
+        enable(model)
+        adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], modules_to_save=[name]))
+        assert replaced(model.get_submodule(name).modules_to_save)
+        restore(adapted)
+        assert not replaced(adapted) and {name for _, name in attentions(adapted)} == before
+        torch.testing.assert_close(adapted(**inputs).logits, stock)
 
 
 @pytest.mark.parametrize("first", ["enable", "peft"])

@@ -263,21 +263,27 @@ def test_attention_asked_for(tmp_path):
     assert {name for _, name in attentions(loaded)} == {"eager"}
 
 
-@pytest.mark.parametrize("before", ["sdpa", "eager"])
-def test_copies_and_pickles(before):
-    model, inputs = make("glm4v", attention=before), batch()
-    enable(model)
+def pickled(model):
     file = io.BytesIO()
     torch.save(model, file)
     file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("restore", [disable, lambda twin: disable()], ids=["itself", "all"])
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+@pytest.mark.parametrize("before", ["sdpa", "eager"])
+def test_copies_and_pickles(before, copied, restore):
+    model, inputs = make("glm4v", attention=before), batch()
+    enable(model)
+    twin = copied(model)
     with torch.no_grad():
-        expected = model(**inputs).logits
-        for twin in (copy.deepcopy(model), torch.load(file, weights_only=False)):
-            assert kinds(twin) == kinds(model)
-            assert torch.equal(twin(**inputs).logits, expected)
-            disable(twin)
-            assert not replaced(twin) and {name for _, name in attentions(twin)} == {before}
-            twin(**inputs)
+        assert kinds(twin) == kinds(model)
+        assert torch.equal(twin(**inputs).logits, model(**inputs).logits)
+        restore(twin)
+        assert not replaced(twin) and {name for _, name in attentions(twin)} == {before}
+        twin(**inputs)
+    enable(model)
     type(model)(model.config)  # a model made from an enabled one's configuration
 
 

@@ -336,11 +336,12 @@ def test_errors_name_the_argument_and_write_nothing():
     for options, text in cases:
         with pytest.raises(RuntimeError, match="^flash_attn_with_kvcache: .*" + text):
             flash_attn_with_kvcache(q, k_cache, v_cache, k, v, **options)
-    shared = torch.zeros(1, 64, 2, 32).expand(2, -1, -1, -1)
+    shared, both = torch.zeros(1, 64, 2, 32).expand(2, -1, -1, -1), torch.zeros(2, 64, 3, 32)
     for caches, text in (
         ((shared, v_cache), r"k_cache must have no overlap where k is given, got strides \[0, 64, 32, 1\]"),
         ((k_cache, v_cache.as_strided(v_cache.shape, (2048, 32, 32, 1))), "v_cache must have no overlap where k is"),
         ((k_cache, k_cache), "v_cache must have memory of its own where k is given, got that of k_cache"),
+        ((both[:, :, :2], both[:, :, 1:]), "v_cache must have memory of its own where k is given, got that of k_cache"),
     ):
         with pytest.raises(RuntimeError, match="^flash_attn_with_kvcache: " + text):
             flash_attn_with_kvcache(q, *caches, k, v, cache_seqlens=3)

@@ -188,6 +188,48 @@ def test_in_place_refuses_scattered_memory(q):
         rope_2d_(q, HEADS.clone(), POSITIONS)
 
 
-def test_in_place_refuses_one_tensor_twice():
-    with pytest.raises(RuntimeError, match="rope_2d_: k must have memory of its own, got that of q"):
-        rope_2d_(HEADS, HEADS, POSITIONS)
+MEMORY = torch.zeros(900)
+
+
+@pytest.mark.parametrize(
+    "k",
+    [
+        MEMORY.as_strided((3, 2, 8), (16, 8, 1)),  # q itself
+        MEMORY.as_strided((3, 2, 8), (16, 8, 1), 47),  # q's last element
+        MEMORY.as_strided((3, 2, 8), (48, 8, 1), 4),
+        MEMORY.as_strided((3, 2, 8), (16, 100, 1), 8),  # q's second heads
+        MEMORY.as_strided((3, 1, 8), (400, 8, 1), 32),  # q's last token
+    ],
+)
+def test_in_place_refuses_memory_that_q_and_k_share(k):
+    q = MEMORY.as_strided((3, 2, 8), (16, 8, 1))
+    for one, other in ((q, k), (k, q)):
+        with pytest.raises(RuntimeError, match="rope_2d_: k must have memory of its own, got that of q"):
+            rope_2d_(one, other, POSITIONS)
+
+
+def heads_in(memory, tokens, heads, gaps, tokens_adjoin, offset):
+    """[tokens, heads, 4], of which nothing overlaps, with gaps between and behind those that adjoin."""
+    step = 4 + gaps[0]
+    far = (tokens if tokens_adjoin else heads) * step + gaps[1]
+    return memory.as_strided((tokens, heads, 4), (step, far, 1) if tokens_adjoin else (far, step, 1), offset)
+
+
+gaps = st.tuples(st.sampled_from([0, 1, 4, 8]), st.sampled_from([0, 2, 4, 12]))
+layouts = st.tuples(st.integers(1, 3), gaps, st.booleans(), st.integers(0, 60))
+
+
+@given(tokens=st.integers(1, 4), q=layouts, k=layouts, dtype=st.sampled_from(DTYPES))
+def test_in_place_refuses_no_views_that_share_no_memory(tokens, q, k, dtype):
+    places = [heads_in(torch.arange(400), tokens, *layout).flatten().tolist() for layout in (q, k)]
+    memory, positions = torch.randn(400).to(dtype), torch.randint(0, 99, (tokens, 2))
+    q, k = (heads_in(memory, tokens, *layout) for layout in (q, k))
+    before = memory.clone()
+    if {*places[0]} & {*places[1]}:
+        with pytest.raises(RuntimeError, match="rope_2d_: k must have memory of its own, got that of q"):
+            rope_2d_(q, k, positions)
+    else:
+        for part, turned in zip(places, rope_2d(q, k, positions), strict=True):
+            before[part] = turned.flatten()
+        rope_2d_(q, k, positions)
+    assert torch.equal(memory, before)

@@ -167,3 +167,9 @@ def test_sections_are_three(rope, sections):
 def test_in_place_refuses_scattered_memory():
     with pytest.raises(RuntimeError, match="rope_3d_: k must have adjacent head dims and no overlap, got strides"):
         rope_3d_(HEADS.clone(), torch.zeros(3, 2, 16)[..., ::2], POSITIONS, (1, 1, 2), 1e4, 8)
+
+
+def test_in_place_refuses_memory_that_q_and_k_share():
+    memory = torch.zeros(3, 3, 8)
+    with pytest.raises(RuntimeError, match="rope_3d_: k must have memory of its own, got that of q"):
+        rope_3d_(memory[:, :2], memory[:, 1:], POSITIONS, (1, 1, 2), 1e4, 8)
