@@ -93,7 +93,9 @@ def _decode_data_url(kind: str, url: str) -> Source:
 
 def _download(kind: str, url: str, allow_network: bool) -> Source:
     if not allow_network:
-        raise InputError(f"{kind}: {url}: network access is off; allow_network=True (--allow-network) turns it on")
+        raise InputError(
+            f"{kind}: {url}: network access is off; allow_network=True (glm4v --allow-network) turns it on"
+        )
     try:
         sent = urllib.parse.quote(url, safe=string.printable)  # a path may be in any script; HTTP's is ASCII
         with urllib.request.urlopen(sent, timeout=DOWNLOAD_TIMEOUT_S) as response:
