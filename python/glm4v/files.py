@@ -6,6 +6,7 @@ old one.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -22,6 +23,8 @@ PROCESSOR_FILES = (
 )  # fmt: skip
 """What stands beside config and weights, here or in transformers."""
 
+LFS_POINTER = b"version https://git-lfs"
+
 
 def read_json(path: Path, where: str) -> dict[str, Any]:
     """The object in a JSON file. ``where`` begins the error.
@@ -36,10 +39,18 @@ def read_json(path: Path, where: str) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{where}: {path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: {path}: is not JSON: {error}") from None
+        raise InputError(f"{where}: {path}: {unfetched(path) or f'is not JSON: {error}'}") from None
     if not isinstance(data, dict):
         raise InputError(f"{where}: {path}: must be a JSON object, got {type(data).__name__}")
     return data
+
+
+def unfetched(path: Path) -> str:
+    """What to say of a file that a clone without Git LFS left for later; empty for any other."""
+    with contextlib.suppress(OSError), path.open("rb") as stream:
+        if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+            return "is a pointer of Git LFS, not yet the file: `git lfs pull` fetches it"
+    return ""
 
 
 def temporary(path: Path) -> Path:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
+from .files import unfetched
 
 DOWNLOAD_LIMIT_BYTES = 2**30
 DOWNLOAD_TIMEOUT_S = 60
@@ -36,7 +37,8 @@ class Source:
         return BytesIO(self.data) if isinstance(self.data, bytes) else str(self.data.absolute())
 
     def error(self, reason: object) -> InputError:
-        return InputError(f"{self.kind}: {self.name}: {reason}")
+        said = unfetched(self.data) if isinstance(self.data, Path) else ""
+        return InputError(f"{self.kind}: {self.name}: {said or reason}")
 
 
 def source_of(kind: str, part: Mapping[str, Any]) -> Any:

@@ -16,9 +16,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from glm4v.files import LFS_POINTER
+
 PARQUET = ".parquet"
 SUFFIXES = (".jsonl", PARQUET)  # that are taken from a folder
-OTHERS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip", b"PAR1": "Parquet by another name"}
+OTHERS = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+    b"PAR1": "Parquet by another name",
+    LFS_POINTER: "a pointer of Git LFS, for which `git lfs pull` fetches the file",
+}
 """How files begin that are often taken for JSON lines."""
 BATCH = 64  # rows of a Parquet file that are decoded together
 

@@ -51,6 +51,10 @@ def test_what_is_not_utf8_is_named_or_left_out(tmp_path):
         (json.dumps(TASK).encode() + b",", "line 1: must be a JSON object, all in one line, got Extra data at "),
         (json.dumps([TASK]).encode(), "line 1: must be a JSON object, got list"),
         (gzip.compress(json.dumps(TASK).encode()), "must be JSON lines or end in .parquet, got gzip"),
+        (
+            b"version https://git-lfs.github.com/spec/v1",
+            "must be JSON lines or end in .parquet, got a pointer of Git LFS",
+        ),
         (b"PAR1", "must be JSON lines or end in .parquet, got Parquet by another name"),
     ],
 )
