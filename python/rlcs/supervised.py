@@ -64,6 +64,8 @@ def lessons_of(messages: list[dict[str, Any]], turns: str, place: str) -> list[L
     found = []
     for i in at if turns == "all" else at[-1:]:
         answer = _text(messages[i]["content"])
+        if not answer:  # what a generator of answers leaves where it failed
+            raise ValueError("an assistant's content must be a text or parts of text, got an empty one")
         expect_unicode("an answer", answer)
         # An answer's tags are tokens, so these would be too.
         if token := next((token for token in PICTURE_TOKENS.values() if token in answer), None):

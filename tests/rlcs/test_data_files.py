@@ -278,6 +278,15 @@ def test_a_picture_in_base64_without_its_scheme_is_a_bad_row(tmp_path):
     )
 
 
+@pytest.mark.parametrize("content", ["", [{"type": "text", "text": ""}]])
+def test_an_empty_answer_is_a_bad_row(content, demo, tmp_path):
+    """It would teach to say nothing."""
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": content}]
+    path = write(tmp_path / "data.jsonl", {"messages": messages})
+    with pytest.raises(ValueError, match=r"line 1: an assistant's content must be a text .*, got an empty one"):
+        read_lessons(sft_config(demo, tmp_path / "run", data=path), BadRows("fatal", 0, print))
+
+
 def test_parts_of_text_are_one_answer(demo, tmp_path):
     def lessons(answer):
         messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}]
