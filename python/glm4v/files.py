@@ -6,14 +6,24 @@ old one.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from .errors import InputError
+
+PROCESSOR_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
+    "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
+)  # fmt: skip
+"""What stands beside config and weights, here or in transformers."""
+
+LFS_POINTER = b"version https://git-lfs"
 
 
 def read_json(path: Path, where: str) -> dict[str, Any]:
@@ -29,10 +39,18 @@ def read_json(path: Path, where: str) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{where}: {path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: {path}: is not JSON: {error}") from None
+        raise InputError(f"{where}: {path}: {unfetched(path) or f'is not JSON: {error}'}") from None
     if not isinstance(data, dict):
         raise InputError(f"{where}: {path}: must be a JSON object, got {type(data).__name__}")
     return data
+
+
+def unfetched(path: Path) -> str:
+    """What to say of a file that a clone without Git LFS left for later; empty for any other."""
+    with contextlib.suppress(OSError), path.open("rb") as stream:
+        if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+            return "is a pointer of Git LFS, not yet the file: `git lfs pull` fetches it"
+    return ""
 
 
 def temporary(path: Path) -> Path:
@@ -74,3 +92,19 @@ def write_text(path: Path, text: str) -> None:
 def json_text(content: dict[str, Any]) -> str:
     """``content`` as the text of a JSON file."""
     return json.dumps(content, indent=2, sort_keys=True) + "\n"
+
+
+def carry(source: Path, folder: Path) -> None:
+    """Copies a checkpoint's tokenizer, template and picture settings to another folder, in place of those there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.samefile(source):
+        return
+    for name in PROCESSOR_FILES:
+        if not (source / name).exists():
+            (folder / name).unlink(missing_ok=True)  # of another checkpoint
+            continue
+        try:
+            shutil.copyfile(source / name, temporary(folder / name))
+            os.replace(temporary(folder / name), folder / name)
+        finally:
+            temporary(folder / name).unlink(missing_ok=True)

@@ -24,6 +24,7 @@ from glm4v_ext import patchify
 from .batch import Batch
 from .config import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, Config, checkpoint_folder
 from .errors import InputError
+from .files import carry
 from .image import Picture, smart_resize
 from .kinds import is_list, is_number
 from .positions import rope_positions
@@ -155,7 +156,7 @@ class Processor:
         allow_network: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        path = checkpoint_folder(folder)
+        self.folder = path = checkpoint_folder(folder)
         self.config = Config.from_pretrained(path)
         self.tokenizer = load_tokenizer(path)
         self.codec = TextCodec(self.tokenizer, load_named_tokens(path))
@@ -190,6 +191,11 @@ class Processor:
             InputError: one line that names the file and what is wrong in it.
         """
         return cls(folder, **options)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Copies the checkpoint's tokenizer, chat template and picture settings beside the weights that
+        `Glm4v.save_pretrained` writes; what was passed to `from_pretrained` is not among them."""
+        carry(self.folder, Path(folder))
 
     def __call__(self, messages: Messages | Sequence[Messages], pixels: bool = True) -> Batch:
         """Packs one conversation or several into a `Batch` that ends where the assistant begins.

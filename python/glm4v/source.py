@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
+from .files import unfetched
 
 DOWNLOAD_LIMIT_BYTES = 2**30
 DOWNLOAD_TIMEOUT_S = 60
@@ -36,7 +37,8 @@ class Source:
         return BytesIO(self.data) if isinstance(self.data, bytes) else str(self.data.absolute())
 
     def error(self, reason: object) -> InputError:
-        return InputError(f"{self.kind}: {self.name}: {reason}")
+        said = unfetched(self.data) if isinstance(self.data, Path) else ""
+        return InputError(f"{self.kind}: {self.name}: {said or reason}")
 
 
 def source_of(kind: str, part: Mapping[str, Any]) -> Any:
@@ -93,7 +95,9 @@ def _decode_data_url(kind: str, url: str) -> Source:
 
 def _download(kind: str, url: str, allow_network: bool) -> Source:
     if not allow_network:
-        raise InputError(f"{kind}: {url}: network access is off; allow_network=True (--allow-network) turns it on")
+        raise InputError(
+            f"{kind}: {url}: network access is off; allow_network=True (glm4v --allow-network) turns it on"
+        )
     try:
         sent = urllib.parse.quote(url, safe=string.printable)  # a path may be in any script; HTTP's is ASCII
         with urllib.request.urlopen(sent, timeout=DOWNLOAD_TIMEOUT_S) as response:

@@ -16,6 +16,7 @@ import tokenizers
 
 from .answer import TAGS
 from .errors import InputError
+from .files import unfetched
 
 
 def load_tokenizer(folder: Path) -> tokenizers.Tokenizer:
@@ -25,7 +26,7 @@ def load_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exceptions
-        raise InputError(f"tokenizer: {path}: cannot be read: {error}") from None
+        raise InputError(f"tokenizer: {path}: {unfetched(path) or f'cannot be read: {error}'}") from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .errors import InputError
-from .files import read_json, sync, temporary, write_temporary
+from .files import read_json, sync, temporary, unfetched, write_temporary
 from .kinds import is_whole
 from .layers import adjoin
 from .text import Attention
@@ -257,7 +257,7 @@ def _open(file: Path) -> dict[str, Entry]:
     except FileNotFoundError:
         raise InputError(f"weights: {file}: the file is missing") from None
     except (SafetensorError, OSError) as error:
-        raise InputError(f"weights: {file}: not a whole safetensors file: {error}") from None
+        raise InputError(f"weights: {file}: {unfetched(file) or f'not a whole safetensors file: {error}'}") from None
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))

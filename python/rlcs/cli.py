@@ -88,6 +88,11 @@ def _run(name: str, arguments: list[str], several: bool) -> Any:
     if name in ("-h", "--help"):
         print(_overview())
         return 0
+    if name == "--version":
+        from glm4v_ext import __version__
+
+        print(__version__)
+        return 0
     if name not in COMMANDS:
         _tell(f"rlcs: the command must be one of {', '.join(COMMANDS)}, got {name}")
         return 2
@@ -228,9 +233,8 @@ COMMANDS: dict[str, Callable[[list[str]], Any]] = {
 
 def _overview() -> str:
     lines = [f"  {name:8}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
-    return "\n".join(
-        ["usage: rlcs COMMAND [--help] ...", "", "Reinforcement learning with curriculum sampling.", "", *lines]
-    )
+    usage = "usage: rlcs COMMAND [--help] ..., rlcs --version"
+    return "\n".join([usage, "", "Reinforcement learning with curriculum sampling.", "", *lines])
 
 
 def _configuration(

@@ -328,6 +328,8 @@ def read(kind: type[T], path: Path | None, under: Mapping[str, Any] | None = Non
         found = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except UnicodeDecodeError as error:
         raise ValueError(f"config: {path}: must be UTF-8, got byte {error.object[error.start]:#04x}") from None
+    except OSError as error:
+        raise ValueError(f"config: {path}: cannot be read: {error.strerror}") from None
     except yaml.MarkedYAMLError as error:
         said = ", ".join(part for part in (error.context, error.problem) if part)
         line = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""

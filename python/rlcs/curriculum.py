@@ -109,6 +109,8 @@ class Curriculum:
 
     def leave_out(self, id: str) -> None:
         """Never draws a prompt again: it cannot be asked, and as nothing is learned of it, its weight would stay."""
+        if id not in self.ledger.index:
+            raise ValueError(f"leave_out: id must be one of the tasks, got {id!r}")
         self._left_out.add(self.ledger.index[id])
 
     def factor(self, category: str) -> float:

@@ -14,11 +14,13 @@ may be bytes, alone or as ``{"bytes": ..., "path": ...}``. What is wrong with a 
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from glm4v.prompt import BESIDE
 from glm4v.source import SPELLINGS, scheme, source_of
 
 from .curriculum import TIERS
@@ -60,10 +62,16 @@ def conversation_of(row: Mapping[str, Any], folder: Path) -> list[dict[str, Any]
     """Messages of a row, its pictures in their places."""
     messages = row.get("messages")
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
-        raise ValueError(f"messages must be a list of objects with role and content, got {messages!r}")
+        got = reprlib.repr(messages) if "messages" in row else f"none beside {', '.join(row) or 'nothing'}"
+        raise ValueError(f"messages must be a list of objects with role and content, got {got}")
     # Beside the content, which is all that is read.
     if row.get("tools") or any(message.get("tool_calls") for message in messages):
         raise ValueError("messages must be without tools and tool_calls, which are neither read nor learned here")
+    for kind in ("image", "video"):
+        if row.get(kind):
+            raise ValueError(f"{kind} must be a list named {kind}s, got {reprlib.repr(row[kind])}")
+    if beside := next((name for message in messages for name in BESIDE if message.get(name)), None):
+        raise ValueError(f"pictures must be parts of a content or the row's images and videos, got {beside} beside one")
     pictures = {kind: iter(_paths(row, f"{kind}s")) for kind in ("image", "video")}
     found = [
         {
@@ -84,13 +92,18 @@ def conversation_of(row: Mapping[str, Any], folder: Path) -> list[dict[str, Any]
                 raise ValueError(f"{said}, got {len(left)} beside them")  # perhaps the same ones
             user = next((m for m in found if m["role"] == "user"), None)
             if user is None:
-                raise ValueError(f"{kind}s must belong to a user's message, got none")
+                raise ValueError(f"{kind}s must belong to a user's message, got {roles(found)}")
             content = user["content"]
             if not isinstance(content, str | list):
                 raise ValueError(f"content must be text or a list of parts, got {type(content).__name__}")
             parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
             user["content"] = [{"type": kind, kind: _place(path, folder)} for path in left] + parts
     return found
+
+
+def roles(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Whose the messages are, for an error."""
+    return "messages of " + ", ".join(dict.fromkeys(str(message["role"]) for message in messages))
 
 
 class Stored(Sequence[Mapping[str, Any]]):
@@ -119,7 +132,7 @@ def document_of(row: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
     """A document as one message: text with pictures in between."""
     text = row.get("text")
     if not isinstance(text, str) or not text:
-        raise ValueError(f"text must be a text, got {text!r}")
+        raise ValueError(f"text must be a text, got {reprlib.repr(text)}")
     return conversation_of({**row, "messages": [{"role": "user", "content": text}]}, folder)
 
 
@@ -127,7 +140,7 @@ def task_of(row: Mapping[str, Any], folder: Path) -> Task:
     """A row of `rlcs train`."""
     for name in ("id", "domain", "truth"):
         if not isinstance(row.get(name), str) or (name != "truth" and not row[name]):
-            raise ValueError(f"{name} must be a text, got {row.get(name)!r}")
+            raise ValueError(f"{name} must be a text, got {reprlib.repr(row.get(name))}")
         expect_unicode(name, row[name])
     try:
         find(row["domain"])
@@ -135,13 +148,13 @@ def task_of(row: Mapping[str, Any], folder: Path) -> Task:
         raise ValueError(str(error).removeprefix("verify: ")) from None
     for name in ("category", "question"):
         if not isinstance(row.get(name, ""), str | None):
-            raise ValueError(f"{name} must be a text, got {row[name]!r}")
+            raise ValueError(f"{name} must be a text, got {reprlib.repr(row[name])}")
         expect_unicode(name, row.get(name) or "")
     if row.get("tier") not in (None, *TIERS):
-        raise ValueError(f"tier must be one of {', '.join(TIERS)}, got {row['tier']!r}")
+        raise ValueError(f"tier must be one of {', '.join(TIERS)}, got {reprlib.repr(row['tier'])}")
     rate, attempts = row.get("pass_rate"), row.get("attempts")
     if rate is not None and not (isinstance(rate, int | float) and 0 <= rate <= 1):
-        raise ValueError(f"pass_rate must be from 0 to 1, got {rate!r}")
+        raise ValueError(f"pass_rate must be from 0 to 1, got {reprlib.repr(rate)}")
     if attempts is not None and not (isinstance(attempts, int) and 0 < attempts <= MOST_ATTEMPTS):
         raise ValueError(f"attempts must be from 1 to {MOST_ATTEMPTS}, got {str(attempts)[:40]}")
     messages = conversation_of(row, folder)
@@ -199,7 +212,7 @@ def stands_inside(source: Any) -> bool:
 def _paths(row: Mapping[str, Any], name: str) -> list[Any]:
     found = row.get(name) or []
     if not isinstance(found, list) or not all(isinstance(x, str | bytes | list | dict) for x in found):
-        raise ValueError(f"{name} must be a list of paths, got {found!r}")
+        raise ValueError(f"{name} must be a list of paths, got {reprlib.repr(found)}")
     return [_unwrapped(x, name) for x in found]
 
 

@@ -28,6 +28,10 @@ def whole(path: Path) -> Iterator[Path]:
         yield part
         sync(part)
         os.replace(part, path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # of a write that fails
+            error.filename = str(path)
+        raise
     finally:
         part.unlink(missing_ok=True)
     sync(path.parent)

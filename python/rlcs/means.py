@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -37,3 +37,14 @@ def means(groups: Sequence[Group]) -> dict[str, float]:
             row[f"reward/{domain}"] = float(np.mean([r for rewards in here for r in rewards]))
             row[f"pass_at_k/{domain}"] = float(np.mean([max(rewards) for rewards in here]))
     return row
+
+
+def idle(row: Mapping[str, float]) -> str:
+    """What a person is told of a wave without a valid group: a run may go on like that to its end."""
+    causes = {
+        "unfinished": "of answers unfinished (--rollout.max-new-tokens)",
+        "format": "of a bad format",
+        "verifier_errors": "not judged",
+    }
+    shares = [f"{row[name]:.0%} {said}" for name, said in causes.items() if row[name]]
+    return ", ".join([f"nothing is learned, no group is valid: reward {row['reward']:.3f}", *shares])

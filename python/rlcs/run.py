@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import shutil
 import signal
 import threading
 import time
@@ -21,6 +20,7 @@ from typing import IO, Any
 import torch
 
 from glm4v import Glm4v, Processor
+from glm4v.files import carry
 from glm4v.layers import Linear
 from glm4v.weights import Rows
 
@@ -37,11 +37,6 @@ from .prompts import Prompts
 from .record import by_flag
 from .rollout import NotFinite, RolloutSettings
 from .shards import BadRows
-
-CARRIED_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
-    "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
-)  # fmt: skip
 
 TIED = ("model.dtype", "model.freeze", "model.lora_rank", "model.lora_alpha")
 """What a checkpoint's optimizer state hangs on."""
@@ -288,13 +283,7 @@ def write_model(model: Glm4v, source: Path, folder: Path) -> None:
             model.save_pretrained(folder)
     if lora.adapted(model):
         lora.save(model, source, folder / lora.FOLDER)
-    parallel.on_first(lambda: _carry(source, folder))
-
-
-def _carry(source: Path, folder: Path) -> None:
-    for name in CARRIED_FILES:
-        if (source / name).exists():
-            shutil.copyfile(source / name, folder / name)
+    parallel.on_first(lambda: carry(source, folder))
 
 
 def eval_settings(rollout: RolloutSettings) -> RolloutSettings:

@@ -16,8 +16,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from glm4v.files import LFS_POINTER
+
 PARQUET = ".parquet"
 SUFFIXES = (".jsonl", PARQUET)  # that are taken from a folder
+OTHERS = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+    b"PAR1": "Parquet by another name",
+    LFS_POINTER: "a pointer of Git LFS, for which `git lfs pull` fetches the file",
+}
+"""How files begin that are often taken for JSON lines."""
 BATCH = 64  # rows of a Parquet file that are decoded together
 
 BadRule = Literal["fatal", "skip"]
@@ -81,6 +91,7 @@ def files_of(path: Path) -> list[Path]:
     """The files that ``path`` means, sorted by name: itself, those of a folder, or those that a pattern fits.
 
     Raises:
+        FileNotFoundError: nothing is there.
         ValueError: there is none, or Parquet cannot be read here.
     """
     if path.is_dir():
@@ -91,6 +102,8 @@ def files_of(path: Path) -> list[Path]:
         found = sorted(map(Path, glob.glob(str(path), recursive=True)))
         if not found:
             raise ValueError(f"data: {path} must be a pattern that fits a file, got none")
+    elif not path.exists():
+        raise FileNotFoundError(f"data: {path} must be a file, a folder or a pattern of files, got nothing there")
     else:
         found = [path]
     if any(file.suffix == PARQUET for file in found) and find_spec("pyarrow") is None:
@@ -143,6 +156,8 @@ def _lines(file: Path, start: int) -> Iterator[Row]:
     at = 0
     with open(file, "rb") as lines:
         for number, line in enumerate(lines, 1):
+            if number == 1 and (kind := next((OTHERS[mark] for mark in OTHERS if line.startswith(mark)), None)):
+                raise ValueError(f"must be JSON lines or end in {PARQUET}, got {kind}")
             if number > start and _without_mark(line, number).strip():
                 yield _row_of_line(file, number, at, line)
             at += len(line)
@@ -156,7 +171,14 @@ def _line(file: Path, number: int, start: int) -> Row | None:
 
 
 def _row_of_line(file: Path, number: int, start: int, line: bytes) -> Row:
-    return Row(file, number, lambda: json.loads(_text(_without_mark(line, number))), start)
+    return Row(file, number, lambda: _parsed(_text(_without_mark(line, number))), start)
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"must be a JSON object, all in one line, got {error.msg} at {error.pos + 1}") from None
 
 
 def _without_mark(line: bytes, number: int) -> bytes:

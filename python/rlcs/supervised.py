@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import reprlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,10 +22,11 @@ from glm4v import Processor
 from glm4v.answer import CLOSE_THINK
 from glm4v.generate import Settings
 from glm4v.processor import PICTURE_TOKENS
+from glm4v.prompt import THOUGHTS
 
 from . import parallel
 from .config import SftConfig
-from .data import conversation_of, document_of, expect_unicode, read_rows
+from .data import conversation_of, document_of, expect_unicode, read_rows, roles
 from .evaluate import Score
 from .feed import Feed
 from .learner import sft_loss
@@ -59,10 +60,12 @@ def lessons_of(messages: list[dict[str, Any]], turns: str, place: str) -> list[L
     """One lesson for each of an assistant's turns, or for the last one."""
     at = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if not at or at[0] == 0:
-        raise ValueError("messages must hold an assistant's turn after a user's, got none")
+        raise ValueError(f"messages must hold an assistant's turn after a user's, got {roles(messages)}")
     found = []
     for i in at if turns == "all" else at[-1:]:
         answer = _text(messages[i]["content"])
+        if not answer:  # what a generator of answers leaves where it failed
+            raise ValueError("an assistant's content must be a text or parts of text, got an empty one")
         expect_unicode("an answer", answer)
         # An answer's tags are tokens, so these would be too.
         if token := next((token for token in PICTURE_TOKENS.values() if token in answer), None):
@@ -159,7 +162,17 @@ def lessons_in(config: SftConfig, row: Row) -> list[Lesson]:
     if config.all_tokens:
         messages = document_of(content, folder) if "text" in content else conversation_of(content, folder)
         return [Lesson(row.place, row.place, messages, None)]
-    return lessons_of(conversation_of(content, folder), config.turns, row.place)
+    lessons = lessons_of(conversation_of(content, folder), config.turns, row.place)
+    for lesson in lessons:
+        _expect_whole(content["messages"][len(lesson.messages)])
+    return lessons
+
+
+def _expect_whole(turn: Mapping[str, Any]) -> None:
+    """Refuses thinking that stands beside the content, as servers return it: the answer would be learned without."""
+    if beside := next((name for name in THOUGHTS if turn.get(name)), None):
+        expected = "an assistant's thinking must stand in the content, as <think>...</think> before the answer"
+        raise ValueError(f"{expected}, got {beside} beside it")
 
 
 def read_lessons(config: SftConfig, bad: BadRows) -> list[Lesson]:

@@ -37,7 +37,7 @@ from .feed import Feed
 from .learner import Loss, Micro, target_logprobs
 from .ledger import TIERS
 from .loss import policy_loss
-from .means import means
+from .means import idle, means
 from .progress import Bar
 from .prompts import Making, Prompt
 from .run import Run, load_model, write_model
@@ -73,6 +73,7 @@ class Trainer:
         plain = dataclasses.replace(config.model, lora_rank=0)
         self.reference = load_model(plain).eval() if config.loss.kl else None
         self._seconds: dict[str, float] = {}
+        self._learned = True  # from the wave before
         if run.saved is not None:
             try:
                 self._load(run.state)
@@ -124,6 +125,9 @@ class Trainer:
         run.step += 1
         run.log.rollouts(run.step, groups, chosen, self.carried)
         run.log.write("wave", run.step, run.seconds, values)
+        if self._learned and not chosen:
+            bar.note(f"wave {run.step}: {idle(values)}")
+        self._learned = bool(chosen)
         for alarm in alarms:
             said = f"{alarm.domain}: {alarm.signal}: {alarm.detail} ({alarm.action})"
             bar.note(f"alarm: {said}")

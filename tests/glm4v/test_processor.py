@@ -363,3 +363,19 @@ def test_messages_that_are_no_list(processor):
     for messages in ("Hi", b"Hi", {"role": "user", "content": "Hi"}, [], iter([])):
         with pytest.raises(InputError, match=r"^prompt: messages must be a list of messages .*, not empty, got .+$"):
             processor(messages)
+
+
+def test_saved_beside_the_weights_a_checkpoint_is_whole(tiny_checkpoint, tmp_path, photos):
+    model = Glm4v.from_pretrained(tiny_checkpoint, dtype=torch.float32)
+    saved, question = tmp_path / "new" / "saved", [user(image(photos[0]), "Hi")]
+    model.save_pretrained(saved)
+    model.processor.save_pretrained(saved)
+    again = Glm4v.from_pretrained(saved)
+    how = {"max_new_tokens": 4, "temperature": 0}
+    assert again.generate(question, **how) == model.generate(question, **how)
+    names = {path.name for path in saved.iterdir()}
+    assert names == {path.name for path in tiny_checkpoint.iterdir()}
+    again.processor.save_pretrained(saved)  # where it was read from
+    (saved / "chat_template.json").write_text("{}")
+    model.processor.save_pretrained(saved)  # no mix with another checkpoint's
+    assert {path.name for path in saved.iterdir()} == names

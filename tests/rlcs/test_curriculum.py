@@ -253,6 +253,7 @@ def test_the_ledger_is_exported_whole(tmp_path):
         (lambda: Curriculum(["a"]).load_state_dict({}), "load_state_dict: state must .*, calibration is missing"),
         (lambda: Curriculum(["a"]).observe("a", "x"), r"rewards of 'a' must be in \[0, 1\], got \['x'\]"),
         (lambda: Curriculum(["a"]).observe("b", [1.0]), "got 'b'"),
+        (lambda: Curriculum(["a"]).leave_out("b"), "leave_out: id must be one of the tasks, got 'b'"),
         (lambda: Curriculum(["a"]).observe("a", [1.5]), r"must be in \[0, 1\]"),
         (lambda: Settings(forget=2), "forget must be from 0 to 1, got 2"),
         (lambda: Settings(expansion="much"), "expansion must be"),

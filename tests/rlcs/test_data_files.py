@@ -1,6 +1,7 @@
 """Data as people have it: byte order marks, other encodings, ids that stand twice, every spelling of a picture."""
 
 import dataclasses
+import gzip
 import json
 
 import pytest
@@ -41,6 +42,32 @@ def test_what_is_not_utf8_is_named_or_left_out(tmp_path):
     assert len(notes) == 1 and "line 2" in notes[0]
     with pytest.raises(ValueError, match="line 1: must be UTF-8"):
         read_rows(write(tmp_path / "wide.jsonl", json.dumps(TASK).encode("utf-16")), Row.content, "fatal")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (json.dumps(TASK, indent=1).encode(), "line 1: must be a JSON object, all in one line, got Expecting property"),
+        (json.dumps(TASK).encode() + b",", "line 1: must be a JSON object, all in one line, got Extra data at "),
+        (json.dumps([TASK]).encode(), "line 1: must be a JSON object, got list"),
+        (gzip.compress(json.dumps(TASK).encode()), "must be JSON lines or end in .parquet, got gzip"),
+        (
+            b"version https://git-lfs.github.com/spec/v1",
+            "must be JSON lines or end in .parquet, got a pointer of Git LFS",
+        ),
+        (b"PAR1", "must be JSON lines or end in .parquet, got Parquet by another name"),
+    ],
+)
+def test_what_is_not_json_lines_is_told_what_it_must_be(content, said, tmp_path):
+    (path := tmp_path / "tasks.json").write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        read_tasks(path)
+    assert str(error.value).startswith(f"data: {path}") and said in str(error.value)
+
+
+def test_a_path_that_leads_nowhere_is_told_what_it_must_be(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"data: {tmp_path}/none must be a file, a folder or a pattern"):
+        read_tasks(tmp_path / "none")
 
 
 def test_an_id_that_stands_twice_is_a_bad_row(tmp_path):
@@ -134,6 +161,24 @@ def test_pictures_that_parts_name_and_images_list_too_are_a_bad_row(named, tmp_p
     assert [part["image"] for part in content_of(tmp_path, named, {"type": "image"}, images=[B])] == [A, B]
 
 
+@pytest.mark.parametrize(
+    ("row", "message", "said"),
+    [
+        ({"image": A}, {}, "image must be a list named images, got 'https://"),
+        ({"video": "a.mp4"}, {}, "video must be a list named videos, got 'a.mp4'"),
+        *(({}, {name: [A]}, f"pictures must be parts of a content .*, got {name}") for name in ("images", "video")),
+    ],
+)
+def test_pictures_under_another_name_are_a_bad_row(row, message, said, tmp_path):
+    """Nobody would be shown them."""
+    messages = [{"role": "user", "content": "Read.", **message}]
+    with pytest.raises(ValueError, match=f"line 1: {said}"):
+        read_tasks(write(tmp_path / "tasks.jsonl", {**TASK, "messages": messages, **row}))
+    nothing = dict.fromkeys(row, ""), dict.fromkeys(message)
+    messages = [{"role": "user", "content": "Read.", **nothing[1]}]
+    assert read_tasks(write(tmp_path / "tasks.jsonl", {**TASK, "messages": messages, **nothing[0]}))
+
+
 def test_pictures_without_a_text_to_stand_before_are_a_bad_row(tmp_path):
     row = {**TASK, "messages": [{"role": "user", "content": None}], "images": ["https://a.b/c.png"]}
     with pytest.raises(ValueError, match=r"line 1: content must be text or a list of parts, got NoneType"):
@@ -182,6 +227,47 @@ def test_half_an_emoji_in_an_answer_is_a_bad_row(demo, tmp_path):
         read_lessons(sft_config(demo, tmp_path / "run", data=path), BadRows("fatal", 0, print))
 
 
+@pytest.mark.parametrize("name", ["truth", "category", "tier", "pass_rate", "images", "messages"])
+def test_a_line_about_a_value_is_short(name, tmp_path):
+    with pytest.raises(ValueError, match=f"line 1: {name} must be") as error:
+        read_tasks(write(tmp_path / "tasks.jsonl", {**TASK, name: {"data": "iVBORw0KGgo" * 999}}))
+    assert len(str(error.value)) < 400
+
+
+def test_what_stands_in_place_of_messages_is_named(demo, tmp_path):
+    """Data sets of other trainers, in their form."""
+    talk = [("human", "Read."), ("gpt", "1")]
+    rows = (
+        ({"conversations": talk}, "messages must be a list of objects .*, got none beside conversations"),
+        ({"messages": [{"role": role, "content": text} for role, text in talk]}, "got messages of human, gpt"),
+    )
+    for row, said in rows:
+        path = write(tmp_path / "data.jsonl", row)
+        with pytest.raises(ValueError, match=f"line 1: .*{said}"):
+            read_lessons(sft_config(demo, tmp_path / "run", data=path), BadRows("fatal", 0, print))
+    row = {**TASK, "messages": rows[1][0]["messages"], "images": [A]}
+    with pytest.raises(ValueError, match="images must belong to a user's message, got messages of human, gpt"):
+        read_tasks(write(tmp_path / "tasks.jsonl", row))
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
+def test_thinking_beside_an_answer_that_is_learned_is_a_bad_row(name, demo, tmp_path):
+    """The answer would be learned without it."""
+    ask = {"role": "user", "content": "q"}
+    first, last = ({"role": "assistant", "content": text, name: thought} for text, thought in (("a", "Hm."), ("b", "")))
+
+    def lessons(*messages, **settings):
+        path = write(tmp_path / "data.jsonl", {"messages": messages})
+        config = sft_config(demo, tmp_path / "run", data=path, **settings)
+        return [lesson.answer for lesson in read_lessons(config, BadRows("fatal", 0, print))]
+
+    assert lessons(ask, last) == ["b"]
+    assert lessons(ask, first, ask, last, turns="last") == ["b"]  # of earlier answers the history keeps none
+    said = f"line 1: an assistant's thinking must stand in the content, as <think>.*, got {name} beside it"
+    with pytest.raises(ValueError, match=said):
+        lessons(ask, first, ask, last)
+
+
 def test_a_picture_in_base64_without_its_scheme_is_a_bad_row(tmp_path):
     """Its name is too long for the file system, which is no reason to end a run that leaves out bad rows."""
     picture = {**TASK, "id": "b", "images": ["iVBORw0KGgo" * 999]}
@@ -190,6 +276,15 @@ def test_a_picture_in_base64_without_its_scheme_is_a_bad_row(tmp_path):
     assert (
         len(notes) == 1 and "line 2: iVBORw0KGgo" in notes[0] and "must be a file" in notes[0] and len(notes[0]) < 400
     )
+
+
+@pytest.mark.parametrize("content", ["", [{"type": "text", "text": ""}]])
+def test_an_empty_answer_is_a_bad_row(content, demo, tmp_path):
+    """It would teach to say nothing."""
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": content}]
+    path = write(tmp_path / "data.jsonl", {"messages": messages})
+    with pytest.raises(ValueError, match=r"line 1: an assistant's content must be a text .*, got an empty one"):
+        read_lessons(sft_config(demo, tmp_path / "run", data=path), BadRows("fatal", 0, print))
 
 
 def test_parts_of_text_are_one_answer(demo, tmp_path):

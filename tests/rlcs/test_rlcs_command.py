@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from small_runs import sft_config, train_config
 
 from glm4v import Glm4v, Processor
+from glm4v_ext import __version__
 from rlcs import checkpoint, parallel, rewards
 from rlcs.admission import check_tasks
 from rlcs.cli import COMMANDS, main
@@ -78,13 +79,19 @@ def test_help(name, capsys):
         assert "--rollout.max-new-tokens" in said and "--judge.urls" in said
 
 
+def test_version(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert (end.value.code, capsys.readouterr().out) == (0, f"{__version__}\n")
+
+
 # --- what is refused before anything is computed ---
 
 
 def test_paths_that_lead_nowhere(demo, tmp_path, refused):
     none = tmp_path / "none"
     good = ["--model.path", demo / "model", "--run.out", tmp_path / "run"]
-    assert str(none) in refused("train", "--config", none)
+    assert f"config: {none}: cannot be read: No such file" in refused("train", "--config", none)
     assert str(none) in refused("train", *good, "--tasks", none)
     assert str(none) in refused("sft", *good, "--data", none)
     assert str(none) in refused("train", "--model.path", none, "--tasks", demo / "train.jsonl")

@@ -60,6 +60,25 @@ def test_a_wave_of_verifier_errors_has_no_reward(demo, tmp_path, monkeypatch):
     assert math.isnan(row["reward"]) and row["valid"] == row["trained_groups"] == 0 and row["verifier_errors"] == 1
 
 
+def test_a_wave_that_teaches_nothing_says_why_once(demo, tmp_path, monkeypatch):
+    """Answers that are cut off, for one, are all wrong: a run would go on with them for days."""
+    trainer, notes = Trainer(train_config(demo, tmp_path / "run")), []
+    monkeypatch.setattr(Bar, "note", lambda bar, line: notes.append(line))
+    cut = [
+        dataclasses.replace(g, rollouts=tuple(dataclasses.replace(r, finish_reason="length") for r in g.rollouts))
+        for g in judged(trainer, (Verdict("format"), Verdict("format"), Verdict("format"), Verdict("error")))
+    ]
+    for groups in (cut, cut, judged(trainer, HALF), judged(trainer, (Verdict("score", 1.0),))):
+        share = Share([g.task for g in groups], 0, {i: g.rollouts for i, g in enumerate(groups)})
+        monkeypatch.setattr("rlcs.trainer.answer_share", lambda *_, share=share: share)
+        with Bar("test") as bar:
+            trainer.wave(bar)
+    first, second = (note for note in notes if "nothing is learned" in note)
+    causes = "100% of answers unfinished (--rollout.max-new-tokens), 75% of a bad format, 25% not judged"
+    assert first == f"wave 1: nothing is learned, no group is valid: reward 0.000, {causes}"
+    assert second.startswith("wave 4: nothing is learned, no group is valid: reward 1.000")
+
+
 def test_held_out_answers_are_judged_by_the_verifier_they_stand_in_for(demo, tmp_path, monkeypatch):
     trainer = Trainer(train_config(demo, tmp_path / "run"))
     groups = [g for g in judged(trainer, HALF, 12) if g.task.domain == "counting"]

@@ -1,6 +1,7 @@
 """Files of a run are there whole or not at all, and the ledger as often as a checkpoint."""
 
 import dataclasses
+import errno
 import io
 import json
 import math
@@ -40,6 +41,12 @@ def test_a_write_that_fails_leaves_the_older_file(tmp_path):
         part.write_text("tw")
         raise OSError("full")
     assert path.read_text() == "one" and [one.name for one in path.parent.iterdir()] == ["file"]
+
+
+def test_a_full_disk_says_which_file_it_has_no_room_for(tmp_path):
+    with pytest.raises(OSError) as error, files.whole(tmp_path / "page.html"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as a write does
+    assert str(error.value) == f"[Errno 28] No space left on device: '{tmp_path}/page.html'"
 
 
 def test_a_pipe_or_a_folder_is_not_replaced_by_a_file(tmp_path):
