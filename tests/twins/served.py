@@ -29,7 +29,13 @@ NOT_OF_THE_DEVICE = ["isa", "transformers", "trace", "compile", "in_place_refuse
 # more programs than the interpreter runs in minutes.
 LEFT_OUT = {
     "interpolate_pos_embed": ["grid10", "grid11", "errors and (hold or even)", "random", "bitwise"],
-    "flash_attn_varlen": ["ascending", "given", "max_seqlen", "errors_of_pages and (table3 or table4)"],
+    "flash_attn_varlen": [
+        "ascending",
+        "given",
+        "max_seqlen",
+        "tiles_of_fp32",
+        "errors_of_pages and (table3 or table4)",
+    ],
     "flash_attn_with_kvcache": ["pages", "errors"],
     "token_logprob": ["refused", "memory", "shape8", "bitwise and shape1", "entropy and shape4", "only_what"],
     "linear": ["not definition and not errors"],  # the others are about the CPU's paths
@@ -83,8 +89,8 @@ def with_native_statistics(twin, native):
         _, expected, native_statistics = native.call_boxed(keys, *arguments)
         close = {"rtol": 1e-4, "atol": 1e-4, "equal_nan": True}
         if not ON_GPU:  # there each kernel has its own score that weights are relative to; on a CPU, tiles alone have
-            if arguments[0].dtype == torch.bfloat16 and build_info()["isa"] == "amx":
-                assert (native_statistics[0] <= statistics[0] + close["atol"]).all()
+            if arguments[0].dtype != torch.float16 and build_info()["isa"] == "amx":
+                assert not (native_statistics[0] > statistics[0] + close["atol"]).any()  # NaN is below
                 moved = at_the_largest_score(native_statistics, statistics[0], *arguments)
                 torch.testing.assert_close(statistics[1], moved, **close)
             else:
@@ -116,6 +122,8 @@ def counted(kernel, op):
 
 if __name__ == "__main__":
     if not ON_GPU:
+        torch.set_num_threads(1)
+        torch.set_num_threads = lambda count: None  # torch's products, which some twins are, may depend on them
         repair(interpreter.InterpreterBuilder)
         note_launches(interpreter.InterpretedFunction)
     place = "CUDA" if ON_GPU else "CPU"
