@@ -60,8 +60,10 @@ class CMakeBuild(build_ext):
         output = pathlib.Path(self.get_ext_fullpath(ext.name)).parent.resolve()
         build = ROOT / "build/in_place" if self.stays else pathlib.Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
+        # CMake remembers the ninja of the last build here, which may have been pip's own and be gone by now.
         configured = subprocess.run(
             ["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
+             f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja', path=path)}",
              f"-DGLM4V_TORCH_DIR={pathlib.Path(torch.origin).parent}", f"-DGLM4V_OUTPUT_DIR={output}",
              f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"],
             env=tools, stderr=subprocess.PIPE, text=True,
