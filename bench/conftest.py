@@ -24,7 +24,7 @@ from torch import Tensor
 
 from bench.ceilings import MOST_BYTES, bandwidth_gbs, measured, peak_gflops
 from bench.gpu import CudaLane
-from bench.peers import Lane, Peer, assert_agree, gradients
+from bench.peers import Lane, Peer, assert_agree, gradients, rounds_within
 from bench.rates import Row, bound, growth, share
 from bench.table import show
 from rlcs.files import expect_writable
@@ -187,9 +187,7 @@ def _take_turns(benchmark, peers: dict[str, Peer], device: str, turn_s: float, b
         for lane in others if len(ours.seconds) % 2 else reversed(others):
             lane.turn()
 
-    round_s = sum(lane.fastest_s * lane.calls for lane in lanes.values())
-    least = 3 if round_s < 10 else 2 if round_s < 20 else 1  # calls that long vary by little
-    rounds = max(least, min(50, int(budget_s / round_s)))
+    rounds = rounds_within(budget_s, sum(lane.fastest_s * lane.calls for lane in lanes.values()))
     benchmark.pedantic(ours.turn, setup=others_in_turn, rounds=rounds, iterations=1)
     benchmark.extra_info["calls_per_round"] = ours.calls
     return lanes

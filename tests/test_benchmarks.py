@@ -349,6 +349,7 @@ def test_an_entry_of_ten_lines(tmp_path):
         one = timed["extra_info"]
         assert list(one["median_s"]) == ["glm4v_ext", "their [own]"] == list(one["peak_mib"])
         assert {len(seconds) for seconds in one["rounds_s"].values()} == {timed["stats"]["rounds"]}
+        assert timed["stats"]["rounds"] % 2 == 0  # each peer comes as often behind the one as behind the other
         assert one["bound"] in ("compute", "memory") and one["share"] > 0
     assert set(found["growth"]) == {"theirs rms_norm forward fp32", "theirs rms_norm backward fp32"}
     assert "--peers 'glm4v_ext, their [own]'" in found["machine_info"]["command"]  # to be run again
