@@ -33,8 +33,9 @@ def build_info() -> dict[str, object]:
         dict with ``version``, ``compiler``, ``cpu_archs`` (levels compiled in), ``cuda`` (whether CUDA kernels were
         compiled in), ``cuda_archs`` (for which GPUs) and ``nvcc`` (its version, or ""), ``triton`` (version of the
         installed one, or ""), ``isa`` (the CPU level in use), ``products`` (dtype -> what serves ``linear``: F.linear,
-        glm4v_ext, or in fp32 and bf16 glm4v_ext on tiles, where the CPU has AMX) and ``ops``: op name -> {device: backend that
-        serves it, C++ or Triton}, with ``gpu_verified`` where that is CUDA's: whether a GPU has passed the op's tests.
+        glm4v_ext, or where the CPU has AMX, in fp32 and bf16, glm4v_ext on tiles) and ``ops``: op name -> {device:
+        backend that serves it, C++ or Triton}, with ``gpu_verified`` where that is CUDA's: whether a GPU has passed the
+        op's tests.
     """
     facts: dict[str, object] = dict(_C.build_facts())
     for archs in ("cpu_archs", "cuda_archs"):
