@@ -324,7 +324,7 @@ def test_tiles_of_bf16(shape):
 
 
 @needs_tiles
-def test_tiles_of_bf16_read_rows_of_views_and_nothing_beside_them():
+def test_tiles_of_bf16_read_views_and_nothing_around_them():
     walls = torch.full((120, 300), torch.nan, dtype=torch.bfloat16)
     x, weight = torch.randn(40, 77).bfloat16(), torch.randn(50, 77).bfloat16()
     rows, columns = walls[:40, 5:82].copy_(x), walls[60:110, 101:178].copy_(weight)
