@@ -209,10 +209,11 @@ Tensor rows_linear(const Tensor& x, const Tensor& weight, const std::optional<Te
   const Tensor packed = empty(x, {args.packed_bytes()}, ScalarType::Byte);
   args.packed = packed.mutable_data_ptr();
   // A task is worth a thread's start from some microseconds on; more tasks than threads, since some core of a shared
-  // machine is slower.
-  constexpr int64_t worth = 1 << 20;
+  // machine is slower, and so many that the sums which wait for the next block stay in the second-level cache.
+  constexpr int64_t worth = 1 << 20, waiting_bytes = 600 << 10;
   const int64_t panels = (n + 31) / 32, most = 8 * static_cast<int64_t>(torch::stable::get_num_threads());
-  const int64_t tasks = std::clamp<int64_t>(m * n * k / worth, 1, std::min(panels, most));
+  const int64_t least = static_cast<int64_t>(args.scratch_bytes(n)) / waiting_bytes + 1;
+  const int64_t tasks = std::min(panels, std::max(least, std::clamp<int64_t>(m * n * k / worth, 1, most)));
   const int64_t pack_tasks = std::clamp<int64_t>(m * k * 32 / worth, 1, args.tiles());
   parallel_tasks(pack_tasks, 0, [&](int64_t task, void*) {
     const int64_t end = args.tiles() * (task + 1) / pack_tasks;
