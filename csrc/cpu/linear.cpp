@@ -9,6 +9,7 @@
 #include <numeric>
 
 #include "cpu/loops/linear.h"
+#include "cpu/loops/linear_outer.h"
 #include "cpu/loops/linear_packed.h"
 #include "cpu/loops/linear_rows.h"
 #include "cpu/loops/linear_tiles.h"
@@ -225,6 +226,35 @@ Tensor rows_linear(const Tensor& x, const Tensor& weight, const std::optional<Te
   });
   return out;
 }
+
+// bf16 on tiles, both operands transposed, as for the gradient of a weight.
+Tensor outer_linear(const Tensor& x, const Tensor& weight) {
+  const int64_t m = x.size(0), k = x.size(1), n = weight.size(0);
+  Tensor out = empty(x, {m, n});
+  amx::OuterProduct args{x.const_data_ptr(),
+                         x.stride(1),
+                         weight.const_data_ptr(),
+                         weight.stride(1),
+                         out.mutable_data_ptr(),
+                         m,
+                         k,
+                         n,
+                         nullptr};
+  const Tensor packed = empty(x, {args.packed_bytes()}, ScalarType::Byte);
+  args.packed = packed.mutable_data_ptr();
+  // Parts of the output whose sums and block of the packed weight go into the second-level cache, some for each thread.
+  const auto ceil = [](int64_t size, int64_t unit) { return (size + unit - 1) / unit; };
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t n_part = ceil(ceil(n, ceil(n, 768)), 32) * 32, n_parts = ceil(n, n_part);
+  const int64_t m_wanted = std::max(ceil(m, 256), threads == 1 ? 1 : ceil(4 * threads, n_parts));
+  const int64_t m_part = ceil(ceil(m, m_wanted), 32) * 32, m_parts = ceil(m, m_part);
+  parallel_tasks(args.steps(), 0, [&](int64_t step, void*) { amx::linear_pack_outer(args, step); });
+  parallel_tasks(m_parts * n_parts, args.scratch_bytes(m_part, n_part), [&](int64_t task, void* scratch) {
+    const int64_t m_begin = task % m_parts * m_part, n_begin = task / m_parts * n_part;
+    amx::linear_outer(args, m_begin, std::min(m, m_begin + m_part), n_begin, std::min(n, n_begin + n_part), scratch);
+  });
+  return out;
+}
 #endif
 
 // Where torch's product is oneDNN's in bf16 without tiles. Row-major weights: ahead by up to 45 % where the weight
@@ -245,14 +275,16 @@ bool own_is_ahead(DType dtype, const Tensor& x, const Tensor& weight) {
 
 #if defined(__x86_64__)
 // fp32: of MKL by 15 to 50 % from so many rows and columns on; below, packing costs what tiles gain.
-// bf16: of oneDNN, which packs the weight, by 10 to 100 % up to so many rows; beyond, level.
+// bf16: of oneDNN, which packs the weight, by 10 to 100 % up to so many rows; beyond, level. Of its products of two
+// transposed operands by 20 to 120 % but where one of the dims is small.
 std::optional<Tensor> linear_on_tiles(DType dtype, const Tensor& x, const Tensor& weight,
                                       const std::optional<Tensor>& bias) {
   if (product_of(dtype) != Product::tiles || active_isa() != Isa::amx) return std::nullopt;
   const int64_t n = weight.size(0), k = weight.size(1), m = x.numel() / k;
-  if (dtype == DType::bf16)
-    return weight.stride(1) == 1 && m <= 256 ? std::optional(rows_linear(x, weight, bias)) : std::nullopt;
-  return std::min(m, n) >= 128 && k >= 64 ? tiles_linear(x, weight, bias) : std::nullopt;
+  if (dtype == DType::f32) return std::min(m, n) >= 128 && k >= 64 ? tiles_linear(x, weight, bias) : std::nullopt;
+  if (weight.stride(1) == 1 && m <= 256) return rows_linear(x, weight, bias);
+  const bool transposed = x.dim() == 2 && x.stride(0) == 1 && weight.stride(0) == 1 && !bias;
+  return transposed && std::min({m, n, k}) >= 64 ? std::optional(outer_linear(x, weight)) : std::nullopt;
 }
 #endif
 

@@ -340,6 +340,23 @@ def test_tiles_of_bf16_read_views_and_nothing_around_them():
         assert wrong[:, 3].all() and wrong[7].all() and wrong.sum() == 40 + 50 - 1
 
 
+# Both transposed, as for the gradient of a weight: panels of rows and columns, steps and blocks of terms, whole and not.
+@needs_tiles
+@pytest.mark.parametrize("shape", [(64, 64, 64), (97, 79, 65), (300, 385, 801), (576, 768, 160), (130, 1177, 1600)])
+def test_transposed_on_tiles_of_bf16(shape):
+    m, k, n = shape
+    walls = torch.full((2 * k, m + n + 90), torch.nan, dtype=torch.bfloat16)
+    x, weight = walls[::2, 30 : 30 + m].normal_(), walls[1::2, m + 60 : m + n + 60].normal_()  # [k, m], [k, n]
+    with forced_product(TILES, torch.bfloat16):
+        assert_as_accurate(linear, reference.linear, [x.t(), weight.t()])
+        whole = linear(x.t(), weight.t())
+        assert torch.equal(linear(x[:, :64].t(), weight.t()), whole[:64])
+        assert torch.equal(linear(x.t(), weight[:, n - 64 :].t()), whole[:, n - 64 :])
+        x[k - 1, 3], weight[0, 5] = torch.nan, torch.inf
+        wrong = ~torch.isfinite(linear(x.t(), weight.t()))
+        assert wrong[3].all() and wrong[:, 5].all() and wrong.sum() == m + n - 1
+
+
 def test_force_product_refuses_unknown_names():
     with pytest.raises(ValueError, match="force_product: dtype must be fp32, bf16 or fp16, got fp8"):
         _C.force_product("fp8", "F.linear")
