@@ -1,6 +1,7 @@
 // Matrix products belong to the libraries that torch brings, where these are good at them; cpu/product.cpp knows where.
 // Few rows have a product of their own, so have fp32 and 16-bit types on machines where the libraries are not. On
-// machines with tiles so have fp32, for which the libraries do not use them, and up to some hundred rows of bf16.
+// machines with tiles so have fp32, for which the libraries do not use them, up to some hundred rows of bf16, and its
+// gradients of weights.
 #include "cpu/linear.h"
 
 #include <array>

@@ -8,7 +8,8 @@
 namespace glm4v {
 
 // torch: what F.linear takes, in fp32 MKL. own: cpu/loops/linear_packed.cpp. tiles: AMX, in fp32
-// cpu/loops/linear_tiles.cpp, in bf16 cpu/loops/linear_rows.cpp, and one of the other two where these are not ahead.
+// cpu/loops/linear_tiles.cpp, in bf16 linear_rows.cpp and linear_outer.cpp beside it, and one of the other two where
+// these are not ahead.
 enum class Product : int { torch, own, tiles };
 
 GLM4V_API Product product_of(DType dtype);
