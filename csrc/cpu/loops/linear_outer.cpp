@@ -13,10 +13,11 @@ constexpr int64_t SUMS = SIDE * SIDE;
 
 GLM4V_INLINE int64_t panels(int64_t n) { return (n + SIDE - 1) / SIDE; }
 
-// Up to 32 terms, rows of `count` numbers of which up to 32 count, as two tiles: of B, [pair of terms][16 numbers], or
-// of A, [16 numbers][pair of terms]. Numbers come in the order that vpunpck leaves: number i of tile t is i / 4 * 8 + t
-// * 4
-// + i % 4.
+// Of 32 rows or columns, the one that is number i of tile t, as vpunpck leaves them.
+constexpr int64_t number(int64_t t, int64_t i) { return i / 4 * 8 + t * 4 + i % 4; }
+
+// Up to 32 terms, rows of up to `count` numbers, 32 at most, as two tiles: of B, [pair of terms][16 numbers], or of A,
+// [16 numbers][pair of terms].
 template <bool TRANSPOSED>
 GLM4V_INLINE void pack(const bf16* x, int64_t row, int64_t terms, int64_t count, char* out) {
   const __mmask32 lanes = first_lanes(count);
@@ -53,11 +54,11 @@ struct Fetch {
   }
 };
 
-// 32 rows of the output from sums [panel of columns][32][32], both ways in pack's order.
+// 32 rows of the output from sums [panel of columns][32][32], both ways in the order of the tiles.
 void write(const float* sums, int64_t rows, int64_t columns, bf16* out, int64_t stride) {
   const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
   for (int64_t i = 0; i < SIDE; ++i) {
-    const int64_t r = i % 16 / 4 * 8 + i / 16 * 4 + i % 4;
+    const int64_t r = number(i / 16, i % 16);
     if (r >= rows) continue;
     for (int64_t n = 0; n < columns; n += SIDE) {
       const float* from = sums + n * SIDE + i * SIDE;
