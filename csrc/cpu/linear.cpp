@@ -237,6 +237,7 @@ Tensor outer_linear(const Tensor& x, const Tensor& weight) {
                          weight.const_data_ptr(),
                          weight.stride(1),
                          out.mutable_data_ptr(),
+                         goes_past(out, n),
                          m,
                          k,
                          n,

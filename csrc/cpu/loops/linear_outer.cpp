@@ -54,8 +54,9 @@ struct Fetch {
   }
 };
 
-// 32 rows of the output from sums [panel of columns][32][32], both ways in the order of the tiles.
-void write(const float* sums, int64_t rows, int64_t columns, bf16* out, int64_t stride) {
+// 32 rows of the output from sums [panel of columns][32][32], both ways in the order of the tiles. Past the caches
+// go whole lines.
+void write(const float* sums, int64_t rows, int64_t columns, bool past, bf16* out, int64_t stride) {
   const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
   for (int64_t i = 0; i < SIDE; ++i) {
     const int64_t r = number(i / 16, i % 16);
@@ -63,7 +64,12 @@ void write(const float* sums, int64_t rows, int64_t columns, bf16* out, int64_t 
     for (int64_t n = 0; n < columns; n += SIDE) {
       const float* from = sums + n * SIDE + i * SIDE;
       const __m512i pair = bitcast<__m512i>(_mm512_cvtne2ps_pbh(_mm512_load_ps(from + 16), _mm512_load_ps(from)));
-      _mm512_mask_storeu_epi16(out + r * stride + n, first_lanes(columns - n), _mm512_permutexvar_epi64(order, pair));
+      const __m512i values = _mm512_permutexvar_epi64(order, pair);
+      bf16* const to = out + r * stride + n;
+      if (past && columns - n >= SIDE)
+        _mm512_stream_si512(reinterpret_cast<__m512i*>(to), values);
+      else
+        _mm512_mask_storeu_epi16(to, first_lanes(columns - n), values);
     }
   }
 }
@@ -126,9 +132,10 @@ void linear_outer(const OuterProduct& args, int64_t m_begin, int64_t m_end, int6
       }
       if (block + 1 < args.blocks()) continue;
       drain(last, s.spill);
-      write(sums, m_end - m, n_end - n_begin, static_cast<bf16*>(args.out) + m * args.n + n_begin, args.n);
+      write(sums, m_end - m, n_end - n_begin, args.past, static_cast<bf16*>(args.out) + m * args.n + n_begin, args.n);
     }
   }
+  _mm_sfence();  // other threads see what went past the caches
 }
 
 }  // namespace glm4v::amx

@@ -13,6 +13,7 @@ struct OuterProduct {
   const void* weight;  // [K, N], rows `weight_row` elements apart
   int64_t weight_row;
   void* out;  // [M, N]
+  bool past;  // the caches it goes: its rows are whole lines
   int64_t m, k, n;
   void* packed;  // the weight, 64-byte aligned, of packed_bytes()
 
