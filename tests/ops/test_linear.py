@@ -342,7 +342,9 @@ def test_tiles_of_bf16_read_views_and_nothing_around_them():
 
 # Both transposed, as for the gradient of a weight: panels of rows and columns, steps and blocks of terms, whole and not.
 @needs_tiles
-@pytest.mark.parametrize("shape", [(64, 64, 64), (97, 79, 65), (300, 385, 801), (576, 768, 160), (130, 1177, 1600), (2310, 65, 4096)])
+@pytest.mark.parametrize(
+    "shape", [(64, 64, 64), (97, 79, 65), (300, 385, 801), (576, 768, 160), (130, 1177, 1600), (2310, 65, 4096)]
+)
 def test_transposed_on_tiles_of_bf16(shape):
     m, k, n = shape
     walls = torch.full((2 * k, m + n + 90), torch.nan, dtype=torch.bfloat16)
