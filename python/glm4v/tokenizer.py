@@ -94,7 +94,8 @@ class TextCodec:
                 text += piece
                 continue
             if text:
-                encoded = self._plain.encode(text, add_special_tokens=False).ids
+                # Of several texts: `encode` of one also notes where each token stands, in twice the time and more.
+                encoded = self._plain.encode_batch_fast([text], add_special_tokens=False)[0].ids
                 ids += [self._words.get(index, index) for index in encoded] if self._words else encoded
                 text = ""
             if piece is not None:

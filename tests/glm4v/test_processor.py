@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -74,6 +75,15 @@ def test_images_against_transformers(processor, theirs, photos):
     torch.testing.assert_close(batch.pixel_values, expected["pixel_values"], rtol=0, atol=1e-5)
     assert batch.input_ids.tolist() == transformers_ids(theirs, messages, images)
     assert processor.count_tokens(messages) == len(batch.input_ids)
+
+
+def test_long_texts_are_encoded_without_their_places(processor, tiny_checkpoint):
+    """Where each token stands, which the tokenizer's `encode` notes as well, takes as long as all the rest."""
+    codec = copy.copy(processor.codec)
+    codec._plain = SimpleNamespace(encode_batch_fast=codec._plain.encode_batch_fast)
+    text = "So it's 3,5 °C: \r\n\tGrüße 中文 e\u0301 \U0001f600  " * 100
+    theirs = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    assert codec.encode(text) == theirs(text, add_special_tokens=False)["input_ids"]
 
 
 @pytest.mark.parametrize(("count", "rate"), [(48, 24), (3, 24), (75, 30), (131, 10)])
