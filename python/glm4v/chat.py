@@ -178,10 +178,12 @@ class Chat:
         """Adds a file to the next question, if it can be read and the context has room for it."""
         picture = self.model.processor.measure(kind, os.path.expanduser(file))
         files = [*self.files, picture]
-        self.model.processor([*self.messages, _message(files)], pixels=False)
-        tokens = self.model.processor.count_tokens([_message([picture])])
+        before, behind = (
+            len(self.model.processor([*self.messages, _message(each)], pixels=False).input_ids)
+            for each in (self.files, files)
+        )
         self.files = files
-        self.note(f"{kind} {file}: {tokens} tokens")
+        self.note(f"{kind} {file}: {behind - before} tokens")
 
     def answer(self, question: str) -> None:
         """Asks the model. Where the text is at fault, and after Ctrl-C, the files stay for the next question.

@@ -75,6 +75,17 @@ def test_chat_keeps_the_files_that_are_sound(chat, photo, film, capsys):
     assert [part["type"] for part in talk.messages[1]["content"]] == ["image", "video", "text"]
 
 
+def test_chat_says_what_a_file_adds(chat, model, photo, film, capsys):
+    """To the next question, whatever stands before it: the picture's tokens and the two around them."""
+    chat("Hello", f"/image {photo}", f"/video {film()}")
+    image, video = (int(line.split()[-2]) for line in capsys.readouterr().err.splitlines() if line.endswith(" tokens"))
+    picture = model.processor.measure("image", photo)
+    assert image == picture.height * picture.width // 28**2 + 2
+    parts = [{"type": "text", "text": "?"}, {"type": "video", "video": film()}]
+    alone, with_film = ([{"role": "user", "content": parts[:count]}] for count in (1, 2))
+    assert video == model.processor.count_tokens(with_film) - model.processor.count_tokens(alone)
+
+
 def test_chat_takes_no_more_than_the_context_holds(chat, model, photo, capsys):
     text = dataclasses.replace(model.config.text_config, max_position_embeddings=80)
     model.processor.config = dataclasses.replace(model.config, text_config=text)
