@@ -139,20 +139,22 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     if image.mode == "F":
         raise ValueError("pixels must be integers of 8 or 16 bits, got floating-point numbers")
-    if _has_sixteen_bits(image):
+    if has_sixteen_bits(image):
         grey = np.asarray(image).clip(0, 65535)
         image = Image.fromarray(((grey.astype(np.uint32) + 128) // 257).astype(np.uint8))
     elif image.mode == "I":
         grey = np.asarray(image)
-        if grey.min() < 0 or grey.max() > 255:
-            raise ValueError(f"pixels of 32 bits must be from 0 to 255, got {grey.min()} to {grey.max()}")
+        low, high = grey.min(), grey.max()
+        if low < 0 or high > 255:  # a copy of a picture of sixteen bits, perhaps, which has lost what it was
+            said = "0 to 255, or greys of 16 bits as mode I;16 (image.convert)"
+            raise ValueError(f"pixels of 32 bits must be from {said}, got {low} to {high}")
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
     return image.convert("RGB")
 
 
-def _has_sixteen_bits(image: Image.Image) -> bool:
+def has_sixteen_bits(image: Image.Image) -> bool:
     """Whether greys are of 0 to 65535. Of some such files Pillow makes images of 32 bits, mode I."""
     opened = image.format in ("PNG", "PPM") or getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE) == (16,)
     return image.mode.startswith("I;16") or (image.mode == "I" and opened)

@@ -89,14 +89,18 @@ def blocks(picture: Image, columns: int) -> Text:
 
 
 def _image(file: Path) -> Image:
-    from PIL import Image, ImageOps
+    from PIL import Image
 
+    from glm4v.image import Picture
+
+    if not file.exists():
+        raise ValueError(f"{file}: No such file or directory")
     try:
-        with Image.open(file) as found:
-            return ImageOps.exif_transpose(found).convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or "cannot be read as a picture"
-        raise ValueError(f"{file}: {reason}") from None
+        picture = Picture(file)  # as the model sees it
+        return Image.fromarray(picture.pixels(picture.height, picture.width))
+    except ValueError as error:
+        reason = str(error).rpartition(": ")[2]
+        raise ValueError(f"{file}: cannot be read as a picture: {reason}") from None
 
 
 def _film(file: Path) -> list[Image]:

@@ -1,12 +1,10 @@
 """Answers by servers: what is sent, what is read of a reply, forced answering, faults. The server is a fake on
 loopback with a real tiny model behind it; `test_served` runs a real one."""
 
-import base64
 import dataclasses
 import re
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,15 +14,13 @@ from fake_server import STYLES, fake, short_pauses  # noqa: F401 (a fixture)
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glm4v import Glm4v, InputError, Processor
+from glm4v import Glm4v, Processor
 from glm4v.answer import CLOSE_THINK, OPEN_ANSWER, OPEN_THINK
 from glm4v.generate import Settings, ThinkingBudget
-from glm4v.video import Video
 from rlcs.config import EngineSettings, TrainConfig, build
 from rlcs.data import read_tasks
 from rlcs.endpoint import Fault, request
 from rlcs.engines import EngineFault
-from rlcs.engines.media import video_bytes, wire
 from rlcs.engines.reply import Reader, cut
 from rlcs.failures import told
 from rlcs.prompts import make
@@ -137,38 +133,6 @@ def test_requests_say_all_that_a_server_would_have_defaults_for(demo, tmp_path, 
     assert set(map(str, asked.model.config.vision_token_ids)) == set(body["logit_bias"])
     assert body["stop_token_ids"] and body["return_token_ids"] and body["logprobs"]
     assert len({body["seed"] for body in server.chats()}) == len(server.chats())
-
-
-def test_pictures_become_data_urls_that_hold_the_same_pixels(demo):
-    processor = Processor.from_pretrained(demo / "model")
-    tasks = {task.domain: task for task in read_tasks(demo / "train.jsonl")}
-    array = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    path = Path(tasks["ocr"].messages[0]["content"][0]["image"])
-    for one in (array, str(path), path, path.as_uri(), path.read_bytes()):
-        messages = [{"role": "user", "content": [{"type": "image", "image": one}, {"type": "text", "text": "?"}]}]
-        sent = wire(messages)
-        assert sent[0]["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")
-        a, b = processor(messages), processor(sent)
-        assert torch.equal(a.input_ids, b.input_ids) and torch.equal(a.pixel_values, b.pixel_values)
-    messages = tasks["video"].messages
-    sent = wire(messages)
-    (url,) = [p["video_url"]["url"] for p in sent[0]["content"] if p["type"] == "video_url"]
-    assert url.startswith("data:video/x-matroska;base64,")
-    a, b = processor(messages), processor(sent)
-    assert torch.equal(a.input_ids, b.input_ids) and torch.equal(a.pixel_values_videos, b.pixel_values_videos)
-    again, mime = video_bytes(base64.b64decode(url.partition(",")[2]))
-    assert mime == "video/mp4" and Video(again).num_frames == Video(messages[0]["content"][0]["video"], 1.0).num_frames
-    frames = np.random.default_rng(0).integers(0, 256, (30, 28, 28, 3), dtype=np.uint8)
-    film = {"type": "video", "video": frames}
-    with pytest.raises(InputError, match=r"^video: fps must be given for a list of frames[^\n]*$"):
-        wire([{"role": "user", "content": [film]}])
-    messages = [{"role": "user", "content": [{**film, "fps": 24}, {"type": "text", "text": "?"}]}]
-    a, b = processor(messages), processor(wire(messages))
-    assert torch.equal(a.input_ids, b.input_ids) and torch.equal(a.pixel_values_videos, b.pixel_values_videos)
-    text = [{"role": "user", "content": "Hi"}, {"role": "user", "content": [{"type": "text", "text": "a"}]}]
-    assert wire(text) == text
-    linked = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x/y.png"}}]}]
-    assert wire(linked) == linked
 
 
 # --- what is read ---

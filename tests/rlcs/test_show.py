@@ -94,6 +94,16 @@ def test_videos_are_frames_side_by_side(tmp_path):
     assert film.size == (32 * FRAMES + 2 * (FRAMES - 1), 16)
 
 
+@pytest.mark.parametrize("ending", ["png", "tif", "pgm"])
+def test_greys_of_sixteen_bits_are_shown_as_the_model_sees_them(ending, tmp_path):
+    grey = np.arange(24, dtype=np.uint16).reshape(4, 6) * 10
+    file = tmp_path / f"scan.{ending}"
+    Image.fromarray(grey * 257).save(file)
+    for kind, files in (("image", [file]), ("video", [file, file])):
+        shown = np.asarray(opened(kind, files, (40, 40)))
+        assert np.array_equal(shown[:, :6], np.repeat(grey[..., None], 3, -1))
+
+
 def test_pictures_are_made_small(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (600, 900, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "large.png")

@@ -1,6 +1,7 @@
 """Messages as OpenAI-compatible servers read them: pictures and videos become data URLs.
 
-An image file travels as it is, an image in memory as PNG. A video file travels as it is; frames become one file whose
+An image file travels as it is, an image in memory as PNG, as does one of sixteen-bit greys, which servers would clip to
+white: in the eight bits that the trainer sees. A video file travels as it is; frames become one file whose
 rate says when each is shown, without loss (FFV1 in Matroska), so that the server sees the trainer's pixels.
 """
 
@@ -18,7 +19,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from glm4v.image import Picture
+from glm4v.image import Picture, has_sixteen_bits
 from glm4v.source import find, scheme, source_of
 from glm4v.video import rate_of
 
@@ -42,7 +43,8 @@ def _part(part: Mapping[str, Any]) -> dict[str, Any]:
     if kind == "text":
         return {"type": "text", "text": part["text"]}
     medium, source = kind.removesuffix("_url"), source_of(kind, part)
-    if isinstance(source, str) and scheme(source) in ("http", "https", "data"):
+    read_as = scheme(source) if isinstance(source, str) else ""
+    if read_as in ("http", "https") or (read_as == "data" and medium == "video"):
         url = source
     elif medium == "image":
         url = image_url(source)
@@ -56,7 +58,7 @@ def image_url(source: Any) -> str:
     if isinstance(source, bytes) or _is_path(source):
         data = source if isinstance(source, bytes) else _read("image", source)
         with Image.open(io.BytesIO(data)) as image:
-            mime = IMAGES.get(image.format or "")
+            mime = None if has_sixteen_bits(image) else IMAGES.get(image.format or "")
         if mime is not None:
             return _url(data, mime)
         source = data
