@@ -62,9 +62,12 @@ def read_run(path: Path) -> tuple[dict[str, Any], dict[str, Row]]:
     """
     try:
         run = json.loads(path.read_text())
+        json.dumps(run, ensure_ascii=False).encode()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError:
+    except UnicodeEncodeError:  # JSON can spell it; no page, no figure and no terminal can show it
+        raise ValueError(f"{path} must be Unicode, got half a pair of UTF-16") from None
+    except (ValueError, RecursionError):
         raise ValueError(f"{path} must be the JSON of a run, got another kind of file") from None
     for part, kind in (("machine_info", dict), ("commit_info", dict), ("ceilings", dict), ("benchmarks", list)):
         if not isinstance(run, dict) or not isinstance(run.get(part), kind):

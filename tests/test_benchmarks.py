@@ -196,6 +196,15 @@ def test_facts_of_another_kind(part, fact, value, said, tmp_path):
         assert done.returncode == 2 and done.stderr == f"bench {command[0]}: {said_of_file}\n"
 
 
+def test_text_that_no_page_can_hold(tmp_path):
+    file = results(tmp_path / "a.json", row("one", 1e6, {"glm4v_ext": 1e-3}), isa="\ud800")
+    for command in (("compare", file), ("page",)):
+        done = run("bench", *command, file)
+        said = f"{file} must be Unicode, got half a pair of UTF-16"
+        assert done.returncode == 2 and done.stderr == f"bench {command[0]}: {said}\n"
+    assert not file.with_suffix(".html").exists()
+
+
 @pytest.mark.parametrize("threshold", ["-1", "nan", "inf"])
 def test_a_threshold_that_is_none(threshold, tmp_path):
     done = run("bench", "compare", tmp_path, tmp_path, "--threshold", threshold)
