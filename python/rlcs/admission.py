@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from glm4v import Processor
 
@@ -14,15 +15,16 @@ from .rollout import RolloutSettings
 from .shards import BadRows
 from .types import Task
 
-MANY, STRIDE = 20_000, 500  # tasks whose check is worth a bar, and how often that moves
+MANY, STRIDE = 20_000, 500  # of what is checked: how much is worth a bar, and how often that moves
+T = TypeVar("T")
 
 
-def eval_tasks(settings: EvalSettings) -> list[Task]:
+def eval_tasks(settings: EvalSettings, bad: BadRows | None = None) -> list[Task]:
     """Held-out tasks, at most ``limit`` of each domain."""
     if settings.tasks is None:
         return []
     tasks, counts = [], dict[str, int]()
-    for task in read_tasks(settings.tasks):
+    for task in read_tasks(settings.tasks, bad or "fatal"):
         counts[task.domain] = counts.get(task.domain, 0) + 1
         if settings.limit is None or counts[task.domain] <= settings.limit:
             tasks.append(task)
@@ -52,7 +54,7 @@ def check_tasks(
     for domain in dict.fromkeys(task.domain for task in tasks):
         rewards.check(domain)
     good = []
-    for task in _shown(tasks):
+    for task in watched(tasks, "checking tasks"):
         try:
             rewards.check_truth(task.domain, task.truth)
             length = sum(processor.count_tokens([list(task.messages)]))  # type: ignore[arg-type]
@@ -69,14 +71,14 @@ def check_tasks(
     return good
 
 
-def _shown(tasks: Sequence[Task]) -> Iterator[Task]:
-    """The tasks in turn, with a bar where that takes more than seconds."""
-    if len(tasks) < MANY:
-        yield from tasks
+def watched(items: Sequence[T], what: str) -> Iterator[T]:
+    """The items in turn, with a bar where a look at each takes more than seconds."""
+    if len(items) < MANY:
+        yield from items
         return
-    with Bar("checking tasks", quiet=not parallel.first()) as bar:
-        for i, task in enumerate(tasks):
+    with Bar(what, quiet=not parallel.first()) as bar:
+        for i, item in enumerate(items):
             if i % STRIDE == 0:
-                bar(i, len(tasks))
-            yield task
-        bar(len(tasks), len(tasks))
+                bar(i, len(items))
+            yield item
+        bar(len(items), len(items))

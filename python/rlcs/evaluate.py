@@ -26,6 +26,7 @@ from . import parallel
 from .admission import check_tasks, eval_tasks
 from .bounds import PROCESSES, WHOLE, expect_within
 from .config import EvalSettings, JudgeSettings
+from .data import MOST_BAD
 from .engines import Engine
 from .engines.native import Native
 from .files import expect_writable, write_text
@@ -33,6 +34,7 @@ from .progress import Bar
 from .prompts import Prompts
 from .rewards import concurrency, verify
 from .rollout import Answer, RolloutSettings
+from .shards import BadRows, BadRule
 from .types import Group, Rollout, Task
 
 STREAM = (0, 0, 2)  # behind a seed: numpy fills up with zeros what is shorter, so no other stream begins like this
@@ -245,6 +247,8 @@ def evaluate_files(
     out: Path | None = None,
     threads: int | None = None,
     device: str = "cpu",
+    bad_rows: BadRule = "fatal",
+    max_bad_rows: int = MOST_BAD,
     rollout: RolloutSettings = ROLLOUT,
     judge: JudgeSettings = JUDGE,
 ) -> list[Score]:
@@ -260,12 +264,14 @@ def evaluate_files(
         out: also write the scores to this JSON file; null for what is not known.
         threads: of torch.
         device: where the model answers, such as cuda.
+        bad_rows: skip leaves out tasks that cannot be read, asked or judged; each is told.
+        max_bad_rows: that are left out, before it is an error after all.
         rollout: how answers are made.
         judge: who judges what rules leave open.
     """
     how = EvalSettings(tasks, limit, samples, greedy)
-    bounds = {"seed": (0, WHOLE), "threads": (1, PROCESSES)}
-    expect_within("eval", SimpleNamespace(seed=seed, threads=threads), **bounds)
+    bounds = {"seed": (0, WHOLE), "threads": (1, PROCESSES), "max_bad_rows": (0, WHOLE)}
+    expect_within("eval", SimpleNamespace(seed=seed, threads=threads, max_bad_rows=max_bad_rows), **bounds)
     for name in ("temperature", "top_p"):
         if (value := getattr(rollout, name)) != 1:
             raise ValueError(f"eval: rollout.{name} must be 1, as sampled answers have it, got {value}")
@@ -274,18 +280,36 @@ def evaluate_files(
     judge.use()
     where = parallel.device(device)
     processor = Processor.from_pretrained(model)
-    chosen = check_tasks(eval_tasks(how), rollout, processor)
+    bar = Bar("evaluation")
+    bad = BadRows(bad_rows, max_bad_rows, bar.note)
+    chosen = check_tasks(eval_tasks(how, bad), rollout, processor, bad)
     if out is not None:
         expect_writable(out)
     reader = Glm4v.from_pretrained(model, device=where)
     processor.dtype = reader.dtype
     prompts, reader.processor = Prompts(processor), processor
-    with Bar("evaluation") as bar:
+    with bar:
+        chosen = _decodable(chosen, prompts, bad, bar.inner("pictures"))
         inner = bar.inner("answers")
         scores = evaluate(reader, chosen, prompts, rollout, samples, greedy, seed, inner)
     if out is not None:
         write_text(out, json.dumps([_row(score) for score in scores], indent=1) + "\n")
     return scores
+
+
+def _decodable(tasks: Sequence[Task], prompts: Prompts, bad: BadRows, progress: Progress) -> list[Task]:
+    """The tasks whose pictures can be decoded, which headers don't tell: before answers that one more would lose."""
+    good = []
+    for i, task in enumerate(tasks, 1):
+        try:
+            prompts(task.id, task.messages)
+            good.append(task)
+        except ValueError as error:
+            bad(f"task {task.id!r}", error)
+        progress(i, len(tasks))
+    if not good:
+        raise ValueError("data: a task must have pictures that can be decoded, got none")
+    return good
 
 
 def _row(score: Score) -> dict[str, Any]:

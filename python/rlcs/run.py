@@ -48,9 +48,15 @@ class Run:
     Args:
         config: of the run.
         note: what is told to a person, line by line.
+        check: looks at the data of `rlcs sft` before the model is read.
     """
 
-    def __init__(self, config: SftConfig | TrainConfig, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        config: SftConfig | TrainConfig,
+        note: Callable[[str], None],
+        check: Callable[[Processor], None] | None = None,
+    ) -> None:
         run: RunSettings = config.run
         if run.threads is not None:
             torch.set_num_threads(run.threads)
@@ -78,6 +84,8 @@ class Run:
         if isinstance(config, TrainConfig):
             tasks = read_tasks(config.tasks, self.bad)
             self.tasks = check_tasks(tasks, config.rollout, processor, self.bad, config.tokens)
+        if check is not None:
+            check(processor)
         # What is wrong with files has been said by now: a large model takes minutes to read.
         self.model = load_model(config.model, run.seed, None if saved is None else saved.folder)
         processor.dtype = fsdp.dtype_of(self.model)

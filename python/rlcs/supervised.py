@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import reprlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,11 +20,13 @@ import torch
 
 from glm4v import Processor
 from glm4v.answer import CLOSE_THINK
+from glm4v.config import read_generation_config
 from glm4v.generate import Settings
 from glm4v.processor import PICTURE_TOKENS
 from glm4v.prompt import THOUGHTS
 
 from . import parallel
+from .admission import watched
 from .config import SftConfig
 from .data import conversation_of, document_of, expect_unicode, read_rows, roles
 from .evaluate import Score
@@ -91,7 +93,7 @@ def _text(content: Any) -> str:
 class Samples:
     """``samples(lesson, source) -> (Sample, Prompt)``: token ids, and which of them are learned."""
 
-    def __init__(self, processor: Processor, thinking: bool, stop_ids: Sequence[int]) -> None:
+    def __init__(self, processor: Processor, thinking: bool, stop_ids: Iterable[int]) -> None:
         self.processor, self.thinking, self.stop_ids = processor, thinking, set(stop_ids)
         self.documents = copy.copy(processor)
         self.documents.template = DOCUMENT
@@ -105,9 +107,7 @@ class Samples:
             learned = ~np.isin(ids, pictures)
             learned[0] = False
             return Sample(ids, learned, np.zeros(len(ids), np.float32), 1.0, source)
-        answer = self.processor.encode(lesson.answer)
-        if (not answer or answer[-1] not in self.stop_ids) and self.end is not None:
-            answer = [*answer, self.end]
+        answer = self._answer(lesson.answer)
         learned = np.ones(len(answer), dtype=bool)
         if not self.thinking and CLOSE_THINK in lesson.answer:
             close = self.processor.encode(CLOSE_THINK)[-1]
@@ -116,8 +116,35 @@ class Samples:
         mask = np.concatenate([np.zeros(len(ids), dtype=bool), learned])
         return Sample(whole, mask, np.zeros(len(whole), np.float32), 1.0, source)
 
+    def length(self, lesson: Lesson) -> int:
+        """Tokens of a sample, from headers: no picture is decoded.
+
+        Raises:
+            ValueError: messages that cannot be read, or a picture whose header cannot.
+        """
+        (prompt,) = self.prompt_processor(lesson).count_tokens([lesson.messages])  # type: ignore[misc]
+        return prompt + (0 if lesson.answer is None else len(self._answer(lesson.answer)))
+
+    def _answer(self, text: str) -> list[int]:
+        """Ids of what is learned, up to what ends a turn."""
+        ids = self.processor.encode(text)
+        return [*ids, self.end] if (not ids or ids[-1] not in self.stop_ids) and self.end is not None else ids
+
+    def expect_to_fit(self, tokens: int, most_tokens: int) -> None:
+        """Raises ValueError for a sample of more tokens than a micro-step or the context has."""
+        context = self.config.text_config.max_position_embeddings
+        for most, whose in ((most_tokens, "of a micro-step"), (context, "of the model's context")):
+            if tokens > most:
+                raise ValueError(f"prompt and answer must be at most the {most} tokens {whose}, got {tokens}")
+
     def prompt_processor(self, lesson: Lesson) -> Processor:
         return self.documents if lesson.answer is None else self.processor
+
+
+def samples_of(processor: Processor, config: SftConfig) -> Samples:
+    """As the checkpoint's answers end."""
+    stop_ids = Settings.read(read_generation_config(processor.folder, processor.config)).stop_ids
+    return Samples(processor, config.thinking, stop_ids)
 
 
 class Making:
@@ -137,10 +164,7 @@ class Making:
         else:
             prompt = make(lesson.messages, how, pixels=False)
         sample = self.samples(lesson, prompt, 0)
-        context = self.samples.config.text_config.max_position_embeddings
-        for most, whose in ((self.most_tokens, "of a micro-step"), (context, "of the model's context")):
-            if len(sample) > most:
-                raise ValueError(f"prompt and answer must be at most the {most} tokens {whose}, got {len(sample)}")
+        self.samples.expect_to_fit(len(sample), self.most_tokens)
         return sample, prompt
 
     def __reduce__(self) -> Any:
@@ -200,17 +224,31 @@ class Lessons:
         self.skipped = set[str]()  # ids of lessons that cannot be made
         self._good = 0  # the pass of the latest good one
         seed = config.run.seed
+        self._lessons = list[Lesson]()  # in memory
         if config.buffer is None:
-            lessons = read_lessons(config, bad)
-            self._count = len(lessons)
+            self._lessons = read_lessons(config, bad)
             self._behind: Callable[[Position], Iterator[tuple[Lesson, Position]]] = lambda position: from_memory(
-                lessons, seed, position
+                self._lessons, seed, position
             )
         else:
-            self._count = 0
             self._behind = Stream(
                 files_of(config.data), lambda row: lessons_in(config, row), config.buffer, seed, bad
             ).behind
+
+    def check(self, processor: Processor) -> None:
+        """Meets, before anything is computed, what of memory cannot be made or is too long, as far as headers tell;
+        each rank looks at some of it. What a stream brings is met on the way."""
+        samples, errors = samples_of(processor, self.config), dict[int, str]()
+        for i in watched(parallel.share(len(self._lessons)), "checking data"):
+            try:
+                samples.expect_to_fit(samples.length(self._lessons[i]), self.config.tokens)
+            except ValueError as error:
+                errors[i] = str(error)
+                if self.bad.rule == "fatal":
+                    break
+        errors = {i: error for of_rank in parallel.gather(errors) for i, error in of_rank.items()}
+        for i in sorted(errors):
+            self._skip(self._lessons[i], ValueError(errors[i]), {"epoch": 0})
 
     def start(self, position: Position, making: Making, share: Share | None = None) -> None:
         """Goes on behind a position that a checkpoint holds. ``share`` says which of a step's samples, by outlines of
@@ -258,7 +296,7 @@ class Lessons:
 
     def _expect_good(self, position: Position) -> None:
         """An error where a whole pass has none."""
-        if len(self.skipped) == self._count or position["epoch"] > self._good + 1:
+        if len(self.skipped) == len(self._lessons) or position["epoch"] > self._good + 1:
             raise ValueError(f"data: {self.config.data} must hold a good row, got none")
 
     def _mine(self) -> Iterator[tuple[tuple[Lesson, bool] | None, tuple[int, Drawn]]]:
@@ -292,7 +330,7 @@ class Lessons:
     @property
     def epoch(self) -> float:
         """Passes over the data; whole ones where its size isn't known."""
-        return self.position["position"] / self._count if self._count else self.position["epoch"]
+        return self.position["position"] / len(self._lessons) if self._lessons else self.position["epoch"]
 
     def close(self) -> None:
         self._feed.close()
@@ -307,10 +345,8 @@ def sft(config: SftConfig, note: Callable[[str], None] = print) -> list[Score]:
     note = parallel.by_first(note)
     bad = BadRows(config.bad_rows, config.max_bad_rows, note)
     lessons = Lessons(config, bad)
-    run = Run(config, note)
-    stop_ids = Settings.read(run.model.generation_config).stop_ids
-    samples_of = Samples(run.prompts.processor, config.thinking, sorted(stop_ids))
-    making = Making(run.prompts, samples_of, config.model.path, config.tokens)
+    run = Run(config, note, lessons.check)
+    making = Making(run.prompts, samples_of(run.prompts.processor, config), config.model.path, config.tokens)
     lessons.start(run.state, making, run.learner.share if parallel.size() > 1 else None)
     run.begin()
     scores = list[Score]()

@@ -40,6 +40,9 @@ def test_a_rank_decodes_what_it_learns_from(damaged, workers, demo, tmp_path):
     if damaged:
         with_damaged_pictures(demo, tmp_path)
         data = shutil.copy(data, tmp_path / "answers.jsonl")
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "1 " * 3000}]
+        with data.open("a") as more:
+            more.write(json.dumps({"messages": turns}) + "\n")  # longer than the context
     several, alone = (
         cold_config(demo, tmp_path / name, steps=4, data=data, bad_rows="skip", workers=workers if name == "2" else 0)
         for name in ("2", "1")

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from small_runs import sft_config, train_config
+from small_runs import sft_config, train_config, with_damaged_pictures
 
 from glm4v import Glm4v, Processor
 from glm4v_ext import __version__
@@ -215,6 +215,31 @@ def test_what_is_wrong_with_a_flag_is_said_in_any_encoding(encoding, refused, mo
         ("--grups", 3, "Unrecognized options: --grups, 3"),
     ):
         assert refused("train", flag, value) == f"rlcs: {said} (see rlcs train --help)"
+
+
+def test_an_evaluation_leaves_bad_tasks_out_where_it_may(demo, tmp_path, refused, capfd):
+    """Those that cannot be read, asked or decoded, each of which is told; a damaged picture before the first answer."""
+    tasks, out = with_damaged_pictures(demo, tmp_path), tmp_path / "scores.json"
+    rows = [json.loads(line) for line in tasks.read_text().splitlines()]
+    bad = [
+        rows[0],
+        {**rows[1], "id": "long", "messages": LONG, "images": []},
+        {**rows[1], "id": "x", "domain": "poetry"},
+    ]
+    with tasks.open("a") as more:
+        more.write("".join(f"{json.dumps(row)}\n" for row in bad) + "{\n")
+    command = ["eval", "--model", demo / "model", "--tasks", tasks, "--out", out, "--threads", 1, "--samples", 0]
+    command += ["--rollout.max-new-tokens", 2]
+    assert "line 49: id must be another than that of line 1" in refused(*command)
+    assert "bad rows must be at most 0" in refused(*command, "--bad-rows", "skip", "--max-bad-rows", 0)
+    with pytest.raises(SystemExit) as end:
+        main([*map(str, command), "--bad-rows", "skip"])
+    notes = [line for line in capfd.readouterr().err.splitlines() if line.startswith("data: ")]
+    assert end.value.code == 0 and len(notes) == len(set(notes))
+    damaged = [note for note in notes if ".png: cannot be read: image file is truncated" in note]
+    assert damaged and len(notes) == len(damaged) + len(bad) + 1
+    (whole,) = (score for score in json.loads(out.read_text()) if score["domain"] == "all")
+    assert whole["tasks"] == len(rows) - len(damaged)
 
 
 def test_settings_of_an_evaluation_that_do_not_fit(demo, refused):

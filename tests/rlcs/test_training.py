@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -298,10 +299,35 @@ def test_bad_rows_are_named_or_left_out(row, said, demo, tmp_path):
     config = sft_config(demo, tmp_path / "run", data=tmp_path / "data.jsonl", batch=2)
     with pytest.raises(ValueError, match=rf"data: .*data.jsonl, line 2: .*({said})"):
         sft(config)
+    assert not config.run.out.exists()  # before anything is computed
     notes = []
     changed = dataclasses.replace(config, bad_rows="skip", run=dataclasses.replace(config.run, out=tmp_path / "skip"))
     sft(changed, notes.append)
     assert read_metrics(tmp_path / "skip")[-1]["step"] == 4
+    assert sum("data.jsonl, line 2: " in note for note in notes) == 1
+
+
+def test_what_is_too_long_is_met_before_the_run_or_on_the_way(demo, tmp_path, capsys):
+    """Of prompt and answer, as a micro-step has room; where no row has a place, that is said."""
+    lines = [json.loads(line) for line in (demo / "train-answers.jsonl").read_text().splitlines()[:4]]
+    for row, count in zip(lines, (1, 400, 1, 1), strict=True):
+        row["messages"][-1]["content"] += " 1" * count
+    text = "".join(json.dumps(row) + "\n" for row in lines).replace("train/", f"{demo}/train/")
+    (tmp_path / "data.jsonl").write_text(text)
+    config = sft_config(demo, tmp_path / "run", data=tmp_path / "data.jsonl", batch=2, tokens=512)
+    said = r"data: .*data.jsonl, line 2: prompt and answer must be at most the 512 tokens of a micro-step, got \d+$"
+    with pytest.raises(ValueError, match=said):
+        sft(config)
+    assert not config.run.out.exists()
+    for buffer in (None, 4):
+        run = dataclasses.replace(config.run, out=tmp_path / f"run-{buffer}")
+        notes = []
+        sft(dataclasses.replace(config, run=run, bad_rows="skip", buffer=buffer), notes.append)
+        found = notes if buffer is None else capsys.readouterr().err.splitlines()
+        assert [bool(re.match(said, line)) for line in found if line.startswith("data: ")] == [True]
+    with pytest.raises(ValueError, match="must hold a good row, got none"):
+        sft(dataclasses.replace(config, bad_rows="skip", tokens=8), notes.append)
+    assert not config.run.out.exists()
 
 
 # --- RL ---
