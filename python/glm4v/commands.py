@@ -288,7 +288,7 @@ def _options(folder: str, processor: Processor, **options: Any) -> dict[str, Any
 
 def _stdin() -> str:
     try:
-        return sys.stdin.read().rstrip("\n")
+        return sys.stdin.read().removeprefix("\ufeff").rstrip("\r\n")  # of a file that was made on Windows
     except UnicodeDecodeError as error:
         raise typer.BadParameter(f"stdin must be text, got {error}", param_hint="--prompt") from None
 

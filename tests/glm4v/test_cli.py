@@ -56,6 +56,15 @@ def test_json_is_one_object_on_stdout(tiny_checkpoint, photo, film):
     assert "tokens/s" in err and "Traceback" not in err
 
 
+def test_a_prompt_of_a_file_that_was_made_on_windows(tiny_checkpoint):
+    arguments = ("--model", tiny_checkpoint, "--max-new-tokens", 1, "--prompt", "-", "--json")
+    counts = []
+    for text in ("What is this?\n", "\ufeffWhat is this?\r\n"):
+        process = start("generate", *arguments)
+        counts.append(json.loads(process.communicate(text)[0])["prompt_tokens"])
+    assert counts[0] == counts[1]
+
+
 def test_ctrl_c_ends_cleanly(tiny_checkpoint, tmp_path):
     endless = shutil.copytree(tiny_checkpoint, tmp_path / "endless")
     (endless / "generation_config.json").write_text('{"eos_token_id": null}')
