@@ -60,11 +60,11 @@ class ModelSettings:
 
     path: Path = Path("model")  # a checkpoint in Hugging Face layout
     dtype: Literal["float32", "bfloat16"] | None = None  # of the weights; None keeps the file's
-    device: str = "cpu"
-    freeze: tuple[Part, ...] = ()
+    device: str = "cpu"  # where the model trains and answers, such as cuda
+    freeze: tuple[Part, ...] = ()  # parts that stay as they are
     lora_rank: int = 0  # of adapters on the linear layers of what isn't frozen; 0 trains the weights themselves
     lora_alpha: float = 16.0  # over lora_rank: what the adapters' output is multiplied by
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool = False  # less memory: each block is computed again in its backward
 
     def __post_init__(self) -> None:
         expect_within("model", self, lora_rank=(0, MANY))
@@ -75,10 +75,10 @@ class ModelSettings:
 class RunSettings:
     """Where a run keeps its files, how long it goes on, and how often it saves and looks at itself."""
 
-    out: Path = Path("runs/rlcs")
+    out: Path = Path("runs/rlcs")  # the folder of metrics, rollouts and checkpoints
     steps: int | None = None  # optimizer steps of `rlcs sft`, waves of `rlcs train`; None: 100, or what `seconds` allow
     seconds: float | None = None  # stop after so long, if not by `steps`; the learning rate follows the nearer end
-    seed: int = 0
+    seed: int = 0  # of every draw: data, answers, new adapters
     save_every: int = 50  # steps or waves; 0 saves at the end only
     keep: int = 2  # checkpoints
     eval_every: int = 0  # 0 evaluates at the end only
@@ -124,7 +124,7 @@ class JudgeSettings:
     urls: tuple[str, ...] = ()  # up to and with /v1; none: no judge
     models: tuple[str, ...] = ()  # one for each url
     key_variable: str | None = None  # the environment variable that holds the key
-    timeout_s: float = 60.0
+    timeout_s: float = 60.0  # of one request
     concurrency: int = 16  # requests at once, to each url: of all processes together, each of which makes at least one
     requests_per_minute: float = 0.0  # likewise; 0: no limit
 
@@ -151,7 +151,7 @@ class JudgeSettings:
 class EngineSettings:
     """Who answers in RL: the model in this process, or servers with OpenAI's API that read weights from a folder."""
 
-    kind: Literal["native", "http"] = "native"
+    kind: Literal["native", "http"] = "native"  # the model in this process, or servers
     urls: tuple[str, ...] = ()  # of servers, up to and with /v1
     server: Literal["vllm", "sglang", "transformers", "openai"] = "vllm"  # what they are; openai: something else
     model: str = ""  # what the servers call it; `transformers serve` is told folders instead
@@ -234,7 +234,7 @@ class SftConfig:
     all_tokens: bool = False  # pre-training: learn every token of a document, pictures aside
     thinking: bool = True  # learn what stands before </think>
     turns: Literal["all", "last"] = "all"  # which of an assistant's turns are learned
-    bad_rows: Literal["fatal", "skip"] = "fatal"
+    bad_rows: Literal["fatal", "skip"] = "fatal"  # bad rows end the run, or are told and left out
     max_bad_rows: int = 1000  # that are left out, before it is an error after all
     buffer: int | None = None  # rows that are held and shuffled together; None: all, which are checked before the run
     workers: int = 0  # processes that decode pictures ahead; 0: none, and decoded prompts are kept
@@ -272,7 +272,7 @@ class TrainConfig:
     overlap: Literal[0, 1] = 0  # waves that are answered ahead, while the trainer steps
     act_on_alarms: bool = True  # down-weight and quarantine domains; otherwise only warn
     proxies: dict[str, str] = field(default_factory=dict)  # domain -> the held-out one whose score the alarms trust
-    bad_rows: Literal["fatal", "skip"] = "fatal"
+    bad_rows: Literal["fatal", "skip"] = "fatal"  # bad rows end the run, or are told and left out
     max_bad_rows: int = 1000  # that are left out, before it is an error after all
     workers: int = 0  # processes that decode a wave's pictures; 0: none
     ahead: int = 2  # tasks that each worker may be ahead

@@ -26,7 +26,7 @@ TIER_PASS_RATE = (0.95, 0.8, 0.5, 0.2, 0.05)  # what a human's tier says of the 
 class Settings:
     """Every number that the paper leaves open."""
 
-    group_size: int = 8  # G
+    group_size: int = 8  # answers to each prompt, G
     forget: float = 0.75  # of what was known of a prompt, at each new group of it
     fade: float = 0.99  # of what was known of every prompt, at each draw: the model moves on
     prior: float = 2.0  # rollouts that the mean of a prompt's category counts as
@@ -34,10 +34,11 @@ class Settings:
     tier_weights: tuple[float, ...] = (0.1, 0.6, 1.0, 0.7, 0.15)  # in a draw, "very easy" to "very hard"
     category_floor: float = 0.2  # least factor of a category in a draw
     ema: float = 0.3  # weight of the newest iteration's rates
-    most_expansion: float = 4.0
+    most_expansion: float = 4.0  # prompts of a draw for each valid group that is wanted, at most
     slack: float = 1.0  # standard deviations of the number of valid groups that a draw keeps in hand
+    # How many prompts a draw holds: what should yield enough, the paper's ratio of late, or as many as are wanted.
     expansion: Literal["expected", "ratio", "off"] = "expected"
-    weighting: bool = True
+    weighting: bool = True  # draw by tier and category; otherwise all prompts alike
 
     def __post_init__(self) -> None:
         for name, least, most in (

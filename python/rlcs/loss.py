@@ -23,10 +23,10 @@ from .bounds import expect_above_zero, expect_within
 class LossSettings:
     """What is clipped and added, and what the mean is over."""
 
-    clip_low: float = 0.2
-    clip_high: float = 0.28
+    clip_low: float = 0.2  # the ratio of probabilities counts from 1 - clip_low ...
+    clip_high: float = 0.28  # ... to 1 + clip_high
     kl: float = 0.0  # times E[exp(d) - d - 1], d = log p_ref - log p_new
-    mean: Literal["sample", "token"] = "sample"
+    mean: Literal["sample", "token"] = "sample"  # answers weigh the same, or tokens do
     # Most weight of p_old over p_behaviour, where the engine's log-probabilities differ.
     truncate_importance: float = 2.0
 

@@ -25,12 +25,12 @@ FIRST = 0.1  # share of the rate at the very first step, which would else be was
 class OptimizerSettings:
     """How weights move."""
 
-    lr: float = 1e-6
-    betas: tuple[float, float] = (0.9, 0.95)
+    lr: float = 1e-6  # the learning rate at its highest
+    betas: tuple[float, float] = (0.9, 0.95)  # of Adam's means of gradients and of their squares
     weight_decay: float = 0.0  # of matrices
-    clip_norm: float = 1.0
+    clip_norm: float = 1.0  # longer gradients are scaled down to this norm
     warmup: float = 0.02  # share of the run over which the rate rises, from a tenth
-    decay: Literal["cosine", "tail", "constant"] = "cosine"
+    decay: Literal["cosine", "tail", "constant"] = "cosine"  # how the rate falls behind the warmup
     tail: float = 0.3  # share of the run over which "tail" falls linearly, after a constant stretch
     final: float = 0.05  # of lr, at the end
 

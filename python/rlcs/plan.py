@@ -80,18 +80,18 @@ MODELS = {
 class Plan:
     """A run, its sharding and its GPUs. Lengths are assumptions: the paper gives 32768 for the micro-step alone."""
 
-    gpus: int = 8
+    gpus: int = 8  # of all nodes together
     context: int = 32768  # tokens of a micro-step, at most
-    gpu: Literal["h100", "h200", "a100"] = "h100"
-    gpus_per_node: int = 8
-    algorithm: Literal["rlcs", "sft"] = "rlcs"
+    gpu: Literal["h100", "h200", "a100"] = "h100"  # whose data sheet is read
+    gpus_per_node: int = 8  # beyond which traffic goes over the network
+    algorithm: Literal["rlcs", "sft"] = "rlcs"  # waves of answers and updates, or updates alone
     replicate: int = 1  # copies of the sharded weights, `parallel.replicate`: nodes, say
-    activation_checkpointing: bool = True
+    activation_checkpointing: bool = True  # each block is computed again in its backward
     lora_rank: int = 0  # of adapters; 0 trains the weights themselves
     prompt: int = 2048  # tokens, pictures included
     image_tokens: int = 1024  # of the prompt: one picture
     answer: int = 4096  # tokens, on average
-    longest_answer: int = 16384
+    longest_answer: int = 16384  # tokens; a wave waits for it
     group: int = 8  # answers to a prompt
     groups: int = 512  # that a wave trains on; of sft: samples of a step
     expansion: float = 1.5  # groups rolled out for each that is trained on

@@ -1,11 +1,15 @@
 """Flags of `rlcs`: each once, lists whole, no path that a shell has left empty."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from rlcs import cli
 from rlcs.config import SftConfig, TrainConfig, read
+
+BARE = re.compile(r"(--[\w.-]+,? )+ *([A-Z\[{][^ a-z]\S*|\{\S+\}| |\[?STR|\.\.\.\]+)* *\((default|required)")
+"""A flag, what it takes, and its default at once."""
 
 
 @pytest.fixture
@@ -20,6 +24,21 @@ def refused(capfd):
         return said.strip()
 
     return run
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_each_flag_is_explained(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "90")
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
+    entries = []
+    for line in (line.strip("│ ") for line in capsys.readouterr().out.splitlines()):
+        if line.startswith("-"):
+            entries.append(line)
+        elif entries:
+            entries[-1] += f" {line}"
+    bare = [entry for entry in entries if BARE.match(entry)]
+    assert len(entries) > 1 and not bare
 
 
 @pytest.mark.parametrize(
