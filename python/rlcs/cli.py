@@ -14,6 +14,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     several = size > 1
     if rank > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (to the end of the process)
+    threading.excepthook = functools.partial(_of_a_thread, threading.excepthook)
     given = list(sys.argv[1:] if arguments is None else arguments)
     name = given[0] if given else "--help"
     try:
@@ -65,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.flush()
         sys.exit(code)
     except KeyboardInterrupt as stop:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more would be told with a traceback, by what runs at exit
         _tell(f"rlcs {name}: interrupted{f': {stop}' if str(stop) else ''}")
         sys.exit(130)
     except BrokenPipeError:  # nobody reads on, as behind `| head`
@@ -81,6 +84,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         _tell(f"rlcs: {said}")
         sys.exit(1)
+
+
+def _of_a_thread(others: Callable[[threading.ExceptHookArgs], Any], ended: threading.ExceptHookArgs) -> None:
+    """What ends a thread is told with a traceback; but where TensorBoard's cannot write, the trainer is told too, and
+    says it in a line."""
+    if not (issubclass(ended.exc_type, OSError) and type(ended.thread).__module__.startswith("tensorboard.")):
+        others(ended)
 
 
 def _run(name: str, arguments: list[str], several: bool) -> Any:

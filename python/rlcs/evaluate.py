@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 
 from glm4v import Glm4v, Processor
 from glm4v.answer import CLOSE_ANSWER
@@ -293,7 +294,11 @@ def evaluate_files(
         inner = bar.inner("answers")
         scores = evaluate(reader, chosen, prompts, rollout, samples, greedy, seed, inner)
     if out is not None:
-        write_text(out, json.dumps([_row(score) for score in scores], indent=1) + "\n")
+        try:
+            write_text(out, json.dumps([_row(score) for score in scores], indent=1) + "\n")
+        except OSError:
+            Console().print(table(scores))  # the disk is full by now, perhaps: they took hours
+            raise
     return scores
 
 

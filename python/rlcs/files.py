@@ -25,13 +25,10 @@ def whole(path: Path) -> Iterator[Path]:
     path = _target(path)
     part = path.with_name(path.name + PART)
     try:
-        yield part
-        sync(part)
-        os.replace(part, path)
-    except OSError as error:
-        if error.errno is not None and error.filename is None:  # of a write that fails
-            error.filename = str(path)
-        raise
+        with named(path):
+            yield part
+            sync(part)
+            os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
     sync(path.parent)
@@ -44,6 +41,28 @@ def expect_writable(path: Path) -> None:
     part = path.with_name(path.name + PART)
     part.touch()
     part.unlink()
+
+
+def expect_folder(path: Path) -> None:
+    """Raises ValueError now, before a model is read, where a folder cannot be made or written into later."""
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    wrong = "" if there.is_dir() else "a file"
+    if not wrong and not os.access(there, os.W_OK | os.X_OK):
+        wrong = "one that is read-only"
+    if wrong:
+        where = "" if there == path else f": {there}"
+        raise ValueError(f"{path} must be a folder that can be written, got {wrong}{where}")
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """In here an OSError of a write, which doesn't say where it was, says it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def _target(path: Path) -> Path:

@@ -21,7 +21,7 @@ import numpy as np
 from glm4v.source import scheme
 
 from .data import stands_inside
-from .files import whole, write_text
+from .files import named, whole, write_text
 from .types import Group
 
 WANDB_ID = "wandb-id.txt"
@@ -48,7 +48,9 @@ class Log:
         if not since:  # of other tasks, perhaps
             shutil.rmtree(folder / "rollouts" / "pictures", ignore_errors=True)
         self._file = open(path, "a", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 (held until close)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=since + 1 if since else 0)
+        self._path, self._events = path, folder / "tensorboard"
+        with named(self._events):
+            self._board = SummaryWriter(str(self._events), purge_step=since + 1 if since else 0)
         self._wandb = None
         if wandb is not None:
             import wandb as library
@@ -69,10 +71,12 @@ class Log:
             if isinstance(value, float):
                 value = float(f"{value:.6g}") if math.isfinite(value) else None
             row[name] = value
-        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        with named(self._path):
+            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
         numbers = {f"{kind}/{k}": v for k, v in row.items() if isinstance(v, int | float) and k not in ("kind", "step")}
-        for name, value in numbers.items():
-            self._board.add_scalar(name, value, step)
+        with named(self._events):
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log({**numbers, "step": step})
 
@@ -115,8 +119,10 @@ class Log:
 
     def flush(self) -> None:
         """Brings all rows down to the disk."""
-        os.fsync(self._file.fileno())
-        self._board.flush()
+        with named(self._path):
+            os.fsync(self._file.fileno())
+        with named(self._events):
+            self._board.flush()
 
     def close(self) -> None:
         self._file.close()

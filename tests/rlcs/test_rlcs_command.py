@@ -122,6 +122,15 @@ def test_torchrun_hears_one_of_its_processes(capfd, monkeypatch, refused):
     assert said.out == said.err == ""
 
 
+TWICE = """
+import atexit, signal
+from rlcs import cli
+
+atexit.register(signal.raise_signal, signal.SIGINT)
+cli.COMMANDS["train"] = lambda arguments: signal.raise_signal(signal.SIGINT)
+cli.main(["train"])
+"""
+
 ONE_OF_TWO = """
 import atexit, os
 from rlcs import cli, parallel
@@ -367,6 +376,20 @@ def test_a_stopped_run_is_saved(command, number, demo, tmp_path):
     again = Run(cut, lambda _: None)
     assert again.step == step
     again.log.close()
+
+
+def test_an_interrupted_command_ends_in_one_line_however_often_it_is_interrupted():
+    ended = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stderr) == (130, "rlcs train: interrupted\n")
+
+
+def test_a_log_without_room_is_one_line(demo, tmp_path):
+    """Though TensorBoard writes in a thread, whose end Python tells in its own way."""
+    config = sft_config(demo, tmp_path / "run")
+    process = start("sft", config, tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)))
+    _, err = process.communicate()
+    assert process.returncode == 2 and len(err.splitlines()) == 1, err
+    assert err.startswith(f"rlcs: [Errno 27] File too large: '{config.run.out}/")
 
 
 def test_a_full_disk_leaves_the_older_checkpoint(demo, two_steps, tmp_path):

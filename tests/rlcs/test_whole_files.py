@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -47,6 +48,33 @@ def test_a_full_disk_says_which_file_it_has_no_room_for(tmp_path):
     with pytest.raises(OSError) as error, files.whole(tmp_path / "page.html"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as a write does
     assert str(error.value) == f"[Errno 28] No space left on device: '{tmp_path}/page.html'"
+
+
+def test_a_log_says_which_of_its_files_has_no_room(tmp_path, monkeypatch):
+    log = Log(tmp_path)
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as a write does
+
+    for part, name in (("_file", "metrics.jsonl"), ("_board", "tensorboard")):
+        with monkeypatch.context() as patch:
+            patch.setattr(log, part, SimpleNamespace(write=fail, add_scalar=fail))
+            with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/{name}'"):
+                log.write("sft", 1, 0.0, {"loss": 1.0})
+    log.close()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_model_is_read(demo, tmp_path, monkeypatch):
+    monkeypatch.setattr("rlcs.run.load_model", lambda *_: pytest.fail("the model was read"))
+    (file := tmp_path / "file").write_text("")
+    said = "must be a folder that can be written, got"
+    for out, got in ((file, "a file$"), (file / "run", f"a file: {file}$")):
+        with pytest.raises(ValueError, match=f"^run: out: {out} {said} {got}"):
+            train(train_config(demo, out))
+    monkeypatch.setattr(files.os, "access", lambda *_: False)  # who runs this may write everywhere
+    with pytest.raises(ValueError, match=f"{said} one that is read-only: {tmp_path}$"):
+        train(train_config(demo, tmp_path / "new" / "run"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_pipe_or_a_folder_is_not_replaced_by_a_file(tmp_path):
@@ -127,3 +155,15 @@ def test_scores_that_cannot_be_written_are_refused_before_anything_is_answered(d
     console.print(evaluate.table([unknown]))
     said = console.export_text()
     assert "0.500" in said and "–" in said and "nan" not in said
+
+
+def test_scores_that_cannot_be_written_after_all_are_printed(demo, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "evaluate", lambda *_: [evaluate.Score("ocr", "greedy", 0.5, 0.1, 9, 0.0, 0.0, 7.0)])
+
+    def write_text(path, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(evaluate, "write_text", write_text)
+    with pytest.raises(OSError, match="No space left"):
+        evaluate.evaluate_files(demo / "model", demo / "test.jsonl", out=tmp_path / "scores.json")
+    assert "0.500" in capsys.readouterr().out
