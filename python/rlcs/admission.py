@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from glm4v import Processor
@@ -12,7 +13,7 @@ from .config import EvalSettings
 from .data import read_tasks
 from .progress import Bar
 from .rollout import RolloutSettings
-from .shards import BadRows
+from .shards import BadRows, files_of
 from .types import Task
 
 MANY, STRIDE = 20_000, 500  # of what is checked: how much is worth a bar, and how often that moves
@@ -29,6 +30,14 @@ def eval_tasks(settings: EvalSettings, bad: BadRows | None = None) -> list[Task]
         if settings.limit is None or counts[task.domain] <= settings.limit:
             tasks.append(task)
     return tasks
+
+
+def trained_on(tasks: Path, held_out: Path | None) -> list[Path]:
+    """Files of held-out tasks that training reads, too."""
+    if held_out is None:
+        return []
+    files = {file.resolve() for file in files_of(tasks)}
+    return [file for file in files_of(held_out) if file.resolve() in files]
 
 
 def check_tasks(

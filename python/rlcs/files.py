@@ -51,7 +51,7 @@ def expect_folder(path: Path) -> None:
         wrong = "one that is read-only"
     if wrong:
         where = "" if there == path else f": {there}"
-        raise ValueError(f"{path} must be a folder that can be written, got {wrong}{where}")
+        raise ValueError(f"run: {path} must be a folder that can be written, got {wrong}{where}")
 
 
 @contextmanager

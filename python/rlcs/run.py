@@ -25,10 +25,10 @@ from glm4v.layers import Linear
 from glm4v.weights import Rows
 
 from . import checkpoint, evaluate, fsdp, lora, parallel
-from .admission import check_tasks, eval_tasks
+from .admission import check_tasks, eval_tasks, trained_on
 from .config import EvalSettings, ModelSettings, Part, RunSettings, SftConfig, TrainConfig, plain
 from .data import read_tasks
-from .files import held, write_text
+from .files import expect_folder, held, write_text
 from .learner import Learner
 from .logs import Log, Silence
 from .optimizer import Optimizer
@@ -71,6 +71,7 @@ class Run:
         self._agreed = 0
         self.checkpoints = run.out / "checkpoints"
         self._held: IO[str] | None = None  # the folder
+        parallel.on_first(lambda: expect_folder(run.out))
         # Before what another one writes is taken for half a checkpoint. Where nothing is, nothing is made.
         parallel.on_first(lambda: self._hold() if run.out.is_dir() else None)
         saved = parallel.on_first(lambda: checkpoint.latest(self.checkpoints)) if run.resume else None
@@ -84,6 +85,8 @@ class Run:
         if isinstance(config, TrainConfig):
             tasks = read_tasks(config.tasks, self.bad)
             self.tasks = check_tasks(tasks, config.rollout, processor, self.bad, config.tokens)
+            for file in trained_on(config.tasks, config.eval.tasks):
+                note(f"eval: tasks must be held out to say what is learned, {file} is trained on")
         if check is not None:
             check(processor)
         # What is wrong with files has been said by now: a large model takes minutes to read.

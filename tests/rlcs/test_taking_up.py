@@ -191,3 +191,15 @@ def test_killed_while_a_checkpoint_is_replaced_one_is_there(renames, tmp_path, m
         save()
     assert checkpoint.latest(tmp_path).tensors()["a"].tolist() == [1]
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+
+
+def test_held_out_tasks_that_are_trained_on_are_told(demo, tmp_path):
+    """Also by another path, and among others."""
+    (tmp_path / "tasks").mkdir()
+    (again := tmp_path / "tasks" / "train.jsonl").symlink_to(demo / "train.jsonl")
+    (tmp_path / "tasks" / "train").symlink_to(demo / "train")
+    for tasks, told in ((again, [again]), (tmp_path / "tasks", [again]), (demo / "test.jsonl", [])):
+        notes = []
+        Run(train_config(demo, tmp_path / "run", eval=EvalSettings(tasks)), notes.append)
+        said = [f"eval: tasks must be held out to say what is learned, {file} is trained on" for file in told]
+        assert notes == said
