@@ -340,7 +340,7 @@ def test_tiles_of_bf16_read_views_and_nothing_around_them():
         assert wrong[:, 3].all() and wrong[7].all() and wrong.sum() == 40 + 50 - 1
 
 
-# Both transposed, as for the gradient of a weight: panels of rows and columns, steps and blocks of terms, whole and not.
+# Both transposed, as for the gradient of a weight: panels of rows and columns, steps and blocks of terms, in part too.
 @needs_tiles
 @pytest.mark.parametrize(
     "shape", [(64, 64, 64), (97, 79, 65), (300, 385, 801), (576, 768, 160), (130, 1177, 1600), (2310, 65, 4096)]
