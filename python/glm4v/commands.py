@@ -248,13 +248,13 @@ def load(folder: str, dtype: Dtype | None, device: str, processor: Processor) ->
     """The model, with a bar on stderr while its weights are read."""
     import torch
 
-    from . import Glm4v
+    from . import Glm4v, InputError
+    from .device import device_of
 
     try:
-        torch.zeros((), device=device).item()  # meta has no values
-    except (RuntimeError, AssertionError, ImportError) as error:
-        said = f"must be one that torch has here, got {device!r}: {str(error).splitlines()[0]}"
-        raise typer.BadParameter(said, param_hint="--device") from None
+        device_of(device)
+    except InputError as error:
+        raise typer.BadParameter(str(error).removeprefix("device "), param_hint="--device") from None
     columns = (TextColumn("weights"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

@@ -180,9 +180,40 @@ def stream(
     return _run(model, batch, requests, sampler, logprobs, prompt_cache)
 
 
-def generate(model: Model, prompt: Any, *options: Any, **named: Any) -> list[Generation]:
-    """Answers, one per request. Arguments as in `stream`."""
-    done = {p.index: p.generation for p in stream(model, prompt, *options, **named) if p.generation is not None}
+def generate(
+    model: Model,
+    prompt: Any,
+    max_new_tokens: int = 4096,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    seed: int | Sequence[Seed] | None = None,
+    stop: str | int | Sequence[str | int] = (),
+    thinking_budget: int | None = None,
+    logprobs: bool = False,
+    allow_vision_ids: bool = False,
+    prompt_cache: PromptCache | None = None,
+) -> list[Generation]:
+    """Answers, one per request. Arguments and errors as in `stream`."""
+    pieces = stream(
+        model,
+        prompt,
+        max_new_tokens,
+        temperature,
+        top_p,
+        top_k,
+        min_p,
+        repetition_penalty,
+        seed,
+        stop,
+        thinking_budget,
+        logprobs,
+        allow_vision_ids,
+        prompt_cache,
+    )
+    done = {piece.index: piece.generation for piece in pieces if piece.generation is not None}
     return [done[i] for i in range(len(done))]
 
 

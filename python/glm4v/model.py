@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from . import weights
 from .cache import KVCache
 from .config import MERGE_SIZE, Config, checkpoint_folder, read_generation_config, warn_of_unread
+from .device import device_of
 from .errors import InputError
 from .files import json_text, write_text
 from .generate import generate as _generate
@@ -106,15 +107,16 @@ class Glm4v(nn.Module):
         Args:
             folder: the checkpoint.
             dtype: of the weights; None keeps the file's, of most values where tensors differ.
-            device: where they go.
+            device: where they go, such as "cuda".
             progress: called as ``progress(bytes_done, bytes_total)`` after each tensor.
 
         Raises:
-            InputError: one line that names the file and what is wrong in it.
+            InputError: one line that names the file and what is wrong in it, or the argument.
         """
+        where = device_of(device, values=False)
         model = cls.without_weights(folder)
         assert model.folder is not None
-        weights.load(model, model.folder, dtype, device, progress)
+        weights.load(model, model.folder, dtype, where, progress)
         model.tie_weights()
         return model.eval()
 

@@ -19,6 +19,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from glm4v import InputError
+from glm4v.device import device_of
+
 from .bounds import LONGEST_S, WHOLE, expect_above_zero, expect_within
 from .launch import local_rank, started_as
 from .memory import first_line
@@ -175,13 +178,9 @@ def lost(error: BaseException) -> bool:
 def device(name: str) -> torch.device:
     """The device of that name, of several the one that is this process's."""
     try:
-        where = torch.device(name)
-        if where.type == "cuda" and where.index is None and started_as()[1] > 1:
-            where = torch.device("cuda", local_rank())
-        torch.zeros((), device=where).item()  # meta has no values
-    except (RuntimeError, AssertionError, ImportError) as error:
-        raise ValueError(f"model: device must be one that torch has here, got {name!r}: {first_line(error)}") from None
-    return where
+        return device_of(f"cuda:{local_rank()}" if name == "cuda" and started_as()[1] > 1 else name)
+    except InputError as error:
+        raise ValueError(f"model: {error}") from None
 
 
 # --- what ranks tell each other ---

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from inspect import signature
 
 import pytest
 import torch
@@ -39,6 +40,7 @@ def test_one_answer():
 def test_arguments_in_order_are_those_of_stream():
     model = MockModel({"Q": ANSWER})
     assert generate(model, ["Q"], 5, 0.0) == generate(model, ["Q"], max_new_tokens=5, temperature=0.0)
+    assert signature(generate).parameters == signature(stream).parameters
 
 
 def test_length_ends_an_answer():

@@ -330,6 +330,9 @@ def test_wrong_arguments(tiny_checkpoint, tmp_path):
     for folder in (None, 5, b"x"):
         with pytest.raises(InputError, match=rf"^checkpoint: the folder must be a path, got {type(folder).__name__}$"):
             Glm4v.from_pretrained(folder)
+    for device in ("gpu", 1.5):
+        with pytest.raises(InputError, match=rf"^device must be one that torch has here, got {device!r}: "):
+            Glm4v.from_pretrained(tiny_checkpoint, device=device)
     model = Glm4v.from_pretrained(tiny_checkpoint)
     for size in (0, -1, 1.5, "5GB"):
         with pytest.raises(InputError, match=rf"max_shard_bytes must be a whole number above 0, got {size!r}$"):
