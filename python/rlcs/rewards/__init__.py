@@ -9,9 +9,9 @@ gives the rules; the numbers are ours.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Callable
-from dataclasses import replace
 from functools import lru_cache
 from numbers import Real
 from typing import Any
@@ -76,6 +76,7 @@ DOMAINS: dict[str, Verifier] = {
     "general": Open(),
 }
 """Domain -> verifier. Users add theirs with :func:`register` or as an entry point of the group ``rlcs.verifiers``."""
+BUILT_IN = frozenset(DOMAINS)
 
 
 def verify(domain: str, response: str, truth: str, question: str | None = None) -> Verdict:
@@ -112,14 +113,23 @@ def verify(domain: str, response: str, truth: str, question: str | None = None) 
         return Verdict("error", 0.0, str(error))
     try:
         return _verdict(verifier(answer, expected, question), domain)
+    except worker.WorkerFault as fault:  # it says itself what was raised there, or that time is up
+        return Verdict("error", 0.0, str(fault))
     except Exception as error:  # a verifier that fails says nothing of the answer
         return Verdict("error", 0.0, f"{type(error).__name__}: {error}")
 
 
-def register(domain: str, verifier: Verifier | str) -> None:
-    """Adds or replaces a domain's verifier: a callable runs in this process; an import path runs in a worker."""
+def register(domain: str, verifier: Verifier | str, replace: bool = False) -> None:
+    """Adds a domain's verifier: a callable runs in this process; an import path runs in a worker. It takes a built-in
+    one's place only if it is told to ``replace`` it.
+
+    Raises:
+        ValueError: no name, no verifier, or the name of a built-in one without ``replace``.
+    """
     if not domain or not isinstance(domain, str):
         raise ValueError(f"register: domain must be a name, got {domain!r}")
+    if domain in BUILT_IN and not replace:
+        raise ValueError(f"register: domain must be a new one, or replace=True be given, got the built-in {domain!r}")
     if isinstance(verifier, str):
         verifier = Remote(verifier)
     if not callable(verifier):
@@ -131,17 +141,18 @@ def use_judge(judge: Judge | None) -> None:
     """Hands what the rules leave open to a judge, in every domain whose verifier can take one."""
     for domain, verifier in list(DOMAINS.items()):
         if hasattr(verifier, "judge"):
-            DOMAINS[domain] = replace(verifier, judge=judge)  # type: ignore[type-var]
+            DOMAINS[domain] = dataclasses.replace(verifier, judge=judge)  # type: ignore[type-var]
 
 
 def find(domain: str) -> Verifier:
     """The verifier of a domain, of an entry point or of an import path."""
-    if domain in DOMAINS:
-        return DOMAINS[domain]
-    if path := _entry_points().get(domain):
-        return Remote(path)
-    if isinstance(domain, str) and ":" in domain:
-        return Remote(domain)
+    if isinstance(domain, str):  # a list, say, would be no key
+        if domain in DOMAINS:
+            return DOMAINS[domain]
+        if path := _entry_points().get(domain):
+            return Remote(path)
+        if ":" in domain:
+            return Remote(domain)
     known = ", ".join([*DOMAINS, *_entry_points()])
     raise ValueError(f"verify: domain must be one of {known}, or an import path module:name, got {domain!r}")
 
@@ -161,7 +172,11 @@ def check(domain: str) -> None:
 def check_truth(domain: str, truth: str) -> None:
     """Raises ValueError where the domain's rules cannot read a truth, or where it would be wrong as its own answer, as
     boxes in pixels are: no answer could ever be right."""
+    if not isinstance(truth, str):
+        raise ValueError(f"{domain}: truth must be a text, got {type(truth).__name__}")
     verifier, expected = find(domain), true_answer(truth)
+    if not expected and isinstance(verifier, Stem | Words | Chart | Ocr):
+        raise ValueError(f"{domain}: truth must hold something, got {truth[:80]!r}")
     if not isinstance(verifier, Count | Grounding | Gui):
         return
     verdict = verifier(expected, expected, None)
@@ -190,7 +205,7 @@ class Remote:
     """A verifier named by its import path, run where it can be killed."""
 
     def __init__(self, path: str, deadline_s: float = worker.DEADLINE_S) -> None:
-        if not path.partition(":")[2]:
+        if not all(path.partition(":")):
             raise ValueError(f"verifier: the path must be module:name, got {path!r}")
         self.path, self.deadline_s = path, deadline_s
 

@@ -139,9 +139,9 @@ class Pool:
             worker = _Worker()
         try:
             result = worker.call(target, arguments, deadline_s)
-        except _Died:
+        except _Died as death:
             worker.kill()
-            raise
+            raise WorkerFault(str(death)) from None
         except WorkerFault:
             self._idle.put(worker)
             raise
