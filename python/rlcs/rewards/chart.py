@@ -6,10 +6,22 @@ import re
 from dataclasses import dataclass, replace
 
 from .choice import judge_option, options_of
-from .dates import same_day
+from .dates import same_moment
 from .judge import Judge
 from .number import LETTERS, MULTIPLES, Number, close, read_count, read_number, scaled, unmark
-from .text import entries, explained, hedges, last_value, said, same_decade, same_words, tidy, truth_value, unlabelled
+from .text import (
+    entries,
+    explained,
+    hedges,
+    last_value,
+    overlong,
+    said,
+    same_decade,
+    same_words,
+    tidy,
+    truth_value,
+    unlabelled,
+)
 from .units import asked_unit, is_measure, same_unit, unit_name
 from .verdict import Verdict, judged, right, wrong
 
@@ -27,13 +39,15 @@ class Chart:
     judge: Judge | None = None
 
     def __call__(self, answer: str, truth: str, question: str | None) -> Verdict:
+        if overlong(answer, truth):
+            return wrong("too long")
         answer, truth = unlabelled(last_value(said(answer), truth), truth, question)
         if tidy(answer) == tidy(truth):
             return right("the same text")
         if (decade := same_decade(answer, truth)) is not None:
             return judged(decade, "as decades")
-        if same_day(answer, truth):
-            return right("the same day")
+        if same_moment(answer, truth):
+            return right("the same day or time")
         verdict = self._entry(answer, truth, question)
         if verdict is None:
             expected, given = entries(truth), entries(answer)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from . import worker
-from .dates import same_day
+from .dates import same_moment
 from .judge import Judge
 from .number import close, percent_left_out, read_count, read_number, scaled, unmark
 from .text import (
@@ -18,6 +18,7 @@ from .text import (
     explained,
     hedges,
     last_value,
+    overlong,
     said,
     same_decade,
     same_words,
@@ -25,7 +26,7 @@ from .text import (
     truth_value,
     unlabelled,
 )
-from .units import asked_unit, is_measure, is_unit, same_unit, unit_name
+from .units import asked_unit, coins, is_measure, is_unit, same_unit, unit_name
 from .verdict import Verdict, judged, right, wrong
 
 _OPTION = re.compile(r"(?:^|\n|\s)\(?([A-Z])[).:、．]\s*(.+?)(?=\s+\(?[A-Z](?:[).:、．]\s|[):、．])|\n|$)")
@@ -72,10 +73,16 @@ def _in_capitals(text: str, options: Mapping[str, str]) -> str:
     return f"{found[1].upper()}.{text[found.end() :]}"
 
 
+def _unmarked(text: str) -> str:
+    for _ in range(2):  # one may stand in the other
+        text = _MARKUP.sub(lambda m: m[1] or "", text)
+    return text
+
+
 def letters_of(text: str) -> frozenset[str] | None:
     """The option letters that the whole text is: ``A``, ``(B)``, ``A, C``, ``AC``, ``B and D``."""
     text = unicodedata.normalize("NFKC", text)
-    text = _CALLED.sub("", _MARKUP.sub(lambda m: m[1] or "", text).strip(" .。"))
+    text = _CALLED.sub("", _unmarked(text).strip(" .。"))
     text = re.sub(r"(?<=[A-Z])\s*选?项$", "", text)
     parts = re.split(r"\s*(?:,|，|、|;|&|\band\b|和)\s*|\s+", text)
     if len(parts) == 1 and re.fullmatch(r"[A-H]{2,6}", text) and list(text) == sorted(set(text)):
@@ -104,13 +111,17 @@ def judge_option(answer: str, truth: str, question: str | None, ordered: bool = 
         return None
     given = letters_of(answer)
     if given is not None and (not options or given <= options.keys()):
-        if len(expected) > 1 and ordered:
-            return judged(_CAPITAL.findall(answer) == _CAPITAL.findall(truth), "by letters in order")
+        mine, theirs = _CAPITAL.findall(answer), _CAPITAL.findall(truth)
+        if len(expected) > 1 and (ordered or (theirs != sorted(theirs) and not options)):  # B, A, C is an order
+            return judged(mine == theirs, "by letters in order")
         return judged(given == expected, "by letter")
     if len(expected) > 1:
         return wrong("not the letters asked for") if options else None
     (letter,) = expected
-    text = _CALLED.sub("", _MARKUP.sub(lambda m: m[1] or "", answer).strip())
+    text = _CALLED.sub("", _unmarked(answer).strip())
+    if options:  # B, blue and blue (B)
+        behind = re.search(r"(?<=.)[(（]([A-Z])[)）]\.?\Z", text)
+        text = f"{behind[1]}. {text[: behind.start()].strip()}" if behind else re.sub(r"\A([A-Z]), ", r"\1. ", text)
     if letter in options and _same_option(answer, options[letter], options):
         return right("by the option's text")
     if given is not None and not (options and _LETTER_AND_TEXT.fullmatch(text)):
@@ -128,7 +139,7 @@ def _same_option(text: str, option: str, options: Mapping[str, str] | None = Non
     """Whether a text is an option's, in its words or by its value: 0.25 of 1/4, $\\frac{1}{4}$. By its value it must be
     no other's."""
     text = said(text)
-    if _same_line(*(_MARKUP.sub(lambda m: m[1] or "", x) for x in (text, option))):
+    if _same_line(_unmarked(text), _unmarked(option)):
         return True
     a, b = read_number(text), read_number(option)
     if a is None or b is None or a.value != b.value or (a.unit and unit_name(a.unit) != unit_name(b.unit)):
@@ -183,6 +194,8 @@ class Words:
     judge: Judge | None = None
 
     def __call__(self, answer: str, truth: str, question: str | None) -> Verdict:
+        if overlong(answer, truth):
+            return wrong("too long")
         answer, truth = unlabelled(last_value(said(answer), truth), truth, question)
         if tidy(answer) == tidy(truth):
             return right("the same text")
@@ -194,8 +207,8 @@ class Words:
             return judged(explained(answer) is yes, "yes or no")
         if re.fullmatch(r"0\d+", truth.strip()):
             return judged(same_words(answer, truth), "digits that are no number")
-        if same_day(answer, truth):
-            return right("the same day")
+        if same_moment(answer, truth):
+            return right("the same day or time")
         a, b = read_number(answer), read_number(truth)
         if b is not None:
             if a is None:
@@ -232,6 +245,8 @@ def _turned(value: Fraction, mine: str, theirs: str) -> Fraction | None:
     """A number of one everyday unit in another; None if they don't compare, as currencies don't."""
     if mine == theirs:
         return value
+    if factor := coins(mine, theirs):
+        return value * Fraction(repr(factor[0]))
     try:
         factor = worker.call("rlcs.rewards.conversion:ratio_of_units", mine, theirs)
     except worker.WorkerFault as fault:
@@ -249,5 +264,7 @@ class Count:
         expected = read_count(truth)
         if expected is None:
             raise ValueError(f"counting: truth must be a whole number, got {truth[:80]!r}")
+        if overlong(answer, truth):
+            return wrong("too long")
         given = read_count(last_value(said(answer), truth))
         return wrong("not one whole number") if given is None else judged(given == expected, "as counts")

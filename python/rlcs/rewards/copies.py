@@ -69,6 +69,7 @@ def form_asked(truth: str, question: str | None) -> str:
 def bare(text: str) -> str:
     """A text without braces and signs of products, fractions with strokes."""
     text = re.sub(r"\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2", unmark(text))
+    text = re.sub(r"(?<![A-Za-z])\\?sqrt\s*\(([^()]*)\)|√\(([^()]*)\)", r"√\1\2", text)
     return re.sub(r"[{}*]|(?<=\d),(?=\d{3}(?!\d))", "", text).replace("\\sqrt", "√").replace("\\pi", "π").rstrip(" .。")
 
 

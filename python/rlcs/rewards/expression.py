@@ -22,12 +22,14 @@ from .values import (
     Relation,
     Unfinished,
     Unreadable,
+    complex_number,
     counts,
     dropped_out,
     expressions,
     has_plain_value,
     interval,
     is_ten,
+    multiplies_out,
     raised,
 )
 
@@ -43,8 +45,9 @@ _CONSTANTS = {"pi": sympy.pi, "π": sympy.pi, "e": sympy.E, "i": sympy.I, "inf":
 _ALPHABET = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega"
 )
-_GREEK = _ALPHABET.split()
-_LETTERS = dict(zip("αβγδεζηθικλμνξρστυφχψω", _GREEK, strict=True))
+_CAPITALS = "Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega"
+_GREEK = _ALPHABET.split() + _CAPITALS.split()
+_LETTERS = dict(zip("αβγδεζηθικλμνξρστυφχψωΓΔΘΛΞΠΣΥΦΨΩ", _GREEK, strict=True))
 _RELATIONS = {"=": "=", "==": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "≤": "<=", "≥": ">=", "\\le": "<=",
               "\\ge": ">=", "\\leq": "<=", "\\geq": ">=", "\\lt": "<", "\\gt": ">", "≠": "!=", "!=": "!=",
               "\\ne": "!=", "\\neq": "!="}  # fmt: skip
@@ -61,30 +64,44 @@ _CASES = re.compile(
     r"(?:\\left\s*)?(?:\\\{\s*)?\\begin\s*\{(?:cases|array|aligned)\}(?:\s*\{[lcr]+\})?"
     r"|\\end\s*\{(?:cases|array|aligned)\}(?:\s*\\right\s*\.)?"
 )
+_COLUMN = re.compile(
+    r"(?:\\left\s*[\[(]\s*)?\\begin\s*\{(?:([pb]matrix)|(array)\}\s*\{c)\}([^&=]*?\\\\[^&=]*?)\\end\s*\{(?:\1|\2)\}"
+    r"(?:\s*\\right\s*[\])])?"
+)
+# What is one name though it reads as a product: an angle, a derivative.
+_ANGLE = re.compile(r"m?(?:∠|\\angle(?![A-Za-z]))\s*(?:([A-Z])\s*([A-Z])\s*([A-Z])|([A-Z1-9]))(?![A-Za-z\d])")
+_DERIVATIVE = re.compile(
+    r"\\frac\s*\{\s*(d|∂|\\partial)\s*([A-Za-z])\s*\}\s*\{\s*\1\s*([A-Za-z])\s*\}"
+    r"|(?<![A-Za-z])(d|∂|\\partial) ?([A-Za-z])\s*/\s*\4 ?([A-Za-z])(?![A-Za-z])"
+)
 
 
-def parse(text: str, finished: bool = False) -> Any:
+def parse(text: str, finished: bool = False, measured: bool = False) -> Any:
     """A text of the small grammar as sympy's objects, :class:`Relation`, :class:`Chain`, :class:`Choices` or
     :class:`Around`. If it must be ``finished``, numbers that could be put together are :class:`Unfinished`, and so are
-    functions that have a plain value; powers, roots, factorials and fractions of whole numbers may stand."""
+    functions that have a plain value; powers, roots, factorials and fractions of whole numbers may stand. Of what is
+    ``measured`` the names are units: 10 N/2 and 2 N + 3 N are unfinished, too."""
+    text = _COLUMN.sub(lambda found: "({})".format(found[3].replace("\\\\", ",")), text)  # a vector is a point
     if _CASES.search(text):
         text = re.sub(r",?\s*\\\\", ", ", _CASES.sub("", text))
     text = re.sub(r"\\(?:vec|overrightarrow)\s*\{([A-Z])([A-Z])\}", r" \1_{\1\2}", unmark(text))  # BA is not AB
     text = re.sub(r"\\(?:vec|hat)\s*\{([A-Za-z])\}", r" \1 ", text)
     text = re.sub(r"[\u20d7\u0304]|\\(?:vec|hat)(?![A-Za-z])", "", text).replace("根号", "√")
     text = re.sub(r"\\langle(?![A-Za-z])", "(", re.sub(r"\\rangle(?![A-Za-z])", ")", text))
+    text = _ANGLE.sub(lambda m: f" θ_{{{m[4] or m[2] + ''.join(sorted((m[1], m[3])))}}} ", text)
+    text = _DERIVATIVE.sub(lambda found: " D_{{{}d{}}} ".format(*filter(None, found.group(2, 3, 5, 6))), text)
     text = re.sub(r"\\hbar(?![A-Za-z])", "ħ", text)
     text = re.sub(r"\\(?:cup)(?![A-Za-z])", "∪", text)
     text = re.sub(r"\\pm(?![A-Za-z])", "±", text)
     text = re.sub(r"\\(?:emptyset|varnothing)(?![A-Za-z])|∅", "{}", text)
     text = re.sub(r"\bU\b(?=\s*[\[(])", "∪", text)
     if _WITHIN.search(text) and text.count("±") == 1:  # two values: (3 ± √5)/2
-        return Choices(_parse(text.replace("±", sign), finished) for sign in "+-")
-    return _parse(text, finished)
+        return Choices(_parse(text.replace("±", sign), finished, measured) for sign in "+-")
+    return _parse(text, finished, measured)
 
 
-def _parse(text: str, finished: bool) -> Any:
-    parser = _Parser(text, finished)
+def _parse(text: str, finished: bool, measured: bool) -> Any:
+    parser = _Parser(text, finished, measured)
     try:
         value = parser.everything()
     except (TypeError, AttributeError, ArithmeticError, NotImplementedError, RecursionError) as error:
@@ -96,10 +113,11 @@ def _parse(text: str, finished: bool) -> Any:
 
 
 class _Parser:
-    def __init__(self, text: str, finished: bool) -> None:
+    def __init__(self, text: str, finished: bool, measured: bool) -> None:
         if len(text) > 2000:
             raise Unreadable("too long")
-        self._text, self._at, self._finished = text.rstrip(" .。"), 0, finished
+        self._text, self._at = text.rstrip(" .。"), 0
+        self._finished, self._measured = finished, measured
         self.advance()
 
     def advance(self) -> str:
@@ -171,7 +189,7 @@ class _Parser:
                 value = Around((value, right))
                 break
             total = value + right if sign == "+" else value - right
-            if self._finished and not (value.free_symbols or right.free_symbols):
+            if self._finished and self.is_number(value, right):
                 a, b, both = (len(Add.make_args(x)) for x in (value, right, total))
                 self.finish(both < a + b)
             value = self.joined(total, value, right)
@@ -183,7 +201,8 @@ class _Parser:
             if self.take("*"):
                 right = self.signed()
                 expressions(value, right)
-                self.finish(counts(value) and counts(right))
+                self.finish(multiplies_out(value, right))
+                self.finish(self.is_number(value, right) and counts(value) and counts(right))
                 value = self.joined(value * right, value, right)
             elif self.take("/"):
                 right = self.signed()
@@ -192,24 +211,29 @@ class _Parser:
             elif self.begins_factor():
                 right = self.power()
                 expressions(value, right)
-                self.finish(value.is_Rational and right.is_Rational)
+                self.finish((value.is_Rational and right.is_Rational) or multiplies_out(value, right))
                 value = self.joined(value * right, value, right)
             else:
                 break
         return value
 
     def quotient(self, top: Expr, bottom: Expr) -> Any:
-        """Finished are 2/3, 4π/3 and 1.2/10^5; not 48/2, nor 1.2/5."""
-        if bottom.is_Rational and not top.free_symbols and not is_ten(bottom):
+        """Finished are 2/3, 4π/3 and 1.2/10^5; not 48/2, 1.2/5, 5/0.1, nor 5/(1 + 2i)."""
+        self.finish(complex_number(bottom))
+        below = bottom.as_coeff_Mul()[0] if self._measured else bottom  # 20 m / 4 s
+        if below.is_Rational and self.is_number(top) and not (is_ten(below) and below.is_Integer):
             factor = top.as_coeff_Mul()[0]
-            whole = factor.is_Integer and bottom.is_Integer
-            self.finish(factor.is_Rational and not (whole and (bottom in (0, 1) or factor % bottom)))
+            whole = factor.is_Integer and below.is_Integer
+            self.finish(factor.is_Rational and not (whole and (below in (0, 1) or factor % below)))
         return self.joined(top / bottom, top, bottom)
 
     def joined(self, value: Expr, *parts: Expr) -> Expr:
         dropped = dropped_out(value, *parts) and S.Zero not in parts  # 0 m is no work
         self.finish(dropped or (value.has(sympy.log) and has_plain_value(value)))
         return value
+
+    def is_number(self, *values: Expr) -> bool:
+        return self._measured or not any(value.free_symbols for value in values)
 
     def finish(self, left: Any) -> None:
         if self._finished and left:
@@ -235,7 +259,8 @@ class _Parser:
             exponent = self.group() if self.token == "{" else self.signed()
             expressions(base, exponent)
             value = self.joined(raised(base, exponent), base)
-            self.finish(not exponent.is_Rational and has_plain_value(value))
+            self.finish((base == sympy.E or not exponent.is_Rational) and has_plain_value(value))
+            self.finish(complex_number(base) and exponent.is_Integer)  # i^4
             return value
         return base
 

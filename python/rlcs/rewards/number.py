@@ -24,7 +24,7 @@ _SIGNS = str.maketrans("−–‐×·⋅∗÷⁄∕∶％\u00a0\u2009", "---****
 
 def _repeating(found: re.Match[str]) -> str:
     """0.1\\overline{6} as (15/90)."""
-    whole, fixed, period = found.groups()
+    whole, fixed, period = (digits.replace("\u0305", "") for digits in found.groups())
     top = int(whole + fixed + period) - int(whole + fixed)
     return f"({top}/{(10 ** len(period) - 1) * 10 ** len(fixed)})"
 
@@ -33,6 +33,7 @@ _MARKUP: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...
     (re.compile(r"\A\s*\\[(\[]((?:[^\\]|\\[^()\[\]])*)\\[)\]]\s*\Z"), r"\1"),
     (re.compile(r"\A[\s$]*\\boxed\s*\{(.*)\}[\s$]*\Z", re.DOTALL), r"\1"),
     (re.compile(r"(\d{1,40})\.(\d{0,40})\\(?:overline|dot)\s*\{(\d{1,40})\}"), _repeating),
+    (re.compile(r"(\d{1,40})\.(\d{0,40}?)((?:\d\u0305){1,40})"), _repeating),
     (re.compile(r",\\!\s*"), ","),  # 32,\! 349
     (re.compile(r"(?<=[A-Za-z}])\\[,;:](?=[A-Za-z])"), " "),  # of units: m\,s
     (re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|,|;|:|!|quad|qquad)(?![A-Za-z])|\$"), ""),
@@ -40,7 +41,8 @@ _MARKUP: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...
     (re.compile(r"\{,\}"), ","),
     (
         re.compile(
-            r"\\(?:text|mathrm|mathbf|mathit|textbf|operatorname|rm|boxed|mbox|ce)\s*\{((?:[^{}]|\{[^{}]*\})*)\}"
+            r"\\(?:text|mathrm|mathbf|mathit|boldsymbol|bm|textbf|operatorname|rm|boxed|mbox|ce)"
+            r"\s*\{((?:[^{}]|\{[^{}]*\})*)\}"
         ),
         r" \1 ",
     ),
@@ -88,12 +90,15 @@ _AND = r"[\s,]*(?:and\b\s*)?"
 _QUANTITY = r"(\d+(?:\.\d+)?)\s*([^\W\d_]+)\.?"
 _IN_PARTS = re.compile(rf"{_QUANTITY}{_AND}{_QUANTITY}(?:{_AND}{_QUANTITY})?")
 _BOUND = re.compile(
-    r"(?:and|plus|minus|over|under|above|below|up|half|squared|cubed)\b|以[上下内]|[几多余半]|个半", re.IGNORECASE
+    r"(?:and|plus|minus|over|under|above|below|up|half|squared|cubed|ish)\b|以[上下内]|[几多余半来些]|个半",
+    re.IGNORECASE,
 )
 _MINUS = re.compile(r"\A(?:minus |negative |负|零下)\s*(?=[\d.])", re.IGNORECASE)
 _SEASON = re.compile(r"([12]\d{3})/(\d\d|\d{4})")  # 2015/16
 _PERCENT = re.compile("percent|per cent|%|百分", re.IGNORECASE)
-_POWERS = re.compile(r"\^\s*\{?[+-]?\d+\}?|[A-Za-zµμΩ°]\d|[*]\s*[A-Za-z]{1,3}-[1-4](?![\w.])")  # of a unit
+_POWERS = re.compile(  # of a unit
+    r"\^\s*\{?[+-]?\d+\}?|[A-Za-zµμΩ°]\d|(?:[*]|(?<=[A-Za-z]) |(?<=-[1-4]) )\s*[A-Za-z]{1,3}-[1-4](?![\w.])"
+)
 _MOST_DIGITS = 400  # longer ones are no answers, and Fraction would take its time
 _MOST_CHARS = 2000  # with markup
 _MOST_OF_COUNT = 200
@@ -113,6 +118,7 @@ MULTIPLES = {"dozen": 12, "hundred": 100, "k": 10**3, "thousand": 10**3, "thousa
              "trillion": 10**12, "万": 10**4, "亿": 10**8}  # fmt: skip
 LETTERS = {"m": 10**6, "b": 10**9, "t": 10**12}  # of a chart's axis; elsewhere metres, say
 _HAN = {char: i for i, char in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
+_HAN_DIGITS = str.maketrans({char: str(digit) for char, digit in _HAN.items()})
 _HAN_SCALES = {"十": 10, "百": 100, "千": 1000}
 _HAN_MULTIPLE = re.compile("[十百千]?[万亿]{1,2}")
 _THERE_ARE = re.compile(
@@ -168,6 +174,8 @@ def read_number(text: str) -> Number | None:
     found = _NUMBER.fullmatch(text)
     if found is None or text.count("(") != text.count(")"):
         return None
+    if re.match(r"\.\.|…|\\(?:sqrt|angle)|[√∠]", found["rest"]):
+        return None  # 5... may go on to anything, 5√2 N is no 5
     rest = found["rest"].strip().rstrip(".。")
     if currency and re.match(r"/|per\b", rest):  # $15/hour
         rest, currency = f"{currency} {rest}", ""
@@ -342,6 +350,8 @@ def _in_han(text: str) -> int | None:
         return None if a is None or b is None else a * 10000 + b
     if not text:
         return None
+    if len(text) == 2 and text.translate(_HAN_DIGITS) in "123456789":
+        return None  # 五六 are five or six
     if not any(char in _HAN_SCALES for char in text):
         return int("".join(str(_HAN[char]) for char in text))
     total, digit = 0, None

@@ -13,7 +13,8 @@ from fractions import Fraction
 from . import worker
 from .choice import judge_option, letters_of, options_of
 from .copies import REWRITE, SYMBOLS, bare, copied, form_asked
-from .dates import same_day
+from .dates import same_moment
+from .formulas import STATE, WRITTEN, chain, formula
 from .judge import Judge
 from .number import (
     CUT_OFF,
@@ -29,11 +30,13 @@ from .number import (
 )
 from .text import (
     asks_for_order,
+    denies,
     entries,
     explained,
     hedges,
     last_value,
     numbered,
+    overlong,
     plain,
     said,
     same_decade,
@@ -42,31 +45,18 @@ from .text import (
     truth_value,
     unlabelled,
 )
-from .units import asked_unit, is_measure, is_unit, unit_name
+from .units import asked_unit, coins, divided_by_all, is_measure, is_unit, unit_name
 from .verdict import Verdict, judged, right, wrong
 
 _MARKUP = frozenset("(){}[]\\^")
 _HYPHEN = re.compile(
     r"(?<=[^\W\d_])-(?=[^\W\d_]{2})|(?<=[^\W\d_]{2})-(?=[^\W\d_])|\*\*"  # x-ray, **bold**
     r"|(?<=[^\W\d_]{4})-(?=\d)"  # carbon-14, not mgh-2
+    r"|(?<=[^\W\d_]{3})\([IVX]+\)"  # iron(III) oxide
     r"|(?<=\d)-(?!sin|cos|tan|sec|csc|cot|log|exp|arc)(?=[^\W\d_][a-z]{5})"  # 2-methylpropane
 )
-_ARROW = re.compile(
-    r"\\x(?:rightarrow|longequal)\s*(?:\[[^\]]*\])?\s*\{[^{}]*\}|\\(?:long)?rightarrow(?![A-Za-z])|\\to(?![A-Za-z])"
-    r"|[→⟶]|=+"
-)
-_BOTH_WAYS = re.compile(r"\\rightleftharpoons|<=+>|<-+>|[⇄⇋]")
-_STATE = re.compile(r"\((?:s|l|g|aq)\)|[↑↓]")
-_ISOTOPE = re.compile(  # ^{14}_6 C: the second number says nothing that the first and the letters don't
-    r"(?<![\w)\]}])(?:\{\})?(?:\^\{?(\d+)\}?(?:\s*_\{?\d+\}?)?|_\{?\d+\}?\s*\^\{?(\d+)\}?)\s*(?=[A-Z])"
-)
 _GENOTYPE = re.compile(r"(?:([A-Za-z])(?i:\1))+")  # AaBb
-# What is written as a formula is: a reaction, an ion, atoms in numbers, shells of electrons.
 _CHEMICAL = re.compile(r"(?:[A-Z][a-z]?|[\d()\[\]])+")
-_SUBSTANCE = re.compile(r"\d*(?:e-|\[?[A-Z](?:[A-Za-z\d]|\([A-Za-z\d]+\)|\]?\d*[+-])*)")
-_WRITTEN = re.compile(
-    r".*(?:->|⇌).*|.*[+-]|(?=.*[A-Z])(?:[A-Z][a-z]?|[\d()\[\]])+|(?:\[[A-Z][a-z]\])?(?:\d[spdf]\d+)+|sp\d?"
-)
 # What pint takes for a unit, and an answer of mathematics for a constant or a variable.
 _NO_UNITS = frozenset((*"abcekuBDPRπħ‰", "pi", "alpha", "gamma", "mu", "hbar"))
 # pint takes nearly any two letters for one.
@@ -76,12 +66,15 @@ _SHORT_UNITS = frozenset((
 ))  # fmt: skip
 _SCALES = {word: scale for word, scale in MULTIPLES.items() if word not in ("k", "mn", "bn")}  # 3k may be a product
 _OR = re.compile(r"(?<!\s)\s+(?:or|and)\s+|[或和、]")
+_EITHER = re.compile(r"\bor\b|或")
+_INEQUALITY = re.compile(r"[<>≤≥≠]|\\(?:[gln]eq?(?:slant)?|[gl]t)(?![A-Za-z])")
 _CLASSIFIERS = frozenset("个只名位张本件条支枚棵辆颗朵头匹种倍")  # three of whatever
 _DIRECTED = re.compile(r"\s*(?:,\s*)?\b(?:to the|towards? the|towards?|due) |\s*,?\s*方向|\s*,\s*")  # N, to the left
 _WORD = re.compile(r"[^\W\d_]{3,}[\w ]*|[\u3400-\u9fff]+")
 _UNIT_BEHIND = re.compile(
     r"(.*?\S)\s*(?:\\(?:text|mathrm)\s*\{([^{}]+)\}(\^\{?\d\}?)?"
-    r"|\s(rad|[a-z]{2}(?:\^\{?\d\}?|[²³])?|(?:square |cubic )?units)|(?<![\u4e00-\u9fff])([\u4e00-\u9fff]{1,4}))\s*\$?",
+    r"|\s(rad(?:ians?)?|[a-z]{2}(?:\^\{?\d\}?|[²³])?|(?:square |cubic )?units)"
+    r"|(?<![\u4e00-\u9fff])([\u4e00-\u9fff]{1,4}))\s*\$?",
     re.DOTALL,
 )
 # In what stands behind a number: no letters of a product, nor a function.
@@ -101,6 +94,8 @@ _REALS = re.compile(
     r"(?:[a-z]\s*(?:∈|\\in)\s*)?(?:R|ℝ|\\mathbb\s*\{?R\}?)|(?i:all reals|all real numbers)|[全一][体切]实数"
 )
 _RATIO = re.compile(r"\bratio|\bproportion|比", re.IGNORECASE)
+_GOES_ON = re.compile(r"\.\.\.|…|\\[cl]?dots")
+_NESTED = re.compile(r"\{\s*(?:\\(?:emptyset|varnothing)(?![A-Za-z])|∅)")  # {∅} is not ∅
 _SAME = (  # in words, and beside a sign
     re.compile(r"(?:there (?:is|are) )?no solutions?(?: exists?)?|empty ?set|varnothing|∅|无解|空集"),
     re.compile(r"(?:limit )?does(?: not|n t) exist|d ?n ?e|不存在"),
@@ -109,6 +104,7 @@ _SAME = (  # in words, and beside a sign
 _WITH_REMAINDER = re.compile(
     r"(\d+)\s*(?:,? ?(?:with )?(?:a )?(?:R|r|[Rr]emainder)(?: of)?|余|\.{3,6}|(?:\\[cl]?dots\s*){1,2})\s*(\d+)"
 )
+_CODED = re.compile(r"0[xX][\dA-Fa-f]{1,400}|0[bB][01]{1,400}|0[oO][0-7]{1,400}")
 _BASED = re.compile(r"(\d[\dA-F]*)(?:_\{?(\d+)\}?)?")  # 1101_2
 # Dates, times, ranges, scores and ratios: 2020-01-05, 2:30, 10-3 are no differences and quotients.
 _LABEL = re.compile(r"\d+(?:-\d+)+|\d*√?\d+(?::\d*√?\d+)+|\d+(?:/\d+){2,}")
@@ -131,11 +127,13 @@ class Stem:
     judge: Judge | None = None
 
     def __call__(self, answer: str, truth: str, question: str | None) -> Verdict:
+        if overlong(answer, truth):
+            return wrong("too long")
         answer, truth = unlabelled(last_value(said(answer), truth), truth, question)
         if tidy(answer) == tidy(truth) or unmark(tidy(answer)) == unmark(tidy(truth)):
             return right("the same text")
-        if same_day(answer, truth):
-            return right("the same day")
+        if same_moment(answer, truth):
+            return right("the same day or time")
         if truth.isdecimal() and same_decade(answer, truth) is not None:
             return wrong("a decade is no year")
         given, due = numbered(answer), numbered(truth)
@@ -149,7 +147,7 @@ class Stem:
         if (option := judge_option(answer, truth, question, ordered)) is not None:
             return option
         if _LABEL.fullmatch(label := re.sub(r"\s", "", bare(truth))):
-            given = re.sub(r"\s", "", re.sub(r"(?<=\d)(?: to |比)(?=\d)", ":", bare(answer))).rpartition("=")[2]
+            given = re.sub(r"\s", "", re.sub(r"(?<=\d)(?:\s+to\s+|比)(?=\d)", ":", bare(answer))).rpartition("=")[2]
             given, label = (re.sub(r"\A0(?=\d:\d\d)", "", text.replace("/", ":")) for text in (given, label))
             if _RATIO.search(question or "") and not REWRITE.search(question or ""):
                 return judged(_shares(given) == _shares(label), "as ratios")
@@ -157,11 +155,14 @@ class Stem:
         if divided := _WITH_REMAINDER.fullmatch(unmark(truth)):
             mine = _WITH_REMAINDER.fullmatch(unmark(answer))
             return judged(mine is not None and mine.groups() == divided.groups(), "quotient and remainder")
-        if (due := _digits(truth)) is not None and due[1]:
-            return judged(_digits(answer) in (due, (due[0], "")), "digits of a base")
+        if _CODED.fullmatch(truth):
+            return judged(_CODED.fullmatch(answer) is not None and int(answer, 0) == int(truth, 0), "as code")
+        if (digits := _digits(truth)) is not None and digits[1]:
+            return judged(_digits(answer) in (digits, (digits[0], "")), "digits of a base")
         if (based := _digits(answer)) is not None and based[1] == "10":
             answer = based[0]
-        if any(same.fullmatch(plain(answer)) and same.fullmatch(plain(truth)) for same in _SAME):
+        nested = any(_NESTED.search(unmark(text)) for text in (answer, truth))
+        if not nested and any(same.fullmatch(plain(answer)) and same.fullmatch(plain(truth)) for same in _SAME):
             return right("the same in other words")
         measured = self.tolerance > CUT_OFF
         if measured and (verdict := self._one_by_one(answer, truth, question)) is not None:
@@ -177,21 +178,32 @@ class Stem:
                 return right("in words")
         if b is None and _same_words(answer, truth, question):
             return right("the same words")
-        formula, given = _formula(truth), _formula(answer)
-        if not (_STATE.search(formula) and _STATE.search(given)):  # of a state that only one of them names
-            formula, given = (_STATE.sub("", text) for text in (formula, given))
-        if formula == given and _WRITTEN.fullmatch(formula):
+        due, given = formula(truth), formula(answer)
+        if not (STATE.search(due) and STATE.search(given)):  # of a state that only one of them names
+            due, given = (STATE.sub("", text) for text in (due, given))
+        if due == given and WRITTEN.fullmatch(due):
             return right("the same formula")
+        if (steps := chain(truth)) is not None and chain(answer) == steps:
+            return right("the same chain")
         answer, truth = (
             "(-\\infty, \\infty)" if _REALS.fullmatch(text.strip(" $.")) else text for text in (answer, truth)
         )
         # x = 1 or x = 2 are two values
-        said, meant = (_OR.sub(", ", answer), _OR.sub(", ", truth)) if b is None else (answer, truth)
+        said, meant = (_OR.sub(", ", _at_once(x, other)) for x, other in ((answer, truth), (truth, answer)))
+        said, meant = (said, meant) if b is None else (answer, truth)
         said, meant = (text.replace("且", "∧") for text in (said, meant))  # k < 1 and k ≠ 0
-        if (b is not None and a is None and not SYMBOLS & set(answer)) or (hedges(said) and not hedges(truth)):
+        either = [bool(_EITHER.search(text)) for text in (answer, truth)]
+        if either[0] != either[1] and "∧" in (meant if either[0] else said):
+            return wrong("or is not and")
+        other = b is not None and a is None and (denies(answer) or not SYMBOLS & set(answer))
+        if other or (hedges(said) and not hedges(truth)):
             return wrong("no single value")
-        said, meant = self._without_unit(said, meant, question) if a is None or b is None else (said, meant)
-        spelt = _spelt(answer) and _spelt(truth) and not _product(truth, question)
+        measure = a is None and b is not None and self._is_measured(b.unit, question)
+        if measure and b and (said_of := _of_unit(said, b.unit)) and (meant_of := _of_unit(meant, b.unit)):
+            said, meant = said_of, meant_of
+        elif a is None or b is None:
+            said, meant = self._without_unit(said, meant, question)
+        spelt = (steps or (_spelt(answer) and _spelt(truth))) and not _product(truth, question)
         words = _long_words(meant)
         spelt = spelt or (bool(words) and _long_words(said) != words)
         if _mathematical(said) and _mathematical(meant) and not spelt:
@@ -200,6 +212,7 @@ class Stem:
                     "rlcs.rewards.symbolic:equal",
                     *(said, meant, self.tolerance, ordered or (measured and not hedges(truth))),
                     form_asked(truth, question),
+                    measure,
                     deadline_s=self.deadline_s,
                 )
             except worker.WorkerFault as fault:
@@ -242,6 +255,8 @@ class Stem:
             theirs = asked
         if len(a.name) == len(b.name) == 1 and a.name != b.name and not (mine or theirs):
             return None  # x = 5 and y = 5: two lines
+        if not b.value and len(b.name) == 1 and 1 < len(a.name) < 4 and b.name in a.name:
+            return None  # xy = 0
         if a.plain_integer and b.plain_integer and 1000 <= b.value < 2200 and _YEAR.search(question or ""):
             return judged(a.value == b.value, "as years")
         if percent_left_out(a, b, question):
@@ -270,7 +285,9 @@ class Stem:
             ):
                 return right("as numbers, with what the question counts")
             return self._known_unit(mine)
-        factor = self._ratio(mine, theirs)
+        factor = coins(mine, theirs) or self._ratio(mine, theirs)
+        if factor is None and (names := [divided_by_all(name) for name in (mine, theirs)]) != [mine, theirs]:
+            factor = self._ratio(*names)
         if factor is None:
             worded = _NAME.search(f"{a.unit} {b.unit}") and _letters(a.unit) != _letters(b.unit)
             return wrong(f"{a.unit} is not {b.unit}") if worded else None
@@ -291,6 +308,12 @@ class Stem:
         if mine == theirs or not theirs or (not mine and self.bare_numbers):
             return said, meant
         return answer, truth
+
+    def _is_measured(self, unit: str, question: str | None) -> bool:
+        """Whether a text behind a number is a unit and no product of what the question names."""
+        name = unit_name(unit)
+        known = is_measure(name) or (self.tolerance > CUT_OFF and self._ratio(name, name) is not None)
+        return bool(name) and known and not (question and _product(unit, question))
 
     @staticmethod
     def _may_be_left_out(unit: str, name: str, question: str | None) -> bool:
@@ -332,6 +355,8 @@ def _same_words(answer: str, truth: str, question: str | None) -> bool:
     """Words alone, to which no sign has come; of one or two letters (CO, Co; M, m), in products (mgR, mgr) and in
     formulas (CoCl2, COCl2) the case counts."""
     answer, truth = (_SIGN.sub(lambda m: _SIGNS[m[1]], unmark(text)).replace("≌", "≅") for text in (answer, truth))
+    if bool(_GOES_ON.search(answer)) != bool(_GOES_ON.search(truth)):  # 1, 2, 3, ...
+        return False
     if SYMBOLS & set(_HYPHEN.sub("", truth)) or (SYMBOLS - _MARKUP) & set(_HYPHEN.sub("", answer)):
         return False
     short = len(truth) <= 2 and truth.isalpha() and (letters_of(truth) is None or truth > "J")
@@ -341,21 +366,9 @@ def _same_words(answer: str, truth: str, question: str | None) -> bool:
         or _GENOTYPE.fullmatch(truth)
         or (_CHEMICAL.fullmatch(truth) and re.search(r"\d", truth))
     )
-    return answer == truth if cased else same_words(answer, truth)
-
-
-def _formula(text: str) -> str:
-    """A formula of chemistry, however its arrow, charges, indices, shells and spaces are written."""
-    text = unmark(text.replace("\\uparrow", "↑").replace("\\downarrow", "↓"))
-    text = _ISOTOPE.sub(lambda found: found[1] or found[2], text)
-    text = re.sub(r"_\s*\{?(\d+)\}?", r"\1", _ARROW.sub("->", _BOTH_WAYS.sub("⇌", text)))
-    text = re.sub(r"\s", "", re.sub(r"(?<=[spdf])\s*\^\s*\{?(\d+)\}?", r"\1", text))
-    text = re.sub(r"\^\{?(\d*[+-])\}?(?=$|[-+()\]])", r"\1", text)
-    *lefts, right = re.split("(->|⇌)", text)
-    sides = [re.split(r"\+(?=[\dA-Ze\[])", side) for side in (*lefts[::2], right)]  # a plus before a charge parts none
-    if lefts and all(_SUBSTANCE.fullmatch(_STATE.sub("", part)) for side in sides for part in side):  # of no order
-        return lefts[1].join("+".join(sorted(side)) for side in sides)
-    return text
+    if cased:
+        return re.sub(r"(?<=[A-Z])\.", "", answer) == re.sub(r"(?<=[A-Z])\.", "", truth)  # U.S.
+    return same_words(answer, truth)
 
 
 def _digits(text: str) -> tuple[str, str] | None:
@@ -376,8 +389,10 @@ def _shares(ratio: str) -> list[str]:
 def _spelt(text: str) -> bool:
     """Whether letters (and digits) stand in an order that matters: words, ranks (CBA), sequences (AUG), formulas
     (H2O); not so in a product like mgh."""
-    letters = re.sub(r"[\s,]", "", unmark(text))
-    return letters.isalnum() and letters[0].isalpha() and (len(letters) > 3 or (len(letters) > 1 and letters.isupper()))
+    quoted = re.fullmatch(r"\s*(['\"“‘])(.*)['\"”’]\s*", text)
+    letters = re.sub(r"[\s,]", "", unmark(quoted[2] if quoted else text))
+    long = bool(quoted) or len(letters) > 3 or (len(letters) > 1 and letters.isupper())
+    return letters.isalnum() and letters[0].isalpha() and long
 
 
 def _long_words(text: str) -> list[str]:
@@ -390,6 +405,24 @@ def _unit_behind(text: str) -> tuple[str, str]:
     found = _UNIT_BEHIND.fullmatch(text)
     name = unit_name(unmark(f"{found[2] or found[4] or found[5]}{found[3] or ''}")) if found else ""
     return (found[1], name) if found and is_unit(name) else (text, "")
+
+
+def _of_unit(text: str, unit: str) -> str:
+    """The expression in front of a given unit, 5√2 of ``5\\sqrt{2} N``; "" where it is not that unit."""
+    for behind in re.finditer(r"(?<=[\d)}πi])[\s~]*(?=[^\W\d_]|[\\°%])", text[:400]):
+        if unit_name(unmark(text[behind.end() :])) == unit_name(unit):
+            return text[: behind.start()]
+    return ""
+
+
+def _at_once(text: str, other: str) -> str:
+    """Inequalities joined by "and" hold at once, but beside a list of them."""
+    parts = re.split(r"(?<!\s)\s+and\s+", text)
+    if len(parts) < 2 or not all(map(_INEQUALITY.search, parts)):
+        return text
+    signs = list(_INEQUALITY.finditer(other))
+    listed = signs and re.search("[,，;；]", other[signs[0].end() : signs[-1].start()])
+    return text if listed else " ∧ ".join(parts)
 
 
 def _letters(text: str) -> list[str]:

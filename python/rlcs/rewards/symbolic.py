@@ -44,6 +44,8 @@ _SET = re.compile(
     r"[\s$]*\\?\{\s*[A-Za-z]\s*(?:(?:∈|\\in)\s*(?:R|ℝ|\\mathbb\s*\{?R\}?)\s*)?"
     r"(?:\||∣|\\mid|:)(.*?(?:[<>=≤≥≠]|\\[gln]e).*?)\\?\}[\s$]*"
 )
+_PRIME = re.compile(r"['′]")
+_EQUALS = re.compile(r"=(?=.*=)")  # but one, which an answer may leave out or add
 _APART = re.compile(r"\\q?quad(?=[^=]*=)")  # x = 1 \quad y = 2
 # Behind what holds for each: (k ∈ Z)
 _EACH = re.compile(
@@ -53,14 +55,17 @@ _EACH = re.compile(
 _NAME = re.compile(
     r"\s*\$?(?:\\frac\s*\{d[a-z]\}\s*\{d[a-z]\}|d[a-z]/d[a-z]|[a-z]'+)\s*="
     r"|\s*\$?[A-Z](?:\s*(?:[∩∪]|\\c[au]p(?![A-Za-z]))\s*[A-Z])?\s*=(?=\s*(?:\\left\s*)?\\?[{(\[])"
-    r"|\s*\$?[A-Za-z]\s*(?:(?:'|\^\{?-1\}?)?\s*\([A-Za-z]\)\s*=|∈|\\in(?![A-Za-z])|(?=\([^()]*,[^()]*\)\s*\$?$))"
+    r"|\s*\$?[A-Za-z]\s*(?:(?:'|\^\{?-1\}?)?\s*\([A-Za-z]\)\s*=|∈|\\in(?![A-Za-z])|['′]*(?=\([^()]*,[^()]*\)\s*\$?$))"
 )
 
 
-def equal(answer: str, truth: str, tolerance: float, ordered: bool = False, form: str = "") -> bool:
+def equal(
+    answer: str, truth: str, tolerance: float, ordered: bool = False, form: str = "", measured: bool = False
+) -> bool:
     """Whether both texts say the same: numbers within ``tolerance``, expressions, equations, sets, intervals, tuples;
     lists in any order unless ``ordered``. A number must be worked out, unless the truth is not: 17*23 is not 391, nor
-    is sin^2 x + 390 + cos^2 x; so must sums, integrals, derivatives, determinants, limits.
+    is sin^2 x + 390 + cos^2 x; so must sums, integrals, derivatives, determinants, limits. Where the truth is
+    ``measured`` so must 10 N/2: names are units.
     An equation or inequality must be solved, 3x - 5 = 7 is not x = 4, where the truth gives a name's value; a formula
     (a = F/m) where the ``form`` is "solved"; none where it may be "any".
 
@@ -72,17 +77,18 @@ def equal(answer: str, truth: str, tolerance: float, ordered: bool = False, form
         several = re.search(r"[,;∧<>]", work) or _OPERATOR.search(answer)
         if not equals or answer.count("{") != answer.count("}") or several:
             return False
+    answer, truth = (re.sub(r"\^\s*(?:\{\s*)?\\prime(?:\s*\})?", "'", text) for text in (answer, truth))
     answer, truth = (_EACH.sub("", _APART.sub(", ", text)) for text in (answer, truth))
     answer, truth = (found[1] if (found := _SET.fullmatch(text)) else text for text in (answer, truth))
     names = [_NAME.match(text) for text in (answer, truth)]
     if names.count(None) == 1:
         answer, truth = (text[name.end() if name else 0 :] for text, name in zip((answer, truth), names, strict=True))
     try:
-        b, finished = _read(truth)
+        b, finished = _read(truth, measured)
     except Unreadable:
         return _by_grammar(answer, truth)
     try:
-        a = parse(answer, finished)
+        a = parse(answer, finished, measured)
     except (TooLarge, Unfinished):
         return False
     except Unreadable:
@@ -109,10 +115,10 @@ def equal(answer: str, truth: str, tolerance: float, ordered: bool = False, form
         return False
 
 
-def _read(truth: str) -> tuple[Any, bool]:
+def _read(truth: str, measured: bool) -> tuple[Any, bool]:
     """What a truth is, and whether it is worked out."""
     try:
-        return parse(truth, finished=True), True
+        return parse(truth, True, measured), True
     except Unfinished:
         return parse(truth), False
 
@@ -129,6 +135,9 @@ def _by_grammar(answer: str, truth: str, named: bool = False) -> bool:
     truth with names, 5 m, it may not make a number."""
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its timeouts are off
 
+    # It reads f'' as f, and of A = B = C as much as the answer says.
+    if any(len(sign.findall(answer)) != len(sign.findall(truth)) for sign in (_PRIME, _EQUALS)):
+        return False
     config = [math_verify.LatexExtractionConfig()]
     answer, truth = (text.replace("$", " ") for text in (answer, truth))  # of several formulas it would take the last
     gold = math_verify.parse(f"${truth}$", config, fallback_mode="no_fallback", parsing_timeout=None)
@@ -148,7 +157,10 @@ def _without_name(value: Any) -> Any:
         return value
     if isinstance(value.left, Tuple) and isinstance(value.right, Tuple):  # (x, y) = (1, 2)
         return value.right if all(isinstance(x, Symbol) for x in value.left) else value
-    if not isinstance(value.left, Symbol) and not (_is_segment(value.left) and _is_number(value.right)):
+    segment = _is_segment(value.left) and _is_number(value.right)
+    parts = value.left.args if isinstance(value.left, Mul) else ()
+    change = len(parts) == 2 and Symbol("Delta") in parts and all(isinstance(x, Symbol) for x in parts)
+    if not (isinstance(value.left, Symbol) or segment or change):  # x, AB, ΔU
         return value
     return value if isinstance(value.right, Expr) and value.right.has(value.left) else value.right
 
@@ -208,15 +220,19 @@ def _as_set(value: Any, other: Any) -> Any:
     if isinstance(other, (Interval, Union, Tuple, Listed)) and (said := _bounds(value)) is not None:
         return said
     pair = isinstance(value, (Tuple, Listed)) and len(value) == 2
-    return interval(value) if pair and _bounds(other) is not None else value
+    return interval(value) if pair and (isinstance(other, Interval) or _bounds(other) is not None) else value
 
 
 def _at_once(value: Any, other: Any) -> Any:
-    """The numbers for which relations hold at once, x >= -2 ∧ x != 1, beside what is written otherwise."""
+    """The numbers for which relations hold at once, x >= -2 ∧ x != 1, beside what is written otherwise. Those of
+    several names, a = 1 ∧ b < 2, are values side by side."""
     if not isinstance(value, Both) or isinstance(other, Both):
         return value
     parts = [_bounds(part) for part in value]
-    return Choices(value) if None in parts else sympy.Intersection(*parts)  # a = 1 ∧ b = 2 are values side by side
+    sides = (x for part in value if isinstance(part, Relation) for x in (part.left, part.right))
+    several = len({x for x in sides if isinstance(x, Symbol)}) > 1
+    listed = isinstance(other, Choices) and all(isinstance(x, (Relation, Chain)) for x in other)  # k < 1, k != 0
+    return Choices(value) if several or listed or None in parts else sympy.Intersection(*parts)
 
 
 def _leaves_out(value: Any) -> bool:
@@ -386,12 +402,20 @@ def _same_relation(a: Relation, b: Relation, tolerance: float) -> bool:
     return _implies(f, g, names, tolerance) and _implies(g, f, names, tolerance)
 
 
+def _have_factor(a: Expr, b: Expr) -> bool:
+    """Whether two polynomials have one in common. Of what is measured it would be positive."""
+    names = a.free_symbols | b.free_symbols
+    return bool(a.is_polynomial(*names) and b.is_polynomial(*names) and sympy.gcd(a, b).free_symbols)
+
+
 def _implies(f: Expr, g: Expr, names: list[Symbol], tolerance: float) -> bool:
     """Whether g is zero wherever f is, for an f that is linear in one of its names."""
     for name in names:
-        slope = sympy.diff(f, name)
+        slope, rest = sympy.diff(f, name), f.subs(name, 0)
         if slope != 0 and not slope.has(name):
-            root = -f.subs(name, 0) / slope
+            if tolerance <= CUT_OFF and _have_factor(slope, rest):  # x(x - 2y) is zero where x is, too
+                continue
+            root = -rest / slope
             others = [n for n in names if n != name]
             at_root = g.subs(name, root)
             size = sum((sympy.Abs(term.subs(name, root)) for term in sympy.Add.make_args(g)), S.Zero)

@@ -7,8 +7,9 @@ import unicodedata
 
 from .dates import whole_names
 
+MOST_CHARS = 20_000  # of an answer, beyond twice its truth's
 _SPACES = re.compile(r"\s+")
-_ARTICLES = re.compile(r"\b(?:a|an|the)\s+(?=\w)")
+_ARTICLES = re.compile(r"(?:\b(?:a|an|the)\s+|(?<=-)the-)(?=\w)")
 _DASHES = re.compile("[‐-―−]")
 # The vowel signs of the scripts from Thaana on, India's and Thailand's among them, are letters of theirs: का is not की.
 # Points of Hebrew and Arabic, before those, may be left out, and so may accents that combine with Latin letters.
@@ -68,7 +69,21 @@ _NO = frozenset(("no", "n", "false", "f", "incorrect", "×", "✗", "✘", "否"
 _EXPLAINED = re.compile(r"[,，;；]|\s[-–—]\s|(?:(?<=\byes)|(?<=\bno))[.:](?=\s)", re.IGNORECASE)
 _TAKEN_BACK = re.compile(r"\b(?:yes|no|but|however|though|true|false)\b|但|不过|是的", re.IGNORECASE)
 _WRONG = re.compile(r"\b(?:is|was|not|never|wrong|incorrect|false)\b|n['’]t\b|不[是对]|错", re.IGNORECASE)
+# y' and A'', no quotation mark nor rock n' roll; 6√3 (≈ 10.39) and (approximately 10.39)
+_PRIMED = re.compile(r"(?<![\w'’‘])[A-MO-Za-mo-z](['′’]+)(?!\w)")
+_OPERATORS = re.compile(r"[!=<>]=|&&|\|\||(?<![\w!])!(?=\w)")
+_ABOUT_BEHIND = re.compile(
+    r"[(（]\s*(?:\\text\s*\{\s*)?(?:≈|\\approx(?![A-Za-z])|(?:approximately|approx\.?|about|约)(?![a-z]))\s*\}?"
+    r"\s*(-?[\d.,]+)\s*[)）]\s*\Z"
+)
+_CONVERTED = re.compile(r"[\s$]*-?\d[^+=]*=[\s$]*-?\d[^+=]*[^\W\d_][^+=]*")  # 36 km/h = 10 m/s
+_ARROW = re.compile(r"->|[→⟶⇌⇄]|\\(?:long|x)?right(?:arrow|left)|\\to(?![A-Za-z])")  # and no reaction
 _DENIED = re.compile(r"\b(?:not|none|never|neither)\b|n['’]t\b|[不没无]", re.IGNORECASE)
+
+
+def overlong(answer: str, truth: str) -> bool:
+    """Whether an answer is longer than any that could be right: it costs no time."""
+    return len(answer) > MOST_CHARS + 2 * len(truth)
 
 
 def tidy(text: str) -> str:
@@ -92,6 +107,8 @@ def plain(text: str) -> str:
 def same_words(answer: str, truth: str) -> bool:
     """Equal after :func:`plain`, or with the spaces gone too (``e-mail`` and ``email``, ``U.S.A.`` and ``USA``); those
     between numbers stay: ``1, 2`` is not ``12``. Texts of signs alone are equal as they are."""
+    if _read_as_is(answer) != _read_as_is(truth):
+        return False
     if _ADDRESS.search(truth):  # whose dots and strokes say something
         a, b = (re.sub(r"\s|^https?://", "", text).casefold().strip(".<>/") for text in (answer, truth))
         return a == b
@@ -103,6 +120,11 @@ def same_words(answer: str, truth: str) -> bool:
         return True
     a, b = _GAPS.sub("", a), _GAPS.sub("", b)
     return a == b or _telephone(answer) == _telephone(truth) != [] or (len(b) > 3 and _unaccented(a) == _unaccented(b))
+
+
+def _read_as_is(text: str) -> tuple[list[int], list[str]]:
+    """The primes and the operators of code, which :func:`plain` would drop."""
+    return [len(marks) for marks in _PRIMED.findall(text)], _OPERATORS.findall(text)
 
 
 def _telephone(text: str) -> list[str]:
@@ -127,6 +149,7 @@ def said(text: str) -> str:
 
 def last_value(answer: str, truth: str) -> str:
     """The 5 of an answer ``AB = AC = 5`` or ``3 + 2 = 5``. Not so 0, which any equation may have on its right."""
+    answer = _ABOUT_BEHIND.sub(r" ≈ \1", answer)
     parts = _ABOUT.split(answer)
     if len(parts) == 2 and _EXACT.search(parts[0]) and not _ABOUT.search(truth):  # 6√3 ≈ 10.39: the truth's kind of it
         answer = parts[0 if _EXACT.search(truth) else 1].strip()
@@ -135,7 +158,8 @@ def last_value(answer: str, truth: str) -> str:
     if "=" in truth or several or any(re.search(r"\S\s+[A-Za-z]\w*$", part.strip()) for part in others):
         return answer
     named = re.search(r"[^\W\d_]", re.sub(r"\\[A-Za-z]+", "", first))
-    return answer if named and not others else last if re.search("[1-9]", last) else answer
+    converted = _CONVERTED.fullmatch(f"{first}={last}") and not _ARROW.search(truth)
+    return answer if named and not (others or converted) else last if re.search("[1-9]", last) else answer
 
 
 def numbered(text: str) -> str:
@@ -178,6 +202,8 @@ def entries(text: str) -> list[str]:
 
 def truth_value(text: str) -> bool | None:
     """True or False for a yes or a no in English or Chinese, None for anything else."""
+    if _PRIMED.search(text):  # y' is no y
+        return None
     word = plain(text) or text.strip()
     return True if word in _YES else False if word in _NO else None
 
@@ -211,6 +237,8 @@ def edit_distance(a: str, b: str) -> int:
     Bit-parallel: a column of the table is one long integer, its bits say where the distance grows or falls by one from
     row to row (Myers 1999, in Hyyrö's form of 2003).
     """
+    if len(a) > len(b):  # the integers' length is the shorter one's
+        a, b = b, a
     if not a:
         return len(b)
     ones, last = (1 << len(a)) - 1, 1 << (len(a) - 1)

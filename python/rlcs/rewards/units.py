@@ -53,9 +53,14 @@ PARTS = {"day": ("hour", 24), "hour": ("min", 60), "min": ("s", 60), "ft": ("inc
          "kg": ("g", 1000), "km": ("m", 1000), "m": ("cm", 100), "year": ("month", 12), "week": ("day", 7),
          "tonne": ("kg", 1000), "yuan": ("jiao", 10)}  # fmt: skip
 
+# A coin -> what it is a part of, and how many make one.
+_COINS = {"cent": ("dollar", 100), "jiao": ("yuan", 10)}
+
 _UNITS = frozenset(_NAMES.values())
 _ASKED = re.compile(
-    r"\b(?:in|how many)(?: total| more| units of)? (?=([^\W\d_][\w/^]*(?: [^\W\d_]+){0,5}))", re.IGNORECASE
+    r"\b(?:in|how many|convert\b[^.?!;]{0,60}\bto)(?: total| more| units of)?"
+    r" (?=([^\W\d_][\w/^]*(?: [^\W\d_]+){0,5}))",
+    re.IGNORECASE,
 )
 # In V, at the end of a clause. In A and in K may be anything else, too.
 _LETTER = re.compile(
@@ -70,7 +75,7 @@ _BITS = re.compile(r"(?<![^\W\d_])[kKmMgGtT]i?([bB])(?=(?:ps|/s)?(?![^\W\d_]))")
 _SENTENCE = re.compile(r"(?<=[.?!])\s+|\n")
 _CONDITION = re.compile(r"\b(?:if|given|when|where|suppose)\b[^,?]*,", re.IGNORECASE)
 _ASKS = re.compile(
-    r"\?|^\W*in\b|\b(?:what|which|how|find|give|answer|express|state|determine|calculate|compute|estimate|write)\b",
+    r"\?|^\W*in\b|\b(?:what|which|how|find|give|answer|express|state|determine|calculate|compute|estimate|write|convert)\b",
     re.IGNORECASE,
 )
 
@@ -84,6 +89,19 @@ def is_measure(text: str) -> bool:
     """Whether the text is an everyday unit, or a quotient or a power of some: ft/s, yuan/kg."""
     parts = [re.sub(r"(?<=\w)\^-?[1-4]$", "", part) for part in unit_name(text).split("/")]
     return all(is_unit(part) or is_unit(f"{part}s") for part in parts)
+
+
+def coins(mine: str, theirs: str) -> list[float] | None:
+    """[factor, offset] from one of a currency's two units to the other, which pint does not know; else None."""
+    for coin, (whole, many) in _COINS.items():
+        if {mine, theirs} == {coin, whole}:
+            return [1 / many if mine == coin else many, 0]
+    return None
+
+
+def divided_by_all(name: str) -> str:
+    """J/mol*K read as J/(mol*K), which is what is mostly meant."""
+    return re.sub(r"/([^/()]+\*[^/()]+)\Z", r"/(\1)", name)
 
 
 def same_unit(a: str, b: str) -> bool:
@@ -126,12 +144,13 @@ def _is_name(text: str) -> bool:
 
 def unit_name(text: str) -> str:
     """The unit as pint spells it, without markup: ``m s^{-2}`` is ``m*s^-2``, ``℃`` is ``degC``."""
+    text = re.sub(r"\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"(\1)/(\2)", re.sub(r"\^\s*\{(-?\d)\}", r"^\1", text))
     text = re.sub(r"\\mu(?![A-Za-z])\s*", "u", text).replace("\\Omega", "Ω").replace("\\AA", "Å")
     text = re.sub(r"\s+", " ", text.replace("{", "").replace("}", "").replace("\\", "")).strip(" .。")
     text = text.replace("μ", "u").replace("µ", "u").replace("° ", "°").replace("每", "/")
     text = text.replace("²", "^2").replace("³", "^3")
     text = re.sub(r"(?<=[A-Za-z])([23])(?![\w.])", r"^\1", text)  # m/s2
-    text = re.sub(r"([*·]\s*[A-Za-z]{1,3})(-[1-4])(?![\w.])", r"\1^\2", text)  # L·mol-1
+    text = re.sub(r"((?:[*·]|(?<=[A-Za-z]) |(?<=-[1-4]) )\s*[A-Za-z]{1,3})(-[1-4])(?![\w.])", r"\1^\2", text)  # mol L-1
     for known in (text, text.casefold() if len(text) > 1 else text):  # H is henry
         if known in _NAMES:
             return _NAMES[known]

@@ -67,7 +67,17 @@ def interval(value: Any) -> Any:
 def counts(value: Expr) -> bool:
     """Whether a number has a factor that another number's could be multiplied with."""
     factor = value.as_coeff_Mul()[0]
-    return bool(not value.free_symbols and factor.is_Rational and abs(factor) != 1 and not is_ten(value))
+    return bool(factor.is_Rational and abs(factor) != 1 and not is_ten(value))
+
+
+def complex_number(value: Expr) -> bool:
+    return not value.free_symbols and value.is_extended_real is False
+
+
+def multiplies_out(a: Expr, b: Expr) -> bool:
+    """Whether two numbers have a product that is left to be multiplied out: (1 + √2)(3 - √2), (1 + i)i."""
+    sums = not (a.free_symbols or b.free_symbols) and a.is_Add and b.is_Add
+    return bool(sums or (complex_number(a) and complex_number(b)))
 
 
 def dropped_out(value: Expr, *parts: Expr) -> bool:
