@@ -21,7 +21,7 @@ def verify(
 
     Args:
         domain: only these domains.
-        verifier: another verifier in their place, as module:name.
+        verifier: another verifier in their place, as module:name; with --domain or --cases, which say what it judges.
         cases: a file of JSON lines with domain, answer, truth, expect (a score) and perhaps question, in place of the
             golden ones.
         show: faults printed per domain.
@@ -30,7 +30,8 @@ def verify(
         1 when a verdict was wrong, else 0: the exit code.
 
     Raises:
-        ValueError: a verifier cannot be loaded or has no judge, or a file or a domain is not what it must be.
+        ValueError: a verifier cannot be loaded, has no judge or nothing that it should judge, or a file or a domain is
+            not what it must be.
     """
     from rich.console import Console
     from rich.progress import track
@@ -44,6 +45,8 @@ def verify(
         rows = [row for row in rows if row["domain"] in domain]
     for name in (verifier,) if verifier else dict.fromkeys(row["domain"] for row in rows):
         rewards.check(name)  # one that cannot be loaded would be an error in every case
+    if verifier and not domain and cases is None:
+        raise ValueError("verify: --verifier must come with --cases of its own, or with the --domain that it replaces")
 
     def judging(name: str, response: str, truth: str, question: str | None) -> rewards.Verdict:
         return rewards.verify(verifier or name, response, truth, question)

@@ -47,6 +47,7 @@ def test_bad_input_is_one_line(tmp_path):
         (["--cases", str(empty)], f"{empty}: must hold a case, got none"),
         (["--cases", str(tmp_path / "none")], "No such file"),
         (["--verifier", "foo:bar"], unloaded),
+        (["--verifier", "math:sqrt"], "--verifier must come with --cases of its own, or with the --domain"),
         (["--cases", str(lost)], unloaded),
     ):
         done = rlcs("verify", *arguments)
