@@ -243,6 +243,7 @@ class SftConfig:
 
     def __post_init__(self) -> None:
         expect_within("sft", self, batch=(1, MOST_SAMPLES), buffer=(1, WHOLE), **OF_BOTH)
+        self.rollout.expect_for_evaluation("sft")
 
 
 @dataclass(frozen=True)

@@ -273,9 +273,7 @@ def evaluate_files(
     how = EvalSettings(tasks, limit, samples, greedy)
     bounds = {"seed": (0, WHOLE), "threads": (1, PROCESSES), "max_bad_rows": (0, WHOLE)}
     expect_within("eval", SimpleNamespace(seed=seed, threads=threads, max_bad_rows=max_bad_rows), **bounds)
-    for name in ("temperature", "top_p"):
-        if (value := getattr(rollout, name)) != 1:
-            raise ValueError(f"eval: rollout.{name} must be 1, as sampled answers have it, got {value}")
+    rollout.expect_for_evaluation("eval")
     if threads is not None:
         torch.set_num_threads(threads)
     judge.use()

@@ -78,6 +78,12 @@ class RolloutSettings:
         _expect(not both, "random_budgets", "None where thinking_budget is given", repr(budgets))
         Sampling(self.temperature, self.top_p)
 
+    def expect_for_evaluation(self, whose: str) -> None:
+        """Raises ValueError for what evaluations, sampled as they are and greedy, would not heed."""
+        for name in ("temperature", "top_p"):
+            if (value := getattr(self, name)) != 1:
+                raise ValueError(f"{whose}: rollout.{name} must be 1, as sampled answers have it, got {value}")
+
 
 @dataclass(frozen=True, eq=False)
 class Answer:

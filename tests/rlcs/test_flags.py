@@ -109,3 +109,9 @@ def test_a_path_that_may_be_none(given, path):
         return run, out, other
 
     assert cli._called(command, "show", ["here", *given]) == (Path("here"), path, Path("b"))
+
+
+@pytest.mark.parametrize(("flag", "name"), [("--rollout.temperature", "temperature"), ("--rollout.top-p", "top_p")])
+def test_what_evaluations_do_not_heed_is_refused(flag, name, refused):
+    said = refused("sft", flag, "0.5")
+    assert f"sft: rollout.{name} must be 1, as sampled answers have it, got 0.5" in said
