@@ -268,7 +268,7 @@ def _strain(phases: dict[str, Any], micro_steps: float, peaks: dict[str, float])
 
 
 def plan_command(model: str = "9b", run: Plan = Plan(), json: bool = False) -> None:
-    """Prints what a run costs. No GPU is needed, and nothing of it has been measured on one.
+    """Prints what a run costs, by arithmetic. No GPU is needed; one wave was measured on an H200: docs/scale.md.
 
     Args:
         model: "9b" (the release), "demo", or the folder of a checkpoint.

@@ -1,9 +1,10 @@
 """Work that may hang, crash or eat memory, done in processes that can be killed.
 
 ``call("rlcs.rewards.symbolic:equal", a, b, deadline_s=2)`` runs a function of an importable module in a worker: a fresh
-Python with none of the parent's environment, with limits on memory, files and processes, and with a deadline. A worker
-that passes its deadline, dies or answers nonsense is killed and costs that one call; one whose parent is killed ends by
-itself. Arguments and results are JSON.
+Python with none of the parent's environment variables, with a deadline, and with limits on address space, core dumps
+and bytes written to files. These are against accidents, no sandbox: a worker has the parent's rights, may read files,
+start processes and use the network. One that passes its deadline or dies is killed and costs that one call; one whose
+parent is killed ends by itself. Arguments and results are JSON.
 
 This file is also what a worker runs; there it imports nothing of the package until it has its limits.
 """
