@@ -32,6 +32,15 @@ def first_error(said: str) -> str:
     return " ".join(error[1].split()) if error else "CMake could not configure the build; its words are above"
 
 
+def forget_lost_compilers(build: pathlib.Path) -> None:
+    """CMake also remembers compilers, and refuses to go on where one is gone, as with an environment."""
+    cache = build / "CMakeCache.txt"
+    text = cache.read_text() if cache.exists() else ""
+    if not all(pathlib.Path(one).exists() for one in re.findall(r"^CMAKE_\w+_COMPILER:\w+=(/.+)$", text, re.MULTILINE)):
+        cache.unlink()
+        shutil.rmtree(build / "CMakeFiles", ignore_errors=True)
+
+
 class CMakeBuild(build_ext):
     def run(self) -> None:
         # An editable install's own build folder is temporary: it takes that of in-place builds, which find it all done.
@@ -60,6 +69,7 @@ class CMakeBuild(build_ext):
         output = pathlib.Path(self.get_ext_fullpath(ext.name)).parent.resolve()
         build = ROOT / "build/in_place" if self.stays else pathlib.Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
+        forget_lost_compilers(build)
         # CMake remembers the ninja of the last build here, which may have been pip's own and be gone by now.
         configured = subprocess.run(
             ["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
