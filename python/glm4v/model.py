@@ -113,10 +113,10 @@ class Glm4v(nn.Module):
         Raises:
             InputError: one line that names the file and what is wrong in it, or the argument.
         """
-        where = device_of(device, values=False)
+        device_of(device, values=False)
         model = cls.without_weights(folder)
         assert model.folder is not None
-        weights.load(model, model.folder, dtype, where, progress)
+        weights.load(model, model.folder, dtype, device, progress)
         model.tie_weights()
         return model.eval()
 

@@ -344,7 +344,7 @@ class Processor:
 
 def _conversations(messages: Messages | Sequence[Messages]) -> Sequence[Messages]:
     if not is_list(messages) or len(messages) == 0:
-        expectation = 'a list of messages or a list of such lists, not empty, as [{"role": "user", "content": "Hi"}]'
+        expectation = 'a list of messages or a list of such lists, as [{"role": "user", "content": "Hi"}], not empty'
         raise InputError(f"prompt: messages must be {expectation}, got {reprlib.repr(messages)}")
     return cast(Sequence[Messages], [messages] if isinstance(messages[0], Mapping) else messages)
 

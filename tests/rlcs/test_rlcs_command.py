@@ -126,6 +126,7 @@ TWICE = """
 import atexit, signal
 from rlcs import cli
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background inherit that it is ignored
 atexit.register(signal.raise_signal, signal.SIGINT)
 cli.COMMANDS["train"] = lambda arguments: signal.raise_signal(signal.SIGINT)
 cli.main(["train"])
