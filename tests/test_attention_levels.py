@@ -130,3 +130,19 @@ def test_any_number_of_threads(options, level):  # more of them than heads share
             torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("level", isa_levels())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("heads", [1, 16])
+def test_equal_weights_of_many_keys(heads, dtype, level):
+    """A sum errs by 2.6e-6, as each weight does (cpu/loops/exp.h), and roundings: nothing grows with the keys."""
+    keys = 192 * 40
+    q, k, v = (torch.zeros(1, n, h, 64, dtype=dtype) for n, h in ((2, heads), (keys, 1), (keys, 1)))
+    v[:, : keys // 2], v[:, keys // 2 :] = 1, -1
+    with forced_isa(level):
+        out, lse, _ = flash_attn_func(q, k, v, return_attn_probs=True)
+        cached, cached_lse = flash_attn_with_kvcache(q, k, v, num_splits=1, return_softmax_lse=True)
+    for values, sums in ((out, lse), (cached, cached_lse)):
+        torch.testing.assert_close(sums, torch.full_like(sums, keys).log(), rtol=0, atol=5e-6)
+        torch.testing.assert_close(values, torch.zeros_like(values), rtol=0, atol=1e-6)

@@ -36,7 +36,11 @@ constexpr int64_t cached_bytes = 16 << 20;
 // glibc maps tensors beyond this anew at every call.
 constexpr int64_t fresh_bytes = 32 << 20;
 
-Tensor torch_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+Tensor torch_linear(const Tensor& given, const Tensor& weight, const std::optional<Tensor>& bias) {
+  // oneDNN's tiles read rows up to a whole step of 32 bf16 and multiply what lies there by zero: NaN, if it is that.
+  const bool reads_beside =
+      given.scalar_type() == ScalarType::BFloat16 && given.size(-1) % 32 != 0 && given.stride(-1) == 1;
+  const Tensor x = reads_beside ? row_major(given) : given;
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
   const int64_t k = sizes.back(), n = sizes.back() = weight.size(0);
   const int64_t rows = std::accumulate(sizes.begin(), sizes.end() - 1, int64_t{1}, std::multiplies<>());

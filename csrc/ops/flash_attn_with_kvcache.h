@@ -45,7 +45,8 @@ inline KvCacheShape check_flash_attn_with_kvcache(
   check_shape(op, "v_cache", v_cache, {rows, capacity, kv_heads, dim}, "[Bc, S, K, D]");
   check(kv_heads > 0 && heads % kv_heads == 0, op, ": q must have a multiple of k_cache's ", kv_heads, " heads, got ",
         heads);
-  for (const auto& [name, cache] : {std::pair<const char*, const Tensor&>{"k_cache", k_cache}, {"v_cache", v_cache}}) {
+  const std::pair<const char*, const Tensor&> caches[] = {{"k_cache", k_cache}, {"v_cache", v_cache}};
+  for (const auto& [name, cache] : caches) {
     check_same_dtype(op, name, cache, "q", q);
     check_same_device(op, name, cache, "q", q);
     check(cache.stride(3) == 1 || dim == 1, op, ": ", name, " must be contiguous in its last dim, got stride ",
@@ -63,11 +64,16 @@ inline KvCacheShape check_flash_attn_with_kvcache(
     check_same_device(op, "k", *k, "q", q);
     check_same_device(op, "v", *v, "q", q);
     check(cache_seqlens.has_value(), op, ": cache_seqlens must be given with k, got None");
-    for (const auto& [name, cache] : {std::pair<const char*, const Tensor&>{"k_cache", k_cache}, {"v_cache", v_cache}})
+    for (const auto& [name, cache] : caches)
       check(!overlaps_itself(cache), op, ": ", name, " must have no overlap where k is given, got strides ",
             list_text(cache.strides()));
-    check(!share_memory(k_cache, v_cache), op,
-          ": v_cache must have memory of its own where k is given, got that of k_cache");
+    const auto check_apart = [&](const char* name, const Tensor& t, const char* other_name, const Tensor& other) {
+      check(!share_memory(t, other), op, ": ", name, " must have memory of its own where k is given, got that of ",
+            other_name);
+    };
+    check_apart("v_cache", v_cache, "k_cache", k_cache);
+    for (const auto& [name, cache] : caches)
+      check_apart("q", q, name, cache), check_apart("k", *k, name, cache), check_apart("v", *v, name, cache);
   }
   check_index(op, "cache_seqlens", cache_seqlens, batch, q);
   check_index(op, "cache_batch_idx", cache_batch_idx, batch, q);

@@ -49,7 +49,8 @@ def flash_attn_with_kvcache(
         k_cache: ``[Bc, S, K, D]``, or ``[pages, page_size, K, D]`` with ``block_table``; contiguous in D, else of any
             strides. ``page_size`` is a multiple of 16.
         v_cache: shaped like ``k_cache``, in memory of its own where ``k`` is given; it may lie between that of keys.
-        k: ``[B, Sn, K, D]``, appended; ``v`` alike. ``cache_seqlens`` is then required.
+        k: ``[B, Sn, K, D]``, appended; ``v`` alike. ``cache_seqlens`` is then required, and ``q``, ``k`` and ``v`` lie
+            outside the caches.
         cache_seqlens: keys that each sequence has, int or int32/int64 ``[B]``; None takes the whole capacity.
         cache_batch_idx: int32/int64 ``[B]``, the cache row of each sequence; distinct where ``k`` is given.
         cache_leftpad: int32/int64 ``[B]``, the first key that counts; it may be one of the new ones, as in prompts that

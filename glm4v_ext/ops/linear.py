@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,14 +40,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _linear(x, weight, bias)
 
 
-def linear_backward(dout: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]):
-    """Gradients of ``linear`` for x, weight and bias, None where not needed."""
+def linear_backward(dout: Tensor, x: Any, weight: Any, needs: tuple[bool, bool, bool]):
+    """Gradients of ``linear`` for x, weight and bias, None where not needed; each of x and weight needs the other."""
     # No flatten: batches of gradients (is_grads_batched) have no rule for it.
     dout_rows = dout.reshape(math.prod(dout.shape[:-1]), dout.shape[-1])  # [M, N]
-    x_rows = x.reshape(dout_rows.shape[0], x.shape[-1])  # [M, K]
     return (
         _linear(dout, weight.t(), None) if needs[0] else None,
-        _linear(dout_rows.t(), x_rows.t(), None) if needs[1] else None,
+        _linear(dout_rows.t(), x.reshape(dout_rows.shape[0], x.shape[-1]).t(), None) if needs[1] else None,
         dout_rows.sum(0) if needs[2] else None,
     )
 
@@ -57,7 +57,9 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _setup(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs[:2])
+    x, weight = inputs[:2]
+    needs_dx, needs_dweight = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(x if needs_dweight else None, weight if needs_dx else None)
 
 
 def _backward(ctx, dout: Tensor):

@@ -346,6 +346,17 @@ def test_errors_name_the_argument_and_write_nothing():
         with pytest.raises(RuntimeError, match="^flash_attn_with_kvcache: " + text):
             flash_attn_with_kvcache(q, *caches, k, v, cache_seqlens=3)
         flash_attn_with_kvcache(q, *caches, cache_seqlens=3)  # nothing is written
+    inside, queries = slice(5, 6), k_cache[:, 6:8].view(q.shape)
+    for inputs, text in (
+        ((q, k_cache[:, inside], v), "k must have memory of its own where k is given, got that of k_cache"),
+        ((q, v_cache[:, inside], v), "k must have memory of its own where k is given, got that of v_cache"),
+        ((q, k, k_cache[:, inside]), "v must have memory of its own where k is given, got that of k_cache"),
+        ((q, k, v_cache[:, inside]), "v must have memory of its own where k is given, got that of v_cache"),
+        ((queries, k, v), "q must have memory of its own where k is given, got that of k_cache"),
+    ):
+        with pytest.raises(RuntimeError, match="^flash_attn_with_kvcache: " + text):
+            flash_attn_with_kvcache(inputs[0], k_cache, v_cache, *inputs[1:], cache_seqlens=3)
+    flash_attn_with_kvcache(queries, k_cache, v_cache, cache_seqlens=3)
     table = torch.tensor([[0], [1]])
     with pytest.raises(RuntimeError, match="page size that is a multiple of 16, got 40"):
         flash_attn_with_kvcache(q, k_cache[:, :40], v_cache[:, :40], block_table=table)

@@ -359,6 +359,24 @@ def test_transposed_on_tiles_of_bf16(shape):
         assert wrong[3].all() and wrong[:, 5].all() and wrong.sum() == m + n - 1
 
 
+# Many rows and transposed weights go to the libraries, of which oneDNN reads rows of bf16 up to whole steps on tiles.
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("m", "k", "n"), [(300, 77, 50), (300, 1025, 21), (40, 77, 50)])
+def test_walls_around_rows(m, k, n, dtype):
+    walls = torch.full((2, m, k + n), torch.nan, dtype=dtype)
+    x, dout = walls[0, :, 1 : k + 1].copy_(torch.randn(m, k)), walls[1, :, :n].copy_(torch.randn(m, n))
+    weight = torch.randn(k, n).to(dtype).t()
+    for w in (weight, weight.contiguous()):
+        results = []
+        for a, da in ((x, dout), (x.clone(), dout.clone())):
+            leaves = [t.detach().requires_grad_() for t in (a, w)]
+            out = linear(*leaves)
+            results.append([out, *torch.autograd.grad(out, leaves, da)])
+        for inside, alone in zip(*results, strict=True):
+            assert torch.isfinite(inside).all()
+            torch.testing.assert_close(inside, alone)
+
+
 def test_force_product_refuses_unknown_names():
     with pytest.raises(ValueError, match="force_product: dtype must be fp32, bf16 or fp16, got fp8"):
         _C.force_product("fp8", "F.linear")
@@ -371,6 +389,22 @@ def test_no_gradient_where_none_is_needed():
     x, weight, bias = sample((5, 24, 8, True), torch.float32)
     linear(x, weight.requires_grad_(), bias).sum().backward()
     assert weight.grad.shape == weight.shape and x.grad is None and bias.grad is None
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_keeps_only_what_gradients_need(frozen):
+    """Of two operands the other one: what is frozen may change before backward, and costs no memory until then."""
+    inputs = sample((5, 24, 8, True), torch.float32)
+    leaf = inputs[1 - frozen].requires_grad_()
+    expected = torch.autograd.grad(reference.linear(*inputs).sum(), leaf)[0]
+    out = linear(*inputs)
+    with torch.no_grad():
+        leaf.zero_()
+    torch.testing.assert_close(torch.autograd.grad(out.sum(), leaf)[0], expected)
+    out = linear(*inputs)
+    inputs[frozen].zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
 
 
 @pytest.mark.parametrize("device", devices())

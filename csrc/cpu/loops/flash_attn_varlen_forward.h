@@ -118,7 +118,7 @@ void softmax_block(float* scores, int64_t keys, int64_t vectors, float unit, flo
     float* s = scores + v * W;
     const vf old = load(maximum + v * W), top = load(factor + v * W), scale = splat(unit);
     const vf shift = top == splat(-__builtin_inff()) ? vf{} : top;  // nothing seen yet: -inf - shift stays -inf
-    const vf rescale = exp2<degree>((old - shift) * scale);
+    const vf rescale = exp2((old - shift) * scale);  // 1 at 0, unlike the weights: it would grow from block to block
     store(maximum + v * W, top), store(factor + v * W, rescale);
     vf total{}, t1{};  // from zero: what is small beside the sum so far must not be rounded away term by term
     const auto weigh = [&](int64_t j, auto count) {

@@ -61,7 +61,8 @@ struct Softmax {
         for (int j = 0; j < 4; ++j) tops[j] = most(load(column + (i + j) * KV_TILE), tops[j]);
       const vf now = most(most(tops[0], tops[1]), most(tops[2], tops[3]));
       const vf base = now == splat(-INF) ? vf{} : now;  // a row without keys yet stays at zero
-      const vf decay = exp2<DEGREE>((before - base) * splat(to_log2));
+      // 1 at 0, unlike the weights: what is not would grow from block to block.
+      const vf decay = exp2((before - base) * splat(to_log2));
       // Not one FMA: the difference is exact for the keys that matter, whatever the rounding of the factor.
       const auto weight = [&](int64_t key) {
         return exp2<DEGREE>((load(column + key * KV_TILE) - base) * splat(to_log2));
