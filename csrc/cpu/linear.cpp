@@ -282,7 +282,7 @@ bool own_is_ahead(DType dtype, const Tensor& x, const Tensor& weight) {
 #if defined(__x86_64__)
 // fp32: of MKL by 15 to 50 % from so many rows and columns on; below, packing costs what tiles gain.
 // bf16: of oneDNN, which packs the weight, by 10 to 100 % up to so many rows; beyond, level. Of its products of two
-// transposed operands by 20 to 120 % but where one of the dims is small.
+// transposed operands by 20 to 120 %, where few terms make large outputs up to five times; level where dims are small.
 std::optional<Tensor> linear_on_tiles(DType dtype, const Tensor& x, const Tensor& weight,
                                       const std::optional<Tensor>& bias) {
   if (product_of(dtype) != Product::tiles || active_isa() != Isa::amx) return std::nullopt;

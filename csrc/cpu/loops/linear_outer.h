@@ -1,6 +1,5 @@
 // bf16 products of two transposed operands on AMX tiles, as gradients of weights are: sums of outer products of rows.
 #pragma once
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
